@@ -1,0 +1,195 @@
+"""What every balancer is: a loss function of T losses whose backward pass also updates the balancer.
+
+`LossBalancer` reads the losses, weighs them and returns their weighted sum. The backward pass through that scalar is
+the balancer's step: its first act tells the scale it was called with (a GradScaler's, an accumulation's 1/k), and when
+it has ended, what it measured on its way updates the balancer's state. A method overrides `weigh`, `update`, or both.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from .losses import Entries, Losses, LossReader, stack
+from .window import Pass, Window
+
+
+class LossBalancer(nn.Module):
+    r"""Chooses the weights of :math:`\sum_i w_i L_i`, the loss of a network that learns T tasks.
+
+    ``loss = balancer(losses)`` is a scalar to call ``backward`` on, by hand or by whatever trains the network. The
+    first backward pass through it updates the balancer's own state. In eval mode and without gradients, a balancer only
+    weighs. A step whose losses or measurements are not finite leaves the state as it was.
+
+    The state is float32, or the losses' type where that is wider, and moves to the losses' device; ``.half()`` and the
+    like don't change it. Under ``torch.distributed``, it is updated from averages over all ranks and equal on each.
+
+    Args:
+        tasks: their number, or their names. A balancer that was given a number takes the names of the first
+            ``{task: loss}`` dict.
+        accumulate: backward passes per optimiser step: the weights hold within such a window, and are updated from its
+            means at its end. `close_window` ends a shorter one. A window that a checkpoint interrupts begins anew.
+        check_finite: raise where a loss or a measurement is not finite. Waits for the device.
+
+    Raises:
+        ValueError: there is no task, a name stands twice, or ``accumulate`` is less than 1.
+    """
+
+    name: ClassVar[str]
+    """What the registry calls the method."""
+    summary: ClassVar[str]
+    """What the method does, in a sentence."""
+    reads: ClassVar[Literal["nothing", "losses", "gradients"]]
+    """What the weights depend on."""
+
+    weights: Tensor
+    """``(T,)``: the weights last used."""
+
+    def __init__(self, tasks: int | Sequence[str], *, accumulate: int = 1, check_finite: bool = False) -> None:
+        super().__init__()
+        self._reader = LossReader(tasks)
+        if accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate}; expected a number of backward passes, 1 or more")
+        self.accumulate = accumulate
+        self.check_finite = check_finite
+        self.statistics: dict[str, Tensor] = {}
+        """What the last step measured, on the device, for logging."""
+        self._window = Window()
+        self._masks: dict[tuple[bool, ...], Tensor] = {}
+        self.register_buffer("weights", torch.ones(self.num_tasks))
+        self.register_load_state_dict_pre_hook(_widen)
+
+    @property
+    def num_tasks(self) -> int:
+        """T."""
+        return self._reader.num_tasks
+
+    @property
+    def tasks(self) -> tuple[str, ...] | None:
+        """The tasks' names, where they are known."""
+        return self._reader.names
+
+    # What a method writes.
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """The weights of this step, ``(T,)``, for detached ``losses`` of shape ``(T,)``."""
+        raise NotImplementedError(f"{type(self).__name__} must override weigh")
+
+    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
+        """Updates the state, in place, after a window of backward passes.
+
+        Args:
+            losses: ``(T,)``, their means.
+            given: ``(T,)``, true for tasks that had a loss; None where all had.
+
+        Returns:
+            A bool scalar: whether what was measured was valid. Where it is false, nothing may have changed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override update")
+
+    # What a training loop calls.
+
+    def forward(self, losses: Losses) -> Tensor:
+        """The weighted sum of ``losses``: a list of T scalars, a ``{task: loss}`` dict, or a tensor of shape ``(T,)``.
+
+        A dict may leave out tasks: they count nothing in this step, and their weights stay as they are.
+
+        Raises:
+            TypeError, ValueError: the losses are not what this balancer was made for.
+            FloatingPointError: with ``check_finite``, a loss is not finite.
+        """
+        learning = self.training and torch.is_grad_enabled()
+        entries, given = self._reader.read(losses, learning)
+        stacked = stack(entries)
+        detached = stacked.detach()
+        if detached.device != self.weights.device or detached.dtype.itemsize > self.weights.dtype.itemsize:
+            self._move(detached.device, torch.promote_types(detached.dtype, self.weights.dtype))
+        if self.check_finite and not detached.isfinite().all():
+            bad = [self._reader.label(i) for i in detached.isfinite().logical_not().nonzero().flatten().tolist()]
+            raise FloatingPointError(f"the loss of {', '.join(bad)} is not finite")
+        self.weights = self.weigh(detached.to(self.weights.dtype))
+        total = torch.dot(stacked, self.weights.to(stacked.dtype))
+        if learning:
+            self.statistics["losses"] = detached
+            self._watch(total, entries, Pass(detached, self.weights, None if given is None else self._mask(given)))
+        return total
+
+    def close_window(self) -> None:
+        """Updates from the backward passes since the last update, where they are fewer than ``accumulate``."""
+        if self._window.count == 0:
+            return
+        window, self._window = self._window, Window()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            window.add_other_ranks()
+        valid = self._update(window)
+        if self.check_finite and not valid:
+            raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
+
+    # The backward pass.
+
+    def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
+        """Has the backward pass through ``total`` measured, where the method learns from it."""
+        if type(self).update is not LossBalancer.update:
+            total.register_hook(partial(self._begin, this, losses))
+
+    def _begin(self, this: Pass, losses: Entries, scale: Tensor) -> None:
+        """The pass's first act; ``scale`` is the gradient that the scalar received."""
+        # With create_graph=True the pass is being differentiated, not trained on; a second pass counts no more.
+        if this.scale is None and not torch.is_grad_enabled():
+            this.scale = scale
+            self._measure(this, losses)
+            Variable._execution_engine.queue_callback(partial(self._end, this))
+
+    def _measure(self, this: Pass, losses: Entries) -> None:
+        """Measures, or gets ready to, what the method needs besides the losses."""
+
+    def _end(self, this: Pass) -> None:
+        """The pass's last act."""
+        self._window.add(this)
+        if self._window.count == self.accumulate:
+            self.close_window()
+
+    def _update(self, window: Window) -> Tensor:
+        given = None if window.given is None else window.given > 0
+        return self.update(window.mean_losses().to(self.weights.dtype), given)
+
+    def _mask(self, given: tuple[bool, ...]) -> Tensor:
+        if given not in self._masks:  # kept, so that only a new combination of tasks waits for the device
+            self._masks[given] = torch.tensor(given, dtype=self.weights.dtype, device=self.weights.device)
+        return self._masks[given]
+
+    # The state.
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        super()._apply(lambda state: state.to(device, dtype))
+        self._masks.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._masks.clear()
+        super()._apply(lambda state: state.to(fn(state).device), recurse)
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The tasks' names; a method may add what it counts in Python."""
+        return {"tasks": None if self.tasks is None else list(self.tasks)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        saved = None if state["tasks"] is None else tuple(state["tasks"])
+        if saved is not None and self.tasks is not None and saved != self.tasks:
+            raise ValueError(f"the state to load is of the tasks ({', '.join(saved)}), but {self._reader.made_for()}")
+        self._reader.names = self.tasks or saved
+
+    def extra_repr(self) -> str:
+        return f"{self.num_tasks} tasks" if self.tasks is None else ", ".join(self.tasks)
+
+
+def _widen(balancer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A float64 state is loaded as such, although a new balancer starts in float32."""
+    assert isinstance(balancer, LossBalancer)
+    saved = state.get(f"{prefix}weights")
+    if isinstance(saved, Tensor):
+        balancer._move(balancer.weights.device, saved.dtype)

@@ -1,0 +1,19 @@
+"""Equal weighting: every task counts the same."""
+
+from torch import Tensor
+
+from .base import LossBalancer
+from .registry import register
+
+
+@register
+class EqualWeighting(LossBalancer):
+    r"""The plain sum of the losses, :math:`w_i = 1`: the baseline of every comparison."""
+
+    name = "equal"
+    summary = "Every weight is 1: the plain sum of the losses."
+    reads = "nothing"
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Ones, ``(T,)``."""
+        return self.weights

@@ -1,0 +1,170 @@
+"""GradNorm: weights that bring the tasks' gradient norms to a common scale, and slower tasks above it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fork import Fork
+from .gradients import GradientBalancer
+from .losses import Entries
+from .optimizer import OptimizerName, StateOptimizer
+from .registry import register
+from .static import StaticWeighting
+from .window import Pass
+
+LOWEST_WEIGHT = 1e-4
+"""Plain algorithm 1 lets weights fall below zero; here they stop at this."""
+
+
+@register
+class GradNorm(GradientBalancer):
+    r"""Weights trained so that each task's gradient norm meets a target that depends on how fast the task learns.
+
+    With :math:`G_i = \lVert \nabla_W w_i L_i \rVert_2`, its mean over the tasks :math:`\bar G`, and the relative
+    inverse training rate :math:`r_i = \tilde L_i / \overline{\tilde L}`, where :math:`\tilde L_i = L_i / L_i(0)`,
+
+    .. math:: L_\text{grad} = \sum_i \big| G_i - \bar G\, r_i^\alpha \big|
+
+    is differentiated with respect to :math:`w_i` alone, the target :math:`\bar G r_i^\alpha` held constant. As
+    :math:`G_i` is linear in :math:`w_i`, that derivative is
+    :math:`\operatorname{sign}(G_i - \bar G r_i^\alpha)\, \lVert \nabla_W L_i \rVert_2`: no second backward pass.
+
+    Each step weighs the network's losses with :math:`w_i(t)` and then updates :math:`w_i(t+1)`, at least 1e-4, which
+    are renormalised to sum to T. They start at 1. Losses must be positive; a task whose loss has been zero from the
+    start counts as not yet begun, :math:`\tilde L_i = 1`.
+
+    Args:
+        fork, wrt, tasks, accumulate, check_finite: see `GradientBalancer`. The paper's :math:`W` is the last shared
+            layer: ``wrt=net.trunk[-1]``.
+        alpha: the asymmetry, 0 or more: how much stronger slower tasks are pulled. 0 makes all gradient norms equal.
+        lr: the weights' own learning rate; the default is the paper's.
+        optimizer: the weights' own, ``"adam"`` (the paper's) or ``"sgd"``.
+        initial_losses: :math:`L_i(0)` where they are known, one a task or a dict by task name: :math:`\log C` for a
+            cross-entropy over C classes, say. By default those of the first step.
+        freeze_after: a number of updates after which the weights stay, and nothing is measured any more.
+
+    Raises:
+        ValueError: ``alpha``, ``lr``, ``initial_losses`` or ``freeze_after`` is out of range.
+
+    Source: Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing in
+    Deep Multitask Networks", ICML 2018, algorithm 1.
+    """
+
+    name = "gradnorm"
+    summary = "Trains the weights so that gradient norms agree, slower tasks getting larger ones."
+    default_wrt = "layer"
+
+    next_weights: Tensor
+    """:math:`w_i(t+1)`, ``(T,)``."""
+    initial_losses: Tensor
+    """:math:`L_i(0)`, ``(T,)``; zero while not known."""
+    weights_sum: Tensor
+    """The sum over updates of the weights that the step was made with, ``(T,)``."""
+
+    def __init__(
+        self,
+        fork: Fork | None,
+        wrt: nn.Module | nn.Parameter | Iterable[nn.Parameter] | None = None,
+        *,
+        alpha: float = 1.5,
+        lr: float = 0.025,
+        optimizer: OptimizerName = "adam",
+        initial_losses: Sequence[float] | Mapping[str, float] | None = None,
+        freeze_after: int | None = None,
+        tasks: int | Sequence[str] | None = None,
+        accumulate: int = 1,
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__(fork, wrt, tasks=tasks, accumulate=accumulate, check_finite=check_finite)
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha is {alpha}; expected 0 or more")
+        if freeze_after is not None and freeze_after < 0:
+            raise ValueError(f"freeze_after is {freeze_after}; expected a number of updates, 0 or more")
+        self.alpha = alpha
+        self.freeze_after = freeze_after
+        self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
+        self._updates = 0
+        self.register_buffer("next_weights", torch.ones(self.num_tasks))
+        self.register_buffer("initial_losses", torch.tensor(self._initial(initial_losses)))
+        self.register_buffer("weights_sum", torch.zeros(self.num_tasks))
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """:math:`w_i(t)`, ``(T,)``."""
+        return self.next_weights.clone()
+
+    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
+        start = torch.where(self.initial_losses > 0, self.initial_losses, losses)
+        ratios = torch.where(start > 0, losses / start, 1.0)
+        rates = ratios / _mean(ratios, given)
+        weighted_norms = self.next_weights * gradient_norms
+        targets = _mean(weighted_norms, given) * rates**self.alpha
+        gradient = torch.sign(weighted_norms - targets) * gradient_norms
+        valid = (losses.min() >= 0) & (losses.sum() + gradient.sum()).isfinite()
+
+        known = valid if given is None else valid & given
+        self.initial_losses.copy_(torch.where(known, start, self.initial_losses))
+        self.weights_sum.addcmul_(self.next_weights, valid.to(self.weights_sum.dtype))
+        self.optimizer.update(self.next_weights, gradient, valid, given)
+        self.next_weights.copy_(torch.where(known, self._renormalize(self.next_weights, given), self.next_weights))
+
+        self.statistics.update(loss_ratios=ratios, gradient_norms=weighted_norms, targets=targets)
+        self._count(self._updates + 1)
+        return valid
+
+    def average_weights(self) -> StaticWeighting:
+        r"""*GradNorm static*: the mean of the weights over all updates so far, :math:`E_t[w_i(t)]`, to train with anew.
+
+        Raises:
+            RuntimeError: there was no valid update yet.
+        """
+        if not self.optimizer.step:
+            raise RuntimeError("there are no weights to average before GradNorm's first update")
+        return StaticWeighting(self.weights_sum / self.optimizer.step, tasks=self.tasks)
+
+    def _renormalize(self, weights: Tensor, given: Tensor | None) -> Tensor:
+        """At least `LOWEST_WEIGHT` each, with the sum T; tasks that were not given keep their weight and its share."""
+        raised = weights.clamp(min=LOWEST_WEIGHT)
+        if given is None:
+            return raised * (self.num_tasks / raised.sum())
+        held = (weights * ~given).sum()
+        return raised * ((self.num_tasks - held) / (raised * given).sum())
+
+    def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
+        if not self._frozen():
+            super()._watch(total, losses, this)
+
+    def _frozen(self) -> bool:
+        return self.freeze_after is not None and self._updates >= self.freeze_after
+
+    def _count(self, updates: int) -> None:
+        self._updates = updates
+        if self._fork is not None:
+            self._fork.recording = not self._frozen()
+
+    def _initial(self, losses: Sequence[float] | Mapping[str, float] | None) -> list[float]:
+        if losses is None:
+            return [0.0] * self.num_tasks
+        if isinstance(losses, Mapping):
+            if self.tasks is None or set(losses) != set(self.tasks):
+                raise ValueError(f"initial_losses names ({', '.join(losses)}), but {self._reader.made_for()}")
+            losses = [losses[task] for task in self.tasks]
+        values = [float(loss) for loss in losses]
+        if len(values) != self.num_tasks:
+            raise ValueError(f"initial_losses has {len(values)} entries, but {self._reader.made_for()}")
+        if not all(math.isfinite(value) and value > 0 for value in values):
+            raise ValueError(f"initial_losses is {values}; expected positive numbers")
+        return values
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return super().get_extra_state() | {"updates": self._updates}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self._count(state["updates"])
+
+
+def _mean(values: Tensor, given: Tensor | None) -> Tensor:
+    return values.mean() if given is None else (values * given).sum() / given.sum()

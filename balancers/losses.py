@@ -1,0 +1,143 @@
+"""What a caller may hand in as losses, and what is said to one who hands in something else."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+Losses = Sequence[Tensor] | Mapping[str, Tensor] | Tensor
+"""T scalar tensors, a dict of them by task, or one tensor of shape ``(T,)``."""
+
+Entries = list[Tensor | None] | Tensor
+"""The same once read: in task order, None for a task that a dict leaves out; a ``(T,)`` tensor stays whole."""
+
+
+class LossReader:
+    """Reads the losses of ``num_tasks`` tasks, whose ``names`` may be known, into one tensor.
+
+    Raises:
+        ValueError: there is no task, or a name stands twice.
+    """
+
+    def __init__(self, tasks: int | Sequence[str]) -> None:
+        self.names: tuple[str, ...] | None = None if isinstance(tasks, int) else tuple(tasks)
+        self.num_tasks = tasks if isinstance(tasks, int) else len(tasks)
+        if isinstance(tasks, str) or self.num_tasks < 1:
+            raise ValueError(f"tasks is {tasks!r}; expected the number of tasks (1 or more) or a list of their names")
+        if self.names is not None and len(set(self.names)) < self.num_tasks:
+            raise ValueError(f"tasks has a name twice: {', '.join(self.names)}")
+
+    def label(self, i: int) -> str:
+        """How messages call task ``i``."""
+        return f"task {i}" if self.names is None else f"task {self.names[i]!r}"
+
+    def made_for(self) -> str:
+        """What this balancer expects, for messages."""
+        names = "" if self.names is None else f" ({', '.join(self.names)})"
+        return f"this balancer was made for {self.num_tasks} task{'s' if self.num_tasks > 1 else ''}{names}"
+
+    def read(self, losses: Losses, learning: bool) -> tuple[Entries, tuple[bool, ...] | None]:
+        """The losses in task order, and which of them a dict gives (None: all).
+
+        Names that are not known yet are taken from the first dict.
+
+        Raises:
+            TypeError: not tensors, or not of a floating-point type.
+            ValueError: a wrong number or shape, an unknown task, or, while ``learning``, no gradient to learn from.
+        """
+        if isinstance(losses, Tensor):
+            if losses.shape != (self.num_tasks,):
+                raise ValueError(
+                    f"losses is a tensor of shape {tuple(losses.shape)}, but {self.made_for()}: "
+                    f"expected shape ({self.num_tasks},)"
+                )
+            _check("losses", losses, learning)
+            return losses, None
+        if isinstance(losses, Mapping):
+            return self._read_dict(losses, learning)
+        if isinstance(losses, str) or not isinstance(losses, Sequence):
+            raise TypeError(
+                f"losses is of type {type(losses).__name__}; expected a list of scalar tensors, a dict of them by "
+                f"task, or a tensor of shape ({self.num_tasks},)"
+            )
+        if len(losses) != self.num_tasks:
+            entries = "1 entry" if len(losses) == 1 else f"{len(losses)} entries"
+            raise ValueError(f"losses has {entries}, but {self.made_for()}")
+        for i, loss in enumerate(losses):
+            self._check_scalar(i, loss, learning)
+        return list(losses), None
+
+    def _read_dict(
+        self, losses: Mapping[str, Tensor], learning: bool
+    ) -> tuple[list[Tensor | None], tuple[bool, ...] | None]:
+        if self.names is None:
+            if len(losses) != self.num_tasks:
+                raise ValueError(
+                    f"losses has the tasks ({', '.join(map(str, losses))}), but {self.made_for()}; give them all the "
+                    f"first time, or name them when making the balancer: tasks=[...]"
+                )
+            self.names = tuple(losses)
+        unknown = [task for task in losses if task not in self.names]
+        if unknown:
+            raise ValueError(f"losses has an unknown task {unknown[0]!r}; {self.made_for()}")
+        if not losses:
+            raise ValueError(f"losses is empty, but {self.made_for()}")
+        in_order = [losses.get(task) for task in self.names]
+        for i, loss in enumerate(in_order):
+            if self.names[i] in losses:
+                self._check_scalar(i, loss, learning)
+        given = tuple(loss is not None for loss in in_order)
+        return in_order, None if all(given) else given
+
+    def _check_scalar(self, i: int, loss: Tensor | None, learning: bool) -> None:
+        what = f"the loss of {self.label(i)}"
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"{what} is of type {type(loss).__name__}; expected a scalar tensor")
+        if loss.ndim != 0:
+            raise ValueError(
+                f"{what} has shape {tuple(loss.shape)}; expected a scalar: reduce it, for example with .mean()"
+            )
+        _check(what, loss, learning)
+
+
+def _check(what: str, loss: Tensor, learning: bool) -> None:
+    if not loss.dtype.is_floating_point:
+        raise TypeError(f"{what} is of dtype {loss.dtype}; expected a floating-point tensor")
+    if learning and not loss.requires_grad:
+        raise ValueError(
+            f"{what} does not require grad, so there is nothing to learn from: was it detached, or computed under "
+            f"no_grad? To weigh without learning, call the balancer in eval mode or under no_grad"
+        )
+
+
+def stack(losses: Entries) -> Tensor:
+    """One tensor ``(T,)`` of float32 or wider, zero where a task is left out."""
+    if not isinstance(losses, Tensor):
+        some = next(loss for loss in losses if loss is not None)
+        losses = torch.stack([some.new_zeros(()) if loss is None else loss for loss in losses])
+    return losses if losses.dtype.itemsize >= torch.float32.itemsize else losses.float()
+
+
+class Root(NamedTuple):
+    """Where one loss enters the recorded graph, and the gradient that picks it there."""
+
+    edge: GradientEdge
+    seed: Tensor
+
+
+def roots(losses: Entries) -> list[Root | None]:
+    """Each loss's root, None for a task left out.
+
+    A ``(T,)`` tensor is taken apart where it was stacked: differentiating the whole, row by row, would send zeros
+    through all the other tasks' heads.
+    """
+    if not isinstance(losses, Tensor):
+        return [None if loss is None else Root(get_gradient_edge(loss), torch.ones_like(loss)) for loss in losses]
+    whole = get_gradient_edge(losses)
+    if whole.node.name() != "StackBackward0":
+        return [Root(whole, row) for row in torch.eye(len(losses), dtype=losses.dtype, device=losses.device)]
+    one = torch.ones_like(losses[0])
+    parts = whole.node.next_functions
+    return [None if node is None else Root(GradientEdge(node, output), one) for node, output in parts]

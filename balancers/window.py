@@ -1,0 +1,61 @@
+"""What backward passes measure: each on its own, and summed over the window between two updates and over all ranks."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Pass:
+    """One backward pass through the scalar that a balancer returned."""
+
+    losses: Tensor
+    """``(T,)``, detached; zero where a task was left out."""
+    weights: Tensor
+    """``(T,)``: what the losses were weighed with."""
+    given: Tensor | None = None
+    """``(T,)``: 1 where a task was given, 0 where it was left out; None where all were given."""
+    scale: Tensor | None = None
+    """The gradient that the scalar itself received; None until its backward pass begins."""
+    gradients: Tensor | None = None
+    """``(T, ...)``: what was measured of the tasks' weighted gradients, in a form that adds up over passes."""
+
+
+@dataclass(eq=False)
+class Window:
+    """Sums over the passes since the last update."""
+
+    count: int = 0
+    losses: Tensor | None = None
+    given: Tensor | None = None
+    gradients: Tensor | None = None
+
+    def add(self, one: Pass) -> None:
+        """Adds a pass that has ended."""
+        if one.given is not None or self.given is not None:
+            before = self.count * torch.ones_like(one.losses) if self.given is None else self.given
+            self.given = before + (1.0 if one.given is None else one.given)
+        self.losses = one.losses if self.losses is None else self.losses + one.losses
+        if one.gradients is not None:
+            self.gradients = one.gradients if self.gradients is None else self.gradients + one.gradients
+        self.count += 1
+
+    def add_other_ranks(self) -> None:
+        """Adds what the other ranks of ``torch.distributed``'s default group have summed: one collective call."""
+        assert self.losses is not None
+        given = torch.full_like(self.losses, self.count) if self.given is None else self.given
+        parts = [self.losses, given] if self.gradients is None else [self.losses, given, self.gradients]
+        flat = torch.cat([part.flatten() for part in parts])
+        dist.all_reduce(flat)
+        sums = flat.split([part.numel() for part in parts])
+        self.losses, self.given = sums[0], sums[1]
+        if self.gradients is not None:
+            self.gradients = sums[2].view_as(self.gradients)
+        self.count *= dist.get_world_size()
+
+    def mean_losses(self) -> Tensor:
+        """``(T,)``: each task's mean over the passes that gave it; zero for a task that none did."""
+        assert self.losses is not None
+        return self.losses / (self.count if self.given is None else self.given.clamp(min=1.0))
