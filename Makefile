@@ -1,0 +1,39 @@
+# make bench    the default suite: learning-rate grid, fresh seeds, step costs, report
+# make test     the tests
+# make check    ruff and mypy
+#
+# Each makes its own .venv on first use. With PYTHON=/path/to/python3, that interpreter is used as it is.
+
+VENV := .venv
+
+ifdef PYTHON
+PY := $(PYTHON)
+else
+PY := $(VENV)/bin/python
+ENVIRONMENT := $(VENV)/.installed
+endif
+
+.PHONY: bench smoke test check clean
+
+bench: $(ENVIRONMENT)
+	$(PY) -m bench run default
+
+smoke: $(ENVIRONMENT)
+	$(PY) -m bench run smoke
+
+test: $(ENVIRONMENT)
+	$(PY) -m pytest
+
+check: $(ENVIRONMENT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
