@@ -1,0 +1,28 @@
+"""From tables of scores to statements: selection, imputation, intervals, comparisons, the leaderboard.
+
+Pure functions on data frames and arrays. They don't know how the numbers were made or where they are kept, read no
+file, and draw nothing. The columns they expect are those of the tables under ``results/<suite>/tables``.
+"""
+
+from .bands import at_common_steps, band
+from .failures import impute_failures
+from .intervals import Comparison, Estimate, compare, comparison_scale, summarise, t_interval
+from .leaderboard import is_ranking, leaderboard
+from .primary import primary_rows
+from .selection import choose_learning_rates
+
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "at_common_steps",
+    "band",
+    "choose_learning_rates",
+    "compare",
+    "comparison_scale",
+    "impute_failures",
+    "is_ranking",
+    "leaderboard",
+    "primary_rows",
+    "summarise",
+    "t_interval",
+]

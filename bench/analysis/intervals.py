@@ -1,0 +1,105 @@
+"""Student's t-intervals of a mean and of a paired comparison, and the word that such an interval supports.
+
+Why ratios: the score of a regression problem is a positive loss whose zero is perfection, seeds scale it (a harder
+draw of the data makes every method's loss larger by a factor), and methods can differ by a decade. On the scale of
+logarithms such pairs differ by a constant plus noise, which is what a t-interval supposes; on the plain scale the
+worst seed decides, and an interval can reach below zero, where no loss is. So a lower-is-better score that is
+positive everywhere is summarised by its geometric mean and compared as the geometric mean of its per-seed ratios
+(which is the ratio of the two geometric means); every other score (an accuracy, an R²) by its arithmetic mean and its
+per-seed differences.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+Scale = Literal["ratio", "difference"]
+Verdict = Literal["better", "worse", "tie", ""]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its interval; the bounds are NaN where there are fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against a baseline on paired seeds.
+
+    ``mean``, ``low`` and ``high`` are a factor (1 is no difference) for the scale "ratio", and in the score's unit
+    (0 is no difference) for "difference". ``verdict`` is "tie" where the interval includes no difference (which is
+    not evidence that there is none), and "" where there is no interval.
+    """
+
+    mean: float
+    low: float
+    high: float
+    scale: Scale
+    verdict: Verdict
+
+
+def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of ``values``, shape ``(n,)``, with Student's two-sided interval for the mean of their distribution."""
+    sample = np.asarray(values, dtype=float)
+    if sample.size < 2:
+        return Estimate(float(sample.mean()) if sample.size else np.nan, np.nan, np.nan)
+    mean = float(sample.mean())
+    half = float(stats.t.ppf(0.5 + confidence / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def comparison_scale(scores: ArrayLike, higher_is_better: bool) -> Scale:
+    """The scale on which ``scores``, of one problem's methods and seeds together, belong (see the top of the file)."""
+    return "ratio" if not higher_is_better and bool(np.all(np.asarray(scores, dtype=float) > 0)) else "difference"
+
+
+def summarise(scores: ArrayLike, scale: Scale) -> Estimate:
+    """Mean and interval of ``scores``, shape ``(n,)``; on the scale "ratio" the geometric mean, in the score's unit.
+
+    Raises:
+        ValueError: A ratio was asked for and a score isn't positive.
+    """
+    if scale == "difference":
+        return t_interval(scores)
+    _require_positive(scores)
+    logs = t_interval(np.log(np.asarray(scores, dtype=float)))
+    return Estimate(float(np.exp(logs.mean)), float(np.exp(logs.low)), float(np.exp(logs.high)))
+
+
+def compare(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scale: Scale) -> Comparison:
+    """Compare ``scores`` with ``baseline``, both of shape ``(n,)`` and in the same order of seeds.
+
+    Raises:
+        ValueError: The two differ in length, or a ratio was asked for and a score isn't positive.
+    """
+    ours, theirs = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"scores are paired by seed, but there are {ours.size} and {theirs.size} of them")
+    if scale == "ratio":
+        _require_positive([*ours, *theirs])
+        estimate, none = summarise(ours / theirs, scale), 1.0
+    else:
+        estimate, none = summarise(ours - theirs, scale), 0.0
+    return Comparison(estimate.mean, estimate.low, estimate.high, scale, _verdict(estimate, none, higher_is_better))
+
+
+def _require_positive(scores: ArrayLike) -> None:
+    if np.any(np.asarray(scores, dtype=float) <= 0):
+        raise ValueError("a ratio needs positive scores; use scale='difference' for these")
+
+
+def _verdict(estimate: Estimate, none: float, higher_is_better: bool) -> Verdict:
+    if not (np.isfinite(estimate.low) and np.isfinite(estimate.high)):
+        return ""
+    if estimate.low <= none <= estimate.high:
+        return "tie"
+    return "better" if (estimate.low > none) == higher_is_better else "worse"

@@ -1,0 +1,45 @@
+"""Makes what a run trains, from its specification: the balancer on a problem's model, and the optimiser."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+import balancers
+from balancers import GradientBalancer, LossBalancer
+from tasks import Problem, Recipe
+
+from .spec import Method
+
+
+def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBalancer:
+    """The method on ``model``, its gradients measured where ``method.wrt`` says.
+
+    Raises:
+        ValueError, TypeError: the problem's model has no such place, or the method refuses its options.
+    """
+    cls = balancers.get(method.name)
+    if not issubclass(cls, GradientBalancer):
+        return cls(tasks=problem.tasks, **method.options)
+    shared = problem.shared(model)
+    if method.wrt == "parameters":
+        return cls(None, wrt=shared.parameters, tasks=problem.tasks, **method.options)
+    if shared.fork is None:
+        raise ValueError(f"wrt is {method.wrt!r}, but the model of {problem.name} has no fork; use wrt = 'parameters'")
+    if method.wrt == "layer" and shared.layer is None:
+        raise ValueError(f"wrt is 'layer', but {problem.name} names no last shared layer; use wrt = 'features'")
+    return cls(shared.fork, wrt=shared.layer if method.wrt == "layer" else None, tasks=problem.tasks, **method.options)
+
+
+def optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The network's optimiser: of the model's parameters alone, without weight decay, in its fused form."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "adam":
+        return Adam(parameters, lr=recipe.lr, fused=True)
+    return SGD(parameters, lr=recipe.lr, fused=True)
+
+
+def schedule(optimizer: Optimizer, recipe: Recipe) -> LRScheduler | None:
+    """The learning rate's schedule over ``recipe.steps``; None where it is constant."""
+    return CosineAnnealingLR(optimizer, T_max=recipe.steps) if recipe.schedule == "cosine" else None

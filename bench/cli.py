@@ -1,0 +1,152 @@
+"""The command ``lossbench``: run a suite, show its report, list what there is."""
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import joblib
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import balancers
+import tasks
+
+from . import schedule, suite, tables
+from .files import BadFileError
+from .report import page, terminal
+from .schedule import BusyError, Summary
+from .toml import SuiteError
+from .workers import WorkerLostError
+
+MOST_FAILURES = 5
+"""So many failed runs are told of one by one."""
+
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or the path of its .toml file.")]
+ResultsOption = Annotated[Path, typer.Option(help="The folder in which each suite has a folder of results.")]
+
+app = typer.Typer(
+    help="Compares multi-task loss balancers: runs suites, and reports accuracy, weights and the cost of a step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    METHODS = "methods"
+    PROBLEMS = "problems"
+    SUITES = "suites"
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+@app.command()
+def run(
+    name: SuiteArgument,
+    results: ResultsOption = Path("results"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one a core, on CUDA one.", show_default=False)
+    ] = None,
+) -> None:
+    """Run a suite, then show its leaderboard and write its report.
+
+    What a run gives is kept as soon as it has ended. Stop the command whenever you like, by Ctrl-C or by force: the
+    same command goes on where it was. After a change in the suite or in a method, it does only what that touches.
+
+    Exit codes: 0, all is well; 1, some runs failed; 2, the suite can't be run.
+    """
+    console = _messages()
+    with _told(console):
+        loaded = suite.load(suite.find(name))
+        folder = results / loaded.name
+        default = joblib.cpu_count() if loaded.device == "cpu" else 1
+        try:
+            summary = schedule.run(loaded, folder, jobs or default, console)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+        _show(folder)
+    _tell(summary, folder, console)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    name: SuiteArgument = "default",
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Show the leaderboard of a suite that was run, and write its report again."""
+    with _told(_messages()):
+        folder = results / Path(name).stem
+        if not (folder / "tables").is_dir():
+            raise SuiteError(f"there are no tables in {folder}; run `lossbench run {name}` first, and to its end")
+        tables.add_micro(folder)
+        _show(folder)
+
+
+@app.command("list")
+def list_all(kind: Annotated[Kind | None, typer.Argument(help="One kind alone.", show_default=False)] = None) -> None:
+    """List the methods, problems and suites there are."""
+    lines = {
+        Kind.METHODS: [(name, balancers.get(name).summary) for name in balancers.names()],
+        Kind.PROBLEMS: [(name, tasks.get(name).summary) for name in tasks.names()],
+        Kind.SUITES: [(name, _description(name)) for name in suite.names()],
+    }
+    console = Console(highlight=False)
+    for each in Kind if kind is None else (kind,):
+        table = Table(title=each, title_justify="left", box=None, show_header=False)
+        for name, description in lines[each]:
+            table.add_row(Text(name, style="bold"), Text(description))
+        console.print(table)
+
+
+def _description(name: str) -> str:
+    description: str = tomllib.loads(suite.find(name).read_text(encoding="utf-8")).get("description", "")
+    return description
+
+
+def _messages() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _show(folder: Path) -> None:
+    terminal.print_leaderboard(folder)
+    page.write(folder)
+    Console(soft_wrap=True).print(Text(f"report: {folder / 'report.html'}"))
+
+
+def _tell(summary: Summary, folder: Path, console: Console) -> None:
+    console.print(f"{summary.computed} runs computed, {summary.reused} found from before, {len(summary.failed)} failed")
+    for one in summary.failed[:MOST_FAILURES]:
+        run = one.planned
+        where = f"{run.balancer} on {run.problem}, learning rate {run.spec.lr:g}, seed {run.spec.seed}"
+        console.print(Text(f"  {where}: {one.result.reason}"))
+    if len(summary.failed) > MOST_FAILURES:
+        console.print(f"  and {len(summary.failed) - MOST_FAILURES} more")
+    if summary.failed:
+        console.print(Text(f"Failed runs are kept too, with their keys in {folder / 'tables' / 'runs.csv'}."))
+        console.print(Text(f"To have one done again, remove {folder / 'runs' / 'KEY.parquet'}."))
+
+
+@contextmanager
+def _told(console: Console) -> Iterator[None]:
+    """What is the caller's to put right is told in a sentence instead of a traceback."""
+    try:
+        yield
+    except (SuiteError, BusyError, BadFileError, OSError) as error:
+        console.print(Text(f"error: {error}"))
+        raise typer.Exit(2) from None
+    except WorkerLostError as error:
+        console.print(Text(f"error: {error}"))
+        raise typer.Exit(1) from None

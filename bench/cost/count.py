@@ -1,0 +1,77 @@
+"""What a step does, counted rather than timed: the same on every machine, however busy."""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one call did.
+
+    Attributes:
+        flops: floating-point operations of its matrix products, convolutions and attentions; a multiply-add counts two.
+        operator_calls: calls of PyTorch operators, views included, backward passes too.
+        peak_bytes: the most memory that what it allocated held at one time. On CUDA as the allocator reports it; on the
+            CPU that of the tensors that operators returned, without an operator's own scratch memory.
+    """
+
+    flops: int
+    operator_calls: int
+    peak_bytes: int
+
+
+def count(call: Callable[[], object], device: torch.device) -> Counts:
+    """Makes the call and counts."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    with FlopCounterMode(display=False) as flops, _Operators() as operators:
+        call()
+    peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else operators.peak_bytes
+    return Counts(flops.get_total_flops(), operators.calls, peak)
+
+
+class _Operators(TorchDispatchMode):
+    """Sees every operator call, those of backward passes too, and follows the memory of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.peak_bytes = 0
+        self._bytes = 0
+        self._alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = {_storage(tensor)._cdata for tensor in _tensors((args, kwargs))}
+        result = operator(*args, **(kwargs or {}))
+        self.calls += operator.namespace != "profiler"  # the optimiser's marks for profilers do nothing
+        for tensor in _tensors(result):
+            storage = _storage(tensor)
+            if storage._cdata not in given and storage not in self._alive:
+                self._alive.add(storage)
+                self._bytes += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        return result
+
+    def _free(self, size: int) -> None:
+        self._bytes -= size
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()

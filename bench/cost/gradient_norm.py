@@ -1,0 +1,87 @@
+"""Micro-benchmark: GradNorm's gradient-norm step on its own, and a whole training step, at 2, 10 and 40 tasks.
+
+Run by pytest-benchmark, and not with the tests::
+
+    python -m pytest bench/cost/gradient_norm.py --benchmark-enable --benchmark-only --benchmark-json=micro.json
+
+The *gradient-norm step* is ``balancer(losses).backward()`` where there is hardly anything else to do: one shared layer
+of 100 units, and T squared losses straight on its 100 x 100 features, so that a task's feature gradient costs next to
+nothing. It covers the T gradients of the layer and their norms, the update of the weights, and the layer's own backward
+pass. The *whole step* is forward, backward and fused Adam on the regression problem. Both are on one CPU thread, the
+gradients taken with respect to the last shared layer, as in the paper; on CUDA a measurement ends with an idle device.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+import tasks
+from balancers import Fork, GradNorm
+from bench.cost.step import Loop, problem_and_batches, single_thread
+from bench.spec import Device, Method, RunSpec
+
+BATCH, WIDTH = 100, 100
+ROUNDS, WARM_UP = 200, 20
+DEVICES: list[Device] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+Benchmark = Any  # pytest-benchmark's fixture has no types
+each_case = pytest.mark.parametrize(("num_tasks", "device"), [(t, d) for d in DEVICES for t in (2, 10, 40)])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
+
+
+@each_case
+def test_gradient_norm_step(benchmark: Benchmark, num_tasks: int, device: Device) -> None:
+    layer, fork = nn.Linear(WIDTH, WIDTH).to(device), Fork(num_tasks)
+    inputs = torch.randn(BATCH, WIDTH, device=device)
+    targets = torch.randn(num_tasks, BATCH, WIDTH, device=device)
+    balancer = GradNorm(fork, wrt=layer)
+
+    def forward() -> tuple[tuple[list[Tensor]], dict[str, Any]]:
+        layer.zero_grad()
+        losses = [mse_loss(z, target) for z, target in zip(fork(layer(inputs)), targets, strict=True)]
+        _wait(device)
+        return (losses,), {}
+
+    def step(losses: list[Tensor]) -> None:
+        balancer(losses).backward()
+        _wait(device)
+
+    _measure(benchmark, "gradient-norm step", num_tasks, device, step, forward)
+
+
+@each_case
+def test_whole_step(benchmark: Benchmark, num_tasks: int, device: Device) -> None:
+    options = {"sigmas": f"T={num_tasks}"}
+    recipe = replace(tasks.create("regression", **options).recipe, batch_size=BATCH)
+    method = Method("gradnorm", "layer", {})
+    spec = RunSpec("regression", options, recipe, method, seed=1, phase="cost", device=device, evaluations=1)
+    problem, batches = problem_and_batches(spec)
+    loop = Loop(spec, problem)
+    _measure(benchmark, "whole step", num_tasks, device, loop.step, lambda: ((next(batches),), {}))
+
+
+def _measure(
+    benchmark: Benchmark,
+    what: str,
+    num_tasks: int,
+    device: Device,
+    step: Callable[..., object],
+    setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
+) -> None:
+    benchmark.extra_info.update(what=what, num_tasks=num_tasks, device=device)
+    benchmark.pedantic(step, setup=setup, rounds=ROUNDS, warmup_rounds=WARM_UP)
+
+
+def _wait(device: Device) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,38 @@
+"""Files that appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+UNFINISHED = ".unfinished"
+
+
+class BadFileError(ValueError):
+    """A file does not hold what it should."""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes ``path`` under a temporary name beside it, onto the disk, and then renames it, replacing an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what interrupted writers left anywhere under ``folder``. Nobody may be writing there."""
+    for path in folder.rglob(f"*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name outlast a power cut; Windows has no such call, and needs none."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

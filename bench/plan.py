@@ -1,0 +1,110 @@
+"""Which runs a suite consists of. The order is that of the suite: problems, then balancers, learning rates, seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pandas as pd
+import torch
+
+from .spec import Phase, RunSpec
+from .suite import BalancerEntry, ProblemEntry, Suite
+
+Grids = Mapping[str, Sequence[float]]
+"""The learning rates to try, by the problem's label."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run and the suite's labels for it. Runs of equal specification have equal keys, and one result."""
+
+    problem: str
+    balancer: str
+    spec: RunSpec
+
+    @cached_property
+    def key(self) -> str:
+        """The run's key."""
+        return self.spec.key
+
+
+def grids(suite: Suite) -> Grids:
+    """The suite's grid, for each problem; without one, no learning rates."""
+    return {entry.label: suite.learning_rates for entry in suite.problems}
+
+
+def tuning(suite: Suite, grids: Grids) -> list[Planned]:
+    """The runs that learning rates are chosen by."""
+    return [
+        _planned(suite, problem, balancer, "tuning", lr, seed)
+        for problem in suite.problems
+        for balancer in suite.balancers
+        for lr in grids[problem.label]
+        for seed in suite.tuning_seeds
+    ]
+
+
+def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
+    """The runs that are reported, at the chosen learning rates; without a selection, at the problems' own."""
+    rates: dict[tuple[str, str], float] = {}
+    if selection is not None:
+        chosen = selection[selection["chosen"]]
+        pairs = zip(chosen["problem"], chosen["balancer"], strict=True)
+        rates = dict(zip(pairs, chosen["lr"].tolist(), strict=True))
+
+    def rate(problem: ProblemEntry, balancer: BalancerEntry) -> float:
+        return rates.get((problem.label, balancer.label), problem.recipe.lr)
+
+    return [
+        _planned(suite, problem, balancer, "reported", rate(problem, balancer), seed)
+        for problem in suite.problems
+        for balancer in suite.balancers
+        for seed in suite.reported_seeds
+    ]
+
+
+def costs(suite: Suite) -> list[Planned]:
+    """The steps that are timed: one a problem, a balancer and a device that this machine has."""
+    devices = [device for device in suite.cost_devices if device == "cpu" or torch.cuda.is_available()]
+    return [
+        _planned(replace(suite, device=device), problem, balancer, "cost", problem.recipe.lr, suite.reported_seeds[0])
+        for device in devices
+        for problem in suite.problems
+        for balancer in suite.balancers
+    ]
+
+
+def extended(grids: Grids, selection: pd.DataFrame) -> Grids:
+    """The grids with one more value beyond each edge that is some method's best, by the ratio of the two next to it.
+
+    A method that scores the same at all rates, such as one that fails at all of them, has no best.
+    """
+    different = selection.groupby(["problem", "balancer"])["mean_validation_score"].transform("nunique") > 1
+    best = selection[selection["chosen"] & different].groupby("problem")["lr"].agg(set).to_dict()
+    return {problem: _extended(grid, best.get(problem, set())) for problem, grid in grids.items()}
+
+
+def _extended(grid: Sequence[float], best: set[float]) -> Sequence[float]:
+    below = [_rounded(grid[0] ** 2 / grid[1])] if grid[0] in best else []
+    above = [_rounded(grid[-1] ** 2 / grid[-2])] if grid[-1] in best else []
+    return (*below, *grid, *above)
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def _planned(
+    suite: Suite, problem: ProblemEntry, balancer: BalancerEntry, phase: Phase, lr: float, seed: int
+) -> Planned:
+    spec = RunSpec(
+        problem=problem.name,
+        problem_options=problem.options,
+        recipe=replace(problem.recipe, lr=lr),
+        method=balancer.methods[problem.label],
+        seed=seed,
+        phase=phase,
+        device=suite.device,
+        evaluations=suite.evaluations,
+    )
+    return Planned(problem.label, balancer.label, spec)

@@ -1,0 +1,154 @@
+"""The page's tables as text: which rows and columns there are, and how each number is written."""
+
+from typing import TypedDict
+
+import pandas as pd
+
+from .load import Facts, Results
+from .words import interval, number, quantity, rate, relative, seeds, step_ratio
+
+TIMED = ("step", "forward", "backward", "optimizer")
+OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")
+
+
+class Board(TypedDict):
+    """One problem's leaderboard."""
+
+    facts: Facts
+    seeds: str
+    rows: list[dict[str, str]]
+
+
+class Grid(TypedDict):
+    """A table with a header; ``marked`` holds the (row, column) of cells to set off."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    marked: set[tuple[int, int]]
+
+
+def boards(results: Results) -> list[Board]:
+    """The leaderboard of each problem that has finished runs."""
+    return [
+        {
+            "facts": results.facts(str(problem)),
+            "seeds": seeds(rows),
+            "rows": [_board_row(row) for _, row in rows.iterrows()],
+        }
+        for problem, rows in results.board.groupby("problem", sort=False)
+    ]
+
+
+def _board_row(row: pd.Series) -> dict[str, str]:
+    return {
+        "balancer": row["balancer"],
+        "lr": rate(row["lr"]),
+        "edge": "edge" if row["grid_edge"] else "",
+        "score": interval(row["score"], row["score_low"], row["score_high"]),
+        "best_score": interval(row["best_score"], row["best_score_low"], row["best_score_high"]),
+        "relative": relative(row["scale"], row["relative"], row["relative_low"], row["relative_high"]),
+        "verdict": row["verdict"],
+        "step_ratio": step_ratio(row["step_ratio"], row["step_ratio_low"], row["step_ratio_high"]),
+        "failed": f"{row['failed']} of {row['seeds']}" if row["failed"] else "",
+    }
+
+
+def costs(results: Results) -> list[Grid]:
+    """What a step costs, a table per problem and device."""
+    grids: list[Grid] = []
+    for (problem, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
+        labels = results.balancers_in(rows)
+        grids.append(
+            {
+                "title": f"{problem}, {str(device).upper()}, {_threads(int(rows['threads'].iloc[0]))}",
+                "header": [
+                    *("Method", "Step, ms", "Forward", "Backward with balancing", "Optimiser"),
+                    *("Step over equal", "Arithmetic", "Operator calls", "Peak memory"),
+                ],
+                "rows": [_cost_row(label, rows[rows["balancer"] == label].set_index("part")) for label in labels],
+                "marked": set(),
+            }
+        )
+    return grids
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _cost_row(label: str, parts: pd.DataFrame) -> list[str]:
+    times = [
+        interval(median, low, high, digits=3)
+        for median, low, high in parts.loc[[*TIMED], ["median_ms", "q25_ms", "q75_ms"]].astype(float).to_numpy()
+    ]
+    ratio, low, high, flops, calls, peak = parts.loc[["step"], [*OF_STEP]].astype(float).to_numpy()[0]
+    return [
+        label,
+        *times,
+        step_ratio(ratio, low, high),
+        quantity(flops, "FLOP"),
+        number(calls, digits=6).partition(".")[0],
+        quantity(peak, "B"),
+    ]
+
+
+def micro(results: Results) -> list[Grid]:
+    """The micro-benchmark as one table; its CUDA columns are there only if CUDA was measured."""
+    table = results.tables["micro"]
+    if table.empty:
+        return []
+    cuda = "cuda_ms" in table and bool(table["cuda_ms"].notna().any())
+    rows = []
+    for _, row in table.sort_values(["what", "num_tasks"]).iterrows():
+        cells = [row["what"], str(row["num_tasks"]), number(row["cpu_ms"])]
+        rows.append([*cells, number(row["cuda_ms"]), number(row["cpu_ms"] / row["cuda_ms"])] if cuda else cells)
+    header = ["GradNorm's", "Tasks", "CPU, ms", *(["CUDA, ms", "CPU over CUDA"] if cuda else [])]
+    return [{"title": "", "header": header, "rows": rows, "marked": set()}]
+
+
+def selection(results: Results) -> list[Grid]:
+    """Mean validation score of each learning rate, a table per problem, the chosen ones marked."""
+    grids: list[Grid] = []
+    table = results.tables["selection"]
+    for problem in results.problems_in(table):
+        rows = table[table["problem"] == problem]
+        rates = sorted(rows["lr"].unique())
+        labels = results.balancers_in(rows)
+        cells, marked = [], set()
+        for place, label in enumerate(labels):
+            mine = rows[rows["balancer"] == label].set_index("lr")
+            scores = mine["mean_validation_score"].astype(float).reindex(rates)
+            cells.append([label, *(number(score) for score in scores)])
+            marked |= {(place, 1 + rates.index(lr)) for lr in mine.index[mine["chosen"].astype(bool)]}
+        header = ["Method", *(rate(lr) for lr in rates)]
+        grids.append({"title": problem, "header": header, "rows": cells, "marked": marked})
+    return grids
+
+
+def failures(results: Results) -> list[Grid]:
+    """Every failed run and why it failed."""
+    runs = results.tables["runs"]
+    failed = runs[runs["status"] == "failed"]
+    if failed.empty:
+        return []
+    rows = [
+        [row["balancer"], row["problem"], row["phase"], rate(row["lr"]), str(row["seed"]), row["reason"]]
+        for _, row in failed.iterrows()
+    ]
+    header = ["Method", "Problem", "Phase", "Learning rate", "Seed", "Reason"]
+    return [{"title": "", "header": header, "rows": rows, "marked": set()}]
+
+
+def flat(settings: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as ``("versions, torch", "2.13.0")``; what is empty is left out."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            pairs += flat(value, f"{name}, ")
+        elif isinstance(value, bool):
+            pairs.append((name, "yes" if value else "no"))
+        elif value not in (None, "", []):
+            pairs.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return pairs

@@ -1,0 +1,72 @@
+"""The report: ``results/<suite>/report.html``, one page that needs no network and no other file."""
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from . import cells
+from .figures import Picture, draw
+from .load import Results, load
+from .look import FAINT, GRID, INK, PAPER, PIXELS_PER_POINT, styles
+from .words import reading, title
+
+# What the page's colour scheme decides, of a figure's colours.
+SCHEME = {INK: "var(--ink)", FAINT: "var(--axis)", GRID: "var(--rule)", PAPER: "var(--paper)"}
+
+
+def write(results: Path) -> Path:
+    """Draw the figures of ``results/<suite>``, write its page, and return where the page is.
+
+    Raises:
+        FileNotFoundError: The folder isn't one that a suite wrote.
+    """
+    loaded = load(results)
+    figures: dict[str, list[dict[str, str]]] = {}
+    for picture in draw(loaded):
+        figures.setdefault(picture.section, []).append({"svg": _inline(loaded, picture), "caption": picture.caption})
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html.j2").render(
+        results=loaded,
+        title=title(loaded),
+        reading=reading(loaded),
+        colours={label: style.colour for label, style in styles(loaded.balancers).items()},
+        figures=figures,
+        boards=cells.boards(loaded),
+        costs=cells.costs(loaded),
+        micro=cells.micro(loaded),
+        selection=cells.selection(loaded),
+        failures=cells.failures(loaded),
+        environment=cells.flat(loaded.environment),
+    )
+    page = loaded.path / "report.html"
+    page.write_text(html, encoding="utf-8")
+    return page
+
+
+def _inline(results: Results, picture: Picture) -> Markup:
+    """A figure's SVG as an element of the page, as large as its type is meant to be, with ids of its own.
+
+    Matplotlib has escaped the labels in it.
+    """
+    text = (results.path / "figures" / f"{picture.name}.svg").read_text(encoding="utf-8")
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    if box is None:
+        raise ValueError(f"{picture.name}.svg has no viewBox")
+    width, height = (float(side) for side in box.groups())
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", body)
+    for colour, variable in SCHEME.items():
+        body = re.sub(rf"((?:fill|stroke): ){colour}", rf"\g<1>{variable}", body)
+    return Markup(
+        f'<svg role="img" aria-label="{escape(picture.caption)}" viewBox="0 0 {width:g} {height:g}" '
+        f'style="width:{width * PIXELS_PER_POINT:.0f}px; stroke-linejoin:round; stroke-linecap:butt">{body}'
+    )

@@ -1,0 +1,169 @@
+"""Numbers and findings in words: how many digits are meant, and what the intervals say."""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from .load import Results
+
+NOTHING = "–"
+BOARD_TITLE = "Leaderboard"
+DEFAULTS_TITLE = "Defaults, not a ranking"
+ONE_SEED_TITLE = "One seed, not a ranking"
+
+
+def title(results: Results) -> str:
+    """What the leaderboard may be called."""
+    if not results.ranking:
+        return DEFAULTS_TITLE
+    return BOARD_TITLE if (results.board["seeds"] > 1).all() else ONE_SEED_TITLE
+
+
+def short(label: str, length: int = 24) -> str:
+    """``label`` in at most ``length`` characters, its middle left out: its ends tell it from others."""
+    if len(label) <= length:
+        return label
+    head = (length - 1) // 2
+    return f"{label[:head]}…{label[-(length - 1 - head) :]}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """``value`` to ``digits`` significant digits."""
+    if not np.isfinite(value):
+        return NOTHING
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.{_decimals(value, digits)}f}"
+
+
+def rate(value: float) -> str:
+    """A learning rate as one would type it: ``0.003``, ``3e-5``."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+def interval(mean: float, low: float, high: float, digits: int = 4) -> str:
+    """``0.512 [0.480, 0.544]``, and without bounds (one seed) the mean alone.
+
+    To two significant digits of the interval's half-width, but at least two and at most ``digits`` of the mean.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return number(mean)
+    if mean != 0 and not 1e-4 <= abs(mean) < 1e6:
+        return f"{number(mean)} [{number(low)}, {number(high)}]"
+    decimals = _decimals(mean, digits)
+    if high > low:
+        decimals = min(decimals, max(_decimals(mean, 2), _decimals((high - low) / 2, 2)))
+    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def relative(scale: str, mean: float, low: float, high: float) -> str:
+    """A comparison with equal weighting: ``0.62× [0.58, 0.66]``, or ``+1.3 [+0.9, +1.7]`` for a difference."""
+    if not np.isfinite(mean):
+        return NOTHING
+    if scale == "ratio":
+        estimate, _, bounds = interval(mean, low, high, digits=3 if mean < 1 else 4).partition(" ")
+        return f"{estimate}× {bounds}".rstrip()
+    signed = re.sub(r"(?<![\d.e-])(?=\d)", "+", interval(mean, low, high))
+    return signed.replace("-", "−")
+
+
+def step_ratio(mean: float, low: float, high: float) -> str:
+    """The time of a step over that of equal weighting: ``1.20× [1.18, 1.22]``."""
+    if not np.isfinite(mean):
+        return NOTHING
+    bounds = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{mean:.2f}×{bounds}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A count with a metric prefix: ``41.2 MFLOP``, ``3.20 MB``."""
+    if not np.isfinite(value):
+        return NOTHING
+    power = min(4, max(0, int(np.log10(max(abs(value), 1)) // 3)))
+    return f"{number(value / 1000**power)} {('', 'k', 'M', 'G', 'T')[power]}{unit}"
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Decimals that show ``digits`` significant digits of ``value``."""
+    return digits - 1 if value == 0 else max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+
+
+def seeds(rows: pd.DataFrame) -> str:
+    """How many seeds the rows of a leaderboard rest on."""
+    fewest, most = rows["seeds"].min(), rows["seeds"].max()
+    if most == 1:
+        return "1 seed"
+    return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+
+
+def join(parts: Iterable[str]) -> str:
+    """``a, b and c``."""
+    items = list(parts)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def reading(results: Results) -> str:
+    """One paragraph: what the numbers of this folder say, and no more than they say."""
+    board = results.board
+    if board.empty:
+        return "No reported run has finished yet, so there is nothing to compare."
+    sentences = [_how_made(results)]
+    for problem, rows in board.groupby("problem", sort=False):
+        sentences.append(_finding(str(problem), rows, results))
+    steps = board[(board["balancer"] != results.baseline) & np.isfinite(board["step_ratio"].astype(float))]
+    if len(steps):
+        low, high = steps["step_ratio"].min(), steps["step_ratio"].max()
+        span = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+        sentences.append(f"A training step takes {span} times as long as with equal weighting.")
+    failed, runs = board["failed"].sum(), len(results.reported("runs"))
+    if failed:
+        sentences.append(f"{failed} of {runs} reported runs failed and count with an imputed score.")
+    return " ".join(sentences)
+
+
+def _how_made(results: Results) -> str:
+    if results.ranking:
+        return (
+            "Every method ran at the learning rate that validation chose for it from one grid; the "
+            f"test scores are of {seeds(results.board)} that played no part in that choice."
+        )
+    return (
+        f"No learning rate was tuned: every method ran at the problem's own, on {seeds(results.board)}, so these "
+        "numbers describe defaults and rank nothing."
+    )
+
+
+def _finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
+    baseline, name = results.baseline, short(results.baseline or "", 40)
+    if baseline not in set(rows["balancer"]):
+        return f"{short(problem, 40)} has no run of equal weighting to compare with."
+    others = rows[rows["balancer"] != baseline]
+    if others.empty:
+        return f"{short(problem, 40)} has only equal weighting."
+    if not results.ranking:
+        return f"On {short(problem, 40)}, relative to {name}: {_methods(others)}."
+    clauses = []
+    for verdict, one, many in (
+        ("better", "scores better than", "score better than"),
+        ("worse", "scores worse than", "score worse than"),
+        ("tie", "is not told apart from", "are not told apart from"),
+        ("", "has too few seeds to be told apart from", "have too few seeds to be told apart from"),
+    ):
+        found = others[others["verdict"] == verdict]
+        if len(found):
+            clauses.append(f"{_methods(found)} {one if len(found) == 1 else many} {name}")
+    return f"On {short(problem, 40)}, {'; '.join(clauses)}."
+
+
+def _methods(rows: pd.DataFrame) -> str:
+    """``GradNorm (0.71×) and uncertainty (1.03×)``, without the intervals, which the leaderboard shows."""
+    return join(f"{short(row['balancer'], 40)} ({_brief(row['scale'], row['relative'])})" for _, row in rows.iterrows())
+
+
+def _brief(scale: str, mean: float) -> str:
+    if scale == "ratio" and np.isfinite(mean):
+        return f"{mean:.{max(2, _decimals(mean, 2))}f}×"
+    return relative(scale, mean, np.nan, np.nan)

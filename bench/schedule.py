@@ -1,0 +1,140 @@
+"""Does a whole suite: tuning runs, the choice of learning rates, reported runs, step timing, tables.
+
+Whatever has been done before is found under its key and not done again. The tables are made at the end from what is
+stored, so that they are the same whether or not the suite was interrupted on the way.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+import pandas as pd
+from rich.console import Console
+
+from . import environment, files, plan, store, tables, workers
+from .cost import step
+from .plan import Planned
+from .progress import Progress
+from .suite import Suite
+from .tables import Done
+
+
+class BusyError(Exception):
+    """Another process is at work in the results folder."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many runs were done now, how many had been before, and which failed, now or before."""
+
+    computed: int
+    reused: int
+    failed: list[Done]
+
+
+def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
+    """Does what has not been done of ``suite`` yet, ``jobs`` runs at a time, and writes its tables into ``folder``.
+
+    Raises:
+        BusyError: another process is doing so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
+            files.remove_unfinished(folder)
+            try:
+                return _Work(suite, folder, jobs, progress).do()
+            finally:
+                workers.stop()
+    except filelock.Timeout:
+        raise BusyError(f"another process is running a suite in {folder}") from None
+
+
+class _Work:
+    """A suite under way."""
+
+    def __init__(self, suite: Suite, folder: Path, jobs: int, progress: Progress) -> None:
+        self.suite = suite
+        self.folder = folder
+        self.jobs = jobs
+        self.progress = progress
+        self.computed = 0
+        self.seen: set[str] = set()
+        """The keys of the runs counted so far."""
+
+    def do(self) -> Summary:
+        """All stages."""
+        suite, folder = self.suite, self.folder
+        costs = plan.costs(suite) if suite.cost_rounds else []
+        self.progress.expect(_distinct(plan.tuning(suite, plan.grids(suite))))
+        self.progress.expect(_distinct(plan.reported(suite, None)) + len(costs))
+
+        tuning, selection = self.tune() if suite.learning_rates else ([], None)
+        reported = plan.reported(suite, selection)
+        self.compute("reported runs", reported)
+        workers.stop()  # steps are timed alone on the machine
+        cost_rows = self.time_steps(costs)
+
+        done = tables.load(suite, [*tuning, *reported], folder)
+        tables.write(tables.assemble(suite, done, selection, cost_rows), folder / "tables")
+        tables.add_micro(folder)
+        files.write(folder / "suite.toml", suite.text.encode())
+        failed = [one for one in done if one.result.status == "failed"]
+        return Summary(self.computed, len(self.seen) - self.computed, failed)
+
+    def tune(self) -> tuple[list[Planned], pd.DataFrame]:
+        """The tuning runs, and the rates chosen by them; a grid is extended once where the best lies at its edge."""
+        grids = plan.grids(self.suite)
+        runs, selection = self.try_rates("learning rates", grids)
+        extended = plan.extended(grids, selection)
+        if extended == grids:
+            return runs, selection
+        self.progress.expect(_distinct(plan.tuning(self.suite, extended)) - _distinct(runs))
+        return self.try_rates("learning rates beyond the grid", extended)
+
+    def try_rates(self, stage: str, grids: plan.Grids) -> tuple[list[Planned], pd.DataFrame]:
+        """The tuning runs of ``grids``, and the rates chosen by them."""
+        runs = plan.tuning(self.suite, grids)
+        self.compute(stage, runs)
+        return runs, tables.selection(tables.load(self.suite, runs, self.folder), self.suite)
+
+    def compute(self, stage: str, runs: Sequence[Planned]) -> None:
+        """Does those of ``runs`` that have no result yet."""
+        new = {run.key: run for run in runs if run.key not in self.seen}
+        missing = [run for key, run in new.items() if not store.run_path(self.folder, key).is_file()]
+        self.seen.update(new)
+        about = self.folder / "environment.json"
+        if missing or not about.is_file():
+            files.write(about, json.dumps(environment.describe(self.jobs), indent=2).encode())
+        self.progress.begin(stage, len(missing), self.jobs, reused=len(new) - len(missing))
+        for failed in workers.compute(missing, self.folder, self.suite.plugins, self.jobs):
+            self.computed += 1
+            self.progress.finish(failed)
+
+    def time_steps(self, costs: Sequence[Planned]) -> list[tables.Row]:
+        """The table's rows of what steps cost, each measured once on this kind of machine."""
+        self.progress.begin("step timing", len(costs), workers=1)
+        rows: list[tables.Row] = []
+        for run in costs:
+            path = self.folder / "costs" / f"{step.key(run.spec, self.suite.cost_rounds)}.json"
+            if not path.is_file():
+                files.write(path, json.dumps(self.measure(run)).encode())
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            rows += ({"problem": run.problem, "balancer": run.balancer, **row} for row in facts["rows"])
+            self.progress.finish(failed=not facts["rows"])
+        return rows
+
+    def measure(self, run: Planned) -> dict[str, object]:
+        """What a step of ``run`` costs; no rows, and a reason, where the step fails."""
+        facts = {"spec": asdict(run.spec), "rounds": self.suite.cost_rounds}
+        try:
+            return {**facts, "rows": step.measure(run.spec, self.suite.cost_rounds), "reason": ""}
+        except Exception as error:
+            return {**facts, "rows": [], "reason": f"{type(error).__name__}: {error}"}
+
+
+def _distinct(runs: Sequence[Planned]) -> int:
+    """How many results ``runs`` have: those of equal specification share one."""
+    return len({run.key for run in runs})

@@ -1,0 +1,270 @@
+"""Reads a suite's TOML file and checks all of it before anything runs.
+
+Whatever is wrong is a `SuiteError` that names the file and the key: ``mine.toml: balancers[2].options.alpah: ...``.
+Each problem is made, and each balancer on each problem's model, so that an option that one of them refuses is found.
+"""
+
+import inspect
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+import balancers
+import tasks
+from balancers import GradientBalancer
+from tasks import Problem, Recipe
+
+from . import build, plugins
+from .spec import Device, Method, Options, Wrt
+from .toml import Kind, SuiteError, Table, closest
+
+SUITES = Path(__file__).parent / "suites"
+FROM_PROBLEM = "problem:"
+"""An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY."""
+
+
+@dataclass(frozen=True)
+class ProblemEntry:
+    """A problem of a suite; ``recipe`` is its own with what the suite changes."""
+
+    label: str
+    name: str
+    options: Options
+    recipe: Recipe
+    problem: Problem[Any]
+
+
+@dataclass(frozen=True)
+class BalancerEntry:
+    """A balancer of a suite; ``methods`` says how it is made, by the problem's label."""
+
+    label: str
+    methods: Mapping[str, Method]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is to be run. Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned."""
+
+    name: str
+    description: str
+    text: str
+    device: Device
+    evaluations: int
+    plugins: tuple[Path, ...]
+    tuning_seeds: tuple[int, ...]
+    reported_seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    cost_rounds: int
+    cost_devices: tuple[Device, ...]
+    problems: tuple[ProblemEntry, ...]
+    balancers: tuple[BalancerEntry, ...]
+
+
+def names() -> list[str]:
+    """The suites that come with the benchmark."""
+    return sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+def find(suite: str) -> Path:
+    """The file of a suite: ``suite`` is its path, or its name where it comes with the benchmark.
+
+    Raises:
+        SuiteError: there is none.
+    """
+    path = Path(suite)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        if not path.is_file():
+            raise SuiteError(f"there is no file {suite}")
+        return path
+    if suite not in names():
+        raise SuiteError(f"no suite is called {suite!r}{closest(suite, names())}; or give the path of a .toml file")
+    return SUITES / f"{suite}.toml"
+
+
+def load(path: Path) -> Suite:
+    """Reads and checks a suite; its plugins are loaded on the way.
+
+    Raises:
+        SuiteError: the first thing found to be wrong with it.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        top = Table(path.name, "", tomllib.loads(text), TOP)
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(f"{path.name}: {error}") from error
+    files = _load_plugins(top, path.parent)
+    device = _device(top)
+    seeds = top.table("seeds", ("tuning", "reported"))
+    tuning, reported = seeds.take("tuning", SEEDS, ()), seeds.take("reported", SEEDS)
+    if both := sorted(set(tuning) & set(reported)):
+        seeds.fail("tuning", f"{both} are reported seeds too, but a seed is for tuning or for reporting")
+    rates = []
+    if "learning_rates" in top.values:
+        rates = sorted(map(float, top.table("learning_rates", ("grid",)).take("grid", RATES)))
+        if not tuning:
+            seeds.fail("tuning", "missing; a learning rate is chosen from the grid on seeds of its own")
+    cost = top.table("cost", ("rounds", "devices"))
+    problem_tables, balancer_tables = top.tables("problems", PROBLEM), top.tables("balancers", BALANCER)
+    for tables in (problem_tables, balancer_tables):
+        _require_unique_labels(tables)
+    problems = [_problem(table) for table in problem_tables]
+    methods = [_balancer(table, problems) for table in balancer_tables]
+    return Suite(
+        name=path.stem,
+        description=top.take("description", TEXT, ""),
+        text=text,
+        device=device,
+        evaluations=top.take("evaluations", COUNT, 20),
+        plugins=files,
+        tuning_seeds=tuple(tuning),
+        reported_seeds=tuple(reported),
+        learning_rates=tuple(rates),
+        cost_rounds=cost.take("rounds", ROUNDS, 0),
+        cost_devices=tuple(cost.take("devices", DEVICES, (device,))),
+        problems=tuple(problems),
+        balancers=tuple(methods),
+    )
+
+
+TOP = (
+    *("description", "device", "evaluations", "plugins"),
+    *("seeds", "learning_rates", "cost", "problems", "balancers"),
+)
+PROBLEM = ("name", "label", "steps", "batch_size", "options")
+BALANCER = ("name", "label", "wrt", "options")
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and value >= least  # isinstance would let true and false pass
+
+
+def _distinct(value: object, least: int) -> bool:
+    return isinstance(value, list) and len(value) >= least and len({*map(repr, value)}) == len(value)
+
+
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
+COUNT = Kind("a whole number, 1 or more", lambda value: _whole(value, 1))
+ROUNDS = Kind("a whole number, 0 or more", lambda value: _whole(value, 0))
+DEVICE = Kind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
+DEVICES = Kind(
+    'a list of "cpu", "cuda" or both',
+    lambda value: _distinct(value, 1) and all(one in get_args(Device) for one in value),
+)
+WRT = Kind('"features", "layer" or "parameters"', lambda value: value in get_args(Wrt))
+SEEDS = Kind(
+    "a list of different whole numbers, 0 or more",
+    lambda value: _distinct(value, 1) and all(_whole(one, 0) for one in value),
+)
+RATES = Kind(
+    "a list of different positive numbers, two or more",
+    lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
+)
+
+
+def _require_unique_labels(tables: list[Table]) -> None:
+    labels = [_label(table) for table in tables]
+    for table, label in zip(tables, labels, strict=True):
+        first = tables[labels.index(label)]
+        if first is not table:
+            table.fail("label", f"{label!r} is the label of {first.path} too; give another")
+
+
+def _label(table: Table) -> str:
+    label: str = table.take("label", TEXT, table.take("name", TEXT))
+    return label
+
+
+def _load_plugins(top: Table, folder: Path) -> tuple[Path, ...]:
+    files = tuple((folder / name).resolve() for name in top.take("plugins", TEXTS, ()))
+    for i, file in enumerate(files):
+        if not file.is_file():
+            top.fail(f"plugins[{i}]", f"there is no file {file.name} in the suite's folder")
+        try:
+            plugins.load([file])
+        except Exception as error:
+            top.fail(f"plugins[{i}]", f"{file.name} can't be loaded: {type(error).__name__}: {error}")
+    return files
+
+
+def _device(top: Table) -> Device:
+    device = top.take("device", DEVICE, "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        top.fail("device", '"cuda", but PyTorch finds no CUDA device on this machine')
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _problem(table: Table) -> ProblemEntry:
+    name = table.take("name", TEXT)
+    if name not in tasks.names():
+        table.fail("name", f"no problem is called {name!r}{closest(name, tasks.names())}")
+    options = _options(table, tasks.get(name))
+    try:
+        problem = tasks.create(name, **options)
+    except Exception as error:
+        table.fail(_culprit(options, error), str(error))
+    changes = {key: table.take(key, COUNT) for key in ("steps", "batch_size") if key in table.values}
+    return ProblemEntry(_label(table), name, options, replace(problem.recipe, **changes), problem)
+
+
+def _balancer(table: Table, problems: list[ProblemEntry]) -> BalancerEntry:
+    name = table.take("name", TEXT)
+    if name not in balancers.names():
+        table.fail("name", f"no balancer is called {name!r}{closest(name, balancers.names())}")
+    cls = balancers.get(name)
+    wrt: Wrt | None = None
+    if issubclass(cls, GradientBalancer):
+        wrt = table.take("wrt", WRT, cls.default_wrt)
+    elif "wrt" in table.values:
+        table.fail("wrt", f"{name} doesn't read gradients, so there is nothing to take them with respect to")
+    options = _options(table, cls)
+    methods = {}
+    for entry in problems:
+        method = Method(name, wrt, {key: _resolve(table, key, value, entry) for key, value in options.items()})
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build.balancer(method, entry.problem, entry.problem.model())
+        except Exception as error:
+            key = "wrt" if "wrt" in str(error) else _culprit(options, error)
+            table.fail(key, f"{error} (on {entry.label})")
+        methods[entry.label] = method
+    return BalancerEntry(_label(table), methods)
+
+
+def _options(table: Table, cls: type) -> dict[str, Any]:
+    """The entry's options, each of which ``cls`` takes, and all that it needs."""
+    parameters = inspect.signature(cls).parameters.values()
+    takes = {p.name: p for p in parameters if p.name not in ("fork", "wrt", "tasks") and p.kind is not p.VAR_POSITIONAL}
+    others = [name for name, p in takes.items() if p.kind is p.VAR_KEYWORD]
+    options = table.table("options", table.values.get("options", ()) if others else takes).values
+    for name, p in takes.items():
+        if name not in options and name not in others and p.default is p.empty:
+            table.fail("options", f"{table.values['name']} needs the option {name!r}")
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            table.fail(f"options.{name}", f"expected texts, finite numbers, true or false, got {value!r}")
+    return dict(options)
+
+
+def _resolve(table: Table, key: str, value: object, entry: ProblemEntry) -> object:
+    if not isinstance(value, str) or not value.startswith(FROM_PROBLEM):
+        return value
+    weightings, name = entry.problem.static_weights, value.removeprefix(FROM_PROBLEM)
+    if name not in weightings:
+        table.fail(f"options.{key}", f"{entry.label} has no fixed weights called {name!r}{closest(name, weightings)}")
+    return list(weightings[name])
+
+
+def _culprit(options: Options, error: Exception) -> str:
+    """The key that an error is about: the one option that its message speaks of, else all of them."""
+    named = [name for name in options if re.search(rf"\b{re.escape(name)}\b", str(error))]
+    return f"options.{named[0]}" if len(named) == 1 else "options"

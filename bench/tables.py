@@ -1,0 +1,185 @@
+"""Joins the results of a suite into tidy tables, the same to the bit whenever and in whatever order the runs were done.
+
+Each table is written as Parquet, with the same as CSV beside it. What wasn't measured has no table.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis import choose_learning_rates, impute_failures
+
+from . import files, store
+from .cost import micro
+from .plan import Planned
+from .suite import ProblemEntry, Suite
+from .train import Result
+
+MOST_STEPS = 200
+"""The table of trajectories holds no more steps of a run than this; the run's own file holds all."""
+
+MICRO = "micro.json"
+"""Where in a results folder the micro-benchmark saves its times."""
+COUNTED = ("flops", "operator_calls", "peak_bytes")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run of a suite and its result."""
+
+    planned: Planned
+    result: Result
+    entry: ProblemEntry
+
+    def row(self, **values: object) -> Row:
+        """A table's row about this run."""
+        run = self.planned
+        facts = {"phase": run.spec.phase, "lr": run.spec.lr, "seed": run.spec.seed}
+        return {"key": run.key, "problem": run.problem, "balancer": run.balancer, **facts, **values}
+
+
+def load(suite: Suite, planned: Iterable[Planned], folder: Path) -> list[Done]:
+    """The runs with their results, all of which have been stored."""
+    entries = {entry.label: entry for entry in suite.problems}
+    results: dict[str, Result] = {}
+    for run in planned:
+        if run.key not in results:
+            results[run.key] = store.load(store.run_path(folder, run.key))
+    return [Done(run, results[run.key], entries[run.problem]) for run in planned]
+
+
+def problems(suite: Suite) -> pd.DataFrame:
+    """What a reader has to know of each problem."""
+    rows: list[Row] = []
+    for entry in suite.problems:
+        primary = next(metric for metric in entry.problem.metrics if metric.name == entry.problem.primary)
+        rows.append(
+            {
+                "problem": entry.label,
+                "name": entry.name,
+                "num_tasks": len(entry.problem.tasks),
+                "tasks": ", ".join(entry.problem.tasks),
+                "primary": primary.name,
+                "higher_is_better": primary.higher_is_better,
+                "unit": primary.unit,
+                "steps": entry.recipe.steps,
+                "batch_size": entry.recipe.batch_size,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def runs(done: Sequence[Done]) -> pd.DataFrame:
+    """Every run, how it ended and after how many steps."""
+    rows = [one.row(status=one.result.status, reason=one.result.reason, steps=len(one.result.losses)) for one in done]
+    return pd.DataFrame(rows)
+
+
+def scores(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
+    """The scores of the last and the best checkpoints; those of failed runs imputed."""
+    rows = [row for one in done for row in _scores(one)]
+    constants = [
+        one.row(split=score.split, value=score.metrics[one.entry.problem.primary])
+        for one in done
+        for score in one.result.scores
+        if score.checkpoint == "constant"
+    ]
+    of_constants = pd.DataFrame(constants, columns=["problem", "seed", "split", "value"])
+    of_constants = of_constants.drop_duplicates(["problem", "seed", "split"])  # the same for every run of a seed
+    return impute_failures(pd.DataFrame(rows), runs(done), problems(suite), of_constants)
+
+
+def _scores(one: Done) -> Iterable[Row]:
+    known = {(score.checkpoint, score.split): score.metrics for score in one.result.scores}
+    for split in ("validation", "test") if one.planned.spec.phase == "reported" else ("validation",):
+        for checkpoint in ("last", "best"):
+            metrics = known.get((checkpoint, split), {})
+            for metric in one.entry.problem.metrics:
+                about = {"checkpoint": checkpoint, "split": split, "metric": metric.name, "task": metric.task}
+                yield one.row(**about, value=metrics.get(metric.name, np.nan), imputed=False)
+
+
+def curves(done: Sequence[Done]) -> pd.DataFrame:
+    """The validation metrics over time."""
+    rows = [
+        one.row(step=evaluation.step, metric=metric.name, task=metric.task, value=evaluation.metrics[metric.name])
+        for one in done
+        for evaluation in one.result.curves
+        for metric in one.entry.problem.metrics
+    ]
+    return pd.DataFrame(rows)
+
+
+def dynamics(done: Sequence[Done]) -> pd.DataFrame:
+    """The sum of weights and the size of the trunk's update over time."""
+    columns = ["key", "problem", "balancer", "phase", "lr", "seed", "step", "weight_sum", "trunk_update_norm"]
+    rows = [one.row(**vars(dynamics)) for one in done for dynamics in one.result.dynamics]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def trajectory(done: Sequence[Done]) -> pd.DataFrame:
+    """The losses and weights of at most `MOST_STEPS` evenly spaced steps of each reported run, ends included."""
+    rows: list[Row] = []
+    for one in done:
+        steps = len(one.result.losses)
+        if one.planned.spec.phase != "reported" or steps == 0:
+            continue
+        for step in np.unique(np.linspace(0, steps - 1, min(steps, MOST_STEPS)).round().astype(int)).tolist():
+            for i, task in enumerate(one.result.tasks):
+                about = {"step": step + 1, "task": task}
+                rows.append(one.row(**about, loss=one.result.losses[step, i], weight=one.result.weights[step, i]))
+    columns = ["key", "problem", "balancer", "phase", "lr", "seed", "step", "task", "loss", "weight"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def selection(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
+    """The learning rate chosen for each method on each problem, by its tuning runs."""
+    return choose_learning_rates(scores(done, suite), problems(suite))
+
+
+def assemble(
+    suite: Suite, done: Sequence[Done], selection: pd.DataFrame | None, cost_rows: Sequence[Row]
+) -> dict[str, pd.DataFrame]:
+    """All tables by name, but that of the micro-benchmark, which is no part of a suite."""
+    tables = {
+        "problems": problems(suite),
+        "runs": runs(done),
+        "scores": scores(done, suite),
+        "curves": curves(done),
+        "trajectory": trajectory(done),
+        "dynamics": dynamics(done),
+    }
+    if selection is not None:
+        tables["selection"] = selection
+    if cost_rows:
+        tables["costs"] = pd.DataFrame(cost_rows).astype(dict.fromkeys(COUNTED, "Int64"))
+    return tables
+
+
+def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Writes each table into ``folder``, and removes those of an earlier time that are none of them."""
+    for name, table in tables.items():
+        _write(table, folder / name)
+    for path in (*folder.glob("*.parquet"), *folder.glob("*.csv")):
+        if path.stem not in tables:
+            path.unlink()
+
+
+def add_micro(folder: Path) -> None:
+    """Makes the table of the micro-benchmark, where that has been run for this results folder."""
+    if (folder / MICRO).is_file():
+        _write(micro.table(folder / MICRO), folder / "tables" / "micro")
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    content = io.BytesIO()
+    table.to_parquet(content, index=False)
+    files.write(path.with_suffix(".parquet"), content.getvalue())
+    files.write(path.with_suffix(".csv"), table.to_csv(index=False).encode())

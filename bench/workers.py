@@ -1,0 +1,73 @@
+"""Does runs in parallel processes, each of which stores the results of its runs itself.
+
+A finished run is therefore safe whatever happens to the process that asked for it. Workers end soon after that process,
+however it ends.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from pathlib import Path
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
+
+from . import plugins, store, train
+from .plan import Planned
+from .spec import RunSpec
+
+
+class WorkerLostError(Exception):
+    """A worker process ended in the middle of a run."""
+
+
+def compute(runs: Sequence[Planned], folder: Path, files: Sequence[Path], jobs: int) -> Iterator[bool]:
+    """Does ``runs``, ``jobs`` at a time, and tells of each one that has ended whether it failed.
+
+    The order is that in which they end. ``folder`` is the suite's results folder, ``files`` are its plugins.
+
+    Raises:
+        WorkerLostError: something other than this benchmark ended a worker.
+    """
+    # Without this, a worker's first imports would look into the folder that the benchmark was started from.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    work = (delayed(_work)(run.spec, store.run_path(folder, run.key), files, os.getpid()) for run in runs)
+    try:
+        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+            yield from Parallel(return_as="generator_unordered", batch_size=1)(work)
+    except BrokenProcessPool:
+        raise WorkerLostError(
+            "a worker process was killed, for lack of memory perhaps; what it had finished is kept, and the same "
+            "command goes on from here (with a smaller --jobs it needs less memory)"
+        ) from None
+
+
+def stop() -> None:
+    """Ends all workers at once, whatever they are doing."""
+    get_reusable_executor(reuse=True).shutdown(kill_workers=True)
+
+
+def _work(spec: RunSpec, path: Path, files: Sequence[Path], parent: int) -> bool:
+    if os.getpid() != parent:
+        _belong_to(parent)
+    plugins.load(files)
+    result = train.run(spec)
+    store.save(path, spec, result)
+    return result.status == "failed"
+
+
+@cache
+def _belong_to(parent: int) -> None:
+    """Leaves it to the parent to react to Ctrl-C, and ends this process when the parent has."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,105 @@
+"""Accelerate's `accelerator.backward` calls backward, with and without gradient accumulation."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from balancers import GradNorm, LossBalancer, UncertaintyWeighting
+
+from .integration import (
+    SCALES,
+    WRT,
+    GradNormReference,
+    Net,
+    Part,
+    Trajectory,
+    UncertaintyReference,
+    assert_bit_equal,
+    assert_same,
+    flat_gradients,
+    in_parts,
+    make_batches,
+    run_reference,
+    sgd,
+    state_of,
+)
+
+accelerate = pytest.importorskip("accelerate")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_state() -> Iterator[None]:
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
+def run_accelerated(net: Net, balancer: LossBalancer, windows: list[list[Part]], **options: object) -> Trajectory:
+    accumulate = len(windows[0])
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate, **options)
+    parts = [part for window in windows for part in window]
+    loader = torch.utils.data.DataLoader([part.batch for part in parts], batch_size=None)
+    net, optimizer, loader = accelerator.prepare(net, sgd(net), loader)
+    steps = []
+    for part, batch in zip(parts, loader, strict=True):
+        with accelerator.accumulate(net):
+            torch.manual_seed(part.seed)
+            accelerator.backward(balancer(net.losses(batch)))
+            if accelerator.sync_gradients:
+                balancer.close_window()
+                steps.append((balancer.weights.clone(), flat_gradients(net)))
+            optimizer.step()
+            optimizer.zero_grad()
+    return Trajectory.of(steps)
+
+
+@pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])
+@pytest.mark.parametrize("wrt", WRT)
+@pytest.mark.parametrize("parts", [1, 4])
+def test_gradnorm(layer: str, wrt: str, parts: int) -> None:
+    windows = in_parts(make_batches(6 * parts), parts)
+    net = Net(layer)
+    found = run_accelerated(net, GradNorm(**net.wrt(wrt), accumulate=parts), windows)
+    assert_same(found, run_reference(Net(layer), GradNormReference(), windows, wrt))
+
+
+def test_a_short_last_window() -> None:
+    windows = in_parts(make_batches(14), 4)
+    net = Net()
+    found = run_accelerated(net, GradNorm(**net.wrt("layer"), accumulate=4), windows)
+    expected = run_reference(Net(), GradNormReference(), windows)
+    expected.gradients[-1] *= len(windows[-1]) / 4  # Accelerate divides by 4 here, too
+    assert_same(found, expected)
+
+
+def test_uncertainty() -> None:
+    windows = in_parts(make_batches(6), 1)
+    found = run_accelerated(Net(), UncertaintyWeighting(len(SCALES)), windows)
+    assert_same(found, run_reference(Net(), UncertaintyReference(), windows))
+
+
+def test_bfloat16_autocast_follows_the_exact_weights() -> None:
+    windows = in_parts(make_batches(6, dtype=torch.float32), 1)
+    net = Net(dtype=torch.float32)
+    balancer = GradNorm(**net.wrt("layer"), optimizer="sgd", lr=0.01)
+    found = run_accelerated(net, balancer, windows, mixed_precision="bf16")
+    exact = in_parts(make_batches(6), 1)
+    expected = run_reference(Net(), GradNormReference(optimizer="sgd", lr=0.01), exact).weights
+    torch.testing.assert_close(found.weights, expected.float(), rtol=0, atol=1e-2)
+
+
+def test_save_state_and_load_state(tmp_path: Path) -> None:
+    """A balancer is an object that `register_for_checkpointing` takes."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    net = Net()
+    balancer = GradNorm(**net.wrt("layer"))
+    run_accelerated(net, balancer, in_parts(make_batches(3), 1))
+    accelerator.register_for_checkpointing(balancer)
+    accelerator.save_state(tmp_path / "state")
+    saved = state_of(balancer)
+    run_accelerated(net, balancer, in_parts(make_batches(3), 1))
+    accelerator.load_state(tmp_path / "state")
+    assert_bit_equal(state_of(balancer), saved)

@@ -1,0 +1,153 @@
+"""A GradScaler calls backward: measurements are unscaled, and the steps that it skips leave no trace."""
+
+import pytest
+import torch
+from torch.amp import GradScaler
+
+from balancers import GradNorm, LossBalancer, UncertaintyWeighting
+
+from .integration import (
+    SCALES,
+    WRT,
+    GradNormReference,
+    Net,
+    Part,
+    Trajectory,
+    UncertaintyReference,
+    assert_bit_equal,
+    assert_same,
+    flat_gradients,
+    in_parts,
+    make_batches,
+    run_reference,
+    sgd,
+    state_of,
+)
+
+torch.set_num_threads(1)
+
+
+def run_scaled(net: Net, balancer: LossBalancer, windows: list[list[Part]]) -> Trajectory:
+    optimizer = sgd(net)
+    scaler = GradScaler("cpu", init_scale=2.0**15, growth_interval=3)  # grows while we look
+    steps = []
+    for window in windows:
+        optimizer.zero_grad()
+        for part in window:
+            torch.manual_seed(part.seed)
+            scaler.scale(balancer(net.losses(part.batch)) / len(window)).backward()
+        scaler.unscale_(optimizer)
+        steps.append((balancer.weights.clone(), flat_gradients(net)))
+        scaler.step(optimizer)
+        scaler.update()
+    return Trajectory.of(steps)
+
+
+@pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])
+@pytest.mark.parametrize("wrt", WRT)
+@pytest.mark.parametrize("parts", [1, 4])
+def test_gradnorm_under_a_scaler(layer: str, wrt: str, parts: int) -> None:
+    windows = in_parts(make_batches(8 * parts), parts)
+    net = Net(layer)
+    found = run_scaled(net, GradNorm(**net.wrt(wrt), accumulate=parts), windows)
+    assert_same(found, run_reference(Net(layer), GradNormReference(), windows, wrt))
+
+
+def test_uncertainty_under_a_scaler() -> None:
+    windows = in_parts(make_batches(8), 1)
+    found = run_scaled(Net(), UncertaintyWeighting(len(SCALES)), windows)
+    assert_same(found, run_reference(Net(), UncertaintyReference(), windows))
+
+
+OVERFLOWING = 2.0**40
+FITTING = 2.0**4
+
+
+def train_in_half(net: Net, balancer: LossBalancer, init_scale: float, steps: int) -> tuple[list[dict], int]:
+    """Balancer states and weights after each step on one and the same batch, and how many steps were skipped."""
+    # One backoff leads from a scale where the first gradient overflows to one where none does.
+    scaler = GradScaler("cpu", init_scale=init_scale, backoff_factor=2.0**-18, growth_interval=1000)
+    optimizer = sgd(net)
+    batch = make_batches(1, dtype=torch.float32)[0]
+    states, skipped = [], 0
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            losses = net.losses(batch)
+        scaler.scale(balancer(losses)).backward()
+        scaler.step(optimizer)
+        scale = scaler.get_scale()
+        scaler.update()
+        skipped += scaler.get_scale() < scale
+        states.append(state_of(balancer))
+    return states, skipped
+
+
+@pytest.mark.parametrize("wrt", WRT)
+@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"optimizer": "sgd"}, {"freeze_after": 3}], ids=str)
+def test_overflowing_first_steps_leave_no_trace(wrt: str, options: dict) -> None:
+    """Bit for bit: afterwards all is as if the steps that the scaler skipped had not been."""
+    runs = []
+    for init_scale in (OVERFLOWING, FITTING):
+        net = Net(dtype=torch.float32)
+        balancer = GradNorm(**net.wrt(wrt), **options)
+        begin = state_of(balancer)
+        runs.append((train_in_half(net, balancer, init_scale, 8), begin))
+    ((states, skipped), begin), ((undisturbed, none_skipped), _) = runs
+    assert (skipped, none_skipped) == (2, 0)
+    assert_bit_equal(states[:skipped], [begin] * skipped)
+    assert_bit_equal(states[skipped:], undisturbed[: 8 - skipped])
+    assert not torch.equal(states[-1]["next_weights"], begin["next_weights"])
+
+
+def test_an_overflow_amid_training_leaves_the_state_and_does_not_last() -> None:
+    net = Net(dtype=torch.float32)
+    balancer = GradNorm(**net.wrt("layer"))
+    batches = make_batches(6, dtype=torch.float32)
+    changed = []
+    for batch, scale in zip(batches, (8, 8, 2.0**40, 2.0**30, 8, 8), strict=True):
+        before = state_of(balancer)
+        with torch.autocast("cpu", torch.float16):
+            losses = net.losses(batch)
+        (scale * balancer(losses)).backward()
+        changed.append(not torch.equal(before["next_weights"], balancer.next_weights))
+        if not changed[-1]:
+            assert_bit_equal(state_of(balancer), before)
+    assert changed == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("wrt", WRT)
+def test_a_model_in_float16(wrt: str) -> None:
+    """Parameters and losses of float16, the scale applied by hand: weights as in float64, up to float16's rounding."""
+    windows = in_parts(make_batches(6), 1)
+    expected = run_reference(Net(), GradNormReference(optimizer="sgd", lr=0.01), windows, wrt).weights
+    net = Net().half()
+    balancer = GradNorm(**net.wrt(wrt), optimizer="sgd", lr=0.01)
+    optimizer = sgd(net)
+    weights = []
+    for ((x, y),) in ([part.batch for part in window] for window in windows):
+        batch = x.half(), y.half()
+        before = state_of(balancer)
+        (2.0**30 * balancer(net.losses(batch))).backward()
+        assert_bit_equal(state_of(balancer), before)
+        optimizer.zero_grad()
+        (8.0 * balancer(net.losses(batch))).backward()
+        weights.append(balancer.weights)
+        for parameter in net.parameters():
+            parameter.grad /= 8.0
+        optimizer.step()
+    assert balancer.next_weights.dtype == torch.float32
+    torch.testing.assert_close(torch.stack(weights), expected.float(), rtol=0, atol=5e-3)
+    assert (expected[-1] - expected[0]).abs().max() > 5e-2
+
+
+@pytest.mark.parametrize("wrt", WRT)
+def test_a_scale_whose_square_exceeds_float32(wrt: str) -> None:
+    """A scaler grows without bound where nothing overflows, as in bfloat16 or float32."""
+    norms = []
+    for scale in (1.0, 2.0**70):
+        net = Net(dtype=torch.float32)
+        balancer = GradNorm(**net.wrt(wrt))
+        (scale * balancer(net.losses(make_batches(1, dtype=torch.float32)[0]))).backward()
+        norms.append(balancer.statistics["gradient_norms"])
+    torch.testing.assert_close(norms[1], norms[0])

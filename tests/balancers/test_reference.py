@@ -1,0 +1,125 @@
+"""GradNorm against algorithm 1 by double backward, over 200 steps; and that this comparison can fail."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from balancers import GradNorm
+
+from .nets import Net, build
+from .reference import Case, balancer_run, compare, reference_run
+
+RULES = [(0.12, "sgd"), (0.12, "adam"), (1.5, "sgd"), (1.5, "adam")]
+# With the linear layer, every alpha with every optimiser; and every pair of a layer and a number of tasks.
+CASES = [Case("linear", 2, *rule) for rule in RULES]
+CASES += [Case("linear", 3, *RULES[1]), Case("linear", 7, *RULES[2])]
+CASES += [
+    Case(net, num_tasks, *RULES[(i + shift) % 4])
+    for shift, net in enumerate(["convolution", "dropout", "attention"])
+    for i, num_tasks in enumerate((2, 3, 7))
+]
+CASES += [Case("nested", 3), Case("twice", 3, 0.12, "sgd")]
+# The weights are driven so hard that some meet the lower bound, and leave it again.
+HARD = Case("linear", 3, 1.5, "sgd", lr=2.0)
+FEATURES = [
+    Case(net, num_tasks, *rule, features=True)
+    for (net, num_tasks), rule in zip(
+        [("linear", 2), ("linear", 7), ("convolution", 3), ("dropout", 3), ("attention", 2), ("nested", 3), ("twice", 2)],
+        2 * RULES,
+        strict=False,
+    )
+]
+
+
+def label(case: Case) -> str:
+    return f"{case.net}-{case.num_tasks}-{case.alpha}-{case.optimizer}-{case.lr}"
+
+
+def run(case: Case, method: type[GradNorm] = GradNorm, *, at_fork: bool = True) -> None:
+    net = build(case.net, case.num_tasks)
+    options = {"alpha": case.alpha, "optimizer": case.optimizer, "lr": case.lr}
+    if case.features:
+        balancer = method(net.fork, **options)
+    elif at_fork:
+        balancer = method(net.fork, wrt=net.layer, **options)
+    else:
+        balancer = method(None, wrt=net.layer.parameters(), tasks=case.num_tasks, **options)
+    compare(balancer_run(case, balancer, net), reference_run(case))
+
+
+@pytest.mark.parametrize("case", [*CASES, HARD], ids=label)
+def test_layer(case: Case):
+    run(case)
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=label)
+def test_parameters(case: Case):
+    run(case, at_fork=False)
+
+
+@pytest.mark.parametrize("case", FEATURES, ids=label)
+def test_features(case: Case):
+    run(case)
+
+
+def test_cases_are_not_trivial():
+    weights = reference_run(CASES[0]).weights
+    assert (weights - 1).abs().max() > 0.1
+    low = reference_run(HARD).weights.min(dim=1).values < 1.1e-4
+    assert (low[1:] ^ low[:-1]).sum() > 2
+
+
+class FlippedExponent(GradNorm):
+    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
+        self.alpha = -abs(self.alpha)
+        return super().adapt(losses, gradient_norms, given)
+
+
+class ForgetfulOptimizer(GradNorm):
+    """Its optimiser is as good as rebuilt at every step."""
+
+    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
+        for state in self.optimizer.buffers():
+            state.zero_()
+        return super().adapt(losses, gradient_norms, given)
+
+
+class PollutedGradients(GradNorm):
+    """Differentiates its objective by ``backward``, as public code does, so that the network's gradients get it too."""
+
+    def _measure(self, this, losses):
+        super()._measure(this, losses)
+        with torch.enable_grad():
+            weighted = [w * loss for w, loss in zip(self.weights, losses, strict=True)]
+            gradients = [torch.autograd.grad(loss, self._wrt, create_graph=True) for loss in weighted]
+            norms = torch.stack([torch.cat([g.flatten() for g in each]).norm() for each in gradients])
+            (norms - norms.mean().detach()).abs().sum().backward(retain_graph=True)
+
+
+class LateWeights(GradNorm):
+    """Weighs with the weights before the last update."""
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        late = getattr(self, "late", self.next_weights).clone()
+        self.late = self.next_weights.clone()
+        return late
+
+
+class LateSecretly(GradNorm):
+    """The same, but the weights that it shows are right."""
+
+    def forward(self, losses):
+        late = getattr(self, "late", self.next_weights).clone()
+        self.late = self.next_weights.clone()
+        return super().forward([loss * w for loss, w in zip(losses, late / self.next_weights, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "fault", [FlippedExponent, ForgetfulOptimizer, PollutedGradients, LateWeights, LateSecretly], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("at_fork", [True, False])
+def test_comparison_catches(fault: type[GradNorm], at_fork: bool):
+    case = Case("linear", 3, 1.5, "adam", steps=20)
+    run(case, at_fork=at_fork)
+    with pytest.raises(AssertionError, match="not close"):
+        run(case, fault, at_fork=at_fork)

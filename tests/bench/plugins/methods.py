@@ -1,0 +1,115 @@
+"""Methods that a user might write, some of which go wrong."""
+
+import os
+import signal
+import time
+
+import torch
+from torch import Tensor
+
+from balancers import EqualWeighting, LossBalancer, register
+
+
+@register
+class AlsoEqual(EqualWeighting):
+    name = "also-equal"
+    summary = "Equal weighting under a second name."
+
+
+@register
+class Noisy(LossBalancer):
+    name = "noisy"
+    summary = "Equal weighting that draws random numbers."
+    reads = "nothing"
+
+    def __init__(self, tasks: int | tuple[str, ...]) -> None:
+        super().__init__(tasks)
+        self.drawn: list[float] = []
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        self.drawn.append(float(torch.rand(())))
+        return torch.ones_like(losses)
+
+
+@register
+class RandomWeights(LossBalancer):
+    name = "random-weights"
+    summary = "Weights drawn anew at each step."
+    reads = "nothing"
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        return torch.rand_like(losses) * 2
+
+
+@register
+class Worsening(LossBalancer):
+    name = "worsening"
+    summary = "Descends for some steps, and then climbs."
+    reads = "nothing"
+
+    def __init__(self, tasks: int | tuple[str, ...], after: int = 5) -> None:
+        super().__init__(tasks)
+        self.left = after
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        self.left -= 1
+        return torch.full_like(losses, 1.0 if self.left >= 0 else -1.0)
+
+
+@register
+class Diverging(LossBalancer):
+    name = "diverging"
+    summary = "Weights that stop being numbers after some steps."
+    reads = "losses"
+
+    def __init__(self, tasks: int | tuple[str, ...], after: int = 5) -> None:
+        super().__init__(tasks)
+        self.left = after
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        self.left -= 1
+        return torch.ones_like(losses) * (float("nan") if self.left < 0 else 1.0)
+
+
+@register
+class Failing(LossBalancer):
+    name = "failing"
+    summary = "Raises after some steps."
+    reads = "losses"
+
+    def __init__(self, tasks: int | tuple[str, ...], after: int = 5, interrupt: bool = False) -> None:
+        super().__init__(tasks)
+        self.left = after
+        self.interrupt = interrupt
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt if self.interrupt else RuntimeError("this method gave up")
+        return torch.ones_like(losses)
+
+
+@register
+class Killing(LossBalancer):
+    name = "killing"
+    summary = "Ends its process, as the system does that runs out of memory."
+    reads = "nothing"
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return losses
+
+
+@register
+class Slow(LossBalancer):
+    name = "slow"
+    summary = "Equal weighting that takes its time."
+    reads = "nothing"
+
+    def __init__(self, tasks: int | tuple[str, ...], seconds: float = 0.003) -> None:
+        super().__init__(tasks)
+        self.seconds = seconds
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return torch.ones_like(losses)

@@ -1,0 +1,169 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from typer.testing import CliRunner
+
+from bench import environment
+from bench.cli import app
+from bench.spec import protocol_hash
+
+TREE = Path(__file__).resolve().parents[2]
+SMALL = Path(__file__).parent / "plugins" / "small.py"
+
+
+def lossbench(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of a command, in this process."""
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+def test_everything_there_is_is_listed_with_a_line() -> None:
+    code, output = lossbench("list")
+    assert code == 0
+    for name in ("equal", "static", "uncertainty", "gradnorm", "regression", "default", "smoke"):
+        assert re.search(rf"^ {name} +\w+", output, re.MULTILINE), name
+    code, output = lossbench("list", "suites")
+    assert code == 0
+    assert "smoke" in output
+    assert "gradnorm " not in output
+
+
+def test_help_says_what_a_command_does_and_how_it_ends() -> None:
+    assert {"run", "report", "list"} <= set(lossbench("--help")[1].split())
+    code, output = lossbench("run", "--help")
+    assert code == 0
+    assert "Exit codes" in output
+
+
+def test_bad_input_is_told_in_a_sentence(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(suite_text(balancers=[{"name": "gradnorm", "options": {"alpah": 1}}]))
+    results = ("--results", str(tmp_path / "results"))
+    for command, message in [
+        (("run", "smoek"), "error: no suite is called 'smoek'; did you mean 'smoke'?"),
+        (("run", str(path), *results), "error: mine.toml: balancers[0].options.alpah: unknown key"),
+        (("report", "default", *results), "error: there are no tables in"),
+    ]:
+        code, output = lossbench(*command)
+        assert code == 2
+        assert output.startswith(message)
+        assert "Traceback" not in output
+    assert lossbench("run", str(path), "--jobs", "0")[0] == 2
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_it_was_run_on_names_no_person_machine_or_folder() -> None:
+    told = json.dumps(environment.describe(jobs=2))
+    assert protocol_hash() in told
+    for private in (platform.node(), str(Path.home()), str(TREE), os.getcwd()):
+        assert private not in told
+
+
+USERS_TASKS = '''
+"""A user's method and problem, in a file that is called like one of our packages."""
+
+from balancers import LossBalancer, register
+from tasks import Regression
+import tasks
+
+
+@register
+class Mine(LossBalancer):
+    name = "mine"
+    summary = "The user's own."
+    reads = "nothing"
+
+    def weigh(self, losses):
+        return losses.new_tensor([0.5, 1.5])
+
+
+@register
+class Broken(LossBalancer):
+    name = "broken"
+    summary = "The user's own, not working yet."
+    reads = "nothing"
+
+    def weigh(self, losses):
+        raise ValueError("not working yet")
+
+
+@tasks.register
+class Tiny(Regression):
+    name = "tiny"
+    summary = "The user's own problem."
+'''
+
+
+def test_it_runs_from_a_folder_with_a_tasks_file_of_its_own(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    """That file is the user's plugin; were it, or one of the others, imported by its name, nothing would work."""
+    (tmp_path / "tasks.py").write_text(USERS_TASKS)
+    for name in ("balancers.py", "numpy.py", "joblib.py", "random.py"):
+        (tmp_path / name).write_text(f"raise ImportError('the {name} of the folder that the user works in')\n")
+    text = suite_text(
+        plugins=["tasks.py"],
+        problems=[{"name": "tiny", "steps": 4}],
+        balancers=[{"name": name} for name in ("equal", "mine", "broken")],
+        learning_rates=None,
+        reported=[1, 2],
+    )
+    (tmp_path / "mine.toml").write_text(text)
+
+    def run() -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "bench", "run", "mine.toml", "--jobs", "2"]
+        surroundings = {**os.environ, "PYTHONPATH": str(TREE)}
+        return subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
+
+    first = run()
+    assert first.returncode == 1, first.stderr  # some runs failed
+    assert "6 runs computed, 0 found from before, 2 failed" in first.stderr
+    assert "ValueError: not working yet (tasks.py, line 26)" in first.stderr
+    assert "results/mine/report.html" in first.stdout
+    folder = tmp_path / "results/mine"
+    assert (folder / "report.html").is_file()
+    assert (folder / "suite.toml").read_text() == text
+    runs = pd.read_parquet(folder / "tables/runs.parquet").set_index("balancer")["status"]
+    assert runs.groupby(level=0).agg(set).to_dict() == {"equal": {"ok"}, "mine": {"ok"}, "broken": {"failed"}}
+
+    # The repaired file is another file for all three methods, as the problem is in it too.
+    (tmp_path / "tasks.py").write_text(
+        USERS_TASKS.replace('raise ValueError("not working yet")', "return losses * 0 + 1")
+    )
+    second = run()
+    assert second.returncode == 0, second.stderr
+    assert "6 runs computed, 0 found from before, 0 failed" in second.stderr
+
+
+def test_a_changed_file_reruns_what_goes_through_it(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    """Keys are asked for in new processes, as a process knows a file as it was when it was imported."""
+    methods = ("first", "second")
+    source = (
+        "from balancers import EqualWeighting, register\n\n@register\nclass Own(EqualWeighting):\n    name = '{}'\n"
+    )
+    for method in methods:
+        (tmp_path / f"{method}.py").write_text(source.format(method))
+    files = [SMALL, *(tmp_path / f"{method}.py" for method in methods)]
+    text = suite_text(plugins=files, balancers=[{"name": name} for name in ("equal", *methods)], reported=[1])
+    (tmp_path / "mine.toml").write_text(text)
+
+    def keys() -> list[str]:
+        script = (
+            "import sys; from pathlib import Path; from bench import plan, suite;"
+            "print(*(run.key for run in plan.reported(suite.load(Path(sys.argv[1])), None)))"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path / "mine.toml")]
+        surroundings = {**os.environ, "PYTHONPATH": str(TREE)}
+        return subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True).stdout.split()
+
+    before = keys()
+    (tmp_path / "second.py").write_text(source.format("second") + "    summary = 'changed'\n")
+    after = keys()
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False]

@@ -1,0 +1,403 @@
+"""The report of a made-up results folder: what it shows, what it doesn't, and that its figures aren't blank."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from bench.analysis import choose_learning_rates, impute_failures
+from bench.report import figures, page, terminal, words
+from bench.report.load import load
+from bench.report.look import spread, styles
+
+METRIC = "normalised loss"
+STEPS = 2000
+SIGMAS = {2: (1, 100), 10: (48, 3, 54, 16, 9, 30, 52, 26, 47, 81), 40: tuple(range(1, 41))}
+
+# label: registered name, factor of the loss, factor of a step's time, power of 1/sigma that its weights go to
+BALANCERS = {
+    "equal": ("equal", 1.0, 1.0, 0),
+    "static 1/sigma²": ("static", 0.4, 1.01, 2),
+    "uncertainty": ("uncertainty", 1.0, 1.08, 1.5),
+    "GradNorm": ("gradnorm", 0.7, 1.2, 1),
+}
+HOSTILE = ('<script>alert("x")</script>', 'it\'s "quoted" & $\\frac{$ [red]', "x" * 200)
+
+
+def build(
+    folder: Path,
+    num_tasks=(2, 10),
+    balancers=BALANCERS,
+    problem_label="regression, {} tasks",
+    grid=(3e-4, 1e-3, 3e-3),
+    seeds=(1, 2, 3, 4, 5),
+    timed=True,
+    cuda=False,
+    failing="uncertainty",
+) -> Path:
+    """Write what a suite leaves in ``results/<suite>``; the first seed of ``failing`` fails on the last problem."""
+    random = np.random.default_rng(0)
+    problems = pd.DataFrame(
+        {
+            "problem": [problem_label.format(count) for count in num_tasks],
+            "name": "regression",
+            "num_tasks": num_tasks,
+            "tasks": "",
+            "primary": METRIC,
+            "higher_is_better": False,
+            "unit": "",
+            "steps": STEPS,
+            "batch_size": 100,
+        }
+    )
+    phases = [("tuning", lr, seed) for lr in grid for seed in (101, 102)] + [("reported", 1e-3, seed) for seed in seeds]
+    hardness = {seed: np.exp(random.normal(0, 0.2)) for _, _, seed in phases}
+    rows: dict[str, list[dict]] = {name: [] for name in ("runs", "scores", "curves", "trajectory", "dynamics")}
+    for (problem, count), label in product(zip(problems["problem"], num_tasks, strict=True), balancers):
+        _, factor, _, power = balancers[label]
+        for phase, lr, seed in phases:
+            run = {"problem": problem, "balancer": label, "phase": phase, "lr": lr, "seed": seed}
+            run = {"key": "/".join(map(str, run.values())), **run}
+            failed = (label, problem, seed) == (failing, problems["problem"].iloc[-1], seeds[0])
+            reason = "the loss of task sigma 3 is not finite at step 941 [nan, 1.0]"
+            rows["runs"].append(
+                {**run, "status": "failed" if failed else "ok", "reason": reason * failed, "steps": STEPS}
+            )
+            final = (
+                0.2 * count * factor * hardness[seed] * (1 + abs(np.log(lr / 1e-3))) * np.exp(random.normal(0, 0.04))
+            )
+            for checkpoint, split in product(("last", "best"), ("validation", "test")):
+                if phase == "reported" or split == "validation":
+                    about = {"checkpoint": checkpoint, "split": split, "metric": METRIC, "task": None, "imputed": False}
+                    rows["scores"].append({**run, **about, "value": np.nan if failed else final})
+            for step in np.linspace(0, STEPS, 21).round():
+                value = final + (count - final) * np.exp(-step / 300 + random.normal(0, 0.05))
+                about = {"step": step, "metric": METRIC, "task": None}
+                rows["curves"].append({**run, **about, "value": np.nan if failed and step > 941 else value})
+            if phase == "reported":
+                rows["trajectory"] += trajectory(run, np.array(SIGMAS[count], dtype=float), power, random)
+                for step in np.linspace(1, STEPS, 50).round():
+                    norm = 0.1 * factor * np.exp(-step / 900)
+                    rows["dynamics"].append(
+                        {**run, "step": step, "weight_sum": float(count), "trunk_update_norm": norm}
+                    )
+    tables = {name: pd.DataFrame(content) for name, content in rows.items()} | {"problems": problems}
+    constants = pd.DataFrame(
+        [
+            {"problem": problem, "seed": seed, "split": split, "value": 1.3 * count}
+            for problem, count in zip(problems["problem"], num_tasks, strict=True)
+            for seed, split in product(hardness, ("validation", "test"))
+        ]
+    )
+    tables["scores"] = impute_failures(tables["scores"], tables["runs"], problems, constants)
+    if grid:
+        tables["selection"] = choose_learning_rates(tables["scores"], problems)
+    if timed:
+        devices = ["cpu", "cuda"] if cuda else ["cpu"]
+        tables["costs"] = costs(problems, balancers, devices)
+        tables["micro"] = micro(devices)
+    (folder / "tables").mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
+    entries = [f'[[problems]]\nname = "regression"\nlabel = {json.dumps(label)}' for label in problems["problem"]]
+    entries += [
+        f"[[balancers]]\nname = {json.dumps(name)}\nlabel = {json.dumps(label, ensure_ascii=False)}"
+        for label, (name, *_) in balancers.items()
+    ]
+    suite = "\n\n".join(['description = "GradNorm and its baselines"\ndevice = "cpu"', *entries])
+    (folder / "suite.toml").write_text(suite, encoding="utf-8")
+    environment = {
+        "commit": "0f3c2a9d1b",
+        "versions": {"torch": "2.13.0"},
+        "processor": "a processor",
+        "gpu": None,
+        "protocol": "ab12" * 16,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    return folder
+
+
+def trajectory(run, sigmas, power, random) -> list[dict]:
+    """Weights on their way from 1 to what is proportional to ``sigma ** -power``."""
+    target = np.log(sigmas**-power / np.mean(sigmas**-power))
+    noise = random.normal(0, 0.05 * power, sigmas.size)
+    return [
+        {**run, "step": step, "task": f"sigma {sigma:g}", "loss": sigma**2 * np.exp(-step / 500), "weight": weight}
+        for step in np.linspace(1, STEPS, 100).round()
+        for sigma, weight in zip(sigmas, np.exp((target + noise) * (1 - np.exp(-step / 400))), strict=True)
+    ]
+
+
+def costs(problems, balancers, devices) -> pd.DataFrame:
+    parts = {"forward": 0.3, "backward": 0.55, "optimizer": 0.15, "step": 1.0}
+    rows = [
+        {
+            **{"problem": problem, "balancer": label, "device": device, "threads": 1, "part": part},
+            **{"median_ms": share * slow, "q25_ms": 0.98 * share * slow, "q75_ms": 1.03 * share * slow},
+            **{"ratio_to_equal": slow, "ratio_low": 0.99 * slow, "ratio_high": 1.01 * slow},
+            **dict.fromkeys(("flops", "operator_calls", "peak_bytes")),
+            **({"flops": 41_234_567, "operator_calls": 312} if part == "step" else {}),
+        }
+        for problem in problems["problem"]
+        for label, (_, _, slow, _) in balancers.items()
+        for device in devices
+        for part, share in parts.items()
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(("flops", "operator_calls", "peak_bytes"), "Int64"))
+
+
+def micro(devices) -> pd.DataFrame:
+    table = pd.DataFrame(
+        [
+            {"num_tasks": count, "what": what, "cpu_ms": time * (1 + count / 20)}
+            for what, time in (("gradient-norm step", 0.1), ("whole step", 1.1))
+            for count in (2, 10, 40)
+        ]
+    )
+    return table.assign(cuda_ms=table["cpu_ms"] / 4, ratio=4.0) if "cuda" in devices else table
+
+
+class Page(HTMLParser):
+    """A page's tags with their attributes, and its text outside the figures."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "svg" not in self.open:
+            self.text += f" {data}"
+
+    def headings(self):
+        return re.findall(r"<h2>(.*?)</h2>", self.source)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A tuned and timed suite with a failed run, and its report."""
+    folder = build(tmp_path_factory.mktemp("results") / "whole")
+    assert page.write(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """An untuned suite, nothing timed, nothing failed, and its report."""
+    folder = build(tmp_path_factory.mktemp("results") / "bare", num_tasks=(2,), grid=(), timed=False, failing=None)
+    page.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Path:
+    """A suite whose labels try to be markup, mathematics and a nuisance, measured on CUDA too."""
+    balancers = {"equal": BALANCERS["equal"], **dict.fromkeys(HOSTILE, ("other", 0.9, 1.1, 1))}
+    folder = tmp_path_factory.mktemp("results") / "hostile"
+    problem = "</h3><b>{} tasks</b>" + "y" * 180
+    build(folder, num_tasks=(2,), balancers=balancers, problem_label=problem, cuda=True, failing="x" * 200)
+    page.write(folder)
+    return folder
+
+
+class TestPage:
+    @pytest.mark.parametrize("folder", ["whole", "bare", "hostile"])
+    def test_needs_no_network_and_no_other_file(self, folder, request):
+        parsed = Page(request.getfixturevalue(folder) / "report.html")
+        assert "http" not in parsed.source
+        assert "@import" not in parsed.source
+        assert not {"script", "link", "iframe", "img", "image", "object", "base"} & {tag for tag, _ in parsed.tags}
+        for _, attributes in parsed.tags:
+            assert "src" not in attributes
+            for name in ("href", "xlink:href"):
+                assert attributes.get(name, "#").startswith("#")
+        assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", parsed.source))
+
+    @pytest.mark.parametrize("folder", ["whole", "bare", "hostile"])
+    def test_ids_are_unique_and_references_lead_somewhere(self, folder, request):
+        parsed = Page(request.getfixturevalue(folder) / "report.html")
+        ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        targets = re.findall(r'href="#([^"]+)"', parsed.source) + re.findall(r"url\(#([^)]+)\)", parsed.source)
+        assert targets
+        assert set(targets) <= set(ids)
+
+    def test_shows_every_section_there_is_data_for(self, whole):
+        assert Page(whole / "report.html").headings() == [
+            *("Leaderboard", "Learning curves", "Weights", "Cost of a step", "Micro-benchmark", "Learning rates"),
+            *("Size of the steps", "Failures", "What it was run on"),
+        ]
+
+    def test_leaves_out_sections_without_data(self, bare):
+        headings = Page(bare / "report.html").headings()
+        expected = [words.DEFAULTS_TITLE, "Learning curves", "Weights", "Size of the steps", "What it was run on"]
+        assert headings == expected
+
+    def test_without_a_grid_nothing_is_ranked(self, bare):
+        text = Page(bare / "report.html").text
+        assert "Defaults, not a ranking" in text
+        assert "rank nothing" in text
+        for word in ("Leaderboard", "Verdict", "better than", "worse than", "tie"):
+            assert not re.search(rf"\b{word}\b", text), word
+
+    def test_hostile_labels_are_text(self, hostile):
+        parsed = Page(hostile / "report.html")
+        for label in HOSTILE:
+            assert label in parsed.text
+        assert "</h3><b>2 tasks</b>" in parsed.text
+        assert "b" not in {tag for tag, _ in parsed.tags}
+
+    def test_says_what_was_found_and_on_what(self, whole):
+        text = " ".join(Page(whole / "report.html").text.split())
+        assert re.search(r"static 1/sigma² \(0\.\d\d×\) and GradNorm \(0\.\d\d×\) score better than equal", text)
+        assert "1 of 40 reported runs failed" in text
+        assert "not finite at step 941 [nan, 1.0]" in text
+        assert "0f3c2a9d1b" in text
+        assert "on CPU (a processor)" in text
+        assert "ab12" * 16 in text
+        assert 'description = "GradNorm and its baselines"' in text
+
+    def test_every_score_has_its_interval(self, whole):
+        board = load(whole).board
+        source = Page(whole / "report.html").source
+        for row in board.itertuples():
+            for mean, low, high in ((row.score, row.score_low, row.score_high), (row.best_score, *row[11:13])):
+                _, _, bounds = words.interval(mean, low, high).partition(" ")
+                assert f'<span class="bounds">{bounds}</span>' in source
+
+    def test_columns_of_a_device_that_was_not_measured_are_absent(self, whole, hostile):
+        assert "CUDA" not in Page(whole / "report.html").text
+        assert "CPU over CUDA" in Page(hostile / "report.html").text
+
+    def test_a_suite_in_which_everything_failed_is_reported(self, tmp_path):
+        folder = build(tmp_path / "failed", num_tasks=(2,), grid=(), timed=False)
+        for name in ("scores", "curves"):
+            table = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+            table.assign(value=np.nan).to_parquet(folder / "tables" / f"{name}.parquet")
+        runs = pd.read_parquet(folder / "tables" / "runs.parquet")
+        runs.assign(status="failed", reason="no luck").to_parquet(folder / "tables" / "runs.parquet")
+        text = Page(page.write(folder)).text
+        assert "20 of 20 reported runs failed" in text
+        assert text.count("no luck") == 20
+
+    def test_an_interrupted_suite_has_nothing_to_compare_yet(self, tmp_path):
+        folder = build(tmp_path / "tuning", num_tasks=(2,), timed=False)
+        for name in ("runs", "scores", "curves", "trajectory", "dynamics"):
+            table = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+            table[table["phase"] == "tuning"].to_parquet(folder / "tables" / f"{name}.parquet")
+        parsed = Page(page.write(folder))
+        assert "nothing to compare" in parsed.text
+        assert parsed.headings() == ["Learning rates", "What it was run on"]
+
+    def test_refuses_another_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"not the results folder of a suite: it has no suite\.toml"):
+            page.write(tmp_path)
+
+
+class TestFigures:
+    def test_all_are_written_and_not_blank(self, whole):
+        names = {"scores", "curves", "cost", "micro", "learning-rates", "dynamics", "weights-1", "weights-2", "summary"}
+        folder = whole / "figures"
+        assert {path.name for path in folder.iterdir()} == {
+            f"{name}{end}" for name in names for end in (".svg", ".png")
+        }
+        for name in names:
+            picture = imread(folder / f"{name}.png")[..., :3]
+            inked = np.any(picture < 0.95, axis=-1)
+            assert 0.01 < inked.mean() < 0.5, name
+            assert len(np.unique((picture[inked] * 8).astype(int), axis=0)) > 5, name
+
+    def test_summary_is_as_wide_as_a_readme(self, whole):
+        assert imread(whole / "figures" / "summary.png").shape[:2] == (500, 1200)
+
+    def test_labels_of_a_figure_lie_apart_and_in_order(self):
+        heights = np.array([0.5, 0.51, 0.1, 0.5, 0.99, 1.0])
+        places = spread(heights, 0.08)
+        assert np.diff(np.sort(places)).min() >= 0.08 - 1e-12
+        assert (np.diff(places[np.argsort(heights, kind="stable")]) > 0).all()
+        assert places.max() <= 1
+        assert places[2] == pytest.approx(0.1)
+
+    def test_no_two_methods_look_alike(self):
+        looks = styles([f"method {i}" for i in range(32)])
+        assert len(set(looks.values())) == 32
+        assert len({look.colour for look in list(looks.values())[:8]}) == 8
+
+    def test_many_tasks_and_equal_files_for_equal_results(self, tmp_path):
+        folders = [build(tmp_path / name, num_tasks=(40,), seeds=(1, 2), grid=(), timed=False) for name in "ab"]
+        for folder in folders:
+            figures.draw(load(folder))
+        for path in (folders[0] / "figures").iterdir():
+            assert path.read_bytes() == (folders[1] / "figures" / path.name).read_bytes(), path.name
+
+
+class TestTerminal:
+    def test_fits_100_columns_and_names_every_method(self, whole, capsys):
+        terminal.print_leaderboard(whole)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("Leaderboard: whole")
+        assert max(map(len, lines)) <= 100
+        for label in BALANCERS:
+            assert sum(line.strip().startswith(label) for line in lines) == 2
+
+    def test_without_a_grid_nothing_is_ranked(self, bare, capsys):
+        terminal.print_leaderboard(bare)
+        out = capsys.readouterr().out
+        assert out.startswith("Defaults, not a ranking")
+        assert "better" not in out.replace("lower is better", "")
+
+    def test_labels_are_not_markup(self, hostile, capsys):
+        terminal.print_leaderboard(hostile)
+        assert "[red]" in capsys.readouterr().out
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("numbers", "text"),
+        [
+            ((0.51234, 0.48021, 0.54447), "0.512 [0.480, 0.544]"),
+            ((12.3456, 10.1, 14.5), "12.3 [10.1, 14.5]"),
+            ((7.2, 1.9, 29.3), "7.2 [1.9, 29.3]"),
+            ((1234.5, 1200.0, 1269.0), "1234 [1200, 1269]"),
+            ((0.000012, 0.00001, 0.000014), "1.20e-5 [1.00e-5, 1.40e-5]"),
+            ((0.25, float("nan"), float("nan")), "0.250"),
+            ((1.0, 1.0, 1.0), "1.000 [1.000, 1.000]"),
+        ],
+    )
+    def test_an_interval_has_the_digits_it_supports(self, numbers, text):
+        assert words.interval(*numbers) == text
+
+    def test_comparisons(self):
+        assert words.relative("ratio", 0.6213, 0.5801, 0.6654) == "0.621× [0.580, 0.665]"
+        assert words.relative("difference", 1.3, 0.91, 1.69) == "+1.30 [+0.91, +1.69]"
+        assert words.relative("difference", -1.3, -1.69, 0.2) == "−1.30 [−1.69, +0.20]"
+        assert words.relative("ratio", float("nan"), float("nan"), float("nan")) == words.NOTHING
+
+    def test_learning_rates_as_typed(self):
+        assert [words.rate(lr) for lr in (0.001, 3e-5, 0.0003, 1.0)] == ["0.001", "3e-5", "0.0003", "1"]
+
+    def test_long_labels_keep_both_ends(self):
+        assert words.short("a" * 50 + "z" * 50, 11) == "aaaaa…zzzzz"
+        assert words.short("short", 11) == "short"
+
+    def test_one_seed_is_told_apart_from_nothing(self, tmp_path):
+        results = load(build(tmp_path / "one", num_tasks=(2,), seeds=(1,), timed=False, failing=None))
+        assert words.title(results) == "One seed, not a ranking"
+        assert "too few seeds" in words.reading(results)
