@@ -174,7 +174,7 @@ class LossBalancer(nn.Module):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names; a method may add what it counts in Python."""
+        """The tasks' names."""
         return {"tasks": None if self.tasks is None else list(self.tasks)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,8 @@ class GradNorm(GradientBalancer):
         optimizer: the weights' own, ``"adam"`` (the paper's) or ``"sgd"``.
         initial_losses: :math:`L_i(0)` where they are known, one a task or a dict by task name: :math:`\log C` for a
             cross-entropy over C classes, say. By default those of the first step.
-        freeze_after: a number of updates after which the weights stay, and nothing is measured any more.
+        freeze_after: a number of valid updates after which the weights stay, and nothing is measured any more. The
+            update that reaches it waits for the device.
 
     Raises:
         ValueError: ``alpha``, ``lr``, ``initial_losses`` or ``freeze_after`` is out of range.
@@ -86,10 +86,12 @@ class GradNorm(GradientBalancer):
         self.alpha = alpha
         self.freeze_after = freeze_after
         self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
-        self._updates = 0
+        self._most_updates = 0  # valid ones and others: the device alone knows which were valid
         self.register_buffer("next_weights", torch.ones(self.num_tasks))
         self.register_buffer("initial_losses", torch.tensor(self._initial(initial_losses)))
         self.register_buffer("weights_sum", torch.zeros(self.num_tasks))
+        self.register_load_state_dict_post_hook(_after_loading)
+        self._freeze_when_due()
 
     def weigh(self, losses: Tensor) -> Tensor:
         """:math:`w_i(t)`, ``(T,)``."""
@@ -111,7 +113,9 @@ class GradNorm(GradientBalancer):
         self.next_weights.copy_(torch.where(known, self._renormalize(self.next_weights, given), self.next_weights))
 
         self.statistics.update(loss_ratios=ratios, gradient_norms=weighted_norms, targets=targets)
-        self._count(self._updates + 1)
+        self._most_updates += 1
+        if self.freeze_after is not None and self._most_updates >= self.freeze_after:
+            self._freeze_when_due()
         return valid
 
     def average_weights(self) -> StaticWeighting:
@@ -133,16 +137,14 @@ class GradNorm(GradientBalancer):
         return raised * ((self.num_tasks - held) / (raised * given).sum())
 
     def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
-        if not self._frozen():
+        if not self._frozen:
             super()._watch(total, losses, this)
 
-    def _frozen(self) -> bool:
-        return self.freeze_after is not None and self._updates >= self.freeze_after
-
-    def _count(self, updates: int) -> None:
-        self._updates = updates
+    def _freeze_when_due(self) -> None:
+        self._most_updates = int(self.optimizer.step)
+        self._frozen = self.freeze_after is not None and self._most_updates >= self.freeze_after
         if self._fork is not None:
-            self._fork.recording = not self._frozen()
+            self._fork.recording = not self._frozen
 
     def _initial(self, losses: Sequence[float] | Mapping[str, float] | None) -> list[float]:
         if losses is None:
@@ -158,12 +160,10 @@ class GradNorm(GradientBalancer):
             raise ValueError(f"initial_losses is {values}; expected positive numbers")
         return values
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return super().get_extra_state() | {"updates": self._updates}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._count(state["updates"])
+def _after_loading(balancer: nn.Module, _: object) -> None:
+    assert isinstance(balancer, GradNorm)
+    balancer._freeze_when_due()
 
 
 def _mean(values: Tensor, given: Tensor | None) -> Tensor:

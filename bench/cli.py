@@ -21,7 +21,7 @@ from .files import BadFileError
 from .report import page, terminal
 from .schedule import BusyError, Summary
 from .toml import SuiteError
-from .workers import WorkerLostError
+from .workers import WorkerError
 
 MOST_FAILURES = 5
 """So many failed runs are told of one by one."""
@@ -147,6 +147,6 @@ def _told(console: Console) -> Iterator[None]:
     except (SuiteError, BusyError, BadFileError, OSError) as error:
         console.print(Text(f"error: {error}"))
         raise typer.Exit(2) from None
-    except WorkerLostError as error:
+    except WorkerError as error:
         console.print(Text(f"error: {error}"))
         raise typer.Exit(1) from None

@@ -29,6 +29,42 @@ FROM_PROBLEM = "problem:"
 """An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY."""
 
 
+TOP = (
+    *("description", "device", "evaluations", "plugins"),
+    *("seeds", "learning_rates", "cost", "problems", "balancers"),
+)
+PROBLEM = ("name", "label", "steps", "batch_size", "options")
+BALANCER = ("name", "label", "wrt", "options")
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and value >= least  # isinstance would let true and false pass
+
+
+def _distinct(value: object, least: int) -> bool:
+    return isinstance(value, list) and len(value) >= least and len({*map(repr, value)}) == len(value)
+
+
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
+COUNT = Kind("a whole number, 1 or more", lambda value: _whole(value, 1))
+ROUNDS = Kind("a whole number, 0 or more", lambda value: _whole(value, 0))
+DEVICE = Kind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
+DEVICES = Kind(
+    'a list of "cpu", "cuda" or both',
+    lambda value: _distinct(value, 1) and all(one in get_args(Device) for one in value),
+)
+WRT = Kind('"features", "layer" or "parameters"', lambda value: value in get_args(Wrt))
+SEEDS = Kind(
+    "a list of different whole numbers, 0 or more",
+    lambda value: _distinct(value, 1) and all(_whole(one, 0) for one in value),
+)
+RATES = Kind(
+    "a list of different positive numbers, two or more",
+    lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
+)
+
+
 @dataclass(frozen=True)
 class ProblemEntry:
     """A problem of a suite; ``recipe`` is its own with what the suite changes."""
@@ -133,42 +169,6 @@ def load(path: Path) -> Suite:
     )
 
 
-TOP = (
-    *("description", "device", "evaluations", "plugins"),
-    *("seeds", "learning_rates", "cost", "problems", "balancers"),
-)
-PROBLEM = ("name", "label", "steps", "batch_size", "options")
-BALANCER = ("name", "label", "wrt", "options")
-
-
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and value >= least  # isinstance would let true and false pass
-
-
-def _distinct(value: object, least: int) -> bool:
-    return isinstance(value, list) and len(value) >= least and len({*map(repr, value)}) == len(value)
-
-
-TEXT = Kind("a text", lambda value: isinstance(value, str))
-TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
-COUNT = Kind("a whole number, 1 or more", lambda value: _whole(value, 1))
-ROUNDS = Kind("a whole number, 0 or more", lambda value: _whole(value, 0))
-DEVICE = Kind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
-DEVICES = Kind(
-    'a list of "cpu", "cuda" or both',
-    lambda value: _distinct(value, 1) and all(one in get_args(Device) for one in value),
-)
-WRT = Kind('"features", "layer" or "parameters"', lambda value: value in get_args(Wrt))
-SEEDS = Kind(
-    "a list of different whole numbers, 0 or more",
-    lambda value: _distinct(value, 1) and all(_whole(one, 0) for one in value),
-)
-RATES = Kind(
-    "a list of different positive numbers, two or more",
-    lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
-)
-
-
 def _require_unique_labels(tables: list[Table]) -> None:
     labels = [_label(table) for table in tables]
     for table, label in zip(tables, labels, strict=True):
@@ -183,14 +183,15 @@ def _label(table: Table) -> str:
 
 
 def _load_plugins(top: Table, folder: Path) -> tuple[Path, ...]:
-    files = tuple((folder / name).resolve() for name in top.take("plugins", TEXTS, ()))
-    for i, file in enumerate(files):
+    names = top.take("plugins", TEXTS, ())
+    files = tuple((folder / name).resolve() for name in names)
+    for i, (name, file) in enumerate(zip(names, files, strict=True)):
         if not file.is_file():
-            top.fail(f"plugins[{i}]", f"there is no file {file.name} in the suite's folder")
+            top.fail(f"plugins[{i}]", f"there is no file {name}, as seen from the suite's folder")
         try:
             plugins.load([file])
         except Exception as error:
-            top.fail(f"plugins[{i}]", f"{file.name} can't be loaded: {type(error).__name__}: {error}")
+            top.fail(f"plugins[{i}]", f"{name} can't be loaded: {type(error).__name__}: {error}")
     return files
 
 
@@ -265,6 +266,6 @@ def _resolve(table: Table, key: str, value: object, entry: ProblemEntry) -> obje
 
 
 def _culprit(options: Options, error: Exception) -> str:
-    """The key that an error is about: the one option that its message speaks of, else all of them."""
+    """The key that an error is about: the one option that its message speaks of, else all of them, if there are any."""
     named = [name for name in options if re.search(rf"\b{re.escape(name)}\b", str(error))]
-    return f"options.{named[0]}" if len(named) == 1 else "options"
+    return f"options.{named[0]}" if len(named) == 1 else "options" if options else "name"

@@ -70,7 +70,8 @@ class Table:
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """`` (did you mean ...?)``, then all ``names``: the end of a sentence that says that ``name`` is none of them."""
+    """The end of a sentence that says that ``name`` is none of ``names``: which it may have meant, and all of them."""
     names = sorted(names)
     match = difflib.get_close_matches(name, names, n=1)
-    return (f"; did you mean {match[0]!r}?" if match else ";") + f" There is {', '.join(names) or 'none'}"
+    known = ", ".join(names) or "none"
+    return f"; did you mean {match[0]!r}? Known: {known}" if match else f"; known: {known}"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import tasks
 
@@ -114,7 +114,7 @@ class _Trial:
         torch.manual_seed(stream_seed(spec.seed, "balancer"))
         self.balancer = build.balancer(spec.method, self.problem, self.model).to(self.device).train()
         self.record = Record(spec.recipe.steps, len(self.problem.tasks), self.device)
-        self.start = self.problem.evaluate(self.model, self.data, "validation", None)
+        self.start = self.evaluate(self.model, "validation", None)
         self.result.curves.append(Evaluation(0, self.start))
 
     def train(self) -> None:
@@ -144,7 +144,7 @@ class _Trial:
 
     def validate(self, step: int) -> None:
         """Evaluates, and keeps the model if it is the best so far."""
-        metrics = self.problem.evaluate(self.model, self.data, "validation", self.start)
+        metrics = self.evaluate(self.model, "validation", self.start)
         self.result.curves.append(Evaluation(step, metrics))
         self.require_finite(metrics, f"validation score after step {step}")
         if self.best_evaluation().step == step:
@@ -174,7 +174,16 @@ class _Trial:
     def test(self, state: Mapping[str, Any], start: Metrics | None) -> Metrics:
         """All metrics on the test split of the model in ``state``."""
         self.model.load_state_dict(state)
-        return self.problem.evaluate(self.model, self.data, "test", start)
+        return self.evaluate(self.model, "test", start)
+
+    def evaluate(self, model: nn.Module, split: Split, start: Metrics | None) -> Metrics:
+        """All metrics that the problem declares, relative where they are so to ``start``, the initial model's."""
+        metrics = self.problem.evaluate(model, self.data, split, start)
+        if missing := [metric.name for metric in self.problem.metrics if metric.name not in metrics]:
+            raise ValueError(
+                f"evaluate of {self.problem.name} gives no {', '.join(missing)}, which its metrics declare"
+            )
+        return {metric.name: float(metrics[metric.name]) for metric in self.problem.metrics}
 
     def fetch(self) -> None:
         """Brings the record of losses and weights up to date.
@@ -217,9 +226,8 @@ class _Trial:
             return
         self.model.load_state_dict(self.initial)
         for split in splits:
-            start = self.problem.evaluate(self.model, self.data, split, None)
-            metrics = self.problem.evaluate(constant, self.data, split, start)
-            self.result.scores.append(Score("constant", split, metrics))
+            start = self.evaluate(self.model, split, None)
+            self.result.scores.append(Score("constant", split, self.evaluate(constant, split, start)))
 
 
 def _distance(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> float:

@@ -21,8 +21,8 @@ from .plan import Planned
 from .spec import RunSpec
 
 
-class WorkerLostError(Exception):
-    """A worker process ended in the middle of a run."""
+class WorkerError(Exception):
+    """The workers can't go on; what they have finished is kept."""
 
 
 def compute(runs: Sequence[Planned], folder: Path, files: Sequence[Path], jobs: int) -> Iterator[bool]:
@@ -31,18 +31,18 @@ def compute(runs: Sequence[Planned], folder: Path, files: Sequence[Path], jobs: 
     The order is that in which they end. ``folder`` is the suite's results folder, ``files`` are its plugins.
 
     Raises:
-        WorkerLostError: something other than this benchmark ended a worker.
+        WorkerError: something other than this benchmark ended a worker, or a source file was changed meanwhile.
     """
     # Without this, a worker's first imports would look into the folder that the benchmark was started from.
     os.environ["PYTHONSAFEPATH"] = "1"
-    work = (delayed(_work)(run.spec, store.run_path(folder, run.key), files, os.getpid()) for run in runs)
+    work = (delayed(_work)(run.spec, run.key, folder, files, os.getpid()) for run in runs)
     try:
         with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
             yield from Parallel(return_as="generator_unordered", batch_size=1)(work)
     except BrokenProcessPool:
-        raise WorkerLostError(
-            "a worker process was killed, for lack of memory perhaps; what it had finished is kept, and the same "
-            "command goes on from here (with a smaller --jobs it needs less memory)"
+        raise WorkerError(
+            "a worker process was killed, for lack of memory perhaps; what was finished is kept, and the same command "
+            "goes on from here (with a smaller --jobs it needs less memory)"
         ) from None
 
 
@@ -51,12 +51,14 @@ def stop() -> None:
     get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
-def _work(spec: RunSpec, path: Path, files: Sequence[Path], parent: int) -> bool:
+def _work(spec: RunSpec, key: str, folder: Path, files: Sequence[Path], parent: int) -> bool:
     if os.getpid() != parent:
         _belong_to(parent)
     plugins.load(files)
+    if spec.key != key:  # this process has read a newer file than the one that asks
+        raise WorkerError("a source file has changed since the suite was started; start it again")
     result = train.run(spec)
-    store.save(path, spec, result)
+    store.save(store.run_path(folder, key), spec, result)
     return result.status == "failed"
 
 

@@ -1,5 +1,6 @@
 """Accelerate's `accelerator.backward` calls backward, with and without gradient accumulation."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .integration import (
     assert_bit_equal,
     assert_same,
     flat_gradients,
+    gradient_norms,
     in_parts,
     make_batches,
     run_reference,
@@ -60,7 +62,7 @@ def run_accelerated(net: Net, balancer: LossBalancer, windows: list[list[Part]],
 @pytest.mark.parametrize("wrt", WRT)
 @pytest.mark.parametrize("parts", [1, 4])
 def test_gradnorm(layer: str, wrt: str, parts: int) -> None:
-    windows = in_parts(make_batches(6 * parts), parts)
+    windows = in_parts(make_batches(8 * parts), parts)
     net = Net(layer)
     found = run_accelerated(net, GradNorm(**net.wrt(wrt), accumulate=parts), windows)
     assert_same(found, run_reference(Net(layer), GradNormReference(), windows, wrt))
@@ -81,14 +83,17 @@ def test_uncertainty() -> None:
     assert_same(found, run_reference(Net(), UncertaintyReference(), windows))
 
 
-def test_bfloat16_autocast_follows_the_exact_weights() -> None:
-    windows = in_parts(make_batches(6, dtype=torch.float32), 1)
+@pytest.mark.parametrize("wrt", WRT)
+def test_bfloat16_autocast(wrt: str) -> None:
+    """Norms as in float64, up to bfloat16's rounding."""
     net = Net(dtype=torch.float32)
-    balancer = GradNorm(**net.wrt("layer"), optimizer="sgd", lr=0.01)
-    found = run_accelerated(net, balancer, windows, mixed_precision="bf16")
-    exact = in_parts(make_batches(6), 1)
-    expected = run_reference(Net(), GradNormReference(optimizer="sgd", lr=0.01), exact).weights
-    torch.testing.assert_close(found.weights, expected.float(), rtol=0, atol=1e-2)
+    exact = copy.deepcopy(net).double()
+    balancer = GradNorm(**net.wrt(wrt))
+    windows = in_parts(make_batches(1, dtype=torch.float32), 1)
+    run_accelerated(net, balancer, windows, mixed_precision="bf16")
+    x, y = windows[0][0].batch
+    expected = gradient_norms(exact, (x.double(), y.double()), wrt).float()
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], expected, rtol=3e-2, atol=0)
 
 
 def test_save_state_and_load_state(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from .integration import (
 )
 
 torch.set_num_threads(1)
-OPTIONS = [{"optimizer": "adam", "lr": 0.025, "alpha": 1.5}, {"optimizer": "sgd", "lr": 0.01, "alpha": 0.12}]
+OPTIONS = [{"optimizer": "adam", "lr": 0.025, "alpha": 1.5}, {"optimizer": "sgd", "lr": 0.1, "alpha": 0.12}]
 
 
 @pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])

@@ -82,7 +82,7 @@ def fit(
 @pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_gradnorm(layer: str, accumulate: int) -> None:
-    batches = make_batches(6 * accumulate)
+    batches = make_batches(8 * accumulate)
     module = make(layer, accumulate=accumulate)
     fit(module, batches, accumulate, limit_val_batches=0)  # validation would draw dropout's numbers, no more
     expected = run_reference(Net(layer), GradNormReference(), in_parts(batches, accumulate))

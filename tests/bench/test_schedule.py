@@ -1,5 +1,6 @@
 """A suite: what is done, what is not done again, and what ends up in its tables."""
 
+import io
 import os
 import random
 import signal
@@ -15,14 +16,15 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from bench import plan, schedule, suite
+from bench import plan, schedule, suite, workers
 from bench.schedule import BusyError, Summary
 from bench.suite import Suite
-from bench.workers import WorkerLostError
+from bench.workers import WorkerError
 
 MakeSuite = Callable[..., Suite]
 Run = Callable[..., Summary]
 TREE = Path(__file__).resolve().parents[2]
+PLUGINS = [Path(__file__).parent / "plugins" / name for name in ("small.py", "methods.py")]
 UNTIMED = ("problems", "runs", "scores", "curves", "trajectory", "dynamics", "selection")
 
 
@@ -79,6 +81,18 @@ def test_what_was_done_is_not_done_again(run: Run) -> None:
     assert first.reused == 0
     again = run(**edge_free)
     assert (again.computed, again.reused) == (0, first.computed)
+
+
+def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> None:
+    told = io.StringIO()
+    methods = [{"name": "equal"}, {"name": "failing"}]
+    loaded = make_suite(learning_rates=None, balancers=methods, rounds=1)
+    schedule.run(loaded, tmp_path / "results", 1, Console(file=told, width=200))
+    lines = told.getvalue().splitlines()
+    assert lines[0] == "reported runs: 0 of 8 done, 1 running, 0 failed"
+    assert lines[1].startswith("reported runs: 6 of 8 done, 0 running, 3 failed, 0:0")
+    assert lines[1].endswith(" left")
+    assert lines[-1] == "step timing: 8 of 8 done, 0 running, 4 failed"
 
 
 def test_a_changed_option_reruns_what_it_touches(run: Run) -> None:
@@ -194,9 +208,27 @@ def test_failed_runs_are_reported_with_the_worse_score(run: Run, table: Table, c
 
 def test_a_worker_that_is_killed_ends_the_suite_with_a_sentence(run: Run) -> None:
     methods = [{"name": "equal"}, {"name": "killing"}]
-    with pytest.raises(WorkerLostError, match="the same command goes on"):
+    with pytest.raises(WorkerError, match="the same command goes on"):
         run(jobs=2, learning_rates=None, balancers=methods)
     assert run(learning_rates=None, balancers=methods[:1]).reused > 0
+
+
+def test_a_file_edited_on_the_way_stops_the_suite(make_suite: MakeSuite, tmp_path: Path) -> None:
+    """A worker that starts later would import the newer file, and its results belong under other keys."""
+    source = (
+        "from balancers import EqualWeighting, register\n\n@register\nclass Own(EqualWeighting):\n    name = 'edited'\n"
+    )
+    (tmp_path / "own.py").write_text(source)
+    loaded = make_suite(plugins=[*PLUGINS, "own.py"], balancers=[{"name": "edited"}], learning_rates=None)
+    runs = plan.reported(loaded, None)
+    assert len({run.key for run in runs}) == 3
+    (tmp_path / "own.py").write_text(source + "    summary = 'edited meanwhile'\n")
+    try:
+        with pytest.raises(WorkerError, match="has changed since the suite was started"):
+            list(workers.compute(runs, tmp_path / "results", loaded.plugins, 2))
+    finally:
+        workers.stop()
+    assert not list((tmp_path / "results").rglob("*.parquet"))
 
 
 def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ def test_a_plugin_that_raises_is_told_of(make_suite: MakeSuite, tmp_path: Path) 
         make_suite(plugins=["broken.py"])
 
 
+def test_a_problem_that_does_not_say_what_it_must_is_told_of(make_suite: MakeSuite, tmp_path: Path) -> None:
+    source = (Path(__file__).parent / "plugins" / "small.py").read_text()
+    (tmp_path / "silent.py").write_text(source.replace('"small"', '"silent"').replace('primary = "error"', ""))
+    with pytest.raises(SuiteError, match=r"^mine.toml: problems\[0\].name: Small states no 'primary'"):
+        make_suite(plugins=["silent.py"], problems=[{"name": "silent"}])
+
+
 def test_what_a_method_or_a_problem_declares_is_filled_in(make_suite: MakeSuite) -> None:
     balancers = [
         {"name": "gradnorm"},

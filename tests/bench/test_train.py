@@ -15,6 +15,7 @@ from bench.seeds import STREAMS, generator, stream_seed
 from bench.spec import Method, RunSpec
 from bench.suite import Suite
 from bench.train import Result
+from tasks import Metric
 
 MakeSuite = Callable[..., Suite]
 MakeSpec = Callable[..., RunSpec]
@@ -173,6 +174,14 @@ def test_the_constant_predictor_is_measured_like_a_model(make_spec: MakeSpec) ->
     assert constant.metrics["error"] == pytest.approx(2, rel=0.5)
     assert start["error"] == 2
     assert not train.run(make_spec("failing", constant=False)).scores
+
+
+def test_a_metric_that_is_declared_but_not_given_is_a_failure(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec()
+    monkeypatch.setattr(tasks.get("small"), "metrics", (*tasks.get("small").metrics, Metric("f1", "", "", True)))
+    assert train.run(spec).reason.startswith("ValueError: evaluate of small gives no f1, which its metrics declare")
 
 
 def test_ctrl_c_is_no_failure(make_spec: MakeSpec) -> None:
