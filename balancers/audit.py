@@ -5,7 +5,7 @@ heads share. Where heads are computed as one product the graph can't tell their 
 differentiated once, with respect to the aliases.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, Node
 
+from .ddp import DDP_SINK
 from .fork import AUDIT_KEY, Fork
 from .losses import Entries, Root, roots
 
@@ -45,7 +46,7 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
         ForkError: a task, and what is wrong with its way to the shared parameters.
     """
     starts = roots(losses)
-    reaches = {i: _walk(start.edge.node, fork) for i, start in enumerate(starts) if start is not None}
+    reaches = {i: _walk(start.edge, fork) for i, start in enumerate(starts) if start is not None}
     unbinds = set[Node]().union(*(reach.unbinds for reach in reaches.values()))
     if not unbinds:
         raise ForkError(
@@ -53,7 +54,7 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
             "training mode; the fork is a plain identity where the whole model is compiled as one graph: compile the "
             "trunk and the heads apart, or measure parameters instead (fork=None)"
         )
-    trunk = set[nn.Parameter]().union(*(_walk(node, None).parameters for node in _inputs(unbinds)))
+    trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _sources(unbinds)))
     if elsewhere := set(wrt) - trunk:
         raise ForkError(
             f"wrt holds {_describe(elsewhere)} that the fork's features do not depend on: expected the last shared "
@@ -66,43 +67,56 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
                 f"tied weights, a penalty on the trunk): pass such features through the fork too, and add penalties to "
                 f"the loss that the balancer returns"
             )
-    if len(reaches) > 1 and all(reach.aliases == set(range(fork.num_tasks)) for reach in reaches.values()):
-        _differentiate(starts, unbinds, fork.num_tasks, label)
-        return
+    alike = {i: _alike(i, reaches) for i in reaches}
     for i, reach in reaches.items():
-        _check_aliases(i, reach.aliases, label)
+        _check_aliases(i, reach.aliases - alike[i], label)
     for i, first in reaches.items():
         for j, second in reaches.items():
-            if i < j and (shared := first.parameters & second.parameters):
+            if i < j and j not in alike[i] and (shared := first.parameters & second.parameters):
                 raise ForkError(
                     f"the losses of {label(i)} and {label(j)} share {_describe(shared)} after the fork: put what tasks "
                     f"share before it"
                 )
+    for i, start in enumerate(starts):
+        if start is not None and alike[i]:
+            _check_aliases(i, _touched(start, unbinds, fork.num_tasks) or {i}, label)  # a loss may be flat just now
 
 
-def _walk(start: Node, fork: Fork | None) -> Reach:
+def _alike(i: int, reaches: Mapping[int, Reach]) -> set[int]:
+    """The other tasks that the graph can't tell from task ``i``: all reach each other's aliases and their own."""
+
+    def both(reach: Reach, j: int) -> bool:
+        return {i, j} <= reach.aliases
+
+    return {j for j in reaches[i].aliases - {i} if both(reaches[i], j) and (j not in reaches or both(reaches[j], j))}
+
+
+def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
     """All that ``start`` depends on, as far as ``fork``; None walks to the leaves."""
     reach = Reach()
-    waiting, seen = [start], {start}
+    waiting, seen = [(start.node, start.output_nr)], set[tuple[Node, int]]()
     while waiting:
-        node = waiting.pop()
+        node, output = waiting.pop()
         variable = getattr(node, "variable", None)
         if isinstance(variable, nn.Parameter):
             reach.parameters.add(variable)
-        for following, output in node.next_functions:
-            if following is None:
+        sources = node.next_functions
+        for source, nr in sources[output : output + 1] if node.name() == DDP_SINK else sources:
+            if source is None:
                 continue
-            if fork is not None and cast("dict[str, Fork]", following.metadata).get(AUDIT_KEY) is fork:
-                reach.unbinds.add(following)
-                reach.aliases.add(output)
-            elif following not in seen:
-                seen.add(following)
-                waiting.append(following)
+            if fork is not None and cast("dict[str, Fork]", source.metadata).get(AUDIT_KEY) is fork:
+                reach.unbinds.add(source)
+                reach.aliases.add(nr)
+                continue
+            place = (source, nr if source.name() == DDP_SINK else 0)
+            if place not in seen:
+                seen.add(place)
+                waiting.append(place)
     return reach
 
 
-def _inputs(nodes: Iterable[Node]) -> list[Node]:
-    return [following for node in nodes for following, _ in node.next_functions if following is not None]
+def _sources(nodes: Iterable[Node]) -> list[GradientEdge]:
+    return [GradientEdge(source, nr) for node in nodes for source, nr in node.next_functions if source is not None]
 
 
 def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
@@ -119,16 +133,11 @@ def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
         )
 
 
-def _differentiate(starts: Sequence[Root | None], unbinds: set[Node], num_tasks: int, label: Label) -> None:
-    """The same check by value, for losses whose graphs are one."""
+def _touched(start: Root, unbinds: set[Node], num_tasks: int) -> set[int]:
+    """The aliases that a loss does depend on, by its gradient."""
     aliases = [GradientEdge(node, j) for node in unbinds for j in range(num_tasks)]
-    for i, start in enumerate(starts):
-        if start is None:
-            continue
-        gradients = torch.autograd.grad(start.edge, aliases, start.seed, retain_graph=True, allow_unused=True)
-        touched = {k % num_tasks for k, gradient in enumerate(gradients) if gradient is not None and gradient.any()}
-        if touched:  # a loss may be flat where it is just now
-            _check_aliases(i, touched, label)
+    gradients = torch.autograd.grad(start.edge, aliases, start.seed, retain_graph=True, allow_unused=True)
+    return {k % num_tasks for k, gradient in enumerate(gradients) if gradient is not None and gradient.any()}
 
 
 def _describe(parameters: set[nn.Parameter]) -> str:

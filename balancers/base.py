@@ -23,7 +23,8 @@ class LossBalancer(nn.Module):
 
     ``loss = balancer(losses)`` is a scalar to call ``backward`` on, by hand or by whatever trains the network. The
     first backward pass through it updates the balancer's own state. In eval mode and without gradients, a balancer only
-    weighs. A step whose losses or measurements are not finite leaves the state as it was.
+    weighs. A step whose losses or measurements are not finite leaves the state as it was; an overflow (a GradScaler's
+    first steps) that only parameters see which the balancer does not measure goes unseen.
 
     The state is float32, or the losses' type where that is wider, and moves to the losses' device; ``.half()`` and the
     like don't change it. Under ``torch.distributed``, it is updated from averages over all ranks and equal on each.
@@ -52,7 +53,7 @@ class LossBalancer(nn.Module):
     def __init__(self, tasks: int | Sequence[str], *, accumulate: int = 1, check_finite: bool = False) -> None:
         super().__init__()
         self._reader = LossReader(tasks)
-        if accumulate < 1:
+        if not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate is {accumulate}; expected a number of backward passes, 1 or more")
         self.accumulate = accumulate
         self.check_finite = check_finite
@@ -60,8 +61,9 @@ class LossBalancer(nn.Module):
         """What the last step measured, on the device, for logging."""
         self._window = Window()
         self._masks: dict[tuple[bool, ...], Tensor] = {}
+        self._constants: dict[str, list[float]] = {}
         self.register_buffer("weights", torch.ones(self.num_tasks))
-        self.register_load_state_dict_pre_hook(_widen)
+        self.register_load_state_dict_pre_hook(_before_loading)
 
     @property
     def num_tasks(self) -> int:
@@ -103,27 +105,32 @@ class LossBalancer(nn.Module):
             FloatingPointError: with ``check_finite``, a loss is not finite.
         """
         learning = self.training and torch.is_grad_enabled()
-        entries, given = self._reader.read(losses, learning)
-        stacked = stack(entries)
+        in_order, given = self._reader.read(losses, learning)
+        stacked = stack(in_order)
         detached = stacked.detach()
         if detached.device != self.weights.device or detached.dtype.itemsize > self.weights.dtype.itemsize:
             self._move(detached.device, torch.promote_types(detached.dtype, self.weights.dtype))
-        if self.check_finite and not detached.isfinite().all():
+        # Where ranks learn together, one that raised here would leave the others waiting: close_window raises on all.
+        together = learning and self._learns and _world_size() > 1
+        if self.check_finite and not together and not detached.isfinite().all():
             bad = [self._reader.label(i) for i in detached.isfinite().logical_not().nonzero().flatten().tolist()]
             raise FloatingPointError(f"the loss of {', '.join(bad)} is not finite")
         self.weights = self.weigh(detached.to(self.weights.dtype))
         total = torch.dot(stacked, self.weights.to(stacked.dtype))
         if learning:
             self.statistics["losses"] = detached
-            self._watch(total, entries, Pass(detached, self.weights, None if given is None else self._mask(given)))
+            self._watch(total, in_order, Pass(detached, self.weights, None if given is None else self._mask(given)))
         return total
 
     def close_window(self) -> None:
-        """Updates from the backward passes since the last update, where they are fewer than ``accumulate``."""
+        """Updates from the backward passes since the last update, where they are fewer than ``accumulate``.
+
+        Under ``torch.distributed``, to be called on all ranks, after as many passes on each.
+        """
         if self._window.count == 0:
             return
         window, self._window = self._window, Window()
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if _world_size() > 1:
             window.add_other_ranks()
         valid = self._update(window)
         if self.check_finite and not valid:
@@ -133,8 +140,12 @@ class LossBalancer(nn.Module):
 
     def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
         """Has the backward pass through ``total`` measured, where the method learns from it."""
-        if type(self).update is not LossBalancer.update:
+        if self._learns:
             total.register_hook(partial(self._begin, this, losses))
+
+    @property
+    def _learns(self) -> bool:
+        return type(self).update is not LossBalancer.update
 
     def _begin(self, this: Pass, losses: Entries, scale: Tensor) -> None:
         """The pass's first act; ``scale`` is the gradient that the scalar received."""
@@ -164,8 +175,18 @@ class LossBalancer(nn.Module):
 
     # The state.
 
+    def _register_constants(self, name: str, values: list[float]) -> None:
+        """Registers a buffer for what the caller gave, which is not to lose digits on the way to a wider type."""
+        self._constants[name] = values
+        self.register_buffer(name, torch.tensor(values))
+
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        before = {name: self.get_buffer(name) for name in self._constants}
         super()._apply(lambda state: state.to(device, dtype))
+        for name, rounded in before.items():
+            exact = torch.tensor(self._constants[name], dtype=torch.float64)
+            if rounded.dtype != dtype and rounded.cpu().equal(exact.to(rounded.dtype)):
+                setattr(self, name, exact.to(device, dtype))
         self._masks.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -178,18 +199,23 @@ class LossBalancer(nn.Module):
         return {"tasks": None if self.tasks is None else list(self.tasks)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        saved = None if state["tasks"] is None else tuple(state["tasks"])
-        if saved is not None and self.tasks is not None and saved != self.tasks:
-            raise ValueError(f"the state to load is of the tasks ({', '.join(saved)}), but {self._reader.made_for()}")
-        self._reader.names = self.tasks or saved
+        self._reader.names = self.tasks or (None if state["tasks"] is None else tuple(state["tasks"]))
 
     def extra_repr(self) -> str:
         return f"{self.num_tasks} tasks" if self.tasks is None else ", ".join(self.tasks)
 
 
-def _widen(balancer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A float64 state is loaded as such, although a new balancer starts in float32."""
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _before_loading(balancer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuses the state of other tasks; and loads a float64 state as such, although a new balancer is float32."""
     assert isinstance(balancer, LossBalancer)
+    names = state.get(f"{prefix}_extra_state", {}).get("tasks")
+    if names is not None and balancer.tasks is not None and tuple(names) != balancer.tasks:
+        raise ValueError(f"the state to load is of the tasks ({', '.join(names)}), but {balancer._reader.made_for()}")
+    balancer._window = Window()
     saved = state.get(f"{prefix}weights")
     if isinstance(saved, Tensor):
         balancer._move(balancer.weights.device, saved.dtype)

@@ -6,6 +6,7 @@ each loss is differentiated with respect to the shared parameters, before the we
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from .audit import ForkError, audit
 from .base import LossBalancer
+from .ddp import before_first_backward
 from .fork import Fork
 from .losses import Entries, Losses, roots
 from .window import Pass, Window
@@ -57,9 +59,14 @@ class GradientBalancer(LossBalancer):
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         self.__dict__["_fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self._wrt = None if wrt is None else _parameters(wrt)
-        self._audited = False
+        self._audited: set[int] = set()
+        self._measured_before = False
         if fork is not None:
             fork.recording = True
+
+    @property
+    def _learns(self) -> bool:
+        return True
 
     def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
         """Updates the state, in place, after a window of backward passes.
@@ -77,7 +84,8 @@ class GradientBalancer(LossBalancer):
     def audit(self, losses: Losses) -> None:
         """Checks, on the graph of this step's losses, that each of them uses the fork as it must.
 
-        Done by itself on the first step. Without a fork there is nothing to check.
+        Done by itself on the first step, and again on one that gives a task for the first time. Without a fork there is
+        nothing to check.
 
         Raises:
             ForkError: a task, and what is wrong with its way to the shared parameters.
@@ -87,10 +95,10 @@ class GradientBalancer(LossBalancer):
     def _audit(self, losses: Entries) -> None:
         if self._fork is not None:
             audit(self._fork, losses, self._wrt or (), self._reader.label)
-        self._audited = True
+        self._audited |= _given(losses)
 
     def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
-        if not self._audited:
+        if len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
             self._audit(losses)
         total.register_hook(partial(self._begin, this, losses))
 
@@ -98,7 +106,9 @@ class GradientBalancer(LossBalancer):
         if self._fork is not None:
             self._fork.observer = partial(self._observe, this)
         else:
-            this.gradients = self._differentiate_losses(this, losses)
+            with nullcontext() if self._measured_before else before_first_backward(losses):
+                this.gradients = self._differentiate_losses(this, losses)
+            self._measured_before = True
 
     def _differentiate_losses(self, this: Pass, losses: Entries) -> Tensor:
         """``(T, P)``: the gradients of the weighted, scaled losses with respect to ``wrt``."""
@@ -118,7 +128,7 @@ class GradientBalancer(LossBalancer):
         if self._wrt is None:
             # Other samples' features are other variables: the squared norms add up.
             norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=this.weights.dtype)
-            measured = norms.square()
+            measured = (norms / this.scale).square()
         else:
             rows = [
                 torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True)
@@ -142,15 +152,21 @@ class GradientBalancer(LossBalancer):
             self._fork.observer = None
         if this.gradients is None or this.scale is None:
             raise ForkError("the backward pass did not come through the fork: the tasks' gradients were not measured")
-        this.gradients /= this.scale.square() if self._wrt is None else this.scale
+        if self._wrt is not None:
+            this.gradients /= this.scale
         super()._end(this)
 
     def _update(self, window: Window) -> Tensor:
         assert window.gradients is not None
+        assert window.weights is not None
         sums = window.gradients
         norms = sums.sqrt() if self._wrt is None else torch.linalg.vector_norm(sums, dim=1)
         given = None if window.given is None else window.given > 0
-        return self.adapt(window.mean_losses().to(self.weights.dtype), norms / (window.count * self.weights), given)
+        return self.adapt(window.mean_losses().to(self.weights.dtype), norms / (window.count * window.weights), given)
+
+
+def _given(losses: Entries) -> set[int]:
+    return {i for i, loss in enumerate(losses) if loss is not None}
 
 
 def _tasks_of(fork: Fork | None, tasks: int | Sequence[str] | None) -> int | Sequence[str]:
@@ -173,6 +189,8 @@ def _parameters(wrt: nn.Module | nn.Parameter | Iterable[nn.Parameter]) -> tuple
         if not parameters:
             raise ValueError(f"wrt is a {type(wrt).__name__} without a parameter that requires grad")
         return parameters
+    if not isinstance(wrt, Iterable):
+        raise TypeError(f"wrt is of type {type(wrt).__name__}; expected a module or parameters of the model")
     parameters = (wrt,) if isinstance(wrt, nn.Parameter) else tuple(wrt)
     for parameter in parameters:
         if not isinstance(parameter, nn.Parameter):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .fork import Fork
 from .gradients import GradientBalancer
-from .losses import Entries
+from .losses import Entries, entries
 from .optimizer import OptimizerName, StateOptimizer
 from .registry import register
 from .static import StaticWeighting
@@ -88,7 +88,7 @@ class GradNorm(GradientBalancer):
         self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
         self._most_updates = 0  # valid ones and others: the device alone knows which were valid
         self.register_buffer("next_weights", torch.ones(self.num_tasks))
-        self.register_buffer("initial_losses", torch.tensor(self._initial(initial_losses)))
+        self._register_constants("initial_losses", self._initial(initial_losses))
         self.register_buffer("weights_sum", torch.zeros(self.num_tasks))
         self.register_load_state_dict_post_hook(_after_loading)
         self._freeze_when_due()
@@ -155,7 +155,7 @@ class GradNorm(GradientBalancer):
             losses = [losses[task] for task in self.tasks]
         values = [float(loss) for loss in losses]
         if len(values) != self.num_tasks:
-            raise ValueError(f"initial_losses has {len(values)} entries, but {self._reader.made_for()}")
+            raise ValueError(f"initial_losses has {entries(values)}, but {self._reader.made_for()}")
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ValueError(f"initial_losses is {values}; expected positive numbers")
         return values

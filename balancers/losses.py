@@ -1,6 +1,6 @@
 """What a caller may hand in as losses, and what is said to one who hands in something else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ class LossReader:
     """Reads the losses of ``num_tasks`` tasks, whose ``names`` may be known, into one tensor.
 
     Raises:
+        TypeError: a name is no string.
         ValueError: there is no task, or a name stands twice.
     """
 
@@ -26,6 +27,8 @@ class LossReader:
         self.num_tasks = tasks if isinstance(tasks, int) else len(tasks)
         if isinstance(tasks, str) or self.num_tasks < 1:
             raise ValueError(f"tasks is {tasks!r}; expected the number of tasks (1 or more) or a list of their names")
+        if any(not isinstance(name, str) for name in self.names or ()):
+            raise TypeError(f"tasks is {tasks!r}; expected their number, or a list of names, as strings")
         if self.names is not None and len(set(self.names)) < self.num_tasks:
             raise ValueError(f"tasks has a name twice: {', '.join(self.names)}")
 
@@ -63,43 +66,43 @@ class LossReader:
                 f"task, or a tensor of shape ({self.num_tasks},)"
             )
         if len(losses) != self.num_tasks:
-            entries = "1 entry" if len(losses) == 1 else f"{len(losses)} entries"
-            raise ValueError(f"losses has {entries}, but {self.made_for()}")
+            raise ValueError(f"losses has {entries(losses)}, but {self.made_for()}")
         for i, loss in enumerate(losses):
-            self._check_scalar(i, loss, learning)
+            _check_scalar(f"the loss of {self.label(i)}", loss, learning)
         return list(losses), None
 
     def _read_dict(
         self, losses: Mapping[str, Tensor], learning: bool
     ) -> tuple[list[Tensor | None], tuple[bool, ...] | None]:
-        if self.names is None:
-            if len(losses) != self.num_tasks:
-                raise ValueError(
-                    f"losses has the tasks ({', '.join(map(str, losses))}), but {self.made_for()}; give them all the "
-                    f"first time, or name them when making the balancer: tasks=[...]"
-                )
-            self.names = tuple(losses)
-        unknown = [task for task in losses if task not in self.names]
+        if self.names is None and len(losses) != self.num_tasks:
+            raise ValueError(
+                f"losses has the tasks ({', '.join(map(str, losses))}), but {self.made_for()}; give them all the first "
+                f"time, or name them when making the balancer: tasks=[...]"
+            )
+        names = tuple(losses) if self.names is None else self.names
+        unknown = [task for task in losses if task not in names]
         if unknown:
             raise ValueError(f"losses has an unknown task {unknown[0]!r}; {self.made_for()}")
         if not losses:
             raise ValueError(f"losses is empty, but {self.made_for()}")
-        in_order = [losses.get(task) for task in self.names]
-        for i, loss in enumerate(in_order):
-            if self.names[i] in losses:
-                self._check_scalar(i, loss, learning)
+        if any(not isinstance(task, str) for task in losses):
+            raise TypeError(f"losses has the tasks ({', '.join(map(repr, losses))}); expected their names, as strings")
+        for task in losses:
+            _check_scalar(f"the loss of task {task!r}", losses[task], learning)
+        self.names = names
+        in_order = [losses.get(task) for task in names]
         given = tuple(loss is not None for loss in in_order)
         return in_order, None if all(given) else given
 
-    def _check_scalar(self, i: int, loss: Tensor | None, learning: bool) -> None:
-        what = f"the loss of {self.label(i)}"
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"{what} is of type {type(loss).__name__}; expected a scalar tensor")
-        if loss.ndim != 0:
-            raise ValueError(
-                f"{what} has shape {tuple(loss.shape)}; expected a scalar: reduce it, for example with .mean()"
-            )
-        _check(what, loss, learning)
+
+def _check_scalar(what: str, loss: Tensor, learning: bool) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{what} is of type {type(loss).__name__}; expected a scalar tensor")
+    if loss.ndim != 0:
+        raise ValueError(
+            f"{what} has shape {tuple(loss.shape)}; expected a scalar: reduce it, for example with .mean()"
+        )
+    _check(what, loss, learning)
 
 
 def _check(what: str, loss: Tensor, learning: bool) -> None:
@@ -110,6 +113,11 @@ def _check(what: str, loss: Tensor, learning: bool) -> None:
             f"{what} does not require grad, so there is nothing to learn from: was it detached, or computed under "
             f"no_grad? To weigh without learning, call the balancer in eval mode or under no_grad"
         )
+
+
+def entries(values: Sized) -> str:
+    """How many ``values`` are, for messages."""
+    return "1 entry" if len(values) == 1 else f"{len(values)} entries"
 
 
 def stack(losses: Entries) -> Tensor:

@@ -34,7 +34,7 @@ def register(cls: Balancer) -> Balancer:
     if not (isinstance(cls, type) and issubclass(cls, LossBalancer)):
         raise TypeError(f"register expects a subclass of LossBalancer, got {cls!r}")
     for attribute in ("name", "summary"):
-        if not getattr(cls, attribute, None):
+        if attribute not in vars(cls):
             raise TypeError(f"{cls.__name__} must state a class attribute {attribute!r} to be registered")
     known = _classes.setdefault(cls.name, cls)
     if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -53,10 +53,14 @@ def get(name: str) -> type[LossBalancer]:
 
     Raises:
         ValueError: there is none; the message lists those that exist.
+        TypeError: an entry point of that name is no balancer.
     """
     if name not in _classes:
         for entry in entry_points(group=GROUP, name=name):
-            _classes[name] = entry.load()
+            cls = entry.load()
+            if not (isinstance(cls, type) and issubclass(cls, LossBalancer)):
+                raise TypeError(f"the entry point {name!r} in {GROUP} is {entry.value}, which is no LossBalancer")
+            _classes[name] = cls
     if name not in _classes:
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

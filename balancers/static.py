@@ -1,6 +1,5 @@
 """Static weighting: weights chosen beforehand."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,13 +30,17 @@ class StaticWeighting(LossBalancer):
     def __init__(
         self, weights: Sequence[float] | Tensor, *, tasks: int | Sequence[str] | None = None, **options: Any
     ) -> None:
-        super().__init__(len(weights) if tasks is None else tasks, **options)
-        values = weights.detach().clone() if isinstance(weights, Tensor) else torch.tensor(weights)
+        values = torch.as_tensor(weights, dtype=torch.float64)
+        if values.numel() == 0:
+            raise ValueError("weights is empty; expected one a task")
+        super().__init__(len(values) if tasks is None else tasks, **options)
         if values.shape != (self.num_tasks,):
             raise ValueError(f"weights has shape {tuple(values.shape)}, but {self._reader.made_for()}")
-        if not all(math.isfinite(w) and w >= 0 for w in values.tolist()) or not values.any():
+        if not (values.isfinite().all() and values.min() >= 0 and values.any()):
             raise ValueError(f"weights is {values.tolist()}; expected finite numbers, 0 or more, not all of them 0")
-        self.weights = values
+        self._register_constants("weights", values.tolist())
+        if isinstance(weights, Tensor):
+            self._move(weights.device, torch.promote_types(weights.dtype, self.weights.dtype))
 
     def weigh(self, losses: Tensor) -> Tensor:
         """The weights, ``(T,)``."""

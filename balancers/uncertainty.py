@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import LossBalancer
+from .losses import entries
 from .optimizer import OptimizerName, StateOptimizer
 from .registry import register
 
@@ -86,7 +87,7 @@ class UncertaintyWeighting(LossBalancer):
         else:
             chosen = [likelihoods] * self.num_tasks if isinstance(likelihoods, str) else list(likelihoods)
         if len(chosen) != self.num_tasks:
-            raise ValueError(f"likelihoods has {len(chosen)} entries, but {self._reader.made_for()}")
+            raise ValueError(f"likelihoods has {entries(chosen)}, but {self._reader.made_for()}")
         for likelihood in chosen:
             if likelihood not in SHARE:
                 raise ValueError(f"likelihoods has {likelihood!r}; expected {' or '.join(map(repr, SHARE))}")

@@ -29,6 +29,8 @@ class Window:
 
     count: int = 0
     losses: Tensor | None = None
+    weights: Tensor | None = None
+    """``(T,)``: those of the passes, which hold within a window."""
     given: Tensor | None = None
     gradients: Tensor | None = None
 
@@ -37,6 +39,7 @@ class Window:
         if one.given is not None or self.given is not None:
             before = self.count * torch.ones_like(one.losses) if self.given is None else self.given
             self.given = before + (1.0 if one.given is None else one.given)
+        self.weights = one.weights
         self.losses = one.losses if self.losses is None else self.losses + one.losses
         if one.gradients is not None:
             self.gradients = one.gradients if self.gradients is None else self.gradients + one.gradients

@@ -14,3 +14,9 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """torch.compile gives up on code that it has compiled too often, in whatever test."""
+    torch.compiler.reset()

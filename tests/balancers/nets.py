@@ -115,4 +115,6 @@ def losses_of(outputs: Sequence[Tensor], x: Tensor) -> list[Tensor]:
     """Squared errors on scales that differ by task, from targets that depend on ``x``."""
     level = x.flatten(1).mean(1, keepdim=True)
     scales = [2 * (i + 1) / len(outputs) for i in range(len(outputs))]
-    return [c * (output - (1 + torch.sin(level * c))).square().mean() for c, output in zip(scales, outputs, strict=True)]
+    return [
+        c * (output - (1 + torch.sin(level * c))).square().mean() for c, output in zip(scales, outputs, strict=True)
+    ]

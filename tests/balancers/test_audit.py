@@ -133,7 +133,7 @@ REFUSED: list[tuple[Losses, list[str]]] = [
 
 
 @pytest.mark.parametrize("features", [False, True], ids=["layer", "features"])
-@pytest.mark.parametrize("case", range(len(REFUSED)), ids=lambda i: f"{i}-{REFUSED[i][0].__name__}")
+@pytest.mark.parametrize("case", range(len(REFUSED)), ids=lambda i: REFUSED[i][0].__name__)
 def test_refused(case: int, features: bool):
     losses, words = REFUSED[case]
     net = Net()
@@ -161,8 +161,8 @@ def test_refused_step_leaves_the_state():
     balancer(net.losses()).backward()
 
 
-@pytest.mark.parametrize("backend", ["eager"])
-def test_whole_model_compiled_is_refused(backend: str):
+@pytest.mark.usefixtures("fresh_compiler")
+def test_whole_model_compiled_is_refused():
     class Whole(Net):
         def forward(self, x: Tensor) -> list[Tensor]:
             return self.losses(x)
@@ -170,7 +170,7 @@ def test_whole_model_compiled_is_refused(backend: str):
     net = Whole()
     balancer = GradNorm(net.fork, wrt=net.trunk[2])
     with pytest.raises(ForkError, match="compile the trunk and the heads apart"):
-        balancer(torch.compile(net, fullgraph=True, backend=backend)(X))
+        balancer(torch.compile(net, fullgraph=True, backend="eager")(X))
 
 
 def wrt_head(net: Net):
@@ -185,15 +185,11 @@ def wrt_other_model(net: Net):
     return nn.Linear(7, 2)
 
 
-@pytest.mark.parametrize(
-    ("wrt", "shape"), [(wrt_head, "(4,)"), (wrt_partly_head, "(4, 4)"), (wrt_other_model, "(2,)")], ids=str
-)
-def test_wrt_not_upstream(wrt: Callable[[Net], nn.Module | list[nn.Parameter]], shape: str):
+@pytest.mark.parametrize("wrt", [wrt_head, wrt_partly_head, wrt_other_model])
+def test_wrt_not_upstream(wrt: Callable[[Net], nn.Module | list[nn.Parameter]]):
     net = Net()
-    with pytest.raises(ForkError, match="wrt holds a parameter") as caught:
+    with pytest.raises(ForkError, match=r"wrt holds a parameter of shape \(.*upstream of the fork"):
         GradNorm(net.fork, wrt=wrt(net))(net.losses())
-    assert "upstream of the fork" in str(caught.value)
-    assert shape in str(caught.value)
 
 
 def frozen_trunk_part(net: Net):
@@ -209,7 +205,7 @@ def frozen_head(net: Net):
 def same_input_in_head(net: Net):
     """What does not pass the trunk at all may be read by any head."""
     z = net.features()
-    return [head(torch.relu(each) + X[:, :1]).square().mean() for head, each in zip(net.heads, z, strict=True)]
+    return [head(torch.tanh(each) + X[:, :1]).square().mean() for head, each in zip(net.heads, z, strict=True)]
 
 
 def partly_batched(net: Net):
@@ -227,9 +223,7 @@ def flat_batched_loss(net: Net):
 def detached_alias(net: Net):
     """A head may read another's features where no gradient flows back."""
     z = net.features()
-    return [
-        head(each + z[0].detach()).square().mean() for head, each in zip(net.heads, z, strict=True)
-    ]
+    return [head(each + z[0].detach()).square().mean() for head, each in zip(net.heads, z, strict=True)]
 
 
 PASSING: list[Losses] = [
@@ -253,7 +247,7 @@ PASSING: list[Losses] = [
 
 
 @pytest.mark.parametrize("features", [False, True], ids=["layer", "features"])
-@pytest.mark.parametrize("case", range(len(PASSING)), ids=lambda i: f"{i}-{PASSING[i].__name__}")
+@pytest.mark.parametrize("case", range(len(PASSING)), ids=lambda i: PASSING[i].__name__)
 def test_passes(case: int, features: bool):
     net = Net()
     balancer = GradNorm(net.fork, wrt=None if features else net.trunk[2], tasks=NAMES)
@@ -265,9 +259,9 @@ def test_passes(case: int, features: bool):
 def test_batched_heads_are_measured_like_single_ones(form):
     net = Net().double()
     x = X.double()
-    heads = [lambda z, i=i: z @ net.batched[i] for i in range(3)]
     one, other = (GradNorm(net.fork, wrt=net.trunk[2]) for _ in range(2))
-    one([head(z).square().mean() for head, z in zip(heads, net.fork(net.trunk(x)), strict=True)]).backward()
+    heads = net.batched.detach().unbind()
+    one([(z @ head).square().mean() for head, z in zip(heads, net.fork(net.trunk(x)), strict=True)]).backward()
     batched = torch.bmm(torch.stack(net.fork(net.trunk(x))), net.batched).square().mean((1, 2))
     other(form(batched)).backward()
     torch.testing.assert_close(other.statistics["gradient_norms"], one.statistics["gradient_norms"])
@@ -305,3 +299,11 @@ def test_a_later_step_that_misses_the_fork():
     assert all(value.equal(before[key]) for key, value in balancer.named_buffers() if key != "weights")
     net.train()
     balancer(net.losses()).backward()
+
+
+def test_a_task_is_checked_when_it_first_comes():
+    net = Net()
+    balancer = GradNorm(net.fork, wrt=net.trunk[2], tasks=NAMES)
+    balancer(dict(zip(NAMES[1:], net.losses()[1:], strict=True))).backward()
+    with pytest.raises(ForkError, match=r"'depth'.*around the fork"):
+        balancer(dict(zip(NAMES, penalty_on_trunk(net), strict=True)))

@@ -123,7 +123,11 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "lr 0": (lambda: GradNorm(Fork(2), lr=0.0), ValueError, ["lr is 0.0", "positive"]),
     "lr -1": (lambda: UncertaintyWeighting(2, lr=-1), ValueError, ["lr is -1", "positive"]),
     "lr inf": (lambda: GradNorm(Fork(2), lr=math.inf), ValueError, ["lr is inf", "finite"]),
-    "optimizer": (lambda: GradNorm(Fork(2), optimizer="adamw"), ValueError, ["optimizer is 'adamw'", "'adam' or 'sgd'"]),
+    "optimizer": (
+        lambda: GradNorm(Fork(2), optimizer="adamw"),
+        ValueError,
+        ["optimizer is 'adamw'", "'adam' or 'sgd'"],
+    ),
     "freeze_after": (lambda: GradNorm(Fork(2), freeze_after=-1), ValueError, ["freeze_after is -1", "0 or more"]),
     "few initial losses": (
         lambda: GradNorm(Fork(2), initial_losses=[1.0]),
@@ -192,9 +196,11 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "weights for others": (
         lambda: StaticWeighting([1.0], tasks=["a", "b"]),
         ValueError,
-        ["weights", "(1,)", "2 tasks (a, b)"],
+        ["weights", "2 tasks (a, b)"],
     ),
     "nested weights": (lambda: StaticWeighting([[1.0], [2.0]]), ValueError, ["weights", "(2, 1)", "2 tasks"]),
+    "matrix of weights": (lambda: StaticWeighting(torch.ones(2, 2)), ValueError, ["weights", "(2, 2)"]),
+    "column of weights": (lambda: StaticWeighting(torch.ones(2, 1)), ValueError, ["weights", "(2, 1)"]),
     "no weights": (lambda: StaticWeighting([]), ValueError, ["weights"]),
 }
 

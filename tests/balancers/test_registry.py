@@ -1,0 +1,246 @@
+"""Balancers by name: ours, a user's own by decorator, and others' by packaging entry points."""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from balancers import (
+    EqualWeighting,
+    Fork,
+    GradientBalancer,
+    GradNorm,
+    LossBalancer,
+    StaticWeighting,
+    UncertaintyWeighting,
+    create,
+    get,
+    names,
+    register,
+    registry,
+)
+
+from .nets import build, inputs, losses_of
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    yield
+    sys.modules.pop("theirs_of_a_test", None)
+
+
+class GeometricMean(LossBalancer):
+    """As in the style guide: no state, weights from the losses alone."""
+
+    name = "geometric-mean"
+    summary = "The geometric mean of the losses."
+    reads = "losses"
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        return losses.log().mean(-1, keepdim=True).exp() / (self.num_tasks * losses)
+
+
+class InverseNorm(GradientBalancer):
+    """Weights of the next step in proportion to 1 over this step's gradient norms, with the sum T."""
+
+    name = "inverse-norm"
+    summary = "Gives every task the same gradient norm, one step late."
+
+    def __init__(self, fork, wrt=None, **options) -> None:
+        super().__init__(fork, wrt, **options)
+        self.register_buffer("next_weights", torch.ones(self.num_tasks))
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        return self.next_weights.clone()
+
+    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
+        inverse = 1 / gradient_norms
+        new = inverse * (self.num_tasks / inverse.sum())
+        valid = new.isfinite().all()
+        self.next_weights.copy_(torch.where(valid, new, self.next_weights))
+        return valid
+
+
+class LossShare(GradientBalancer):
+    """Weighs by this step's losses, and keeps the last gradient norms, for show."""
+
+    name = "loss-share"
+    summary = "Weights that differ from call to call."
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        return self.num_tasks * losses / losses.sum()
+
+    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
+        self.statistics["norms"] = gradient_norms
+        return gradient_norms.isfinite().all()
+
+
+OURS = {
+    "equal": EqualWeighting,
+    "static": StaticWeighting,
+    "uncertainty": UncertaintyWeighting,
+    "gradnorm": GradNorm,
+}
+
+
+def test_ours():
+    assert set(names()) >= set(OURS)
+    assert names() == sorted(names())
+    assert all(get(name) is cls and cls.name == name and cls.summary for name, cls in OURS.items())
+
+
+def test_create():
+    fork = Fork(2)
+    balancer = create("gradnorm", fork, alpha=0.12, tasks=["a", "b"])
+    assert isinstance(balancer, GradNorm)
+    assert balancer.alpha == 0.12
+    assert create("static", [1.0, 2.0]).num_tasks == 2
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"'gradnrom' \(did you mean 'gradnorm'\?\).*equal.*static.*uncertainty"):
+        get("gradnrom")
+    with pytest.raises(ValueError, match="no balancer is named 'x'"):
+        create("x", 2)
+
+
+def test_decorator():
+    assert register(GeometricMean) is GeometricMean
+    assert "geometric-mean" in names()
+    assert isinstance(create("geometric-mean", 3), GeometricMean)
+    register(GeometricMean)  # a module that is imported again changes nothing
+    assert names().count("geometric-mean") == 1
+
+
+def test_a_name_is_given_once():
+    class Other(LossBalancer):
+        name = "gradnorm"
+        summary = "Not ours."
+
+    with pytest.raises(ValueError, match=r"'gradnorm' is taken by balancers\.gradnorm\.GradNorm"):
+        register(Other)
+    assert get("gradnorm") is GradNorm
+
+
+def test_a_subclass_needs_its_own_name():
+    class Mine(GradNorm):
+        pass
+
+    with pytest.raises(TypeError, match="Mine must state a class attribute 'name'"):
+        register(Mine)
+
+
+@pytest.mark.parametrize("missing", ["name", "summary"])
+def test_what_a_method_must_state(missing: str):
+    attributes = {"name": "mine", "summary": "Mine."}
+    del attributes[missing]
+    with pytest.raises(TypeError, match=f"Mine must state a class attribute '{missing}'"):
+        register(type("Mine", (LossBalancer,), attributes))
+    assert "mine" not in names()
+
+
+@pytest.mark.parametrize("thing", [3, torch.nn.Linear, EqualWeighting(2)])
+def test_only_balancers_are_registered(thing):
+    with pytest.raises(TypeError, match="register expects a subclass of LossBalancer"):
+        register(thing)
+
+
+def distribution(path: Path, entry: str, code: str = "") -> None:
+    """Installs a distribution with an entry point, as far as ``importlib.metadata`` can tell."""
+    info = path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[lossbench.balancers]\n{entry}\n")
+    (path / "theirs_of_a_test.py").write_text(textwrap.dedent(code))
+
+
+THEIRS = """
+    from balancers import EqualWeighting
+
+    class Theirs(EqualWeighting):
+        name = "theirs"
+        summary = "Another name for equal weighting."
+    """
+
+
+def test_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    distribution(tmp_path, "theirs = theirs_of_a_test:Theirs", THEIRS)
+    assert "theirs" not in names()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"theirs", "gradnorm"} <= set(names())
+    balancer = create("theirs", 2)
+    assert type(balancer).__module__ == "theirs_of_a_test"
+    losses = [torch.tensor(1.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)]
+    assert balancer(losses) == 3
+    assert get("theirs") is type(balancer)
+
+
+def test_entry_point_is_not_imported_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    distribution(tmp_path, "broken = theirs_of_a_test:Theirs", "raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "broken" in names()
+    assert get("gradnorm") is GradNorm
+    with pytest.raises(RuntimeError, match="imported"):
+        get("broken")
+
+
+def test_entry_point_cannot_replace_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    distribution(tmp_path, "gradnorm = theirs_of_a_test:Theirs", THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get("gradnorm") is GradNorm
+
+
+def test_entry_point_has_to_be_a_balancer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    distribution(tmp_path, "theirs = theirs_of_a_test:Theirs", "Theirs = dict")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TypeError, match=r"theirs.*LossBalancer"):
+        get("theirs")
+
+
+def test_own_loss_balancer():
+    """The gradient is that of the geometric mean itself."""
+    net = build("linear", 3)
+    balancer = GeometricMean(["a", "b", "c"])
+    for x in inputs("linear", 3):
+        net.zero_grad()
+        losses = losses_of(net(x), x)
+        parameters = list(net.parameters())
+        expected = torch.autograd.grad(torch.stack(losses).prod() ** (1 / 3), parameters, retain_graph=True)
+        balancer(dict(zip("abc", losses, strict=True))).backward()
+        torch.testing.assert_close([p.grad for p in parameters], list(expected), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("wrt", ["layer", "features", "parameters"])
+def test_own_gradient_balancer(wrt: str):
+    net = build("linear", 3)
+    if wrt == "parameters":
+        balancer = InverseNorm(None, wrt=net.layer, tasks=3)
+    else:
+        balancer = InverseNorm(net.fork, wrt=net.layer if wrt == "layer" else None)
+    for x in inputs("linear", 3):
+        z = net.trunk(x)
+        losses = losses_of(net.outputs([(z, z, z)]), x)
+        of = [z] if wrt == "features" else list(net.layer.parameters())
+        gradients = [torch.autograd.grad(loss, of, retain_graph=True) for loss in losses]
+        norms = torch.stack([torch.cat([g.flatten() for g in each]).norm() for each in gradients])
+        balancer(losses_of(net(x), x)).backward()
+        torch.testing.assert_close(balancer.next_weights, 3 / norms / (1 / norms).sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("wrt", ["layer", "features"])
+def test_norms_are_unweighted_whatever_was_weighed_since(wrt: str):
+    """The weights of the pass itself are divided out, not those of a later call of the balancer."""
+    net = build("linear", 2)
+    balancer = LossShare(net.fork, wrt=net.layer if wrt == "layer" else None)
+    x, other = inputs("linear", 2)
+    balancer(losses_of(net(x), x)).backward()
+    expected = balancer.statistics["norms"]
+    loss = balancer(losses_of(net(x), x))
+    with torch.no_grad():
+        balancer(losses_of(net(other), other))  # a look at validation data, say
+    loss.backward()
+    torch.testing.assert_close(balancer.statistics["norms"], expected, rtol=1e-12, atol=0)
