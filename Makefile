@@ -17,6 +17,9 @@ endif
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
+	$(PY) -m pytest bench/cost/gradient_norm.py -q --benchmark-enable --benchmark-only \
+		--benchmark-json=results/default/micro.json
+	$(PY) -m bench report default
 
 smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from .ddp import DDP_SINK
@@ -46,6 +46,8 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
         ForkError: a task, and what is wrong with its way to the shared parameters.
     """
     starts = roots(losses)
+    if isinstance(losses, Tensor) and None in starts:
+        raise ForkError(f"in losses, that of {label(starts.index(None))} does not require grad; was it detached?")
     reaches = {i: _walk(start.edge, fork) for i, start in enumerate(starts) if start is not None}
     unbinds = set[Node]().union(*(reach.unbinds for reach in reaches.values()))
     if not unbinds:

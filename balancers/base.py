@@ -22,9 +22,10 @@ class LossBalancer(nn.Module):
     r"""Chooses the weights of :math:`\sum_i w_i L_i`, the loss of a network that learns T tasks.
 
     ``loss = balancer(losses)`` is a scalar to call ``backward`` on, by hand or by whatever trains the network. The
-    first backward pass through it updates the balancer's own state. In eval mode and without gradients, a balancer only
-    weighs. A step whose losses or measurements are not finite leaves the state as it was; an overflow (a GradScaler's
-    first steps) that only parameters see which the balancer does not measure goes unseen.
+    first backward pass through it updates the balancer's own state, unless that pass is being differentiated itself
+    (``create_graph=True``). In eval mode and without gradients, a balancer only weighs. A step whose losses or
+    measurements are not finite leaves the state as it was; an overflow (a GradScaler's first steps) that only
+    parameters see which the balancer does not measure goes unseen.
 
     The state is float32, or the losses' type where that is wider, and moves to the losses' device; ``.half()`` and the
     like don't change it. Under ``torch.distributed``, it is updated from averages over all ranks and equal on each.
@@ -165,8 +166,7 @@ class LossBalancer(nn.Module):
             self.close_window()
 
     def _update(self, window: Window) -> Tensor:
-        given = None if window.given is None else window.given > 0
-        return self.update(window.mean_losses().to(self.weights.dtype), given)
+        return self.update(window.mean_losses().to(self.weights.dtype), window.mask())
 
     def _mask(self, given: tuple[bool, ...]) -> Tensor:
         if given not in self._masks:  # kept, so that only a new combination of tasks waits for the device

@@ -24,6 +24,9 @@ from .window import Pass, Window
 class GradientBalancer(LossBalancer):
     r"""A balancer whose weights follow the norms of the tasks' gradients.
 
+    What it measures at a fork is all that comes through it: a penalty on the outputs, added to the returned loss,
+    counts with the tasks whose heads it goes through.
+
     Args:
         fork: the model's `Fork`. None where the tasks share parameters but no features; then ``wrt`` names them.
         wrt: what the gradients are taken with respect to. None: the features at the fork, which costs next to nothing.
@@ -113,8 +116,7 @@ class GradientBalancer(LossBalancer):
     def _differentiate_losses(self, this: Pass, losses: Entries) -> Tensor:
         """``(T, P)``: the gradients of the weighted, scaled losses with respect to ``wrt``."""
         assert self._wrt is not None
-        assert this.scale is not None
-        factors = (this.scale * this.weights).unbind()
+        factors = this.factors().unbind()
         rows = [
             None
             if root is None
@@ -128,7 +130,7 @@ class GradientBalancer(LossBalancer):
         if self._wrt is None:
             # Other samples' features are other variables: the squared norms add up.
             norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=this.weights.dtype)
-            measured = (norms / this.scale).square()
+            measured = (norms / this.factors()).square()
         else:
             rows = [
                 torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True)
@@ -150,19 +152,17 @@ class GradientBalancer(LossBalancer):
     def _end(self, this: Pass) -> None:
         if self._fork is not None:
             self._fork.observer = None
-        if this.gradients is None or this.scale is None:
+        if this.gradients is None:
             raise ForkError("the backward pass did not come through the fork: the tasks' gradients were not measured")
         if self._wrt is not None:
-            this.gradients /= this.scale
+            this.gradients /= this.factors().unsqueeze(1)
         super()._end(this)
 
     def _update(self, window: Window) -> Tensor:
         assert window.gradients is not None
-        assert window.weights is not None
         sums = window.gradients
         norms = sums.sqrt() if self._wrt is None else torch.linalg.vector_norm(sums, dim=1)
-        given = None if window.given is None else window.given > 0
-        return self.adapt(window.mean_losses().to(self.weights.dtype), norms / (window.count * window.weights), given)
+        return self.adapt(window.mean_losses().to(self.weights.dtype), norms / window.count, window.mask())
 
 
 def _given(losses: Entries) -> set[int]:

@@ -20,7 +20,12 @@ class Pass:
     scale: Tensor | None = None
     """The gradient that the scalar itself received; None until its backward pass begins."""
     gradients: Tensor | None = None
-    """``(T, ...)``: what was measured of the tasks' weighted gradients, in a form that adds up over passes."""
+    """``(T, ...)``: what was measured of the tasks' gradients, in a form that adds up over passes."""
+
+    def factors(self) -> Tensor:
+        """``(T,)``: what each task's loss is multiplied by in this pass."""
+        assert self.scale is not None
+        return self.scale * self.weights
 
 
 @dataclass(eq=False)
@@ -29,8 +34,6 @@ class Window:
 
     count: int = 0
     losses: Tensor | None = None
-    weights: Tensor | None = None
-    """``(T,)``: those of the passes, which hold within a window."""
     given: Tensor | None = None
     gradients: Tensor | None = None
 
@@ -39,7 +42,6 @@ class Window:
         if one.given is not None or self.given is not None:
             before = self.count * torch.ones_like(one.losses) if self.given is None else self.given
             self.given = before + (1.0 if one.given is None else one.given)
-        self.weights = one.weights
         self.losses = one.losses if self.losses is None else self.losses + one.losses
         if one.gradients is not None:
             self.gradients = one.gradients if self.gradients is None else self.gradients + one.gradients
@@ -57,6 +59,10 @@ class Window:
         if self.gradients is not None:
             self.gradients = sums[2].view_as(self.gradients)
         self.count *= dist.get_world_size()
+
+    def mask(self) -> Tensor | None:
+        """``(T,)``: true for tasks that a pass gave; None where all passes gave all."""
+        return None if self.given is None else self.given > 0
 
     def mean_losses(self) -> Tensor:
         """``(T,)``: each task's mean over the passes that gave it; zero for a task that none did."""

@@ -60,6 +60,11 @@ def head_feeds_another(net: Net):
     return [output.square().mean() for output in outputs]
 
 
+def heads_feed_each_other(net: Net):
+    first, second, third = (head(z) for head, z in zip(net.heads, net.features(), strict=True))
+    return [output.square().mean() for output in (first + second.tanh(), second + first.tanh(), third)]
+
+
 def consistency_term(net: Net):
     losses = net.losses()
     losses[2] = losses[2] + 0.1 * losses[0]
@@ -120,6 +125,7 @@ REFUSED: list[tuple[Losses, list[str]]] = [
     (swapped_batched_list, ["'normals'", "'edges'"]),
     (same_loss_twice, ["'normals'", "'depth'"]),
     (head_feeds_another, ["'normals'", "'depth'", "no head read another's"]),
+    (heads_feed_each_other, ["'depth'", "'normals'", "no head read another's"]),
     (consistency_term, ["'edges'", "'depth'"]),
     (skip_around, ["'normals'", "around the fork", "skip", "through the fork"]),
     (trunk_weight_in_head, ["'edges'", "(4, 4)", "tied weights"]),

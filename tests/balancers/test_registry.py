@@ -244,3 +244,17 @@ def test_norms_are_unweighted_whatever_was_weighed_since(wrt: str):
         balancer(losses_of(net(other), other))  # a look at validation data, say
     loss.backward()
     torch.testing.assert_close(balancer.statistics["norms"], expected, rtol=1e-12, atol=0)
+
+
+def test_norms_of_a_window_whose_weights_differ():
+    """They are of the mean of unweighted gradients, each pass freed of its own weights."""
+    net = build("linear", 2)
+    balancer = LossShare(net.fork, wrt=net.layer, accumulate=2)
+    sums = torch.zeros(2, sum(p.numel() for p in net.layer.parameters()), dtype=torch.float64)
+    for x in inputs("linear", 2):
+        z = net.trunk(x)
+        for i, loss in enumerate(losses_of(net.outputs([(z, z)]), x)):
+            gradients = torch.autograd.grad(loss, list(net.layer.parameters()), retain_graph=True)
+            sums[i] += torch.cat([g.flatten() for g in gradients])
+        balancer(losses_of(net(x), x)).backward()
+    torch.testing.assert_close(balancer.statistics["norms"], (sums / 2).norm(dim=1), rtol=1e-12, atol=0)

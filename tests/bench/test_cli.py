@@ -146,7 +146,8 @@ def test_a_changed_file_reruns_what_goes_through_it(tmp_path: Path, suite_text: 
     """Keys are asked for in new processes, as a process knows a file as it was when it was imported."""
     methods = ("first", "second")
     source = (
-        "from balancers import EqualWeighting, register\n\n@register\nclass Own(EqualWeighting):\n    name = '{}'\n"
+        "from balancers import EqualWeighting, register\n\n"
+        "@register\nclass Own(EqualWeighting):\n    name = '{}'\n    summary = 'A test.'\n"
     )
     for method in methods:
         (tmp_path / f"{method}.py").write_text(source.format(method))
@@ -164,6 +165,6 @@ def test_a_changed_file_reruns_what_goes_through_it(tmp_path: Path, suite_text: 
         return subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True).stdout.split()
 
     before = keys()
-    (tmp_path / "second.py").write_text(source.format("second") + "    summary = 'changed'\n")
+    (tmp_path / "second.py").write_text(source.format("second") + "    changed = True\n")
     after = keys()
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False]

@@ -216,13 +216,14 @@ def test_a_worker_that_is_killed_ends_the_suite_with_a_sentence(run: Run) -> Non
 def test_a_file_edited_on_the_way_stops_the_suite(make_suite: MakeSuite, tmp_path: Path) -> None:
     """A worker that starts later would import the newer file, and its results belong under other keys."""
     source = (
-        "from balancers import EqualWeighting, register\n\n@register\nclass Own(EqualWeighting):\n    name = 'edited'\n"
+        "from balancers import EqualWeighting, register\n\n"
+        "@register\nclass Own(EqualWeighting):\n    name = 'edited'\n    summary = 'A test.'\n"
     )
     (tmp_path / "own.py").write_text(source)
     loaded = make_suite(plugins=[*PLUGINS, "own.py"], balancers=[{"name": "edited"}], learning_rates=None)
     runs = plan.reported(loaded, None)
     assert len({run.key for run in runs}) == 3
-    (tmp_path / "own.py").write_text(source + "    summary = 'edited meanwhile'\n")
+    (tmp_path / "own.py").write_text(source + "    changed = True\n")
     try:
         with pytest.raises(WorkerError, match="has changed since the suite was started"):
             list(workers.compute(runs, tmp_path / "results", loaded.plugins, 2))
