@@ -1,6 +1,7 @@
-# make bench    the default suite: learning-rate grid, fresh seeds, step costs, report
-# make test     the tests
-# make check    ruff and mypy
+# make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
+# make reference   the same, and what of it is kept in results/reference
+# make test        the tests
+# make check       ruff and mypy
 #
 # Each makes its own .venv on first use. With PYTHON=/path/to/python3, that interpreter is used as it is.
 
@@ -13,13 +14,20 @@ PY := $(VENV)/bin/python
 ENVIRONMENT := $(VENV)/.installed
 endif
 
-.PHONY: bench smoke test check clean
+.PHONY: bench reference smoke test check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
 	$(PY) -m pytest bench/cost/gradient_norm.py -q --benchmark-enable --benchmark-only \
 		--benchmark-json=results/default/micro.json
 	$(PY) -m bench report default
+
+reference: bench
+	rm -rf results/reference/default
+	mkdir -p results/reference/default/tables results/reference/default/figures
+	cd results/default && cp report.html suite.toml environment.json ../reference/default
+	cd results/default && cp figures/summary.png ../reference/default/figures
+	cd results/default/tables && cp runs.csv scores.csv selection.csv costs.csv micro.csv ../../reference/default/tables
 
 smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke
