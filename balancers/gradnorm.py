@@ -79,10 +79,10 @@ class GradNorm(GradientBalancer):
         check_finite: bool = False,
     ) -> None:
         super().__init__(fork, wrt, tasks=tasks, accumulate=accumulate, check_finite=check_finite)
-        if not (math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"alpha is {alpha}; expected 0 or more")
-        if freeze_after is not None and freeze_after < 0:
-            raise ValueError(f"freeze_after is {freeze_after}; expected a number of updates, 0 or more")
+        if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha is {alpha!r}; expected a number, 0 or more")
+        if freeze_after is not None and not (isinstance(freeze_after, int) and freeze_after >= 0):
+            raise ValueError(f"freeze_after is {freeze_after!r}; expected a number of updates, 0 or more")
         self.alpha = alpha
         self.freeze_after = freeze_after
         self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)

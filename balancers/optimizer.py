@@ -31,8 +31,8 @@ class StateOptimizer(nn.Module):
         super().__init__()
         if name not in ("adam", "sgd"):
             raise ValueError(f"optimizer is {name!r}; expected 'adam' or 'sgd'")
-        if not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr is {lr}; expected a positive, finite learning rate")
+        if not (isinstance(lr, int | float) and math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr is {lr!r}; expected a positive, finite learning rate")
         self.name = name
         self.lr = lr
         self.register_buffer("step", torch.zeros(()))

@@ -118,6 +118,8 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "accumulate 2.5": (lambda: GradNorm(Fork(2), accumulate=2.5), ValueError, ["accumulate is 2.5", "1 or more"]),
     "fork of none": (lambda: Fork(0), ValueError, ["num_tasks is 0", "at least one"]),
     "alpha -1": (lambda: GradNorm(Fork(2), alpha=-1.0), ValueError, ["alpha is -1.0", "0 or more"]),
+    "alpha of text": (lambda: GradNorm(Fork(2), alpha="0.1"), ValueError, ["alpha is '0.1'", "0 or more"]),
+    "lr of text": (lambda: UncertaintyWeighting(2, lr="0.1"), ValueError, ["lr is '0.1'", "positive"]),
     "alpha nan": (lambda: GradNorm(Fork(2), alpha=math.nan), ValueError, ["alpha is nan", "0 or more"]),
     "alpha inf": (lambda: GradNorm(Fork(2), alpha=math.inf), ValueError, ["alpha is inf", "0 or more"]),
     "lr 0": (lambda: GradNorm(Fork(2), lr=0.0), ValueError, ["lr is 0.0", "positive"]),
