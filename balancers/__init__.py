@@ -13,6 +13,7 @@ from .equal import EqualWeighting
 from .fork import Fork
 from .gradients import GradientBalancer
 from .gradnorm import GradNorm
+from .heads import LinearHeads
 from .registry import create, get, names, register
 from .static import StaticWeighting
 from .uncertainty import UncertaintyWeighting
@@ -23,6 +24,7 @@ __all__ = [
     "ForkError",
     "GradNorm",
     "GradientBalancer",
+    "LinearHeads",
     "LossBalancer",
     "StaticWeighting",
     "UncertaintyWeighting",

@@ -7,14 +7,13 @@ differentiated once, with respect to the aliases.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from .ddp import DDP_SINK
-from .fork import AUDIT_KEY, Fork
+from .fork import Fork, mark_of
 from .losses import Entries, Root, roots
 
 Label = Callable[[int], str]
@@ -29,7 +28,8 @@ class Reach:
     """What one loss reaches without passing the fork."""
 
     aliases: set[int] = field(default_factory=set)
-    unbinds: set[Node] = field(default_factory=set)
+    marked: set[Node] = field(default_factory=set)
+    """Where it comes to the fork."""
     parameters: set[nn.Parameter] = field(default_factory=set)
 
 
@@ -49,14 +49,14 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
     if isinstance(losses, Tensor) and None in starts:
         raise ForkError(f"in losses, that of {label(starts.index(None))} does not require grad; was it detached?")
     reaches = {i: _walk(start.edge, fork) for i, start in enumerate(starts) if start is not None}
-    unbinds = set[Node]().union(*(reach.unbinds for reach in reaches.values()))
-    if not unbinds:
+    marked = set[Node]().union(*(reach.marked for reach in reaches.values()))
+    if not marked:
         raise ForkError(
             "no loss depends on the fork's features. Run the model's forward pass with gradients and with the fork in "
             "training mode; the fork is a plain identity where the whole model is compiled as one graph: compile the "
             "trunk and the heads apart, or measure parameters instead (fork=None)"
         )
-    trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _sources(unbinds)))
+    trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _features(marked)))
     if elsewhere := set(wrt) - trunk:
         raise ForkError(
             f"wrt holds {_describe(elsewhere)} that the fork's features do not depend on: expected the last shared "
@@ -81,7 +81,7 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
                 )
     for i, start in enumerate(starts):
         if start is not None and alike[i]:
-            _check_aliases(i, _touched(start, unbinds, fork.num_tasks) or {i}, label)  # a loss may be flat just now
+            _check_aliases(i, _touched(start, marked) or {i}, label)  # a loss may be flat just now
 
 
 def _alike(i: int, reaches: Mapping[int, Reach]) -> set[int]:
@@ -106,9 +106,10 @@ def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
         for source, nr in sources[output : output + 1] if node.name() == DDP_SINK else sources:
             if source is None:
                 continue
-            if fork is not None and cast("dict[str, Fork]", source.metadata).get(AUDIT_KEY) is fork:
-                reach.unbinds.add(source)
-                reach.aliases.add(nr)
+            mark = None if fork is None else mark_of(source)
+            if fork is not None and mark is not None and mark.fork is fork:
+                reach.marked.add(source)
+                reach.aliases |= set(range(fork.num_tasks)) if mark.task is None else {mark.task}
                 continue
             place = (source, nr if source.name() == DDP_SINK else 0)
             if place not in seen:
@@ -117,8 +118,10 @@ def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
     return reach
 
 
-def _sources(nodes: Iterable[Node]) -> list[GradientEdge]:
-    return [GradientEdge(source, nr) for node in nodes for source, nr in node.next_functions if source is not None]
+def _features(marked: Iterable[Node]) -> list[GradientEdge]:
+    """Where the features come from; a node of all heads as one has its parameters behind them."""
+    firsts = [node.next_functions[0] for node in marked]
+    return [GradientEdge(source, nr) for source, nr in firsts if source is not None]
 
 
 def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
@@ -135,11 +138,21 @@ def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
         )
 
 
-def _touched(start: Root, unbinds: set[Node], num_tasks: int) -> set[int]:
+def _touched(start: Root, marked: set[Node]) -> set[int]:
     """The aliases that a loss does depend on, by its gradient."""
-    aliases = [GradientEdge(node, j) for node in unbinds for j in range(num_tasks)]
-    gradients = torch.autograd.grad(start.edge, aliases, start.seed, retain_graph=True, allow_unused=True)
-    return {k % num_tasks for k, gradient in enumerate(gradients) if gradient is not None and gradient.any()}
+    nodes = list(marked)
+    edges = [GradientEdge(node, 0) for node in nodes]
+    gradients = torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)
+    touched = set[int]()
+    for node, gradient in zip(nodes, gradients, strict=True):
+        mark = mark_of(node)
+        if mark is None or gradient is None:
+            continue
+        if mark.task is None:
+            touched |= set(gradient.movedim(-2, 0).flatten(1).any(1).nonzero().flatten().tolist())
+        elif gradient.any():
+            touched.add(mark.task)
+    return touched
 
 
 def _describe(parameters: set[nn.Parameter]) -> str:

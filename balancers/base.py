@@ -112,7 +112,7 @@ class LossBalancer(nn.Module):
         if detached.device != self.weights.device or detached.dtype.itemsize > self.weights.dtype.itemsize:
             self._move(detached.device, torch.promote_types(detached.dtype, self.weights.dtype))
         # Where ranks learn together, one that raised here would leave the others waiting: close_window raises on all.
-        together = learning and self._learns and _world_size() > 1
+        together = learning and self._learns and world_size() > 1
         if self.check_finite and not together and not detached.isfinite().all():
             bad = [self._reader.label(i) for i in detached.isfinite().logical_not().nonzero().flatten().tolist()]
             raise FloatingPointError(f"the loss of {', '.join(bad)} is not finite")
@@ -131,7 +131,7 @@ class LossBalancer(nn.Module):
         if self._window.count == 0:
             return
         window, self._window = self._window, Window()
-        if _world_size() > 1:
+        if world_size() > 1:
             window.add_other_ranks()
         valid = self._update(window)
         if self.check_finite and not valid:
@@ -205,7 +205,8 @@ class LossBalancer(nn.Module):
         return f"{self.num_tasks} tasks" if self.tasks is None else ", ".join(self.tasks)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """How many ranks of ``torch.distributed`` learn together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

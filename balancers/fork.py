@@ -5,22 +5,40 @@ A model hands its features through a `Fork`, which gives each head its own alias
     def forward(self, x):
         return [head(z) for head, z in zip(self.heads, self.fork(self.trunk(x)))]
 
-During the one ordinary backward pass the aliases bring the tasks' feature gradients back separately, and a balancer
-that reads them sees all of them before they are summed and go on into the trunk.
+During the one ordinary backward pass the gradient of each task's features comes back through its alias, where a
+balancer sees it before they are summed and go on into the trunk. `LinearHeads` are heads and fork in one.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
-Observer = Callable[[Tensor, Tensor], None]
+Observer = Callable[[Tensor, int | None, Tensor], None]
+"""Takes features ``z``, a task, and the gradient of its loss with respect to ``z``, of the same shape. Where heads are
+one product, the task is None and the gradients are all tasks', ``(T, *z.shape)``, for the observer to overwrite.
+"""
 
-AUDIT_KEY = "fork"
-"""Where a recorded graph's unbind node keeps the fork that made it, for `audit`."""
+
+class Mark(NamedTuple):
+    """What the recorded graph keeps, for `audit`, at a node through which a task's gradient comes back."""
+
+    fork: "Fork"
+    task: int | None
+    """None where the node is that of all tasks' heads as one, whose output has the tasks as its last dimension but one.
+    """
+
+
+_KEY = "fork"
+
+
+def mark_of(node: Node) -> Mark | None:
+    """The mark that a fork left at a node of the recorded graph, if one did."""
+    return cast("dict[str, Mark]", node.metadata).get(_KEY)
 
 
 class Fork(nn.Module):
@@ -42,33 +60,55 @@ class Fork(nn.Module):
         self.recording = False
         """Whether a balancer reads this fork: set by the balancer."""
         self.observer: Observer | None = None
-        """Called with features ``z`` and gradients of shape ``(T, *z.shape)``; set for one backward pass at a time."""
+        """Called with each gradient that comes back; set for one backward pass at a time."""
+        self.recorded = 0
+        """How many tensors of features were handed out since a balancer last set this to zero."""
+
+    def records(self, z: object) -> bool:
+        """Whether gradients of ``z`` are to be seen as they come back."""
+        return (
+            self.recording
+            and self.training
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and isinstance(z, Tensor)
+            and z.requires_grad
+        )
 
     def forward(self, features: Any) -> tuple[Any, ...]:
-        if not (self.recording and self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
-            return (features,) * self.num_tasks
-        if isinstance(features, Tensor):
+        if isinstance(features, Tensor) or not self.recording:
             return self._aliases(features)
         leaves, structure = pytree.tree_flatten(features)
         aliases = [self._aliases(leaf) for leaf in leaves]
         return tuple(pytree.tree_unflatten([a[i] for a in aliases], structure) for i in range(self.num_tasks))
 
     def _aliases(self, z: Any) -> tuple[Any, ...]:
-        if not (isinstance(z, Tensor) and z.requires_grad):
+        if not self.records(z):
             return (z,) * self.num_tasks
-        # expand's backward sums over the tasks; unbind's stacks their gradients, which is what the hook sees.
-        expanded = z.expand(self.num_tasks, *z.shape)
-        expanded.register_hook(partial(self._observe, z))
-        aliases = expanded.unbind(0)
-        node = aliases[0].grad_fn
-        assert node is not None
-        cast("dict[str, Fork]", node.metadata)[AUDIT_KEY] = self
-        return aliases
+        self.recorded += 1
+        return tuple([self._alias(z, task) for task in range(self.num_tasks)])
 
-    def _observe(self, z: Tensor, gradients: Tensor) -> None:
-        # With create_graph=True (a gradient penalty, say) this pass is being differentiated, not trained on.
+    def _alias(self, z: Tensor, task: int) -> Tensor:
+        alias = z[...]
+        node = alias.grad_fn
+        assert node is not None
+        node.register_prehook(partial(self._back, z, task))
+        self.mark(node, task)
+        return alias
+
+    def _back(self, z: Tensor, task: int, gradients: tuple[Tensor | None, ...]) -> None:
+        if gradients[0] is not None:
+            self.observe(z, task, gradients[0])
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+        """Hands what came back to whoever observes this backward pass, unless that pass is itself differentiated."""
+        # With create_graph=True (a gradient penalty, say) the pass is being differentiated, not trained on.
         if self.observer is not None and not torch.is_grad_enabled():
-            self.observer(z, gradients)
+            self.observer(z, task, gradients)
+
+    def mark(self, node: Node, task: int | None) -> None:
+        """Leaves a `Mark` at a node of the recorded graph."""
+        cast("dict[str, Mark]", node.metadata)[_KEY] = Mark(self, task)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"

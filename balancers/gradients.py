@@ -1,23 +1,23 @@
-"""Balancers that read the tasks' gradients, and how these are measured.
+"""Balancers that read the tasks' gradients: when these are measured, and what becomes of it.
 
-Measured on the graph already recorded, during the one backward pass. At a fork, the features' gradients of all tasks
-arrive together; the gradients of a layer before it are T vector-Jacobian products of what lies between. Without a fork,
-each loss is differentiated with respect to the shared parameters, before the weighted sum is.
+At a fork, during the one backward pass. Without a fork, each loss is differentiated with respect to the shared
+parameters, before the weighted sum is. `measure` does the measuring.
 """
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .audit import ForkError, audit
-from .base import LossBalancer
+from .base import LossBalancer, world_size
 from .ddp import before_first_backward
 from .fork import Fork
 from .losses import Entries, Losses, roots
+from .measure import Measurement, joint_norms
 from .window import Pass, Window
 
 
@@ -33,6 +33,7 @@ class GradientBalancer(LossBalancer):
             A module or parameters upstream of the fork: all parameters given, biases too. With ``fork=None``: any
             shared parameters, at the price of one backward pass a task.
         tasks: the tasks' names, or without a fork their number.
+        update_every: measure, and update the weights, at every k-th window only; the steps between cost next to nothing.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
@@ -54,18 +55,24 @@ class GradientBalancer(LossBalancer):
         wrt: nn.Module | nn.Parameter | Iterable[nn.Parameter] | None = None,
         *,
         tasks: int | Sequence[str] | None = None,
+        update_every: int = 1,
         accumulate: int = 1,
         check_finite: bool = False,
     ) -> None:
         super().__init__(_tasks_of(fork, tasks), accumulate=accumulate, check_finite=check_finite)
+        if not isinstance(update_every, int) or update_every < 1:
+            raise ValueError(f"update_every is {update_every!r}; expected a number of steps, 1 or more")
         if fork is None and wrt is None:
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         self.__dict__["_fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self._wrt = None if wrt is None else _parameters(wrt)
         self._audited: set[int] = set()
         self._measured_before = False
+        self.update_every = update_every
+        self._turn = 0
         if fork is not None:
-            fork.recording = True
+            fork.recorded = 0
+        self._set_recording()
 
     @property
     def _learns(self) -> bool:
@@ -100,69 +107,90 @@ class GradientBalancer(LossBalancer):
             audit(self._fork, losses, self._wrt or (), self._reader.label)
         self._audited |= _given(losses)
 
+    def close_window(self) -> None:
+        if self._window.gradients is not None:
+            super().close_window()
+        elif self._window.count == 0:
+            return
+        self._window = Window()
+        self._turn = (self._turn + 1) % self.update_every
+        self._set_recording()
+
+    @property
+    def _measuring(self) -> bool:
+        """Whether the passes of this window are measured."""
+        return self._turn == 0
+
+    def _set_recording(self) -> None:
+        if self._fork is not None:
+            self._fork.recording = self._measuring
+
     def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
-        if len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
-            self._audit(losses)
+        this.measured = self._measuring
+        if this.measured:
+            if len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
+                self._audit(losses)
+            this.adds_up = self.accumulate > 1 or world_size() > 1
+            if self._fork is not None:
+                # A layer's gradients add up over all the features that depend on it; norms of features go by squares.
+                this.adds_up |= self._wrt is not None and self._fork.recorded != 1
+                self._fork.recorded = 0
         total.register_hook(partial(self._begin, this, losses))
 
     def _measure(self, this: Pass, losses: Entries) -> None:
+        if not this.measured:
+            return
+        this.measurement = Measurement(self.num_tasks, self._wrt, this.adds_up, self.weights.dtype)
         if self._fork is not None:
-            self._fork.observer = partial(self._observe, this)
+            self._fork.observer = this.measurement.observe
         else:
             with nullcontext() if self._measured_before else before_first_backward(losses):
-                this.gradients = self._differentiate_losses(this, losses)
+                self._differentiate_losses(this, losses, this.measurement)
             self._measured_before = True
 
-    def _differentiate_losses(self, this: Pass, losses: Entries) -> Tensor:
-        """``(T, P)``: the gradients of the weighted, scaled losses with respect to ``wrt``."""
+    def _differentiate_losses(self, this: Pass, losses: Entries, measurement: Measurement) -> None:
+        """Measures the gradients of the weighted, scaled losses with respect to ``wrt``."""
         assert self._wrt is not None
-        factors = this.factors().unbind()
-        rows = [
-            None
-            if root is None
-            else torch.autograd.grad(root.edge, self._wrt, root.seed * factor, retain_graph=True, allow_unused=True)
-            for root, factor in zip(roots(losses), factors, strict=True)
-        ]
-        return self._matrix(rows)
-
-    def _observe(self, this: Pass, z: Tensor, gradients: Tensor) -> None:
-        """Adds what arrived at the fork for ``z``: ``(T, *z.shape)``, gradients of the weighted, scaled losses."""
-        if self._wrt is None:
-            # Other samples' features are other variables: the squared norms add up.
-            norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=this.weights.dtype)
-            measured = (norms / this.factors()).square()
-        else:
-            rows = [
-                torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True)
-                for gradient in gradients
-            ]
-            measured = self._matrix(rows)
-        this.gradients = measured if this.gradients is None else this.gradients + measured
-
-    def _matrix(self, rows: Sequence[Sequence[Tensor | None] | None]) -> Tensor:
-        """One row a task of all its gradients, zero where a task or a parameter has none."""
-        assert self._wrt is not None
-        flat = [
-            (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
-            for row in rows
-            for parameter, gradient in zip(self._wrt, row or [None] * len(self._wrt), strict=True)
-        ]
-        return torch.cat(flat).view(self.num_tasks, -1).to(self.weights.dtype)
+        for task, (root, factor) in enumerate(zip(roots(losses), this.factors().unbind(), strict=True)):
+            if root is not None:
+                seed = root.seed * factor
+                of = torch.autograd.grad(root.edge, self._wrt, seed, retain_graph=True, allow_unused=True)
+                measurement.add(task, of)
 
     def _end(self, this: Pass) -> None:
-        if self._fork is not None:
-            self._fork.observer = None
-        if this.gradients is None:
-            raise ForkError("the backward pass did not come through the fork: the tasks' gradients were not measured")
-        if self._wrt is not None:
-            this.gradients /= this.factors().unsqueeze(1)
+        if this.measurement is not None:
+            if self._fork is not None:
+                self._fork.observer = None
+            this.gradients = self._unweighted(this.measurement, this)
         super()._end(this)
+
+    def _unweighted(self, measurement: Measurement, this: Pass) -> list[Tensor]:
+        """What was measured, of the losses as they came, in the form that `Window` sums."""
+        columns, dtype = measurement.columns(), self.weights.dtype
+        if not columns:
+            raise ForkError("the backward pass did not come through the fork: the tasks' gradients were not measured")
+        if this.adds_up and self._wrt is not None:
+            return [(column.to(dtype).movedim(0, -1) / this.factors()).movedim(-1, 0) for column in columns]
+        norms = joint_norms(columns, dtype) / this.factors()
+        return [norms.square() if this.adds_up else norms]
 
     def _update(self, window: Window) -> Tensor:
         assert window.gradients is not None
-        sums = window.gradients
-        norms = sums.sqrt() if self._wrt is None else torch.linalg.vector_norm(sums, dim=1)
-        return self.adapt(window.mean_losses().to(self.weights.dtype), norms / window.count, window.mask())
+        norms = joint_norms(window.gradients, self.weights.dtype)
+        if self._wrt is None and window.adds_up:
+            norms = norms.sqrt()
+        if window.count > 1:
+            norms = norms / window.count
+        return self.adapt(window.mean_losses().to(self.weights.dtype), norms, window.mask())
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The tasks' names, and how many windows ago the weights were updated."""
+        return super().get_extra_state() | {"turn": self._turn}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self._turn = state["turn"] % self.update_every
+        self._set_recording()
 
 
 def _given(losses: Entries) -> set[int]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .fork import Fork
 from .gradients import GradientBalancer
+from .later import Later
 from .losses import Entries, entries
 from .optimizer import OptimizerName, StateOptimizer
 from .registry import register
@@ -36,7 +37,7 @@ class GradNorm(GradientBalancer):
     start counts as not yet begun, :math:`\tilde L_i = 1`.
 
     Args:
-        fork, wrt, tasks, accumulate, check_finite: see `GradientBalancer`. The paper's :math:`W` is the last shared
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `GradientBalancer`. The paper's :math:`W` is the last shared
             layer: ``wrt=net.trunk[-1]``.
         alpha: the asymmetry, 0 or more: how much stronger slower tasks are pulled. 0 makes all gradient norms equal.
         lr: the weights' own learning rate; the default is the paper's.
@@ -63,6 +64,7 @@ class GradNorm(GradientBalancer):
     """:math:`L_i(0)`, ``(T,)``; zero while not known."""
     weights_sum: Tensor
     """The sum over updates of the weights that the step was made with, ``(T,)``."""
+    _frozen = False
 
     def __init__(
         self,
@@ -75,10 +77,13 @@ class GradNorm(GradientBalancer):
         initial_losses: Sequence[float] | Mapping[str, float] | None = None,
         freeze_after: int | None = None,
         tasks: int | Sequence[str] | None = None,
+        update_every: int = 1,
         accumulate: int = 1,
         check_finite: bool = False,
     ) -> None:
-        super().__init__(fork, wrt, tasks=tasks, accumulate=accumulate, check_finite=check_finite)
+        super().__init__(
+            fork, wrt, tasks=tasks, update_every=update_every, accumulate=accumulate, check_finite=check_finite
+        )
         if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha is {alpha!r}; expected a number, 0 or more")
         if freeze_after is not None and not (isinstance(freeze_after, int) and freeze_after >= 0):
@@ -89,6 +94,7 @@ class GradNorm(GradientBalancer):
         self._most_updates = 0  # valid ones and others: the device alone knows which were valid
         self.register_buffer("next_weights", torch.ones(self.num_tasks))
         self._register_constants("initial_losses", self._initial(initial_losses))
+        self._all_begun: Later | bool = initial_losses is not None
         self.register_buffer("weights_sum", torch.zeros(self.num_tasks))
         self.register_load_state_dict_post_hook(_after_loading)
         self._freeze_when_due()
@@ -98,25 +104,45 @@ class GradNorm(GradientBalancer):
         return self.next_weights.clone()
 
     def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
-        start = torch.where(self.initial_losses > 0, self.initial_losses, losses)
-        ratios = torch.where(start > 0, losses / start, 1.0)
+        ratios = self._loss_ratios(losses)
         rates = ratios / _mean(ratios, given)
         weighted_norms = self.next_weights * gradient_norms
         targets = _mean(weighted_norms, given) * rates**self.alpha
         gradient = torch.sign(weighted_norms - targets) * gradient_norms
-        valid = (losses.min() >= 0) & (losses.sum() + gradient.sum()).isfinite()
+        # Not finite where any loss, norm or target is not; the root is for losses below zero.
+        valid = torch.dot(losses.sqrt(), targets) < math.inf
 
-        known = valid if given is None else valid & given
-        self.initial_losses.copy_(torch.where(known, start, self.initial_losses))
-        self.weights_sum.addcmul_(self.next_weights, valid.to(self.weights_sum.dtype))
+        if not self._begun:
+            self._begin_where(valid if given is None else valid & given, losses)
+        self.weights_sum.addcmul_(self.next_weights, valid)
         self.optimizer.update(self.next_weights, gradient, valid, given)
-        self.next_weights.copy_(torch.where(known, self._renormalize(self.next_weights, given), self.next_weights))
+        known = valid if given is None else valid & given
+        torch.where(known, self._renormalized(given), self.next_weights, out=self.next_weights)
 
         self.statistics.update(loss_ratios=ratios, gradient_norms=weighted_norms, targets=targets)
         self._most_updates += 1
         if self.freeze_after is not None and self._most_updates >= self.freeze_after:
             self._freeze_when_due()
         return valid
+
+    def _loss_ratios(self, losses: Tensor) -> Tensor:
+        """Each loss over its initial value; 1 where that is not known yet."""
+        ratios = losses / self.initial_losses
+        return ratios if self._begun else torch.where(self.initial_losses > 0, ratios, 1.0)
+
+    def _begin_where(self, known: Tensor, losses: Tensor) -> None:
+        """Takes the losses for initial ones, of tasks that had none so far."""
+        initial = self.initial_losses
+        torch.where(known & (initial == 0), losses, initial, out=initial)
+        if not (initial.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self._all_begun = Later((initial > 0).all())
+
+    @property
+    def _begun(self) -> bool:
+        """Whether the host knows that all initial losses are known: then nothing need be asked of the device."""
+        if isinstance(self._all_begun, Later) and self._all_begun.is_true():
+            self._all_begun = True
+        return self._all_begun is True
 
     def average_weights(self) -> StaticWeighting:
         r"""*GradNorm static*: the mean of the weights over all updates so far, :math:`E_t[w_i(t)]`, to train with anew.
@@ -128,13 +154,17 @@ class GradNorm(GradientBalancer):
             raise RuntimeError("there are no weights to average before GradNorm's first update")
         return StaticWeighting(self.weights_sum / self.optimizer.step, tasks=self.tasks)
 
-    def _renormalize(self, weights: Tensor, given: Tensor | None) -> Tensor:
+    def _renormalized(self, given: Tensor | None) -> Tensor:
         """At least `LOWEST_WEIGHT` each, with the sum T; tasks that were not given keep their weight and its share."""
-        raised = weights.clamp(min=LOWEST_WEIGHT)
+        raised = self.next_weights.clamp(min=LOWEST_WEIGHT)
         if given is None:
-            return raised * (self.num_tasks / raised.sum())
-        held = (weights * ~given).sum()
+            return raised / raised.mean()
+        held = (self.next_weights * ~given).sum()
         return raised * ((self.num_tasks - held) / (raised * given).sum())
+
+    @property
+    def _measuring(self) -> bool:
+        return not self._frozen and super()._measuring
 
     def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
         if not self._frozen:
@@ -143,8 +173,7 @@ class GradNorm(GradientBalancer):
     def _freeze_when_due(self) -> None:
         self._most_updates = int(self.optimizer.step)
         self._frozen = self.freeze_after is not None and self._most_updates >= self.freeze_after
-        if self._fork is not None:
-            self._fork.recording = not self._frozen
+        self._set_recording()
 
     def _initial(self, losses: Sequence[float] | Mapping[str, float] | None) -> list[float]:
         if losses is None:
@@ -163,6 +192,7 @@ class GradNorm(GradientBalancer):
 
 def _after_loading(balancer: nn.Module, _: object) -> None:
     assert isinstance(balancer, GradNorm)
+    balancer._all_begun = bool((balancer.initial_losses > 0).all())
     balancer._freeze_when_due()
 
 

@@ -1,7 +1,7 @@
 """The optimiser of a balancer's own few numbers.
 
-PyTorch's fused Adam and SGD, in their functional form: the state lies in buffers, so that it moves, saves and copies
-with the balancer; and a step on a gradient that is not valid is skipped on the device, without waiting for it.
+PyTorch's fused Adam and SGD, by their kernels: the state lies in buffers, so that it moves, saves and copies with the
+balancer; and a step on a gradient that is not valid is skipped on the device, without waiting for it.
 """
 
 import math
@@ -10,8 +10,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 OptimizerName = Literal["adam", "sgd"]
 
@@ -26,6 +24,7 @@ class StateOptimizer(nn.Module):
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
+    _skip_step: Tensor
 
     def __init__(self, name: OptimizerName, lr: float, size: int) -> None:
         super().__init__()
@@ -36,6 +35,7 @@ class StateOptimizer(nn.Module):
         self.name = name
         self.lr = lr
         self.register_buffer("step", torch.zeros(()))
+        self.register_buffer("_skip_step", torch.zeros(()), persistent=False)
         if name == "adam":
             self.register_buffer("exp_avg", torch.zeros(size))
             self.register_buffer("exp_avg_sq", torch.zeros(size))
@@ -50,7 +50,7 @@ class StateOptimizer(nn.Module):
             given: ``(size,)``, bool: entries that are false stay as they are, their moments too; None steps all.
         """
         if given is not None:
-            held = [parameter, *(moment for key, moment in self.named_buffers() if key != "step")]
+            held = [parameter, *(moment for key, moment in self.named_buffers() if moment.ndim)]
             before = [tensor.clone() for tensor in held]
             self._step(parameter, gradient, valid)
             for tensor, old in zip(held, before, strict=True):
@@ -59,46 +59,46 @@ class StateOptimizer(nn.Module):
             self._step(parameter, gradient, valid)
 
     def _step(self, parameter: Tensor, gradient: Tensor, valid: Tensor) -> None:
-        skip = (~valid).to(torch.float32)
+        # The kernels behind torch.optim's fused Adam and SGD; they do nothing where found_inf is 1.
+        torch.logical_not(valid, out=self._skip_step)
+        self.step.add_(valid)
         if self.name == "sgd":
-            sgd(
+            torch._fused_sgd_(
                 [parameter],
                 [gradient],
-                [None],
-                fused=True,
-                foreach=False,
-                found_inf=skip,
-                lr=self.lr,
+                [],
                 weight_decay=0.0,
                 momentum=0.0,
+                lr=self.lr,
                 dampening=0.0,
                 nesterov=False,
                 maximize=False,
+                is_first_step=False,
+                found_inf=self._skip_step,
             )
-            self.step += valid
         else:
-            adam(
+            torch._fused_adam_(
                 [parameter],
                 [gradient],
                 [self.exp_avg],
                 [self.exp_avg_sq],
                 [],
                 [self.step],
-                fused=True,
-                foreach=False,
-                found_inf=skip,
                 lr=self.lr,
                 beta1=0.9,
                 beta2=0.999,
-                eps=1e-8,
                 weight_decay=0.0,
+                eps=1e-8,
                 amsgrad=False,
                 maximize=False,
+                found_inf=self._skip_step,
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StateOptimizer":
         super()._apply(fn, recurse)
-        self.step = self.step.to(torch.float32)  # the fused kernels read the step count as float32
+        # The fused kernels read both as float32.
+        self.step = self.step.to(torch.float32)
+        self._skip_step = self._skip_step.to(torch.float32)
         return self
 
     def extra_repr(self) -> str:

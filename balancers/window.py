@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .measure import Measurement
+
 
 @dataclass(eq=False)
 class Pass:
@@ -19,8 +21,13 @@ class Pass:
     """``(T,)``: 1 where a task was given, 0 where it was left out; None where all were given."""
     scale: Tensor | None = None
     """The gradient that the scalar itself received; None until its backward pass begins."""
-    gradients: Tensor | None = None
-    """``(T, ...)``: what was measured of the tasks' gradients, in a form that adds up over passes."""
+    measured: bool = False
+    """Whether the tasks' gradients are to be measured."""
+    adds_up: bool = False
+    """Whether what is measured of them is to be summed over several features, passes or ranks."""
+    measurement: Measurement | None = None
+    gradients: list[Tensor] | None = None
+    """What was measured, each ``(T, ...)``."""
 
     def factors(self) -> Tensor:
         """``(T,)``: what each task's loss is multiplied by in this pass."""
@@ -35,7 +42,8 @@ class Window:
     count: int = 0
     losses: Tensor | None = None
     given: Tensor | None = None
-    gradients: Tensor | None = None
+    gradients: list[Tensor] | None = None
+    adds_up: bool = False
 
     def add(self, one: Pass) -> None:
         """Adds a pass that has ended."""
@@ -44,20 +52,21 @@ class Window:
             self.given = before + (1.0 if one.given is None else one.given)
         self.losses = one.losses if self.losses is None else self.losses + one.losses
         if one.gradients is not None:
-            self.gradients = one.gradients if self.gradients is None else self.gradients + one.gradients
+            self.gradients = [a + b for a, b in zip(self.gradients, one.gradients)] if self.gradients else one.gradients
+            self.adds_up |= one.adds_up
         self.count += 1
 
     def add_other_ranks(self) -> None:
         """Adds what the other ranks of ``torch.distributed``'s default group have summed: one collective call."""
         assert self.losses is not None
         given = torch.full_like(self.losses, self.count) if self.given is None else self.given
-        parts = [self.losses, given] if self.gradients is None else [self.losses, given, self.gradients]
+        parts = [self.losses, given, *(self.gradients or [])]
         flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
         sums = flat.split([part.numel() for part in parts])
         self.losses, self.given = sums[0], sums[1]
         if self.gradients is not None:
-            self.gradients = sums[2].view_as(self.gradients)
+            self.gradients = [new.view_as(old) for new, old in zip(sums[2:], self.gradients, strict=True)]
         self.count *= dist.get_world_size()
 
     def mask(self) -> Tensor | None:
@@ -67,4 +76,6 @@ class Window:
     def mean_losses(self) -> Tensor:
         """``(T,)``: each task's mean over the passes that gave it; zero for a task that none did."""
         assert self.losses is not None
-        return self.losses / (self.count if self.given is None else self.given.clamp(min=1.0))
+        if self.given is not None:
+            return self.losses / self.given.clamp(min=1.0)
+        return self.losses if self.count == 1 else self.losses / self.count

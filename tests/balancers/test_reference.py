@@ -96,12 +96,12 @@ class PollutedGradients(GradNorm):
     """Differentiates its objective by ``backward``, as public code does, so that the network's gradients get it too."""
 
     def _measure(self, this, losses):
-        super()._measure(this, losses)
         with torch.enable_grad():
             weighted = [w * loss for w, loss in zip(self.weights, losses, strict=True)]
             gradients = [torch.autograd.grad(loss, self._wrt, create_graph=True) for loss in weighted]
             norms = torch.stack([torch.cat([g.flatten() for g in each]).norm() for each in gradients])
             (norms - norms.mean().detach()).abs().sum().backward(retain_graph=True)
+        super()._measure(this, losses)
 
 
 class LateWeights(GradNorm):

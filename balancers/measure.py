@@ -1,0 +1,119 @@
+"""What one backward pass shows of the tasks' gradients.
+
+Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
+layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives, so that
+no more than one task's is held, unless gradients are to be averaged before their norm is taken.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from .audit import ForkError
+from .layer import Linear, linear
+
+
+class Measurement:
+    """Takes the tasks' gradients, in whatever order they come.
+
+    Args:
+        num_tasks: T.
+        wrt: the parameters to take gradients of; None: the features.
+        adds_up: whether what is measured is to be summed, over several features or passes: for parameters, the gradients
+            are then kept. Norms of features go by squares: other samples' features are other variables.
+        dtype: of the norms.
+    """
+
+    def __init__(self, num_tasks: int, wrt: Sequence[nn.Parameter] | None, adds_up: bool, dtype: torch.dtype) -> None:
+        self._wrt = wrt
+        self._adds_up = adds_up
+        self._dtype = dtype
+        self._of_task: list[list[Tensor] | None] = [None] * num_tasks
+        self._of_all: list[Tensor] | None = None
+        self._layer: tuple[Tensor, Linear | None] | None = None
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+        """Takes what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
+        if task is None:
+            self._of_all = self._sum(self._of_all, self._all(z, gradients))
+        else:
+            self._of_task[task] = self._sum(self._of_task[task], self._one(z, gradients))
+
+    def add(self, task: int, gradients: Sequence[Tensor | None]) -> None:
+        """Takes one task's gradients of the parameters; None is a zero."""
+        self._of_task[task] = self._reduced(gradients)
+
+    def columns(self) -> list[Tensor]:
+        """What was measured, each ``(T, ...)``, zero for a task of which nothing was; empty where nothing was at all.
+
+        The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
+        """
+        some = next((parts for parts in self._of_task if parts is not None), None)
+        if some is None:
+            return self._of_all or []
+        rows = [[torch.zeros_like(part) for part in some] if parts is None else parts for parts in self._of_task]
+        columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+        return columns if self._of_all is None else self._sum(columns, self._of_all)
+
+    def _sum(self, before: list[Tensor] | None, new: list[Tensor]) -> list[Tensor]:
+        if before is None:
+            return new
+        if self._wrt is not None and not self._adds_up:
+            raise ForkError(
+                "a loss depends on features that went through the fork before an earlier call of the balancer: weigh a "
+                "step's losses before the next step's forward pass"
+            )
+        combine = torch.hypot if self._wrt is None else torch.add
+        return [combine(a, b) for a, b in zip(before, new, strict=True)]
+
+    def _one(self, z: Tensor, gradients: Tensor) -> list[Tensor]:
+        if self._wrt is None:
+            return [self._norm(gradients)]
+        layer = self._linear(z)
+        if layer is None:
+            return self._reduced(torch.autograd.grad(z, self._wrt, gradients, retain_graph=True, allow_unused=True))
+        of = layer.gradients(gradients.reshape(len(layer.inputs), -1))
+        return of if self._adds_up else [self._norm(part) if part.ndim > 1 else part for part in of]
+
+    def _all(self, z: Tensor, gradients: Tensor) -> list[Tensor]:
+        if self._wrt is None:
+            return [torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=self._dtype)]
+        layer = self._linear(z)
+        if layer is None:
+            rows = [self._one(z, gradient) for gradient in gradients]
+            return [torch.stack(column) for column in zip(*rows, strict=True)]
+        of = layer.gradients(gradients.view(len(gradients), len(layer.inputs), -1))
+        return of if self._adds_up else [row_norms(part, self._dtype) if part.ndim > 2 else part for part in of]
+
+    def _linear(self, z: Tensor) -> Linear | None:
+        if self._layer is None or self._layer[0] is not z:
+            assert self._wrt is not None
+            self._layer = z, linear(z, self._wrt)
+        return self._layer[1]
+
+    def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        assert self._wrt is not None
+        if self._adds_up:
+            pairs = zip(gradients, self._wrt, strict=True)
+            return [torch.zeros_like(parameter) if gradient is None else gradient for gradient, parameter in pairs]
+        some = [gradient for gradient in gradients if gradient is not None]
+        if len(some) == 1:
+            return [self._norm(some[0])]
+        if not some:
+            return [torch.zeros((), dtype=self._dtype, device=self._wrt[0].device)]
+        return [self._norm(torch.stack(torch._foreach_norm(some, dtype=self._dtype)))]
+
+    def _norm(self, tensor: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(tensor, dtype=self._dtype)
+
+
+def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(T,)``: the norm of each of T tensors stacked."""
+    return torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)), dtype=dtype) if rows.ndim > 1 else rows
+
+
+def joint_norms(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """``(T,)``: each task's joint norm over columns of shape ``(T, ...)``."""
+    return reduce(torch.hypot, [row_norms(column, dtype) for column in columns])

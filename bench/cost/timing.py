@@ -1,0 +1,54 @@
+"""Times calls against each other: in turn, round after round, so that whatever slows the machine slows all of them."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+
+def interleave(calls: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
+    """``(len(calls), rounds)``: the seconds of each call, which take turns in going first.
+
+    A call on a device other than the CPU has to wait for it. No garbage is collected meanwhile: a collection would fall
+    on one call of many.
+    """
+    seconds = np.empty((len(calls), rounds))
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for j in range(len(calls)):
+                k = (i + j) % len(calls)
+                start = time.perf_counter()
+                calls[k]()
+                seconds[k, i] = time.perf_counter() - start
+    finally:
+        gc.enable()
+    return seconds
+
+
+def median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
+    """An interval for the median of what ``values`` are drawn from, whatever its shape; nan for too few values.
+
+    Between two order statistics: the number of values below the median is binomial with probability one half.
+    """
+    rank = int(binom.ppf((1 - confidence) / 2, len(values), 0.5))
+    ordered = np.sort(values)
+    return (float(ordered[rank - 1]), float(ordered[-rank])) if rank > 0 else (math.nan, math.nan)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """One CPU thread while in the ``with`` block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
