@@ -10,6 +10,7 @@ balancer sees it before they are summed and go on into the trunk. `LinearHeads` 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -34,11 +35,25 @@ class Mark(NamedTuple):
 
 
 _KEY = "fork"
+_SOON = 2**62
+"""The engine runs what is ready and has the highest sequence number first."""
 
 
 def mark_of(node: Node) -> Mark | None:
     """The mark that a fork left at a node of the recorded graph, if one did."""
     return cast("dict[str, Mark]", node.metadata).get(_KEY)
+
+
+@dataclass(eq=False)
+class Reading:
+    """How a balancer reads a fork; apart from the module, whose attributes take longer to set."""
+
+    recording: bool = False
+    """Whether it does: whether the forward pass is to be recorded."""
+    recorded: int = 0
+    """How many tensors of features were, since the balancer set this to zero."""
+    observer: Observer | None = None
+    """Called with each gradient that comes back; set for one backward pass at a time."""
 
 
 class Fork(nn.Module):
@@ -57,17 +72,13 @@ class Fork(nn.Module):
         if num_tasks < 1:
             raise ValueError(f"num_tasks is {num_tasks}; a fork needs at least one task")
         self.num_tasks = num_tasks
-        self.recording = False
-        """Whether a balancer reads this fork: set by the balancer."""
-        self.observer: Observer | None = None
-        """Called with each gradient that comes back; set for one backward pass at a time."""
-        self.recorded = 0
-        """How many tensors of features were handed out since a balancer last set this to zero."""
+        self.reading = Reading()
+        self._marks = [Mark(self, task) for task in range(num_tasks)]
 
     def records(self, z: object) -> bool:
         """Whether gradients of ``z`` are to be seen as they come back."""
         return (
-            self.recording
+            self.reading.recording
             and self.training
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
@@ -76,7 +87,7 @@ class Fork(nn.Module):
         )
 
     def forward(self, features: Any) -> tuple[Any, ...]:
-        if isinstance(features, Tensor) or not self.recording:
+        if isinstance(features, Tensor) or not self.reading.recording:
             return self._aliases(features)
         leaves, structure = pytree.tree_flatten(features)
         aliases = [self._aliases(leaf) for leaf in leaves]
@@ -85,16 +96,17 @@ class Fork(nn.Module):
     def _aliases(self, z: Any) -> tuple[Any, ...]:
         if not self.records(z):
             return (z,) * self.num_tasks
-        self.recorded += 1
-        return tuple([self._alias(z, task) for task in range(self.num_tasks)])
-
-    def _alias(self, z: Tensor, task: int) -> Tensor:
-        alias = z[...]
-        node = alias.grad_fn
-        assert node is not None
-        node.register_prehook(partial(self._back, z, task))
-        self.mark(node, task)
-        return alias
+        self.reading.recorded += 1
+        aliases = []
+        for mark in self._marks:
+            alias = z[...]
+            node = cast(Node, alias.grad_fn)
+            node.register_prehook(partial(self._back, z, mark.task))
+            node.metadata[_KEY] = mark
+            if hasattr(node, "_set_sequence_nr"):  # so that a task's gradient is read before the next one's is computed
+                node._set_sequence_nr(_SOON)
+            aliases.append(alias)
+        return tuple(aliases)
 
     def _back(self, z: Tensor, task: int, gradients: tuple[Tensor | None, ...]) -> None:
         if gradients[0] is not None:
@@ -103,12 +115,12 @@ class Fork(nn.Module):
     def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
         """Hands what came back to whoever observes this backward pass, unless that pass is itself differentiated."""
         # With create_graph=True (a gradient penalty, say) the pass is being differentiated, not trained on.
-        if self.observer is not None and not torch.is_grad_enabled():
-            self.observer(z, task, gradients)
+        if self.reading.observer is not None and not torch.is_grad_enabled():
+            self.reading.observer(z, task, gradients)
 
-    def mark(self, node: Node, task: int | None) -> None:
-        """Leaves a `Mark` at a node of the recorded graph."""
-        cast("dict[str, Mark]", node.metadata)[_KEY] = Mark(self, task)
+    def mark(self, node: Node) -> None:
+        """Marks the node of all heads as one."""
+        cast("dict[str, Mark]", node.metadata)[_KEY] = Mark(self, None)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"

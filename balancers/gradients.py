@@ -71,7 +71,7 @@ class GradientBalancer(LossBalancer):
         self.update_every = update_every
         self._turn = 0
         if fork is not None:
-            fork.recorded = 0
+            fork.reading.recorded = 0
         self._set_recording()
 
     @property
@@ -108,13 +108,15 @@ class GradientBalancer(LossBalancer):
         self._audited |= _given(losses)
 
     def close_window(self) -> None:
-        if self._window.gradients is not None:
-            super().close_window()
-        elif self._window.count == 0:
+        if self._window.count == 0:
             return
-        self._window = Window()
-        self._turn = (self._turn + 1) % self.update_every
-        self._set_recording()
+        if self._window.gradients is None:
+            self._window.clear()
+        else:
+            super().close_window()
+        if self.update_every > 1:
+            self._turn = (self._turn + 1) % self.update_every
+            self._set_recording()
 
     @property
     def _measuring(self) -> bool:
@@ -123,7 +125,7 @@ class GradientBalancer(LossBalancer):
 
     def _set_recording(self) -> None:
         if self._fork is not None:
-            self._fork.recording = self._measuring
+            self._fork.reading.recording = self._measuring
 
     def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
         this.measured = self._measuring
@@ -133,16 +135,16 @@ class GradientBalancer(LossBalancer):
             this.adds_up = self.accumulate > 1 or world_size() > 1
             if self._fork is not None:
                 # A layer's gradients add up over all the features that depend on it; norms of features go by squares.
-                this.adds_up |= self._wrt is not None and self._fork.recorded != 1
-                self._fork.recorded = 0
-        total.register_hook(partial(self._begin, this, losses))
+                this.adds_up |= self._wrt is not None and self._fork.reading.recorded != 1
+                self._fork.reading.recorded = 0
+        super()._watch(total, losses, this)
 
     def _measure(self, this: Pass, losses: Entries) -> None:
         if not this.measured:
             return
         this.measurement = Measurement(self.num_tasks, self._wrt, this.adds_up, self.weights.dtype)
         if self._fork is not None:
-            self._fork.observer = this.measurement.observe
+            self._fork.reading.observer = this.measurement.observe
         else:
             with nullcontext() if self._measured_before else before_first_backward(losses):
                 self._differentiate_losses(this, losses, this.measurement)
@@ -160,7 +162,7 @@ class GradientBalancer(LossBalancer):
     def _end(self, this: Pass) -> None:
         if this.measurement is not None:
             if self._fork is not None:
-                self._fork.observer = None
+                self._fork.reading.observer = None
             this.gradients = self._unweighted(this.measurement, this)
         super()._end(this)
 

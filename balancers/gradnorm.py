@@ -62,6 +62,8 @@ class GradNorm(GradientBalancer):
     """:math:`w_i(t+1)`, ``(T,)``."""
     initial_losses: Tensor
     """:math:`L_i(0)`, ``(T,)``; zero while not known."""
+    shares: Tensor
+    """1/T, ``(T,)``."""
     weights_sum: Tensor
     """The sum over updates of the weights that the step was made with, ``(T,)``."""
     _frozen = False
@@ -94,6 +96,7 @@ class GradNorm(GradientBalancer):
         self._most_updates = 0  # valid ones and others: the device alone knows which were valid
         self.register_buffer("next_weights", torch.ones(self.num_tasks))
         self._register_constants("initial_losses", self._initial(initial_losses))
+        self._register_constants("shares", [1 / self.num_tasks] * self.num_tasks, persistent=False)
         self._all_begun: Later | bool = initial_losses is not None
         self.register_buffer("weights_sum", torch.zeros(self.num_tasks))
         self.register_load_state_dict_post_hook(_after_loading)
@@ -104,25 +107,29 @@ class GradNorm(GradientBalancer):
         return self.next_weights.clone()
 
     def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
+        weights = self.next_weights
+        # Means are taken as dot products with each given task's share, 1/T.
+        shares = self.shares if given is None else given / given.sum()
         ratios = self._loss_ratios(losses)
-        rates = ratios / _mean(ratios, given)
-        weighted_norms = self.next_weights * gradient_norms
-        targets = _mean(weighted_norms, given) * rates**self.alpha
+        rates = ratios / torch.dot(ratios, shares)
+        weighted_norms = weights * gradient_norms
+        targets = torch.dot(weighted_norms, shares) * rates**self.alpha
         gradient = torch.sign(weighted_norms - targets) * gradient_norms
         # Not finite where any loss, norm or target is not; the root is for losses below zero.
         valid = torch.dot(losses.sqrt(), targets) < math.inf
 
         if not self._begun:
             self._begin_where(valid if given is None else valid & given, losses)
-        self.weights_sum.addcmul_(self.next_weights, valid)
-        self.optimizer.update(self.next_weights, gradient, valid, given)
+        self.weights_sum.addcmul_(weights, valid)
+        self.optimizer.update(weights, gradient, valid, given)
         known = valid if given is None else valid & given
-        torch.where(known, self._renormalized(given), self.next_weights, out=self.next_weights)
+        torch.where(known, self._renormalized(weights, shares, given), weights, out=weights)
 
         self.statistics.update(loss_ratios=ratios, gradient_norms=weighted_norms, targets=targets)
-        self._most_updates += 1
-        if self.freeze_after is not None and self._most_updates >= self.freeze_after:
-            self._freeze_when_due()
+        if self.freeze_after is not None:
+            self._most_updates += 1
+            if self._most_updates >= self.freeze_after:
+                self._freeze_when_due()
         return valid
 
     def _loss_ratios(self, losses: Tensor) -> Tensor:
@@ -154,12 +161,12 @@ class GradNorm(GradientBalancer):
             raise RuntimeError("there are no weights to average before GradNorm's first update")
         return StaticWeighting(self.weights_sum / self.optimizer.step, tasks=self.tasks)
 
-    def _renormalized(self, given: Tensor | None) -> Tensor:
+    def _renormalized(self, weights: Tensor, shares: Tensor, given: Tensor | None) -> Tensor:
         """At least `LOWEST_WEIGHT` each, with the sum T; tasks that were not given keep their weight and its share."""
-        raised = self.next_weights.clamp(min=LOWEST_WEIGHT)
+        raised = weights.clamp(min=LOWEST_WEIGHT)
         if given is None:
-            return raised / raised.mean()
-        held = (self.next_weights * ~given).sum()
+            return raised / torch.dot(raised, shares)
+        held = (weights * ~given).sum()
         return raised * ((self.num_tasks - held) / (raised * given).sum())
 
     @property
@@ -194,7 +201,3 @@ def _after_loading(balancer: nn.Module, _: object) -> None:
     assert isinstance(balancer, GradNorm)
     balancer._all_begun = bool((balancer.initial_losses > 0).all())
     balancer._freeze_when_due()
-
-
-def _mean(values: Tensor, given: Tensor | None) -> Tensor:
-    return values.mean() if given is None else (values * given).sum() / given.sum()

@@ -48,9 +48,9 @@ class LinearHeads(nn.Module):
         if torch.is_autocast_enabled(features.device.type):
             dtype = torch.get_autocast_dtype(features.device.type)
             features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        self.fork.recorded += 1
+        self.fork.reading.recorded += 1
         outputs = _Recorded.apply(features, weight, bias, self.fork)
-        self.fork.mark(outputs.grad_fn, None)
+        self.fork.mark(outputs.grad_fn)
         return outputs
 
     def extra_repr(self) -> str:

@@ -45,6 +45,10 @@ class Window:
     gradients: list[Tensor] | None = None
     adds_up: bool = False
 
+    def clear(self) -> None:
+        """Begins anew."""
+        self.count, self.losses, self.given, self.gradients, self.adds_up = 0, None, None, None, False
+
     def add(self, one: Pass) -> None:
         """Adds a pass that has ended."""
         if one.given is not None or self.given is not None:

@@ -119,8 +119,8 @@ class Problem(ABC, Generic[Data]):
         """What the tasks of a ``model`` made by `model` share."""
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: Any) -> Sequence[Tensor]:
-        """The T losses of a batch, in the order of ``tasks``: scalars that share no graph from the fork on."""
+    def losses(self, model: nn.Module, batch: Any) -> Sequence[Tensor] | Tensor:
+        """The T losses of a batch, in the order of ``tasks``: scalars, or ``(T,)`` where the heads are one product."""
 
     @abstractmethod
     def evaluate(

@@ -40,7 +40,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss
 
-from balancers import Fork
+from balancers import Fork, LinearHeads
 
 from .base import Metric, Problem, Recipe, Shared, Split, evaluating
 from .registry import register
@@ -59,6 +59,7 @@ spaced on a log scale from 1 to 100, to two decimals."""
 
 Spread = Literal["deviation", "variance"]
 Distribution = Literal["normal", "uniform"]
+Heads = Literal["batched", "separate"]
 
 
 class Samples(NamedTuple):
@@ -81,14 +82,31 @@ class RegressionData:
 
 
 class Network(nn.Module):
-    """Four ReLU layers of 100 shared by all tasks, then one affine head a task: ``(N, 250)`` to T of ``(N, 100)``."""
+    """Four ReLU layers of 100 shared by all tasks, then one affine head a task: ``(N, 250)`` to ``(N, T, 100)``."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for sizes in pairwise([INPUTS] + [WIDTH] * LAYERS):
-            layers += [nn.Linear(*sizes), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers)
+        self.trunk = _trunk()
+        self.heads = LinearHeads(num_tasks, WIDTH, OUTPUTS)
+
+    @property
+    def fork(self) -> Fork:
+        return self.heads.fork
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.heads(self.trunk(inputs))
+        return outputs
+
+
+class SeparateNetwork(nn.Module):
+    """The same network, and with the same initial values, with a module for each head: ``(N, 250)`` to T of ``(N, 100)``.
+
+    As networks are where heads differ; slower.
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.trunk = _trunk()
         self.fork = Fork(num_tasks)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, OUTPUTS) for _ in range(num_tasks))
 
@@ -97,15 +115,22 @@ class Network(nn.Module):
         return [head(features) for head, features in zip(self.heads, aliases, strict=True)]
 
 
+def _trunk() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for sizes in pairwise([INPUTS] + [WIDTH] * LAYERS):
+        layers += [nn.Linear(*sizes), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 class Constant(nn.Module):
-    """Predicts ``values``, of shape ``(T, 100)``, whatever the inputs."""
+    """Predicts ``values``, of shape ``(T, 100)``, whatever the inputs: ``(N, T, 100)``."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
         self.register_buffer("values", values)
 
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        return [row.expand(len(inputs), -1) for row in self.get_buffer("values")]
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.get_buffer("values").expand(len(inputs), -1, -1)
 
 
 @register
@@ -119,6 +144,7 @@ class Regression(Problem[RegressionData]):
         preactivation_std: the deviation of the entries of ``(B + eps_i) x``, which sets s. Not for uniform inputs.
         spread: whether the 10 and 3.5 of N(0, 10) and N(0, 3.5) are each a "deviation", as in public code, or a
             "variance": the paper doesn't say.
+        heads: "batched", all as one product, or "separate", one module each: the same network, slower.
         train_samples: in the training set; 2,000 more each are for validation and test.
         stream: whether every epoch has a training set of its own, so that no sample comes twice.
 
@@ -137,10 +163,11 @@ class Regression(Problem[RegressionData]):
         inputs: Distribution = "normal",
         preactivation_std: float = 1.0,
         spread: Spread = "deviation",
+        heads: Heads = "batched",
         train_samples: int = 10_000,
         stream: bool = False,
     ) -> None:
-        for option, value, known in (("inputs", inputs, Distribution), ("spread", spread, Spread)):
+        for option, value, known in (("inputs", inputs, Distribution), ("spread", spread, Spread), ("heads", heads, Heads)):
             if value not in get_args(known):
                 raise ValueError(f"{option} is {value!r}; expected one of {', '.join(map(repr, get_args(known)))}")
         if inputs == "uniform" and preactivation_std != 1:
@@ -154,6 +181,7 @@ class Regression(Problem[RegressionData]):
         self.inputs = inputs
         normal_std = _positive("preactivation_std", preactivation_std) / (math.sqrt(INPUTS) * math.hypot(*self.spreads))
         self.input_std = normal_std if inputs == "normal" else 1.0
+        self.heads = heads
         self.train_samples = train_samples
         self.stream = stream
 
@@ -209,18 +237,20 @@ class Regression(Problem[RegressionData]):
         preactivations = inputs @ maps.flatten(0, 1).T
         return Samples(inputs, preactivations.tanh_().view(num_samples, *maps.shape[:2]).mul_(sigmas[:, None]))
 
-    def model(self) -> Network:
-        return Network(len(self.sigmas))
+    def model(self) -> Network | SeparateNetwork:
+        return (Network if self.heads == "batched" else SeparateNetwork)(len(self.sigmas))
 
     def shared(self, model: nn.Module) -> Shared:
         """The last shared layer is the trunk's last linear one, with its ReLU between it and the fork."""
-        if not isinstance(model, Network):
+        if not isinstance(model, Network | SeparateNetwork):
             raise TypeError(f"expected a model that Regression.model made, got {type(model).__name__}")
         return Shared(model.fork, model.trunk[-2], tuple(model.trunk.parameters()))
 
-    def losses(self, model: nn.Module, batch: Samples) -> list[Tensor]:
-        """Each task's squared error, its mean over the batch and the 100 outputs."""
+    def losses(self, model: nn.Module, batch: Samples) -> list[Tensor] | Tensor:
+        """Each task's squared error, its mean over the batch and the 100 outputs: ``(T,)``, or T from separate heads."""
         predictions = model(batch.inputs)
+        if isinstance(predictions, Tensor):
+            return mse_loss(predictions, batch.targets, reduction="none").mean((0, 2))
         return [mse_loss(ours, theirs) for ours, theirs in zip(predictions, batch.targets.unbind(1), strict=True)]
 
     def evaluate(
@@ -228,7 +258,7 @@ class Regression(Problem[RegressionData]):
     ) -> dict[str, float]:
         samples = {"validation": data.validation, "test": data.test}[split]
         with evaluating(model):
-            losses = torch.stack(self.losses(model, samples)).tolist()
+            losses = [float(loss) for loss in self.losses(model, samples)]
         relative = {
             name: loss / sigma**2 for name, loss, sigma in zip(self._relative, losses, self.sigmas, strict=True)
         }

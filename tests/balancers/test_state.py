@@ -221,7 +221,7 @@ def test_a_copy_loads_and_saves_for_itself(wrt: str) -> None:
 
 def test_a_model_with_a_recording_fork_is_saved_whole(tmp_path: Path) -> None:
     training = advanced()
-    assert training.net.fork.recording
+    assert training.net.fork.reading.recording
     torch.save(training.net, tmp_path / "net.pt")
     net: Net = torch.load(tmp_path / "net.pt", weights_only=False)
     batch = make_batches(1)[0]
