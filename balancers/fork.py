@@ -109,8 +109,9 @@ class Fork(nn.Module):
         return tuple(aliases)
 
     def _back(self, z: Tensor, task: int, gradients: tuple[Tensor | None, ...]) -> None:
-        if gradients[0] is not None:
-            self.observe(z, task, gradients[0])
+        [gradient] = gradients
+        if gradient is not None:
+            self.observe(z, task, gradient)
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
         """Hands what came back to whoever observes this backward pass, unless that pass is itself differentiated."""

@@ -109,7 +109,7 @@ class GradNorm(GradientBalancer):
     def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
         weights = self.next_weights
         # Means are taken as dot products with each given task's share, 1/T.
-        shares = self.shares if given is None else given / given.sum()
+        shares = self.shares if given is None else self.shares * given / torch.dot(self.shares, given.to(losses.dtype))
         ratios = self._loss_ratios(losses)
         rates = ratios / torch.dot(ratios, shares)
         weighted_norms = weights * gradient_norms

@@ -43,8 +43,7 @@ class LinearHeads(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         if not self.fork.records(features):
-            outputs = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
-            return outputs.unflatten(-1, weight.shape[:2])
+            return _linear(features, weight, bias)
         if torch.is_autocast_enabled(features.device.type):
             dtype = torch.get_autocast_dtype(features.device.type)
             features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -58,6 +57,11 @@ class LinearHeads(nn.Module):
         return f"num_tasks={num_tasks}, {in_features=}, {out_features=}, bias={self.bias is not None}"
 
 
+def _linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    outputs = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
+    return outputs.view(*features.shape[:-1], *weight.shape[:2])
+
+
 class _Recorded(torch.autograd.Function):
     """The same heads, with a backward pass that shows the fork each task's gradient of the features."""
 
@@ -65,9 +69,7 @@ class _Recorded(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, fork: Fork) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.fork = fork
-        with torch.autocast(features.device.type, enabled=False):
-            outputs = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
-        return outputs.unflatten(-1, weight.shape[:2])
+        return _linear(features, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,7 @@ kept (checkpointed, offloaded), takes the general way.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,39 +26,77 @@ class Linear(NamedTuple):
     parts: tuple[Part, ...]
     """What each parameter asked for is."""
 
-    def gradients(self, gradients: Tensor) -> list[Tensor]:
-        """Of each parameter, for gradients of ``z``: ``(N, out)``, or those of T tasks, ``(T, N, out)``, overwritten."""
-        stacked = gradients.ndim == 3
+    def gradients(self, gradients: Tensor, overwrite: bool) -> list[Tensor]:
+        """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``z``, ``(T, N, out)``."""
         if self.relu is not None:
-            out = gradients if stacked else torch.empty_like(gradients)
+            out = gradients if overwrite else torch.empty_like(gradients)
             gradients = torch.ops.aten.threshold_backward.grad_input(gradients, self.relu, 0, grad_input=out)
-        of: list[Tensor] = []
-        for part in self.parts:
-            if part == "bias":
-                of.append(gradients.sum(-2))
-            elif stacked:
-                of.append(torch.bmm(gradients.mT, self.inputs.expand(len(gradients), -1, -1)))
-            else:
-                of.append(torch.mm(gradients.mT, self.inputs))
-        return of
+        return [
+            gradients.sum(1)
+            if part == "bias"
+            else torch.bmm(gradients.mT, self.inputs.expand(len(gradients), *self.inputs.shape))
+            for part in self.parts
+        ]
 
 
-def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
-    """The linear layer that ``z`` comes from, where ``wrt`` are its parameters and it is applied once.
+class LinearFinder:
+    """Finds the linear layer that features come from, where ``wrt`` are its parameters and it is applied once.
 
     A hook that changes a gradient between the layer and its ReLU is not seen.
+
+    The graph is searched again whenever the number of nodes recorded from one step to the next has changed. In between,
+    the layer is where it was.
     """
-    node = z.grad_fn
-    relu = node is not None and node.name() == "ReluBackward0"
-    if relu:
-        node = _before(node)
-    if node is not None and node.name() in ("ViewBackward0", "UnsafeViewBackward0"):
-        node = _before(node)
-    if node is None:
-        return None
+
+    def __init__(self, wrt: Sequence[nn.Parameter]) -> None:
+        self._wrt = wrt
+        self._place: Place | None = None
+        self._number = 0
+        self._between = 0
+
+    def find(self, z: Tensor) -> Linear | None:
+        """The layer behind features ``z``; None for anything else, and for an input that was not kept as it is."""
+        if z.grad_fn is None:
+            return None
+        number: int = z.grad_fn._sequence_nr()  # type: ignore[attr-defined]
+        between, self._number = number - self._number, number
+        if between != self._between:
+            self._between = between
+            self._place = _search(z.grad_fn, self._wrt)
+        return None if self._place is None else self._place.linear(z)
+
+
+class Place(NamedTuple):
+    """Where in the graph behind features a linear layer is."""
+
+    relu: bool
+    hops: int
+    """So many nodes before that of the features."""
+    saved: str
+    """What the node calls the layer's input."""
+    parts: tuple[Part, ...]
+
+    def linear(self, z: Tensor) -> Linear | None:
+        """The layer that was recorded there in this step."""
+        node = z.grad_fn
+        for _ in range(self.hops):
+            node = _before(node)
+        kept = getattr(node, f"_raw_saved_{self.saved}")
+        if getattr(kept, "unpack_hook", kept) is not None:  # a checkpoint's input can be unpacked but once
+            return None
+        inputs: Tensor = getattr(node, f"_saved_{self.saved}")
+        return Linear(inputs, z.reshape(len(inputs), -1) if self.relu else None, self.parts)
+
+
+def _search(start: Node, wrt: Sequence[nn.Parameter]) -> Place | None:
+    node, hops, relu = start, 0, start.name() == "ReluBackward0"
+    for passed in ("ReluBackward0", "ViewBackward0", "UnsafeViewBackward0"):
+        following = _before(node)
+        if node.name() == passed and following is not None:
+            node, hops = following, hops + 1
     bias: Node | None = None
     match node.name(), [following for following, _ in node.next_functions]:
-        case "AddmmBackward0", [bias, source, weight] if _attribute(node, "_saved_alpha", "_saved_beta") == [1, 1]:
+        case "AddmmBackward0", [bias, source, weight] if _get(node, "_saved_alpha") == _get(node, "_saved_beta") == 1:
             saved = "mat1"
         case "MmBackward0", [source, weight]:
             saved = "self"
@@ -66,20 +104,15 @@ def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
             return None
     if weight is None or weight.name() != "TBackward0":
         return None
-    leaves: dict[nn.Parameter | None, tuple[Node | None, Part]] = {}
-    for leaf, part in ((_leaf(bias), "bias"), (_leaf(_before(weight)), "weight")):
-        leaves[getattr(leaf, "variable", None)] = leaf, part
-    if any(parameter not in leaves for parameter in wrt) or _reaches(source, {leaves[p][0] for p in wrt}):
+    parts: dict[Node | None, Part] = {_leaf(bias): "bias", _leaf(_before(weight)): "weight"}
+    leaves = {getattr(leaf, "variable", None): leaf for leaf in parts}
+    if any(parameter not in leaves for parameter in wrt) or _reaches(source, {leaves[p] for p in wrt}):
         return None
-    [kept] = _attribute(node, f"_raw_saved_{saved}")
-    if getattr(kept, "unpack_hook", True) is not None:  # a checkpoint's input can be unpacked but once
-        return None
-    [inputs] = _attribute(node, f"_saved_{saved}")
-    return Linear(inputs, z.reshape(len(inputs), -1) if relu else None, tuple(leaves[p][1] for p in wrt))
+    return Place(relu, hops, saved, tuple(parts[leaves[p]] for p in wrt))
 
 
-def _attribute(node: Node, *names: str) -> list[Any]:
-    return [getattr(node, name) for name in names]
+def _get(node: Node, name: str) -> object:
+    return getattr(node, name)
 
 
 def _before(node: Node | None) -> Node | None:

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .audit import ForkError
-from .layer import Linear, linear
+from .layer import Linear, LinearFinder
+
+
+AT_ONCE = 2**16
+"""Small gradients wait for others, up to so many entries: one product for several tasks takes fewer calls."""
 
 
 class Measurement:
@@ -21,25 +25,48 @@ class Measurement:
     Args:
         num_tasks: T.
         wrt: the parameters to take gradients of; None: the features.
+        finder: finds the linear layer that is all that ``wrt`` is.
         adds_up: whether what is measured is to be summed, over several features or passes: for parameters, the gradients
             are then kept. Norms of features go by squares: other samples' features are other variables.
         dtype: of the norms.
     """
 
-    def __init__(self, num_tasks: int, wrt: Sequence[nn.Parameter] | None, adds_up: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        num_tasks: int,
+        wrt: Sequence[nn.Parameter] | None,
+        finder: LinearFinder,
+        adds_up: bool,
+        dtype: torch.dtype,
+    ) -> None:
         self._wrt = wrt
+        self._finder = finder
         self._adds_up = adds_up
         self._dtype = dtype
         self._of_task: list[list[Tensor] | None] = [None] * num_tasks
         self._of_all: list[Tensor] | None = None
         self._layer: tuple[Tensor, Linear | None] | None = None
+        self._waiting: list[tuple[int, Tensor]] = []
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
         """Takes what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
+        if self._wrt is None:
+            norms = [row_norms(gradients, self._dtype) if task is None else self._norm(gradients)]
+            self._keep(task, norms)
+            return
+        if self._layer is None or self._layer[0] is not z:
+            self._flush()
+            self._layer = z, self._finder.find(z)
+        layer = self._layer[1]
         if task is None:
-            self._of_all = self._sum(self._of_all, self._all(z, gradients))
+            self._keep(None, self._all(z, layer, gradients, overwrite=True))
+        elif layer is None:
+            of = torch.autograd.grad(z, self._wrt, gradients, retain_graph=True, allow_unused=True)
+            self._keep(task, self._reduced(of))
         else:
-            self._of_task[task] = self._sum(self._of_task[task], self._one(z, gradients))
+            self._waiting.append((task, gradients))
+            if (len(self._waiting) + 1) * gradients.numel() > AT_ONCE:
+                self._flush()
 
     def add(self, task: int, gradients: Sequence[Tensor | None]) -> None:
         """Takes one task's gradients of the parameters; None is a zero."""
@@ -50,6 +77,7 @@ class Measurement:
 
         The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
         """
+        self._flush()
         some = next((parts for parts in self._of_task if parts is not None), None)
         if some is None:
             return self._of_all or []
@@ -57,9 +85,14 @@ class Measurement:
         columns = [torch.stack(column) for column in zip(*rows, strict=True)]
         return columns if self._of_all is None else self._sum(columns, self._of_all)
 
-    def _sum(self, before: list[Tensor] | None, new: list[Tensor]) -> list[Tensor]:
-        if before is None:
-            return new
+    def _keep(self, task: int | None, new: list[Tensor]) -> None:
+        if task is None:
+            self._of_all = new if self._of_all is None else self._sum(self._of_all, new)
+        else:
+            before = self._of_task[task]
+            self._of_task[task] = new if before is None else self._sum(before, new)
+
+    def _sum(self, before: list[Tensor], new: list[Tensor]) -> list[Tensor]:
         if self._wrt is not None and not self._adds_up:
             raise ForkError(
                 "a loss depends on features that went through the fork before an earlier call of the balancer: weigh a "
@@ -68,30 +101,28 @@ class Measurement:
         combine = torch.hypot if self._wrt is None else torch.add
         return [combine(a, b) for a, b in zip(before, new, strict=True)]
 
-    def _one(self, z: Tensor, gradients: Tensor) -> list[Tensor]:
-        if self._wrt is None:
-            return [self._norm(gradients)]
-        layer = self._linear(z)
-        if layer is None:
-            return self._reduced(torch.autograd.grad(z, self._wrt, gradients, retain_graph=True, allow_unused=True))
-        of = layer.gradients(gradients.reshape(len(layer.inputs), -1))
-        return of if self._adds_up else [self._norm(part) if part.ndim > 1 else part for part in of]
+    def _flush(self) -> None:
+        """Measures the gradients that wait for others, of several tasks at once."""
+        if self._waiting and self._layer is not None:
+            z, layer = self._layer
+            tasks, gradients = zip(*self._waiting, strict=True)
+            self._waiting.clear()
+            alone = len(tasks) == 1
+            together = gradients[0].unsqueeze(0) if alone else torch.stack(gradients)
+            columns = self._all(z, layer, together, overwrite=not alone)
+            for task, *parts in zip(tasks, *(column.unbind() for column in columns), strict=True):
+                self._keep(task, parts)
 
-    def _all(self, z: Tensor, gradients: Tensor) -> list[Tensor]:
-        if self._wrt is None:
-            return [torch.linalg.vector_norm(gradients.flatten(1), dim=1, dtype=self._dtype)]
-        layer = self._linear(z)
+    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, overwrite: bool) -> list[Tensor]:
+        assert self._wrt is not None
         if layer is None:
-            rows = [self._one(z, gradient) for gradient in gradients]
+            rows = [
+                self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
+                for gradient in gradients
+            ]
             return [torch.stack(column) for column in zip(*rows, strict=True)]
-        of = layer.gradients(gradients.view(len(gradients), len(layer.inputs), -1))
+        of = layer.gradients(gradients.reshape(len(gradients), len(layer.inputs), -1), overwrite)
         return of if self._adds_up else [row_norms(part, self._dtype) if part.ndim > 2 else part for part in of]
-
-    def _linear(self, z: Tensor) -> Linear | None:
-        if self._layer is None or self._layer[0] is not z:
-            assert self._wrt is not None
-            self._layer = z, linear(z, self._wrt)
-        return self._layer[1]
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None
