@@ -9,6 +9,7 @@
 
 from .audit import ForkError
 from .base import LossBalancer
+from .capture import CapturedStep
 from .equal import EqualWeighting
 from .fork import Fork
 from .gradients import GradientBalancer
@@ -19,6 +20,7 @@ from .static import StaticWeighting
 from .uncertainty import UncertaintyWeighting
 
 __all__ = [
+    "CapturedStep",
     "EqualWeighting",
     "Fork",
     "ForkError",

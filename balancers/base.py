@@ -112,11 +112,7 @@ class LossBalancer(nn.Module):
         if detached.device != self.weights.device or detached.dtype.itemsize > self.weights.dtype.itemsize:
             self._move(detached.device, torch.promote_types(detached.dtype, self.weights.dtype))
         # Where ranks learn together, one that raised here would leave the others waiting: close_window raises on all.
-        if (
-            self.check_finite
-            and not (learning and self._learns and world_size() > 1)
-            and not detached.isfinite().all()
-        ):
+        if self.check_finite and not (learning and self._learns and world_size() > 1) and not detached.isfinite().all():
             bad = [self._reader.label(i) for i in detached.isfinite().logical_not().nonzero().flatten().tolist()]
             raise FloatingPointError(f"the loss of {', '.join(bad)} is not finite")
         weights = self.weigh(detached.to(self.weights.dtype))
@@ -142,6 +138,14 @@ class LossBalancer(nn.Module):
             self._window.clear()
         if self.check_finite and not valid:
             raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
+
+    def not_capturable(self) -> str | None:
+        """Why a step with this balancer can't be captured in a CUDA graph; None if it can: see `CapturedStep`."""
+        if self.check_finite:
+            return "with check_finite it waits for the device"
+        if self.accumulate > 1:
+            return f"with accumulate={self.accumulate} its steps are not all alike"
+        return None
 
     # The backward pass.
 

@@ -98,10 +98,10 @@ class Fork(nn.Module):
             return (z,) * self.num_tasks
         self.reading.recorded += 1
         aliases = []
-        for mark in self._marks:
+        for task, mark in enumerate(self._marks):
             alias = z[...]
-            node = cast(Node, alias.grad_fn)
-            node.register_prehook(partial(self._back, z, mark.task))
+            node = cast(Any, alias.grad_fn)
+            node.register_prehook(partial(self._back, z, task))
             node.metadata[_KEY] = mark
             if hasattr(node, "_set_sequence_nr"):  # so that a task's gradient is read before the next one's is computed
                 node._set_sequence_nr(_SOON)
@@ -119,9 +119,9 @@ class Fork(nn.Module):
         if self.reading.observer is not None and not torch.is_grad_enabled():
             self.reading.observer(z, task, gradients)
 
-    def mark(self, node: Node) -> None:
-        """Marks the node of all heads as one."""
-        cast("dict[str, Mark]", node.metadata)[_KEY] = Mark(self, None)
+    def mark(self, node: Any) -> None:
+        """Marks the node, of the recorded graph, of all heads as one."""
+        node.metadata[_KEY] = Mark(self, None)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"

@@ -6,7 +6,6 @@ parameters, before the weighted sum is. `measure` does the measuring.
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,7 +33,8 @@ class GradientBalancer(LossBalancer):
             A module or parameters upstream of the fork: all parameters given, biases too. With ``fork=None``: any
             shared parameters, at the price of one backward pass a task.
         tasks: the tasks' names, or without a fork their number.
-        update_every: measure, and update the weights, at every k-th window only; the steps between cost next to nothing.
+        update_every: k, to measure and to update the weights in every k-th window only. The steps between cost next to
+            nothing.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
@@ -103,6 +103,11 @@ class GradientBalancer(LossBalancer):
             ForkError: a task, and what is wrong with its way to the shared parameters.
         """
         self._audit(self._reader.read(losses, learning=True)[0])
+
+    def not_capturable(self) -> str | None:
+        if self.update_every > 1:
+            return f"with update_every={self.update_every} its steps are not all alike"
+        return super().not_capturable()
 
     def _audit(self, losses: Entries) -> None:
         if self._fork is not None:

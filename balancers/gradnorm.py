@@ -37,8 +37,8 @@ class GradNorm(GradientBalancer):
     start counts as not yet begun, :math:`\tilde L_i = 1`.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `GradientBalancer`. The paper's :math:`W` is the last shared
-            layer: ``wrt=net.trunk[-1]``.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `GradientBalancer`. The paper's :math:`W` is the
+            last shared layer: ``wrt=net.trunk[-1]``.
         alpha: the asymmetry, 0 or more: how much stronger slower tasks are pulled. 0 makes all gradient norms equal.
         lr: the weights' own learning rate; the default is the paper's.
         optimizer: the weights' own, ``"adam"`` (the paper's) or ``"sgd"``.
@@ -168,6 +168,11 @@ class GradNorm(GradientBalancer):
             return raised / torch.dot(raised, shares)
         held = (weights * ~given).sum()
         return raised * ((self.num_tasks - held) / (raised * given).sum())
+
+    def not_capturable(self) -> str | None:
+        if self.freeze_after is not None:
+            return "with freeze_after its steps are not all alike"
+        return super().not_capturable()
 
     @property
     def _measuring(self) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from .fork import Fork
@@ -24,8 +23,8 @@ class LinearHeads(nn.Module):
         balancer = GradNorm(heads.fork)
         outputs = heads(trunk(x))  # (B, 10, 1)
 
-    Losses go by task: entry ``i`` of ``outputs.unbind(-2)`` belongs to task ``i``, and a ``(T,)`` tensor of losses, such
-    as ``(outputs - targets).square().mean((0, 2))``, goes into a balancer as it is.
+    Entry ``i`` of ``outputs.unbind(-2)`` is task ``i``'s. A ``(T,)`` tensor of losses, such as
+    ``(outputs - targets).square().mean((0, 2))``, goes into a balancer as it is.
 
     Raises:
         ValueError: ``num_tasks`` is less than 1.
@@ -41,14 +40,14 @@ class LinearHeads(nn.Module):
         """``(T, out_features)``."""
 
     def forward(self, features: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
         if not self.fork.records(features):
-            return _linear(features, weight, bias)
+            return _linear(features, self.weight, self.bias)
+        given = [features, self.weight, self.bias]
         if torch.is_autocast_enabled(features.device.type):
             dtype = torch.get_autocast_dtype(features.device.type)
-            features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            given = [None if tensor is None else tensor.to(dtype) for tensor in given]
         self.fork.reading.recorded += 1
-        outputs = _Recorded.apply(features, weight, bias, self.fork)
+        outputs: Tensor = _Recorded.apply(*given, self.fork)
         self.fork.mark(outputs.grad_fn)
         return outputs
 

@@ -20,8 +20,8 @@ class Later:
             self._copied.record(torch.cuda.current_stream(value.device))
 
     def is_true(self) -> bool:
-        """Whether it has arrived, and is true."""
-        if self._copied is not None and not self._copied.query():
+        """Whether it has arrived, and is true; not asked while a CUDA graph is captured."""
+        if self._copied is not None and (torch.cuda.is_current_stream_capturing() or not self._copied.query()):
             return False
         return self._value.device.type == "cpu" and bool(self._value.numpy())
 

@@ -58,7 +58,7 @@ class LinearFinder:
         """The layer behind features ``z``; None for anything else, and for an input that was not kept as it is."""
         if z.grad_fn is None:
             return None
-        number: int = z.grad_fn._sequence_nr()  # type: ignore[attr-defined]
+        number: int = z.grad_fn._sequence_nr()
         between, self._number = number - self._number, number
         if between != self._between:
             self._between = between

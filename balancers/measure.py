@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from .audit import ForkError
 from .layer import Linear, LinearFinder
 
-
 AT_ONCE = 2**16
 """Small gradients wait for others, up to so many entries: one product for several tasks takes fewer calls."""
 
@@ -26,8 +25,8 @@ class Measurement:
         num_tasks: T.
         wrt: the parameters to take gradients of; None: the features.
         finder: finds the linear layer that is all that ``wrt`` is.
-        adds_up: whether what is measured is to be summed, over several features or passes: for parameters, the gradients
-            are then kept. Norms of features go by squares: other samples' features are other variables.
+        adds_up: whether what is measured is to be summed, over several features or passes: gradients of parameters are
+            then kept. Norms of features go by squares: other samples' features are other variables.
         dtype: of the norms.
     """
 
@@ -137,7 +136,8 @@ class Measurement:
         return [self._norm(torch.stack(torch._foreach_norm(some, dtype=self._dtype)))]
 
     def _norm(self, tensor: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(tensor, dtype=self._dtype)
+        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=self._dtype)
+        return norm
 
 
 def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,8 +56,9 @@ class Window:
             self.given = before + (1.0 if one.given is None else one.given)
         self.losses = one.losses if self.losses is None else self.losses + one.losses
         if one.gradients is not None:
-            self.gradients = [a + b for a, b in zip(self.gradients, one.gradients)] if self.gradients else one.gradients
-            self.adds_up |= one.adds_up
+            sums, self.gradients, self.adds_up = self.gradients, one.gradients, one.adds_up
+            if sums is not None:
+                self.gradients = [a + b for a, b in zip(sums, one.gradients, strict=True)]
         self.count += 1
 
     def add_other_ranks(self) -> None:

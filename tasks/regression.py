@@ -99,10 +99,7 @@ class Network(nn.Module):
 
 
 class SeparateNetwork(nn.Module):
-    """The same network, and with the same initial values, with a module for each head: ``(N, 250)`` to T of ``(N, 100)``.
-
-    As networks are where heads differ; slower.
-    """
+    """The same network, its initial values included, with a module for each head: ``(N, 250)`` to T of ``(N, 100)``."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
@@ -167,7 +164,8 @@ class Regression(Problem[RegressionData]):
         train_samples: int = 10_000,
         stream: bool = False,
     ) -> None:
-        for option, value, known in (("inputs", inputs, Distribution), ("spread", spread, Spread), ("heads", heads, Heads)):
+        literals = {"inputs": (inputs, Distribution), "spread": (spread, Spread), "heads": (heads, Heads)}
+        for option, (value, known) in literals.items():
             if value not in get_args(known):
                 raise ValueError(f"{option} is {value!r}; expected one of {', '.join(map(repr, get_args(known)))}")
         if inputs == "uniform" and preactivation_std != 1:
@@ -247,7 +245,7 @@ class Regression(Problem[RegressionData]):
         return Shared(model.fork, model.trunk[-2], tuple(model.trunk.parameters()))
 
     def losses(self, model: nn.Module, batch: Samples) -> list[Tensor] | Tensor:
-        """Each task's squared error, its mean over the batch and the 100 outputs: ``(T,)``, or T from separate heads."""
+        """Each task's squared error, its mean over the batch and the 100 outputs; ``(T,)`` where heads are batched."""
         predictions = model(batch.inputs)
         if isinstance(predictions, Tensor):
             return mse_loss(predictions, batch.targets, reduction="none").mean((0, 2))

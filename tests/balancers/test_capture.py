@@ -1,0 +1,78 @@
+"""A training step as a CUDA graph: what can be one, and that it trains as the step itself does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from balancers import CapturedStep, EqualWeighting, GradNorm, LossBalancer, UncertaintyWeighting
+
+from .nets import Net, build, inputs, losses_of
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+BALANCERS: dict[str, Callable[[Net], LossBalancer]] = {
+    "equal": lambda net: EqualWeighting(2),
+    "uncertainty": lambda net: UncertaintyWeighting(2),
+    "layer": lambda net: GradNorm(net.fork, wrt=net.layer),
+    "features": lambda net: GradNorm(net.fork),
+    "parameters": lambda net: GradNorm(None, wrt=net.layer, tasks=2),
+}
+
+
+def training(kind: str, device: str) -> tuple[Net, LossBalancer, Callable[[Tensor], Tensor]]:
+    net = build("linear", 2).to(device)
+    balancer = BALANCERS[kind](net).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01, capturable=device == "cuda")
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = balancer(losses_of(net(x), x))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return net, balancer, step
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", BALANCERS)
+def test_trains_as_the_step_does(kind: str, device: str):
+    net, balancer, step = training(kind, device)
+    other, other_balancer, other_step = training(kind, device)
+    captured = CapturedStep(other_step, [other_balancer])
+    for x in inputs("linear", 30):
+        x = x.to(device)
+        torch.testing.assert_close(captured(x).clone(), step(x), rtol=1e-9, atol=1e-12)
+    for (name, one), two in zip(balancer.state_dict().items(), other_balancer.state_dict().values(), strict=True):
+        if isinstance(one, Tensor):
+            torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12, msg=name)
+    for one, two in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"accumulate": 2}, "accumulate=2"),
+        ({"check_finite": True}, "check_finite"),
+        ({"update_every": 3}, "update_every=3"),
+        ({"freeze_after": 5}, "freeze_after"),
+    ],
+)
+def test_refuses_steps_that_are_not_alike(options: dict[str, Any], reason: str):
+    net = build("linear", 2)
+    with pytest.raises(ValueError, match=f"GradNorm can't be captured in a CUDA graph: with {reason}"):
+        CapturedStep(print, [EqualWeighting(2), GradNorm(net.fork, **options)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_refuses_a_batch_of_another_shape():
+    _, balancer, step = training("layer", "cuda")
+    captured = CapturedStep(step, [balancer])
+    x = inputs("linear")[0].cuda()
+    for _ in range(14):
+        captured(x)
+    with pytest.raises(ValueError, match="the step was captured with"):
+        captured(x[:1])
