@@ -69,6 +69,9 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
                 f"tied weights, a penalty on the trunk): pass such features through the fork too, and add penalties to "
                 f"the loss that the balancer returns"
             )
+    for i, reach in reaches.items():
+        if not reach.aliases:
+            _check_aliases(i, reach.aliases, label)
     alike = {i: _alike(i, reaches) for i in reaches}
     for i, reach in reaches.items():
         _check_aliases(i, reach.aliases - alike[i], label)

@@ -1,8 +1,8 @@
 """What every balancer is: a loss function of T losses whose backward pass also updates the balancer.
 
 `LossBalancer` reads the losses, weighs them and returns their weighted sum. The backward pass through that scalar is
-the balancer's step: its first act tells the scale it was called with (a GradScaler's, an accumulation's 1/k), and when
-it has ended, what it measured on its way updates the balancer's state. A method overrides `weigh`, `update`, or both.
+the balancer's step: its first act tells what each loss is multiplied by, the scale it was called with included (a
+GradScaler's, an accumulation's 1/k), and when it has ended, what it measured on its way updates the balancer's state. A method overrides `weigh`, `update`, or both.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,7 +120,7 @@ class LossBalancer(nn.Module):
         total = torch.dot(stacked, weights.to(stacked.dtype))
         if learning:
             self.statistics["losses"] = detached
-            self._watch(total, in_order, Pass(detached, weights, None if given is None else self._mask(given)))
+            self._watch(stacked, in_order, Pass(detached, weights, None if given is None else self._mask(given)))
         return total
 
     def close_window(self) -> None:
@@ -149,20 +149,20 @@ class LossBalancer(nn.Module):
 
     # The backward pass.
 
-    def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
-        """Has the backward pass through ``total`` measured, where the method learns from it."""
-        if self._learns and total.grad_fn is not None:
-            total.grad_fn.register_prehook(partial(self._begin, this, losses))
+    def _watch(self, stacked: Tensor, losses: Entries, this: Pass) -> None:
+        """Has the backward pass through the losses, ``stacked``, measured, where the method learns from it."""
+        if self._learns and stacked.grad_fn is not None:
+            stacked.grad_fn.register_prehook(partial(self._begin, this, losses))
 
     @property
     def _learns(self) -> bool:
         return type(self).update is not LossBalancer.update
 
-    def _begin(self, this: Pass, losses: Entries, scales: tuple[Tensor]) -> None:
-        """The pass's first act; ``scales`` holds the gradient that the scalar received."""
+    def _begin(self, this: Pass, losses: Entries, factors: tuple[Tensor]) -> None:
+        """The pass's first act; ``factors`` holds the gradient that the losses received."""
         # With create_graph=True the pass is being differentiated, not trained on; a second pass counts no more.
-        if this.scale is None and not torch.is_grad_enabled():
-            [this.scale] = scales
+        if this.factors is None and not torch.is_grad_enabled():
+            [this.factors] = factors
             self._measure(this, losses)
             Variable._execution_engine.queue_callback(partial(self._end, this))
 

@@ -134,7 +134,7 @@ class GradientBalancer(LossBalancer):
         if self._fork is not None:
             self._fork.reading.recording = self._measuring
 
-    def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
+    def _watch(self, stacked: Tensor, losses: Entries, this: Pass) -> None:
         this.measured = self._measuring
         if this.measured:
             if len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
@@ -144,7 +144,7 @@ class GradientBalancer(LossBalancer):
                 # A layer's gradients add up over all the features that depend on it; norms of features go by squares.
                 this.adds_up |= self._wrt is not None and self._fork.reading.recorded != 1
                 self._fork.reading.recorded = 0
-        super()._watch(total, losses, this)
+        super()._watch(stacked, losses, this)
 
     def _measure(self, this: Pass, losses: Entries) -> None:
         if not this.measured:
@@ -160,7 +160,8 @@ class GradientBalancer(LossBalancer):
     def _differentiate_losses(self, this: Pass, losses: Entries, measurement: Measurement) -> None:
         """Measures the gradients of the weighted, scaled losses with respect to ``wrt``."""
         assert self._wrt is not None
-        for task, (root, factor) in enumerate(zip(roots(losses), this.factors().unbind(), strict=True)):
+        assert this.factors is not None
+        for task, (root, factor) in enumerate(zip(roots(losses), this.factors.unbind(), strict=True)):
             if root is not None:
                 seed = root.seed * factor
                 of = torch.autograd.grad(root.edge, self._wrt, seed, retain_graph=True, allow_unused=True)
@@ -175,12 +176,13 @@ class GradientBalancer(LossBalancer):
 
     def _unweighted(self, measurement: Measurement, this: Pass) -> list[Tensor]:
         """What was measured, of the losses as they came, in the form that `Window` sums."""
+        assert this.factors is not None
         columns, dtype = measurement.columns(), self.weights.dtype
         if not columns:
             raise ForkError("the backward pass did not come through the fork: the tasks' gradients were not measured")
         if this.adds_up and self._wrt is not None:
-            return [(column.to(dtype).movedim(0, -1) / this.factors()).movedim(-1, 0) for column in columns]
-        norms = joint_norms(columns, dtype) / this.factors()
+            return [(column.to(dtype).movedim(0, -1) / this.factors).movedim(-1, 0) for column in columns]
+        norms = joint_norms(columns, dtype) / this.factors
         return [norms.square() if this.adds_up else norms]
 
     def _update(self, window: Window) -> Tensor:

@@ -178,9 +178,9 @@ class GradNorm(GradientBalancer):
     def _measuring(self) -> bool:
         return not self._frozen and super()._measuring
 
-    def _watch(self, total: Tensor, losses: Entries, this: Pass) -> None:
+    def _watch(self, stacked: Tensor, losses: Entries, this: Pass) -> None:
         if not self._frozen:
-            super()._watch(total, losses, this)
+            super()._watch(stacked, losses, this)
 
     def _freeze_when_due(self) -> None:
         self._most_updates = int(self.optimizer.step)

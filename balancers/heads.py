@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from .fork import Fork
@@ -40,16 +41,17 @@ class LinearHeads(nn.Module):
         """``(T, out_features)``."""
 
     def forward(self, features: Tensor) -> Tensor:
-        if not self.fork.records(features):
+        if not self.fork.records(features) or _transformed():
             return _linear(features, self.weight, self.bias)
-        given = [features, self.weight, self.bias]
+        shape = features.shape[:-1]
+        given = [features if len(shape) == 1 else features.reshape(-1, features.shape[-1]), self.weight, self.bias]
         if torch.is_autocast_enabled(features.device.type):
             dtype = torch.get_autocast_dtype(features.device.type)
             given = [None if tensor is None else tensor.to(dtype) for tensor in given]
         self.fork.reading.recorded += 1
         outputs: Tensor = _Recorded.apply(*given, self.fork)
         self.fork.mark(outputs.grad_fn)
-        return outputs
+        return outputs if len(shape) == 1 else outputs.view(*shape, *outputs.shape[1:])
 
     def extra_repr(self) -> str:
         num_tasks, out_features, in_features = self.weight.shape
@@ -61,8 +63,13 @@ def _linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return outputs.view(*features.shape[:-1], *weight.shape[:2])
 
 
+def _transformed() -> bool:
+    """Whether derivatives of another kind are taken (`torch.func`, forward mode), which no balancer reads."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 class _Recorded(torch.autograd.Function):
-    """The same heads, with a backward pass that shows the fork each task's gradient of the features."""
+    """The same for features ``(N, in)``, with a backward pass that shows the fork each task's gradient of them."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, fork: Fork) -> Tensor:
@@ -72,15 +79,15 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, *weight.shape[:2])  # (N, T, out)
+        features, weight = ctx.saved_tensors  # (N, in), (T, out, in)
+        [gradient] = gradients  # (N, T, out)
         of_features = torch.bmm(gradient.transpose(0, 1), weight)  # (T, N, in)
-        combined = of_features.sum(0).view_as(features)
-        ctx.fork.observe(features, None, of_features.view(-1, *features.shape))
+        combined = of_features.sum(0)
+        ctx.fork.observe(features, None, of_features)
         del of_features  # before the gradient of the weight, often as large
         of_weight = of_bias = None
         if ctx.needs_input_grad[1]:
-            of_weight = torch.mm(gradient.flatten(1).t(), features.flatten(0, -2)).view_as(weight)
+            of_weight = torch.mm(gradient.reshape(-1, weight.shape[:2].numel()).t(), features).view_as(weight)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(0)
         return combined, of_weight, of_bias, None

@@ -89,11 +89,11 @@ class Place(NamedTuple):
 
 
 def _search(start: Node, wrt: Sequence[nn.Parameter]) -> Place | None:
-    node, hops, relu = start, 0, start.name() == "ReluBackward0"
-    for passed in ("ReluBackward0", "ViewBackward0", "UnsafeViewBackward0"):
+    node, hops, relu = start, 0, False
+    for passed in ("ViewBackward0", "ReluBackward0", "ViewBackward0", "UnsafeViewBackward0"):
         following = _before(node)
         if node.name() == passed and following is not None:
-            node, hops = following, hops + 1
+            node, hops, relu = following, hops + 1, relu or passed == "ReluBackward0"
     bias: Node | None = None
     match node.name(), [following for following, _ in node.next_functions]:
         case "AddmmBackward0", [bias, source, weight] if _get(node, "_saved_alpha") == _get(node, "_saved_beta") == 1:

@@ -121,8 +121,10 @@ def entries(values: Sized) -> str:
 
 
 def stack(losses: Entries) -> Tensor:
-    """One tensor ``(T,)`` of float32 or wider, zero where a task is left out."""
-    if not isinstance(losses, Tensor):
+    """One tensor ``(T,)`` of float32 or wider, zero where a task is left out, with a node of its own in the graph."""
+    if isinstance(losses, Tensor):
+        losses = losses[...]
+    else:
         some = next(loss for loss in losses if loss is not None)
         losses = torch.stack([some.new_zeros(()) if loss is None else loss for loss in losses])
     return losses if losses.dtype.itemsize >= torch.float32.itemsize else losses.float()

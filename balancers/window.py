@@ -19,8 +19,9 @@ class Pass:
     """``(T,)``: what the losses were weighed with."""
     given: Tensor | None = None
     """``(T,)``: 1 where a task was given, 0 where it was left out; None where all were given."""
-    scale: Tensor | None = None
-    """The gradient that the scalar itself received; None until its backward pass begins."""
+    factors: Tensor | None = None
+    """``(T,)``: what each task's loss is multiplied by, its weight and the scale that the scalar's gradient came with;
+    None until the backward pass begins."""
     measured: bool = False
     """Whether the tasks' gradients are to be measured."""
     adds_up: bool = False
@@ -28,11 +29,6 @@ class Pass:
     measurement: Measurement | None = None
     gradients: list[Tensor] | None = None
     """What was measured, each ``(T, ...)``."""
-
-    def factors(self) -> Tensor:
-        """``(T,)``: what each task's loss is multiplied by in this pass."""
-        assert self.scale is not None
-        return self.scale * self.weights
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tasks
 from balancers import Fork, GradNorm
-from tasks.regression import PRESETS, Network, Regression
+from tasks.regression import PRESETS, Network, Regression, SeparateNetwork
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -20,7 +20,7 @@ def small(**options: object) -> Regression:
     return Regression(**{"train_samples": 60, **options})
 
 
-def initial_model(problem: Regression, seed: int = 0) -> Network:
+def initial_model(problem: Regression, seed: int = 0) -> Network | SeparateNetwork:
     torch.manual_seed(seed)
     return problem.model()
 
@@ -28,6 +28,21 @@ def initial_model(problem: Regression, seed: int = 0) -> Network:
 def take(problem: Regression, count: int, batch_size: int = 10, seed: int = 2) -> list[tuple[Tensor, Tensor]]:
     batches = problem.batches(problem.data(seeded(1), "cpu"), seeded(seed), batch_size)
     return list(itertools.islice(batches, count))
+
+
+def head_weights(model: Network | SeparateNetwork) -> list[Tensor]:
+    heads = model.heads
+    return [head.weight for head in heads] if isinstance(model, SeparateNetwork) else list(heads.weight.unbind())
+
+
+def predictions_of(model: torch.nn.Module, inputs: Tensor) -> np.ndarray:
+    """``(N, T, 100)``, in float64."""
+    predictions = model(inputs)
+    joined = predictions if isinstance(predictions, Tensor) else torch.stack(predictions, 1)
+    return joined.detach().double().numpy()
+
+
+HEADS = pytest.mark.parametrize("heads", ["batched", "separate"])
 
 
 def rows(samples: Tensor) -> set[bytes]:
@@ -169,22 +184,54 @@ def test_a_batch_size_out_of_range_is_refused_at_once(batch_size):
 # The model
 
 
-def test_model_is_the_papers():
-    problem = small(sigmas=(1, 2, 3))
+@HEADS
+def test_model_is_the_papers(heads):
+    problem = small(sigmas=(1, 2, 3), heads=heads)
     model = initial_model(problem)
     linear = [tuple(m.weight.shape) for m in model.trunk if isinstance(m, torch.nn.Linear)]
     assert linear == [(100, 250), (100, 100), (100, 100), (100, 100)]
     assert [type(m).__name__ for m in model.trunk] == ["Linear", "ReLU"] * 4
-    assert [tuple(head.weight.shape) for head in model.heads] == [(100, 100)] * 3
+    assert [tuple(weight.shape) for weight in head_weights(model)] == [(100, 100)] * 3
+    biases = [head.bias for head in model.heads] if heads == "separate" else model.heads.bias
 
     inputs = torch.randn(5, 250)
-    features = model.trunk(inputs)
-    for prediction, head in zip(model(inputs), model.heads, strict=True):
-        torch.testing.assert_close(prediction, features @ head.weight.T + head.bias)
+    features = model.trunk(inputs).detach()
+    for i, (weight, bias) in enumerate(zip(head_weights(model), biases, strict=True)):
+        expected = (features @ weight.T + bias).detach().numpy()
+        np.testing.assert_allclose(predictions_of(model, inputs)[:, i], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_shared_names_the_fork_the_last_layer_and_the_trunk():
-    problem = small()
+def test_batched_and_separate_heads_are_the_same_network():
+    """Their initial values are bit for bit the same; one trained like the other stays so."""
+    batches = take(small(), 5)
+    gradients, losses, norms = [], [], []
+    for heads in ("batched", "separate"):
+        problem = small(heads=heads)
+        model = initial_model(problem)
+        if heads == "batched":
+            first = [*(p.clone() for p in model.trunk.parameters()), *(w.clone() for w in head_weights(model))]
+        else:
+            again = [*model.trunk.parameters(), *head_weights(model)]
+            assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+        shared = problem.shared(model)
+        balancer = GradNorm(shared.fork, wrt=shared.layer, alpha=0.12)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        for batch in batches:
+            loss = balancer(problem.losses(model, batch))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        gradients.append([p.grad for p in model.trunk.parameters()])
+        losses.append(balancer.statistics["losses"])
+        norms.append(balancer.statistics["gradient_norms"])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
+
+
+@HEADS
+def test_shared_names_the_fork_the_last_layer_and_the_trunk(heads):
+    problem = small(heads=heads)
     model = initial_model(problem)
     shared = problem.shared(model)
     assert isinstance(shared.fork, Fork)
@@ -196,8 +243,9 @@ def test_shared_names_the_fork_the_last_layer_and_the_trunk():
         problem.shared(torch.nn.Linear(2, 2))
 
 
-def test_a_balancer_measures_gradients_at_the_fork_and_the_last_layer():
-    problem = small(sigmas=(1, 100, 7))
+@HEADS
+def test_a_balancer_measures_gradients_at_the_fork_and_the_last_layer(heads):
+    problem = small(sigmas=(1, 100, 7), heads=heads)
     model = initial_model(problem)
     (batch,) = take(problem, 1)
     shared = problem.shared(model)
@@ -210,8 +258,9 @@ def test_a_balancer_measures_gradients_at_the_fork_and_the_last_layer():
     np.testing.assert_allclose(balancer.statistics["gradient_norms"].numpy(), expected, rtol=1e-4)
 
 
-def test_initial_values_come_from_the_global_generator():
-    problem = small()
+@HEADS
+def test_initial_values_come_from_the_global_generator(heads):
+    problem = small(heads=heads)
     first, second, other = (initial_model(problem, seed).state_dict() for seed in (7, 7, 8))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not any(torch.equal(first[key], other[key]) for key in first)
@@ -220,38 +269,44 @@ def test_initial_values_come_from_the_global_generator():
 # The losses and metrics
 
 
-def test_losses_are_mean_squared_errors():
-    problem = small(sigmas=(1, 100, 7))
+@HEADS
+def test_losses_are_mean_squared_errors(heads):
+    problem = small(sigmas=(1, 100, 7), heads=heads)
     model = initial_model(problem)
     (batch,) = take(problem, 1)
     losses = problem.losses(model, batch)
-    predictions = [prediction.detach().double().numpy() for prediction in model(batch[0])]
+    assert len(losses) == 3
+    expected = np.square(predictions_of(model, batch[0]) - batch[1].double().numpy()).mean((0, 2))
     for i, loss in enumerate(losses):
         assert loss.shape == ()
-        expected = np.square(predictions[i] - batch[1][:, i].double().numpy()).mean()
-        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        assert loss.item() == pytest.approx(expected[i], rel=1e-5)
 
 
-def test_a_loss_reaches_no_other_tasks_head():
-    problem = small()
+@HEADS
+def test_a_loss_reaches_no_other_tasks_head(heads):
+    problem = small(heads=heads)
     model = initial_model(problem)
     (batch,) = take(problem, 1)
     first, _ = problem.losses(model, batch)
-    own, other = (list(head.parameters()) for head in model.heads)
-    gradients = torch.autograd.grad(first, own + other, allow_unused=True)
-    assert [gradient is None for gradient in gradients] == [False, False, True, True]
+    parameters = list(model.heads.parameters())
+    found = torch.autograd.grad(first, parameters, allow_unused=True, materialize_grads=True)
+    # Separate: weight, bias, weight, bias. Batched: weight and bias, each of both tasks.
+    own, other = (found[:2], found[2:]) if heads == "separate" else zip(*found, strict=True)
+    assert all(gradient.any() for gradient in own)
+    assert not any(gradient.any() for gradient in other)
 
 
+@HEADS
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_evaluate_against_an_independent_computation(split):
-    problem = small(sigmas=(1, 100, 7))
+def test_evaluate_against_an_independent_computation(split, heads):
+    problem = small(sigmas=(1, 100, 7), heads=heads)
     data = problem.data(seeded(1), "cpu")
     samples = getattr(data, split)
     models = initial_model(problem, 0), initial_model(problem, 1)
     squares = []
     for model in models:
-        predictions = np.stack([p.detach().double().numpy() for p in model(samples.inputs)], axis=1)
-        squares.append(np.square(predictions - samples.targets.double().numpy()).mean(axis=(0, 2)))
+        errors = predictions_of(model, samples.inputs) - samples.targets.double().numpy()
+        squares.append(np.square(errors).mean(axis=(0, 2)))
 
     start = problem.evaluate(models[0], data, split)
     metrics = problem.evaluate(models[1], data, split, start)
@@ -293,7 +348,7 @@ def test_static_inverse_variance_weights_learn_every_task():
     weights = torch.tensor(problem.static_weights["inverse-variance"])
     optimizer = torch.optim.Adam(model.parameters(), lr=problem.recipe.lr)
     for batch in itertools.islice(problem.batches(data, seeded(2), problem.recipe.batch_size), 600):
-        loss = weights @ torch.stack(problem.losses(model, batch))
+        loss = weights @ problem.losses(model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -341,6 +396,7 @@ def test_equal_sigmas_still_give_each_task_a_name():
         ({"preactivation_std": 2.0, "inputs": "uniform"}, "preactivation_std scales normal inputs"),
         ({"inputs": "cauchy"}, "inputs is 'cauchy'; expected one of 'normal', 'uniform'"),
         ({"spread": "precision"}, "spread is 'precision'; expected one of 'deviation', 'variance'"),
+        ({"heads": "shared"}, "heads is 'shared'; expected one of 'batched', 'separate'"),
         ({"train_samples": 0}, "train_samples is 0; expected a whole number, 1 or more"),
         ({"train_samples": 2.5}, "train_samples is 2.5; expected a whole number"),
         ({"stream": "yes"}, "stream is 'yes'; expected true or false"),
