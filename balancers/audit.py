@@ -151,9 +151,10 @@ def _touched(start: Root, marked: set[Node]) -> set[int]:
         mark = mark_of(node)
         if mark is None or gradient is None:
             continue
+        known = gradient.isfinite() & (gradient != 0)  # of one product, a task's nan is all tasks'
         if mark.task is None:
-            touched |= set(gradient.movedim(-2, 0).flatten(1).any(1).nonzero().flatten().tolist())
-        elif gradient.any():
+            touched |= set(known.movedim(-2, 0).flatten(1).any(1).nonzero().flatten().tolist())
+        elif known.any():
             touched.add(mark.task)
     return touched
 

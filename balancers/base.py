@@ -1,8 +1,9 @@
 """What every balancer is: a loss function of T losses whose backward pass also updates the balancer.
 
 `LossBalancer` reads the losses, weighs them and returns their weighted sum. The backward pass through that scalar is
-the balancer's step: its first act tells what each loss is multiplied by, the scale it was called with included (a
-GradScaler's, an accumulation's 1/k), and when it has ended, what it measured on its way updates the balancer's state. A method overrides `weigh`, `update`, or both.
+the balancer's step. Its first act tells what each loss is multiplied by, the scale that the pass was called with
+included (a GradScaler's, an accumulation's 1/k). When it has ended, what it measured on its way updates the balancer's
+state. A method overrides `weigh`, `update`, or both.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,7 +15,6 @@ from .audit import ForkError, audit
 from .base import LossBalancer, world_size
 from .ddp import before_first_backward
 from .fork import Fork
-from .layer import LinearFinder
 from .losses import Entries, Losses, roots
 from .measure import Measurement, joint_norms
 from .window import Pass, Window
@@ -67,7 +66,6 @@ class GradientBalancer(LossBalancer):
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         self.__dict__["_fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self._wrt = None if wrt is None else _parameters(wrt)
-        self._finder = LinearFinder(self._wrt or ())
         self._audited: set[int] = set()
         self._measured_before = False
         self.update_every = update_every
@@ -149,7 +147,7 @@ class GradientBalancer(LossBalancer):
     def _measure(self, this: Pass, losses: Entries) -> None:
         if not this.measured:
             return
-        this.measurement = Measurement(self.num_tasks, self._wrt, self._finder, this.adds_up, this.weights.dtype)
+        this.measurement = Measurement(self.num_tasks, self._wrt, this.adds_up, this.weights.dtype)
         if self._fork is not None:
             self._fork.reading.observer = this.measurement.observe
         else:

@@ -15,6 +15,8 @@ from torch.autograd.graph import Node
 
 Part = Literal["weight", "bias"]
 
+VIEWS = ("ViewBackward0", "UnsafeViewBackward0")
+
 
 class Linear(NamedTuple):
     """``z = x W^T + b``, or the ReLU of it, flattened to two dimensions."""
@@ -39,61 +41,20 @@ class Linear(NamedTuple):
         ]
 
 
-class LinearFinder:
-    """Finds the linear layer that features come from, where ``wrt`` are its parameters and it is applied once.
+def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
+    """The linear layer that features ``z`` come from, where ``wrt`` are its parameters and it is applied once.
 
     A hook that changes a gradient between the layer and its ReLU is not seen.
-
-    The graph is searched again whenever the number of nodes recorded from one step to the next has changed. In between,
-    the layer is where it was.
     """
-
-    def __init__(self, wrt: Sequence[nn.Parameter]) -> None:
-        self._wrt = wrt
-        self._place: Place | None = None
-        self._number = 0
-        self._between = 0
-
-    def find(self, z: Tensor) -> Linear | None:
-        """The layer behind features ``z``; None for anything else, and for an input that was not kept as it is."""
-        if z.grad_fn is None:
+    node, relu = z.grad_fn, False
+    if node is None:
+        return None
+    while node.name() in VIEWS or (node.name() == "ReluBackward0" and not relu):
+        relu |= node.name() not in VIEWS
+        before = _before(node)
+        if before is None:
             return None
-        number: int = z.grad_fn._sequence_nr()
-        between, self._number = number - self._number, number
-        if between != self._between:
-            self._between = between
-            self._place = _search(z.grad_fn, self._wrt)
-        return None if self._place is None else self._place.linear(z)
-
-
-class Place(NamedTuple):
-    """Where in the graph behind features a linear layer is."""
-
-    relu: bool
-    hops: int
-    """So many nodes before that of the features."""
-    saved: str
-    """What the node calls the layer's input."""
-    parts: tuple[Part, ...]
-
-    def linear(self, z: Tensor) -> Linear | None:
-        """The layer that was recorded there in this step."""
-        node = z.grad_fn
-        for _ in range(self.hops):
-            node = _before(node)
-        kept = getattr(node, f"_raw_saved_{self.saved}")
-        if getattr(kept, "unpack_hook", kept) is not None:  # a checkpoint's input can be unpacked but once
-            return None
-        inputs: Tensor = getattr(node, f"_saved_{self.saved}")
-        return Linear(inputs, z.reshape(len(inputs), -1) if self.relu else None, self.parts)
-
-
-def _search(start: Node, wrt: Sequence[nn.Parameter]) -> Place | None:
-    node, hops, relu = start, 0, False
-    for passed in ("ViewBackward0", "ReluBackward0", "ViewBackward0", "UnsafeViewBackward0"):
-        following = _before(node)
-        if node.name() == passed and following is not None:
-            node, hops, relu = following, hops + 1, relu or passed == "ReluBackward0"
+        node = before
     bias: Node | None = None
     match node.name(), [following for following, _ in node.next_functions]:
         case "AddmmBackward0", [bias, source, weight] if _get(node, "_saved_alpha") == _get(node, "_saved_beta") == 1:
@@ -104,11 +65,22 @@ def _search(start: Node, wrt: Sequence[nn.Parameter]) -> Place | None:
             return None
     if weight is None or weight.name() != "TBackward0":
         return None
-    parts: dict[Node | None, Part] = {_leaf(bias): "bias", _leaf(_before(weight)): "weight"}
-    leaves = {getattr(leaf, "variable", None): leaf for leaf in parts}
-    if any(parameter not in leaves for parameter in wrt) or _reaches(source, {leaves[p] for p in wrt}):
+    bias, weight = _leaf(bias), _leaf(_before(weight))
+    leaves: dict[object, tuple[Node | None, Part]] = {}
+    leaves[getattr(bias, "variable", None)] = bias, "bias"
+    leaves[getattr(weight, "variable", None)] = weight, "weight"
+    if any(parameter not in leaves for parameter in wrt):
         return None
-    return Place(relu, hops, saved, tuple(parts[leaves[p]] for p in wrt))
+    wanted = {leaves[parameter][0] for parameter in wrt}
+    if bias is weight or _reaches(source, wanted) or _reaches(bias, wanted - {bias}):
+        return None
+    if getattr(getattr(node, f"_raw_saved_{saved}"), "unpack_hook", node) is not None:
+        return None  # a checkpoint's input can be unpacked but once
+    inputs: Tensor = getattr(node, f"_saved_{saved}")
+    flat, parts = z.reshape(len(inputs), -1), tuple(leaves[parameter][1] for parameter in wrt)
+    if any(part == "bias" and parameter.shape != flat.shape[1:] for parameter, part in zip(wrt, parts, strict=True)):
+        return None
+    return Linear(inputs, flat if relu else None, parts)
 
 
 def _get(node: Node, name: str) -> object:
@@ -126,7 +98,7 @@ def _leaf(node: Node | None) -> Node | None:
 
 def _reaches(start: Node | None, leaves: set[Node | None]) -> bool:
     """Whether ``start`` depends on one of ``leaves``."""
-    waiting, seen = [start], {start, None}
+    leaves, waiting, seen = leaves - {None}, [start], {start, None}
     while waiting:
         node = waiting.pop()
         for following, _ in () if node is None else node.next_functions:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .audit import ForkError
-from .layer import Linear, LinearFinder
+from .layer import Linear, linear
 
 AT_ONCE = 2**16
 """Small gradients wait for others, up to so many entries: one product for several tasks takes fewer calls."""
@@ -24,7 +24,6 @@ class Measurement:
     Args:
         num_tasks: T.
         wrt: the parameters to take gradients of; None: the features.
-        finder: finds the linear layer that is all that ``wrt`` is.
         adds_up: whether what is measured is to be summed, over several features or passes: gradients of parameters are
             then kept. Norms of features go by squares: other samples' features are other variables.
         dtype: of the norms.
@@ -34,18 +33,17 @@ class Measurement:
         self,
         num_tasks: int,
         wrt: Sequence[nn.Parameter] | None,
-        finder: LinearFinder,
         adds_up: bool,
         dtype: torch.dtype,
     ) -> None:
         self._wrt = wrt
-        self._finder = finder
         self._adds_up = adds_up
         self._dtype = dtype
         self._of_task: list[list[Tensor] | None] = [None] * num_tasks
         self._of_all: list[Tensor] | None = None
         self._layer: tuple[Tensor, Linear | None] | None = None
         self._waiting: list[tuple[int, Tensor]] = []
+        self._missing = 0
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
         """Takes what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
@@ -55,7 +53,8 @@ class Measurement:
             return
         if self._layer is None or self._layer[0] is not z:
             self._flush()
-            self._layer = z, self._finder.find(z)
+            self._layer = z, linear(z, self._wrt)
+            self._missing = len(self._of_task)
         layer = self._layer[1]
         if task is None:
             self._keep(None, self._all(z, layer, gradients, overwrite=True))
@@ -64,7 +63,8 @@ class Measurement:
             self._keep(task, self._reduced(of))
         else:
             self._waiting.append((task, gradients))
-            if (len(self._waiting) + 1) * gradients.numel() > AT_ONCE:
+            self._missing -= 1
+            if self._missing == 0 or (len(self._waiting) + 1) * gradients.numel() > AT_ONCE:
                 self._flush()
 
     def add(self, task: int, gradients: Sequence[Tensor | None]) -> None:
@@ -103,12 +103,13 @@ class Measurement:
     def _flush(self) -> None:
         """Measures the gradients that wait for others, of several tasks at once."""
         if self._waiting and self._layer is not None:
-            z, layer = self._layer
-            tasks, gradients = zip(*self._waiting, strict=True)
-            self._waiting.clear()
+            tasks = [task for task, _ in self._waiting]
             alone = len(tasks) == 1
+            gradients = [gradient for _, gradient in self._waiting]
             together = gradients[0].unsqueeze(0) if alone else torch.stack(gradients)
-            columns = self._all(z, layer, together, overwrite=not alone)
+            del gradients
+            self._waiting.clear()
+            columns = self._all(*self._layer, together, overwrite=not alone)
             for task, *parts in zip(tasks, *(column.unbind() for column in columns), strict=True):
                 self._keep(task, parts)
 
@@ -120,8 +121,17 @@ class Measurement:
                 for gradient in gradients
             ]
             return [torch.stack(column) for column in zip(*rows, strict=True)]
-        of = layer.gradients(gradients.reshape(len(gradients), len(layer.inputs), -1), overwrite)
-        return of if self._adds_up else [row_norms(part, self._dtype) if part.ndim > 2 else part for part in of]
+        gradients = gradients.reshape(len(gradients), len(layer.inputs), -1)
+        if self._adds_up:
+            return layer.gradients(gradients, overwrite)
+        num_rows, num_inputs = layer.inputs.shape
+        # Where a layer's gradient is larger than that of its features: at a time half the memory that these take.
+        at_once = len(gradients) if num_rows >= num_inputs else max(1, len(gradients) * num_rows // (2 * num_inputs))
+        chunks = [
+            [row_norms(part, self._dtype) if part.ndim > 2 else part for part in layer.gradients(chunk, overwrite)]
+            for chunk in (gradients.split(at_once) if at_once < len(gradients) else [gradients])
+        ]
+        return chunks[0] if len(chunks) == 1 else [torch.cat(column) for column in zip(*chunks, strict=True)]
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None

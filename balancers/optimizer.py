@@ -34,8 +34,9 @@ class StateOptimizer(nn.Module):
             raise ValueError(f"lr is {lr!r}; expected a positive, finite learning rate")
         self.name = name
         self.lr = lr
-        self.register_buffer("step", torch.zeros(()))
-        self.register_buffer("_skip_step", torch.zeros(()), persistent=False)
+        # The fused kernels read both as float32.
+        self.register_buffer("step", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("_skip_step", torch.zeros((), dtype=torch.float32), persistent=False)
         if name == "adam":
             self.register_buffer("exp_avg", torch.zeros(size))
             self.register_buffer("exp_avg_sq", torch.zeros(size))
@@ -96,7 +97,6 @@ class StateOptimizer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StateOptimizer":
         super()._apply(fn, recurse)
-        # The fused kernels read both as float32.
         self.step = self.step.to(torch.float32)
         self._skip_step = self._skip_step.to(torch.float32)
         return self

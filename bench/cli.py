@@ -1,4 +1,4 @@
-"""The command ``lossbench``: run a suite, show its report, list what there is."""
+"""The command ``lossbench``: run a suite, show its report, list what there is, measure one's own model."""
 
 import tomllib
 from collections.abc import Iterator
@@ -17,6 +17,10 @@ import balancers
 import tasks
 
 from . import schedule, suite, tables
+from .cost import devices, own
+from .cost import terminal as cost_tables
+from .cost.devices import DeviceName
+from .cost.subject import SubjectError
 from .files import BadFileError
 from .report import page, terminal
 from .schedule import BusyError, Summary
@@ -111,6 +115,32 @@ def list_all(kind: Annotated[Kind | None, typer.Argument(help="One kind alone.",
         console.print(table)
 
 
+@app.command()
+def cost(
+    target: Annotated[str, typer.Argument(metavar="FILE.py:FUNCTION", help="What makes your model; see above.")],
+    device: Annotated[DeviceName, typer.Option(help="Torch's default while it is called.")] = DeviceName.CPU,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder for figure and tables; by default results/cost/FILE.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure in a minute what balancing would cost on your own model, and how its tasks' gradients compare.
+
+    FUNCTION takes no arguments and returns (model, losses) or (model, losses, wrt): a model with a balancers.Fork, a
+    function that computes a batch's losses from it (a list, a {task: loss} dict or a tensor), and the last shared
+    layer. It is called once a method; each method trains its own copy. Nothing else should be running.
+
+    Exit codes: 0, all is well; 2, the model can't be measured.
+    """
+    console = _messages()
+    with _told(console):
+        found = own.measure(own.load(target), devices.find(device), console.print)
+        folder = out or Path("results") / "cost" / Path(target.rpartition(":")[0]).stem
+        picture = own.write(found, folder)
+    cost_tables.print_own(found)
+    Console(soft_wrap=True).print(Text(f"figure: {picture}"))
+
+
 def _description(name: str) -> str:
     description: str = tomllib.loads(suite.find(name).read_text(encoding="utf-8")).get("description", "")
     return description
@@ -144,7 +174,7 @@ def _told(console: Console) -> Iterator[None]:
     """What is the caller's to put right is told in a sentence instead of a traceback."""
     try:
         yield
-    except (SuiteError, BusyError, BadFileError, OSError) as error:
+    except (SuiteError, SubjectError, BusyError, BadFileError, OSError) as error:
         console.print(Text(f"error: {error}"))
         raise typer.Exit(2) from None
     except WorkerError as error:

@@ -21,9 +21,10 @@ class Record:
         self.losses: NDArray[np.float64] = np.empty((0, num_tasks))
         self.weights: NDArray[np.float64] = np.empty((0, num_tasks))
 
-    def note(self, losses: Sequence[Tensor], weights: Tensor) -> None:
-        """Keeps the T scalar ``losses`` and the ``(T,)`` ``weights`` of the next step."""
-        self._buffer[0, self._noted] = torch.stack([loss.detach() for loss in losses])
+    def note(self, losses: Sequence[Tensor] | Tensor, weights: Tensor) -> None:
+        """Keeps the losses, T scalars or ``(T,)``, and the ``(T,)`` ``weights`` of the next step."""
+        stacked = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
+        self._buffer[0, self._noted] = stacked.detach()
         self._buffer[1, self._noted] = weights
         self._noted += 1
 

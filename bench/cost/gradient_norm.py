@@ -22,7 +22,8 @@ from torch.nn.functional import mse_loss
 
 import tasks
 from balancers import Fork, GradNorm
-from bench.cost.step import Loop, problem_and_batches, single_thread
+from bench.cost.step import trainings
+from bench.cost.timing import single_thread
 from bench.spec import Device, Method, RunSpec
 
 BATCH, WIDTH = 100, 100
@@ -65,9 +66,8 @@ def test_whole_step(benchmark: Benchmark, num_tasks: int, device: Device) -> Non
     recipe = replace(tasks.create("regression", **options).recipe, batch_size=BATCH)
     method = Method("gradnorm", "layer", {})
     spec = RunSpec("regression", options, recipe, method, seed=1, phase="cost", device=device, evaluations=1)
-    problem, batches = problem_and_batches(spec)
-    loop = Loop(spec, problem)
-    _measure(benchmark, "whole step", num_tasks, device, loop.step, lambda: ((next(batches),), {}))
+    training, _ = trainings(spec)
+    _measure(benchmark, "whole step", num_tasks, device, training)
 
 
 def _measure(
@@ -76,7 +76,7 @@ def _measure(
     num_tasks: int,
     device: Device,
     step: Callable[..., object],
-    setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
+    setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
 ) -> None:
     benchmark.extra_info.update(what=what, num_tasks=num_tasks, device=device)
     benchmark.pedantic(step, setup=setup, rounds=ROUNDS, warmup_rounds=WARM_UP)

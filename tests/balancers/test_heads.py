@@ -473,7 +473,9 @@ def trained(net: Net, balancer: GradNorm, form: str, passes: int = 1) -> tuple[T
 @pytest.mark.parametrize(
     ("wrt", "accumulate", "form", "last"),
     [
-        *itertools.product(["features", "layer", "weight", "trunk", "parameters"], [1, 2], ["tensor", "list"], [nn.ReLU]),
+        *itertools.product(
+            ["features", "layer", "weight", "trunk", "parameters"], [1, 2], ["tensor", "list"], [nn.ReLU]
+        ),
         *itertools.product(["layer", "weight"], [1], ["tensor"], [nn.Tanh, nn.Identity]),
         *itertools.product(["features", "layer"], [1], ["stack", "dict"], [nn.Tanh]),
     ],
@@ -552,6 +554,46 @@ def test_heads_applied_twice_in_a_step(wrt: str):
             balancer(list(losses_of(outputs))).backward()
         found.append([balancer.next_weights, balancer.statistics["gradient_norms"], *net.parts()])
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("wrt", ["features", "layer", "parameters"])
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_step_that_is_not_finite(at: int, bad: str, wrt: str):
+    """A label that is none, of one task, leaves the state as it is; so it does in the very first step."""
+    net = build(Batched)
+    balancer = GradNorm(**wrt_of(net, wrt))
+    state = ("next_weights", "initial_losses", "weights_sum", "optimizer.exp_avg")
+    for t in range(4):
+        targets = torch.zeros(6, TASKS, OUTPUTS, dtype=torch.float64)
+        targets[2, 1, 0] = float(bad) if t == at else 0.0
+        before = {key: balancer.get_buffer(key).double().clone() for key in state}
+        balancer((net(inputs(6, seed=t)) - targets).square().mean((0, 2))).backward()
+        if t == at:
+            assert all(balancer.get_buffer(key).equal(value) for key, value in before.items())
+    assert balancer.optimizer.step == 3
+    assert balancer.next_weights.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["tensor", "list"])
+@pytest.mark.parametrize("wrt", ["features", "layer", "parameters"])
+def test_a_pass_that_goes_past_the_balancer_does_not_count(wrt: str, form: str):
+    """Neither one through the losses themselves, nor one through what another balancer made of them."""
+    net = build(Batched)
+    balancer, other, alone = (GradNorm(**wrt_of(net, wrt), optimizer="sgd", lr=0.1) for _ in range(3))
+    for t in range(2):
+        alone(FORMS[form](net(inputs(6, seed=t)))).backward()
+    for t in range(2):
+        losses = FORMS[form](net(inputs(6, seed=t)))
+        loss, others = balancer(losses), other(losses)
+        before = {key: value.clone() for key, value in balancer.named_buffers()}
+        sum(losses).backward(retain_graph=True)
+        others.backward(retain_graph=True)
+        assert all(balancer.get_buffer(key).equal(value) for key, value in before.items())
+        loss.backward()
+        assert balancer.optimizer.step == other.optimizer.step == t + 1
+    for one in (balancer, other):
+        torch.testing.assert_close(one.next_weights, alone.next_weights, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["balancer inside", "balancer outside"])

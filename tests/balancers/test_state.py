@@ -22,6 +22,7 @@ from .integration import (
     start,
     state_of,
 )
+from .nets import build, inputs, losses_of
 
 torch.set_num_threads(1)
 
@@ -269,3 +270,18 @@ def test_nothing_of_a_balancer_is_a_parameter_and_nothing_of_the_model_is_in_its
         sizes = {key: value.numel() for key, value in state_of(training.balancer).items()}
         assert set(sizes.values()) <= {1, len(SCALES)}
     assert list(UncertaintyWeighting(2).parameters()) == []
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_learns_where_float64_is_the_default_type(optimizer: str):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = build("linear", 2)
+        balancer = GradNorm(net.fork, wrt=net.layer, optimizer=optimizer)
+        x = inputs("linear")[0]
+        balancer(losses_of(net(x), x)).backward()
+    finally:
+        torch.set_default_dtype(before)
+    assert balancer.next_weights.dtype == torch.float64
+    assert (balancer.next_weights - 1).abs().max() > 1e-3

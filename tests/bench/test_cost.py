@@ -15,6 +15,8 @@ import torch
 from bench import plan
 from bench.cost import micro, step
 from bench.cost.count import count
+from bench.cost.timing import median_interval
+from bench.cost.training import PARTS
 from bench.spec import RunSpec
 from bench.suite import Suite
 
@@ -93,7 +95,7 @@ def test_the_peak_is_of_what_is_held_at_one_time() -> None:
 def test_time_goes_to_the_part_that_takes_it(make_spec: MakeSpec) -> None:
     """The method sleeps for 3 ms where it weighs the losses."""
     forward, backward, optimizer, whole = step.measure(make_spec("slow"), rounds=30)
-    assert [row["part"] for row in (forward, backward, optimizer, whole)] == [*step.PARTS, "step"]
+    assert [row["part"] for row in (forward, backward, optimizer, whole)] == [*PARTS, "step"]
     assert backward["median_ms"] > 3
     assert forward["median_ms"] + optimizer["median_ms"] < 3
     assert backward["ratio_to_equal"] > 3
@@ -106,10 +108,10 @@ def test_time_goes_to_the_part_that_takes_it(make_spec: MakeSpec) -> None:
 
 def test_the_median_lies_between_order_statistics() -> None:
     """Of ten values: the chance that fewer than two are below the median is 11/1024, fewer than three 56/1024."""
-    assert step.median_interval(np.arange(10.0)) == (1, 8)
-    assert np.isnan(step.median_interval(np.arange(5.0))).all()
+    assert median_interval(np.arange(10.0)) == (1, 8)
+    assert np.isnan(median_interval(np.arange(5.0))).all()
     draws = np.random.default_rng(1).exponential(size=(2000, 40))
-    intervals = np.array([step.median_interval(row) for row in draws])
+    intervals = np.array([median_interval(row) for row in draws])
     covered = (intervals[:, 0] <= np.log(2)) & (np.log(2) <= intervals[:, 1])
     assert 0.95 <= covered.mean() < 0.98
 

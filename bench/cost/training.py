@@ -1,0 +1,78 @@
+"""A training step as it is timed: losses, balancer, backward pass, optimiser, one call a step."""
+
+import itertools
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Adam, Optimizer
+
+from balancers import LossBalancer
+
+from .subject import Subject
+
+PARTS = ("forward", "backward", "optimizer")
+"""``backward`` is the balancer and the backward pass, ``optimizer`` its step and the clearing of gradients."""
+LR = 1e-3
+
+
+class Training:
+    """Trains a subject's model with ``balancer``; a call is a step, and ends with an idle device."""
+
+    def __init__(self, subject: Subject, balancer: LossBalancer, optimizer: Optimizer) -> None:
+        self.subject = subject
+        self.balancer = balancer.to(subject.device).train()
+        self.optimizer = optimizer
+        self.seconds: list[list[float]] = []
+        """What each of `PARTS` took, a row a step."""
+        self._clock = _CudaClock() if subject.device.type == "cuda" else _Clock()
+
+    def __call__(self) -> None:
+        clock = self._clock
+        clock.start()
+        losses = self.subject.losses()
+        clock.lap()
+        loss = self.balancer(losses)
+        loss.backward()
+        clock.lap()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        clock.lap()
+        self.seconds.append(clock.seconds())
+
+
+def adam(model: nn.Module) -> Adam:
+    """The optimiser of every comparison here: fused Adam, at a learning rate of `LR`."""
+    return Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=LR, fused=True)
+
+
+class _Clock:
+    """Time between marks."""
+
+    def start(self) -> None:
+        self._marks = [time.perf_counter()]
+
+    def lap(self) -> None:
+        self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        return np.diff(self._marks).tolist()
+
+
+class _CudaClock:
+    """Time between marks in the device's own stream; it begins with an idle device, and waits only at the end."""
+
+    def start(self) -> None:
+        torch.cuda.synchronize()
+        self._marks: list[torch.cuda.Event] = []
+        self.lap()
+
+    def lap(self) -> None:
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        self._marks.append(mark)
+
+    def seconds(self) -> list[float]:
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(self._marks)]

@@ -1,0 +1,156 @@
+"""What the device knows reaches the host without a wait, and no step depends on when it does."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from balancers import GradNorm, LinearHeads
+from balancers.later import Later
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+COPIES = pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"]
+)
+
+
+class Net(nn.Module):
+    """A trunk and three heads, whose losses differ in scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Linear(5, 4)
+        self.heads = LinearHeads(3, 4, 2)
+
+    def losses(self, seed: int = 0, factor: float = 1.0) -> list[Tensor]:
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed))
+        outputs = self.heads(self.trunk(x)).unbind(-2)
+        return [factor * (i + 1) * (own - 1).square().mean() for i, own in enumerate(outputs)]
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_from_the_cpu_at_once(value: bool):
+    assert Later(torch.tensor(value)).is_true() is value
+
+
+def test_what_it_was_then():
+    """A value that changes later, as one in a reused buffer does, is another."""
+    values = torch.tensor([False, True])
+    later = Later(values.any())
+    values.zero_()
+    assert later.is_true()
+
+
+@pytest.mark.parametrize("value", [True, False])
+@COPIES
+def test_a_copy_knows_it_too(value: bool, copied: Callable[[Later], Later]):
+    assert copied(Later(torch.tensor(value))).is_true() is value
+
+
+def test_from_other_devices_never():
+    assert Later(torch.empty((), dtype=torch.bool, device="meta")).is_true() is False
+
+
+@CUDA
+@pytest.mark.parametrize("value", [True, False])
+def test_from_cuda_after_a_while(value: bool):
+    """Asking does not wait; once the device has come so far, the answer is there."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(50_000_000)  # tens of milliseconds, which the value has to stand behind
+    later = Later(torch.full((), value, device="cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert later.is_true() is False
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert later.is_true() is value
+
+
+@CUDA
+@COPIES
+def test_a_copy_from_cuda(copied: Callable[[Later], Later]):
+    assert copied(Later(torch.ones((), dtype=torch.bool, device="cuda"))).is_true()
+
+
+# GradNorm asks so whether all tasks have begun: whether each has an initial loss.
+
+
+class Never(Later):
+    """From a device whose answers never come."""
+
+    def is_true(self) -> bool:
+        return False
+
+
+def named(losses: list[Tensor], *tasks: str) -> dict[str, Tensor]:
+    return {task: loss for task, loss in zip("abc", losses, strict=True) if task in tasks}
+
+
+def run(later: type[Later], monkeypatch: pytest.MonkeyPatch, finite: bool = True) -> dict[str, Tensor]:
+    """The state after steps in which a task comes late, or a loss is not finite at first."""
+    monkeypatch.setattr("balancers.gradnorm.Later", later)
+    net = Net()
+    balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"))
+    for t, tasks in enumerate(["ab", "ab", "abc", "bc", "abc", "abc"]):
+        losses = net.losses(t, 1.0 if finite or t != 2 else float("inf"))
+        balancer(named(losses, *tasks)).backward()
+    return {key: value.clone() for key, value in balancer.named_buffers()}
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_gradnorm_does_the_same_whenever_it_hears(monkeypatch: pytest.MonkeyPatch, finite: bool):
+    told, never = (run(later, monkeypatch, finite) for later in (Later, Never))
+    for key, value in told.items():
+        assert never[key].equal(value), key
+    assert told["next_weights"].ne(1).all()
+
+
+def test_initial_losses_are_each_tasks_first():
+    """A step that was not finite is none; once all are known they stay."""
+    net = Net()
+    balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"))
+    first: dict[str, Tensor] = {}
+    for t, (tasks, factor) in enumerate([("ab", float("nan")), ("ab", 1.0), ("a", 2.0), ("abc", 3.0), ("abc", 4.0)]):
+        losses = named(net.losses(t, factor), *tasks)
+        balancer(losses).backward()
+        for task, loss in losses.items():
+            if t > 0:
+                first.setdefault(task, loss.detach())
+        expected = [first.get(task, torch.zeros(())) for task in "abc"]
+        torch.testing.assert_close(balancer.initial_losses, torch.stack(expected), rtol=0, atol=0)
+
+
+@COPIES
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_copied_network_with_its_balancer(steps: int, copied: Callable[[nn.ModuleList], nn.ModuleList]):
+    """Also right after a step, when an answer may be on its way."""
+    net = Net()
+    balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=3)
+    for t in range(steps):
+        balancer(net.losses(t)).backward()
+    other_net, other = copied(nn.ModuleList([net, balancer]))
+    for t in range(steps, steps + 3):
+        for model, its in ((net, balancer), (other_net, other)):
+            its(model.losses(t)).backward()
+    for (key, value), found in zip(balancer.named_buffers(), other.buffers(), strict=True):
+        assert found.equal(value), key
+
+
+@CUDA
+def test_a_step_never_waits_for_the_device():
+    net = Net().cuda()
+    balancer = GradNorm(net.heads.fork, wrt=net.trunk)
+    x = [torch.randn(6, 5, device="cuda") for _ in range(6)]
+    balancer((net.heads(net.trunk(x[0])) - 1).square().mean((0, 2))).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for each in x[1:]:
+            balancer((net.heads(net.trunk(each)) - 1).square().mean((0, 2))).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert balancer.initial_losses.gt(0).all()

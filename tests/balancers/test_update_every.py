@@ -1,0 +1,304 @@
+"""With ``update_every=k`` the weights change at every k-th window only, and what lies between is not measured."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from balancers import EqualWeighting, GradNorm, LinearHeads, LossBalancer, create
+from bench.cost.count import count
+
+from .integration import (
+    SCALES,
+    TASKS,
+    WRT,
+    GradNormReference,
+    Net,
+    Training,
+    assert_bit_equal,
+    assert_same,
+    in_parts,
+    joint,
+    make_batches,
+    run_balancer,
+    run_reference,
+    state_of,
+)
+
+EVERY_WRT = pytest.mark.parametrize("wrt", WRT)
+
+
+class Every(GradNormReference):
+    """Algorithm 1 by double backward, at every k-th step; the weights hold in between."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k, self.step = k, 0
+
+    def update(self, losses: Tensor, measured: list[Tensor]) -> None:
+        if self.step % self.k == 0:
+            super().update(losses, measured)
+        self.step += 1
+
+
+def gradnorm(net: Net, wrt: str = "layer", **options: object) -> GradNorm:
+    return GradNorm(**net.wrt(wrt) | options)
+
+
+def is_plain(net: Net) -> bool:
+    """Whether the fork hands out the features themselves."""
+    z = torch.zeros(1, requires_grad=True)
+    return all(alias is z for alias in net.fork(z))
+
+
+def named(losses: Sequence[Tensor], left_out: str | None = None) -> dict[str, Tensor]:
+    return {task: loss for task, loss in zip(TASKS, losses, strict=True) if task != left_out}
+
+
+# What is computed
+
+
+@EVERY_WRT
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_papers_every_so_often(k: int, wrt: str):
+    windows = in_parts(make_batches(12), 1)
+    found = run_balancer(net := Net(), gradnorm(net, wrt, update_every=k), windows)
+    assert_same(found, run_reference(Net(), Every(k), windows, wrt))
+    changes = (found.weights[1:] != found.weights[:-1]).any(1).tolist()  # in step t the weights of step t+1 are found
+    assert changes == [t % k == 0 for t in range(11)]
+
+
+@pytest.mark.parametrize("wrt", ["layer", "parameters"])
+def test_windows_of_two_passes(wrt: str):
+    """Every third window is measured, in both its passes."""
+    windows = in_parts(make_batches(20), 2)
+    found = run_balancer(net := Net(), gradnorm(net, wrt, update_every=3, accumulate=2), windows)
+    assert_same(found, run_reference(Net(), Every(3), joint(windows), wrt))
+
+
+@EVERY_WRT
+def test_a_balancer_that_saw_the_measured_steps_only(wrt: str):
+    """While the network stays as it is, the steps between leave no trace at all: tasks come and go in them too."""
+    left_out = ["labels", None, "depth", None, "normals", "depth", None, "labels", None, "labels"]
+    steps = list(zip(make_batches(10), left_out, strict=True))
+    net = Net()
+    seldom = gradnorm(net, wrt, tasks=TASKS, update_every=3)
+    for batch, task in steps:
+        seldom(named(net.losses(batch), task)).backward()
+    net = Net()
+    often = gradnorm(net, wrt, tasks=TASKS)
+    for batch, task in steps[::3]:
+        often(named(net.losses(batch), task)).backward()
+    assert_bit_equal(state_of(seldom), state_of(often))
+    assert (seldom.next_weights - 1).abs().max() > 0.01
+
+
+@EVERY_WRT
+def test_statistics_are_those_of_the_last_measured_step(wrt: str):
+    net = Net()
+    balancer = gradnorm(net, wrt, update_every=3)
+    for t, batch in enumerate(make_batches(7)):
+        before = dict(balancer.statistics)
+        losses = net.losses(batch)
+        balancer(losses).backward()
+        assert_bit_equal(balancer.statistics["losses"], torch.stack(losses).detach())
+        for key in ("gradient_norms", "loss_ratios", "targets"):
+            if t % 3 == 0:
+                assert t == 0 or not balancer.statistics[key].equal(before[key])
+            else:
+                assert_bit_equal(balancer.statistics[key], before[key])
+
+
+# What it costs
+
+
+@pytest.mark.parametrize("wrt", ["layer", "features"])
+def test_the_fork_is_plain_in_between(wrt: str):
+    net = Net()
+    balancer = gradnorm(net, wrt, update_every=3, accumulate=2)
+    plain = []
+    for batch in make_batches(14):
+        plain.append(is_plain(net))
+        balancer(net.losses(batch)).backward()
+    assert plain == [window % 3 != 0 for window in range(7) for _ in range(2)]
+
+
+@EVERY_WRT
+def test_nothing_is_differentiated_in_between(wrt: str):
+    net = Net("dropout")  # a layer without a closed form
+    balancer = gradnorm(net, wrt, update_every=3)
+    seen: list[Tensor] = []
+    net.trunk[-1][0].weight.register_hook(seen.append)
+    passes = []
+    for batch in make_batches(7):
+        seen.clear()
+        balancer(net.losses(batch)).backward()
+        passes.append(len(seen))
+    measured = 1 if wrt == "features" else 1 + len(SCALES)
+    assert passes == [measured if t % 3 == 0 else 1 for t in range(7)]
+
+
+@pytest.mark.parametrize("wrt", ["layer", "features"])
+def test_linear_heads_are_one_product_in_between(wrt: str):
+    """Such a step does what one of equal weighting does, and a few things with T numbers."""
+    heads = LinearHeads(10, 4, 2)
+    layer = nn.Linear(5, 4)
+    x = torch.randn(6, 5)
+
+    def calls(balancer: LossBalancer) -> list[int]:
+        """Of steps 7, 8 and 9."""
+
+        def step() -> None:
+            layer.zero_grad()
+            heads.zero_grad()
+            balancer(heads(layer(x)).square().mean((0, 2))).backward()
+
+        for _ in range(7):
+            step()
+        return [count(step, torch.device("cpu")).operator_calls for _ in range(3)]
+
+    between, also_between, measured = calls(
+        GradNorm(heads.fork, wrt=None if wrt == "features" else layer, update_every=3)
+    )
+    equal, *_ = calls(EqualWeighting(10))
+    assert between == also_between <= equal + 4
+    assert measured > equal + 10
+
+
+# What may come between
+
+
+def test_what_is_no_step_takes_no_turn():
+    net = Net()
+    balancer = gradnorm(net, update_every=2)
+    batch = make_batches(1)[0]
+
+    def turn() -> bool:
+        return not is_plain(net)
+
+    assert turn()
+    balancer.close_window()  # nothing to close
+    balancer(net.losses(batch))  # never differentiated
+    with torch.no_grad():
+        balancer(net.losses(batch))
+    balancer.eval()(net.losses(batch)).backward()
+    balancer.train()
+    torch.autograd.grad(balancer(net.losses(batch)), list(net.parameters()), create_graph=True)
+    assert turn()
+    loss = balancer(net.losses(batch))
+    loss.backward(retain_graph=True)
+    assert not turn()
+    loss.backward()
+    assert not turn()
+    balancer(net.losses(batch)).backward()
+    assert turn()
+
+
+def test_a_short_window_is_a_window():
+    """Measured or not."""
+    net = Net()
+    balancer = gradnorm(net, accumulate=4, update_every=2)
+    updates = []
+    for batch in make_batches(5):
+        for _ in range(2):
+            balancer(net.losses(batch)).backward()
+        before = balancer.next_weights.clone()
+        balancer.close_window()
+        updates.append(not balancer.next_weights.equal(before))
+    assert updates == [True, False, True, False, True]
+
+
+@EVERY_WRT
+def test_a_step_that_is_not_finite_takes_its_turn(wrt: str):
+    """The state stays as it is, and is updated at the next turn."""
+    net = Net()
+    balancer = gradnorm(net, wrt, update_every=2)
+    updates = []
+    for t, (x, y) in enumerate(make_batches(6)):
+        balancer(net.losses((x * float("nan") if t in (1, 2) else x, y))).backward()
+        updates.append(int(balancer.optimizer.step))
+    assert updates == [1, 1, 1, 1, 2, 2]
+    assert balancer.next_weights.isfinite().all()
+
+
+@EVERY_WRT
+def test_freezes_after_so_many_updates(wrt: str):
+    net, steps = Net(), make_batches(9)
+    balancer = gradnorm(net, wrt, update_every=3, freeze_after=2)
+    free = run_balancer(other := Net(), gradnorm(other, wrt, update_every=3), in_parts(steps, 1))
+    weights, plain = [], []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    for batch in steps:
+        plain.append(is_plain(net))
+        optimizer.zero_grad()
+        balancer(net.losses(batch)).backward()
+        optimizer.step()
+        weights.append(balancer.weights.clone())
+    torch.testing.assert_close(torch.stack(weights[:7]), free.weights[:7], rtol=0, atol=1e-12)
+    assert not weights[3].equal(weights[4])
+    assert all(later.equal(weights[4]) for later in weights[5:])
+    if wrt != "parameters":
+        assert plain == [t not in (0, 3) for t in range(9)]
+    averaged = balancer.average_weights().weights
+    torch.testing.assert_close(averaged, (weights[0] + weights[3]) / 2, rtol=1e-12, atol=0, check_dtype=False)
+
+
+# The state
+
+
+@EVERY_WRT
+@pytest.mark.parametrize("saved_at", [1, 2, 3, 4])
+def test_resumed_within_a_cycle(saved_at: int, wrt: str):
+    options = {"wrt": wrt, "update_every": 3}
+    batches = make_batches(10)
+    whole = Training.make("gradnorm", **options)
+    whole.run(batches[:saved_at])
+    state = copy.deepcopy(whole.state_dict())
+    expected = whole.run(batches[saved_at:])
+    resumed = Training.make("gradnorm", seed=1, **options)
+    resumed.run(make_batches(2))  # it has been somewhere else in its cycle
+    resumed.load_state_dict(state)
+    assert_bit_equal(torch.stack(resumed.run(batches[saved_at:])), torch.stack(expected))
+    assert_bit_equal(resumed.net.state_dict(), whole.net.state_dict())
+    assert_bit_equal(state_of(resumed.balancer), state_of(whole.balancer))
+
+
+def test_resumed_with_another_k():
+    """A state that was measured just now, or may be any time, serves any k."""
+    saved = Training.make("gradnorm", update_every=5)
+    saved.run(make_batches(4))
+    for k in (1, 2, 3):
+        resumed = Training.make("gradnorm", update_every=k)
+        resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+        before = int(resumed.balancer.optimizer.step)
+        resumed.run(make_batches(k))
+        assert int(resumed.balancer.optimizer.step) == before + 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_copy_is_at_the_same_place_in_its_cycle(steps: int):
+    training = Training.make("gradnorm", update_every=3)
+    training.run(make_batches(steps))
+    other = copy.deepcopy(training)
+    batches = make_batches(6)
+    assert_bit_equal(torch.stack(other.run(batches)), torch.stack(training.run(batches)))
+
+
+# What may be asked for
+
+
+@pytest.mark.parametrize("update_every", [0, -1, 1.5, "3", None])
+def test_refused(update_every: object):
+    with pytest.raises(ValueError, match=f"update_every is {update_every!r}; expected a number of steps, 1 or more"):
+        gradnorm(Net(), update_every=update_every)
+
+
+def test_by_name():
+    net = Net()
+    balancer = create("gradnorm", net.fork, wrt=net.trunk[-1], update_every=4)
+    for batch in make_batches(5):
+        balancer(net.losses(batch)).backward()
+    assert balancer.update_every == 4
+    assert balancer.optimizer.step == 2
