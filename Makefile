@@ -1,5 +1,7 @@
 # make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
 # make reference   the same, and what of it is kept in results/reference
+# make bench-cost  what GradNorm adds to a step, beside the least it has to; ten minutes, nothing else running
+# make bench-peers the same step beside other implementations of GradNorm, in an environment of its own
 # make test        the tests
 # make check       ruff and mypy
 #
@@ -14,7 +16,15 @@ PY := $(VENV)/bin/python
 ENVIRONMENT := $(VENV)/.installed
 endif
 
-.PHONY: bench reference smoke test check clean
+# Beside other packages, in an environment that they can't break for the tests.
+ifdef PYTHON
+PEERS_PY := $(PYTHON)
+else
+PEERS_PY := $(VENV)-peers/bin/python
+PEERS_ENVIRONMENT := $(VENV)-peers/.installed
+endif
+
+.PHONY: bench reference bench-cost bench-peers smoke test check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -29,6 +39,12 @@ reference: bench
 	cd results/default && cp figures/summary.png ../reference/default/figures
 	cd results/default/tables && cp runs.csv scores.csv selection.csv costs.csv micro.csv ../../reference/default/tables
 
+bench-cost: $(ENVIRONMENT)
+	$(PY) -m bench.cost
+
+bench-peers: $(PEERS_ENVIRONMENT)
+	$(PEERS_PY) -m bench.peers
+
 smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke
 
@@ -41,10 +57,15 @@ check: $(ENVIRONMENT)
 	$(PY) -m mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+$(VENV)-peers/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	touch $@

@@ -54,6 +54,16 @@ def test_ones_own_method_and_problem_run_beside_ours_from_a_folder_with_its_own_
     assert (tmp_path / "results" / "mine" / "report.html").stat().st_size > 10_000
 
 
+def test_the_cost_of_ones_own_model(tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text(FILES["my_model.py"])
+
+    done = run("-m", "bench", "cost", "my_model.py:make_step", folder=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert all(method in done.stdout for method in ("uncertainty", "gradnorm layer", "gradnorm every 10"))
+    assert (tmp_path / "results" / "cost" / "my_model" / "cost.png").stat().st_size > 10_000
+
+
 def test_the_ten_task_recipe_of_public_gradnorm_orders_the_weights_against_sigma(tmp_path: Path) -> None:
     logs: dict[str, np.ndarray] = {}
     exec(FILES["from_gradnorm.py"], logs)

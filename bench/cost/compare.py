@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .contenders import Contender
-from .count import Counts, count
+from .count import count
 from .subject import MakeStep, make
 from .timing import interleave, median_interval
 from .training import Training, adam
@@ -85,14 +85,14 @@ def time_row(seconds: NDArray[np.float64], of_equal: NDArray[np.float64], cycle:
 
 def counts(trainings: Sequence[Training]) -> pd.DataFrame:
     """What `count` counts in a step of each, and, as ``extra_…``, how much more that is than in the first's."""
-    table = pd.DataFrame([vars(_plain(training)) for training in trainings])
+    table = pd.DataFrame([_least(training) for training in trainings])
     return table.join((table - table.iloc[0]).add_prefix("extra_"))
 
 
-def _plain(training: Training) -> Counts:
-    """Of two steps in a row the one that does less: a method that measures now and then does not in one of them."""
-    both = [count(training, training.subject.device) for _ in range(2)]
-    return min(both, key=lambda counted: counted.operator_calls)
+def _least(training: Training) -> "pd.Series[int]":
+    """The least of what is counted twice: a method that measures now and then does so in one of the two at most."""
+    counted = [vars(count(training, training.subject.device)) for _ in range(2)]
+    return pd.DataFrame(counted).min()
 
 
 def _median(values: NDArray[np.float64]) -> float:

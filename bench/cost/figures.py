@@ -60,7 +60,8 @@ def _with_bound(panel: Axes, rows: pd.DataFrame, against: str, what: str) -> Non
     for heads, look in styles(HEADS).items():
         line = rows[rows["heads"] == heads].sort_values(against)
         _line(panel, line[against], line[f"extra_{what}"].clip(lower=1) / 1e6, look, f"{heads} heads")
-    panel.set_ylim(bottom=bound[f"{what}_bound"].min() / 1e6 / 20)
+    panel.set_yscale("log")
+    panel.set_ylim(bottom=max(panel.get_ylim()[0], bound[f"{what}_bound"].min() / 1e6 / 20))
     log_axis(panel, "y")
 
 

@@ -1,7 +1,8 @@
 """The limits table: what GradNorm adds to a step of equal weighting, beside the least that it has to.
 
 A row is a case and a method. Beside what `compare` says, it has ``ratio_to_fastest``: the same over the fastest
-equal-weighting step of this problem and batch, with whichever kind of heads, so that no ratio is won by a slow baseline. For methods that measure in every step, ``flops_bound`` and ``peak_bytes_bound`` stand beside ``extra_flops``
+equal-weighting step of this problem and batch, with whichever kind of heads, so that no ratio is won by a slow
+baseline. For methods that measure in every step, ``flops_bound`` and ``peak_bytes_bound`` stand beside ``extra_flops``
 and ``extra_peak_bytes`` (see `Bounds`); of the one that updates every ten steps, a step between two updates is counted.
 """
 
