@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .audit import ForkError
 from .layer import Linear, linear
 
-AT_ONCE = 2**16
+AT_ONCE = 2**15
 """Small gradients wait for others, up to so many entries: one product for several tasks takes fewer calls."""
 
 
