@@ -53,8 +53,8 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
     if not marked:
         raise ForkError(
             "no loss depends on the fork's features. Run the model's forward pass with gradients and with the fork in "
-            "training mode; the fork is a plain identity where the whole model is compiled as one graph: compile the "
-            "trunk and the heads apart, or measure parameters instead (fork=None)"
+            "training mode, and don't change an alias in place; the fork is a plain identity where the whole model is "
+            "compiled as one graph: compile the trunk and the heads apart, or measure parameters instead (fork=None)"
         )
     trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _features(marked)))
     if elsewhere := set(wrt) - trunk:

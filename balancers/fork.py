@@ -61,7 +61,8 @@ class Fork(nn.Module):
 
     Returns a tuple of ``num_tasks`` values equal to the input: a tensor, or any nested tuple, list or dict of tensors.
     A plain identity until a balancer reads it, and always in eval mode, without gradients, and inside
-    ``torch.compile``. Heads must not change their alias in place.
+    ``torch.compile``. Heads must not change their alias in place. One balancer reads a fork at a time: the one that was
+    made for it last.
 
     Raises:
         ValueError: ``num_tasks`` is less than 1.

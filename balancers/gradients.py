@@ -197,7 +197,7 @@ class GradientBalancer(LossBalancer):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self._turn = state["turn"] % self.update_every
+        self._turn = state.get("turn", 0) % self.update_every
         self._set_recording()
 
 

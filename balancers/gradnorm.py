@@ -118,11 +118,12 @@ class GradNorm(GradientBalancer):
         # Not finite where any loss, norm or target is not; the root is for losses below zero.
         valid = torch.dot(losses.sqrt(), targets) < math.inf
 
+        known = valid if given is None else valid & given
+
         if not self._begun:
-            self._begin_where(valid if given is None else valid & given, losses)
+            self._begin_where(known, losses)
         self.weights_sum.addcmul_(weights, valid)
         self.optimizer.update(weights, gradient, valid, given)
-        known = valid if given is None else valid & given
         torch.where(known, self._renormalized(weights, shares, given), weights, out=weights)
 
         self.statistics.update(loss_ratios=ratios, gradient_norms=weighted_norms, targets=targets)

@@ -17,8 +17,8 @@ from .fork import Fork
 class LinearHeads(nn.Module):
     r"""Maps features of shape ``(..., in_features)`` to outputs ``(..., T, out_features)``, one linear head a task.
 
-    Equal to T times ``nn.Linear`` behind a `Fork`, their initial values included, and up to 1.7 times faster. Its fork
-    is ``heads.fork``::
+    Equal to T times ``nn.Linear`` behind a `Fork`, their initial values included, and faster: a training step at 40
+    tasks takes two thirds of the time. Its fork is ``heads.fork``::
 
         heads = LinearHeads(num_tasks=10, in_features=64, out_features=1)
         balancer = GradNorm(heads.fork)

@@ -7,7 +7,7 @@ kept (checkpointed, offloaded), takes the general way.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ class Linear(NamedTuple):
     """What each parameter asked for is."""
 
     def gradients(self, gradients: Tensor, overwrite: bool) -> list[Tensor]:
-        """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``z``, ``(T, N, out)``."""
+        """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``z``, ``(T, N, out)``; these are lost where
+        ``overwrite`` allows it.
+        """
         if self.relu is not None:
             out = gradients if overwrite else torch.empty_like(gradients)
             gradients = torch.ops.aten.threshold_backward.grad_input(gradients, self.relu, 0, grad_input=out)
@@ -44,7 +46,8 @@ class Linear(NamedTuple):
 def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
     """The linear layer that features ``z`` come from, where ``wrt`` are its parameters and it is applied once.
 
-    A hook that changes a gradient between the layer and its ReLU is not seen.
+    Hooks that change a gradient on its way (at the features, between the layer and its ReLU, at a parameter) are not
+    seen.
     """
     node, relu = z.grad_fn, False
     if node is None:
@@ -55,9 +58,9 @@ def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
         if before is None:
             return None
         node = before
-    bias: Node | None = None
+    recorded, bias = cast(Any, node), cast(Node | None, None)
     match node.name(), [following for following, _ in node.next_functions]:
-        case "AddmmBackward0", [bias, source, weight] if _get(node, "_saved_alpha") == _get(node, "_saved_beta") == 1:
+        case "AddmmBackward0", [bias, source, weight] if recorded._saved_alpha == recorded._saved_beta == 1:
             saved = "mat1"
         case "MmBackward0", [source, weight]:
             saved = "self"
@@ -81,10 +84,6 @@ def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
     if any(part == "bias" and parameter.shape != flat.shape[1:] for parameter, part in zip(wrt, parts, strict=True)):
         return None
     return Linear(inputs, flat if relu else None, parts)
-
-
-def _get(node: Node, name: str) -> object:
-    return getattr(node, name)
 
 
 def _before(node: Node | None) -> Node | None:

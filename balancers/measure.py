@@ -1,8 +1,9 @@
 """What one backward pass shows of the tasks' gradients.
 
 Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
-layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives, so that
-no more than one task's is held, unless gradients are to be averaged before their norm is taken.
+layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
+than one task's is held, small ones apart, which wait for others (`AT_ONCE`), unless gradients are to be averaged before
+their norm is taken.
 """
 
 from collections.abc import Sequence
@@ -59,8 +60,7 @@ class Measurement:
         if task is None:
             self._keep(None, self._all(z, layer, gradients, overwrite=True))
         elif layer is None:
-            of = torch.autograd.grad(z, self._wrt, gradients, retain_graph=True, allow_unused=True)
-            self._keep(task, self._reduced(of))
+            self._keep(task, self._differentiated(z, gradients))
         else:
             self._waiting.append((task, gradients))
             self._missing -= 1
@@ -114,13 +114,18 @@ class Measurement:
                 self._keep(task, parts)
 
     def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, overwrite: bool) -> list[Tensor]:
+        """What is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
+        if layer is not None:
+            return self._closed_form(layer, gradients, overwrite)
+        rows = [self._differentiated(z, gradient) for gradient in gradients]
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+    def _differentiated(self, z: Tensor, gradient: Tensor) -> list[Tensor]:
+        """What is kept of one task's, by way of the graph."""
         assert self._wrt is not None
-        if layer is None:
-            rows = [
-                self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
-                for gradient in gradients
-            ]
-            return [torch.stack(column) for column in zip(*rows, strict=True)]
+        return self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
+
+    def _closed_form(self, layer: Linear, gradients: Tensor, overwrite: bool) -> list[Tensor]:
         gradients = gradients.reshape(len(gradients), len(layer.inputs), -1)
         if self._adds_up:
             return layer.gradients(gradients, overwrite)

@@ -1,5 +1,6 @@
 """What a suite was run on. Names no user, no machine and no folder."""
 
+import json
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from pathlib import Path
 import joblib
 import torch
 
+from . import files
 from .spec import protocol_hash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,11 @@ def describe(jobs: int) -> dict[str, object]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "protocol": protocol_hash(),
     }
+
+
+def write(path: Path, jobs: int) -> None:
+    """Writes what `describe` says as JSON, beside the results that it is about."""
+    files.write(path, json.dumps(describe(jobs), indent=2).encode())
 
 
 def processor() -> str:

@@ -107,7 +107,7 @@ class _Work:
         self.seen.update(new)
         about = self.folder / "environment.json"
         if missing or not about.is_file():
-            files.write(about, json.dumps(environment.describe(self.jobs), indent=2).encode())
+            environment.write(about, self.jobs)
         self.progress.begin(stage, len(missing), self.jobs, reused=len(new) - len(missing))
         for failed in workers.compute(missing, self.folder, self.suite.plugins, self.jobs):
             self.computed += 1

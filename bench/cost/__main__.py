@@ -1,7 +1,8 @@
 """``python -m bench.cost``: the limits table, and how costs grow. Takes ten minutes on one core.
 
-Into ``results/cost`` go ``limits.csv``, ``growth.csv`` and ``growth.png``, with ``--compile`` ``compiled.csv`` too;
-what was measured on CUDA has ``-cuda`` in its name. Nothing else should be running.
+Into ``results/cost`` go ``limits.csv``, ``growth.csv`` and ``growth.png``, with ``--compile`` ``compiled.csv`` too, and
+``environment.json``, what they were measured on; what was measured on CUDA has ``-cuda`` in its name. Nothing else
+should be running.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from bench import environment
 from bench.report import look
 
 from . import compiled, devices, figures, growth, limits, terminal
@@ -35,7 +37,7 @@ def main(
     machine = devices.machine(place)
     suffix = "" if device is DeviceName.CPU else f"-{device}"
     console = terminal.console()
-    out.mkdir(parents=True, exist_ok=True)
+    environment.write(out / f"environment{suffix}.json", jobs=1)
 
     def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
         table.assign(machine=machine).to_csv(out / f"{name}{suffix}.csv", index=False)

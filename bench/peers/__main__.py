@@ -7,20 +7,23 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench import files
+from bench import environment, files
 
 from .show import show
 from .table import NUM_TASKS, measure
 
 
 def main(
-    results: Annotated[Path, typer.Option(help="The folder to write peers.csv into.")] = Path("results/peers"),
+    results: Annotated[Path, typer.Option(help="The folder for peers.csv and environment.json.")] = Path(
+        "results/peers"
+    ),
     seconds: Annotated[float, typer.Option(min=0, help="To time each contender for, at each number of tasks.")] = 8,
 ) -> None:
     """Compare our GradNorm with others' on PyPI, next to equal weighting on one CPU thread. Takes some minutes."""
     table = measure(NUM_TASKS, seconds)
     path = results / "peers.csv"
     files.write(path, table.to_csv(index=False).encode())
+    environment.write(results / "environment.json", jobs=1)
     show(table)
     Console(soft_wrap=True).print(Text(f"table: {path}"))
 
