@@ -1,0 +1,56 @@
+r"""The shortest combination of gradients with weights no smaller than given: UPGrad's and DualProj's problem.
+
+:math:`\sum_i v_i g_i` is the projection of :math:`\sum_i w_i g_i` on the dual cone, the directions along which no loss
+rises. A quadratic program over :math:`v \ge w`, solved by an interior point method in a dozen steps whatever the
+Gramian; two tasks have a closed form.
+"""
+
+import torch
+from torch import Tensor
+
+from .interior import TINY, nonnegative_qp, rounding, share_among_equals
+
+
+def project_on_dual_cone(gramian: Tensor, weights: Tensor) -> Tensor:
+    r"""The weights of the projection on the dual cone of T gradients, whose Gramian is :math:`M = G G^\top`.
+
+    .. math:: v = \arg\min_v v^\top M v \quad\text{s.t.}\quad v \ge w
+
+    so that :math:`M v \ge 0`: no gradient has a negative product with :math:`G^\top v`. With two tasks,
+
+    .. math:: v_1 = \max\Big(w_1, -\frac{g_1^\top g_2}{|g_1|^2} \max(w_2, 0)\Big)
+
+    and :math:`v_2` alike. With more, :math:`v = w + s x`, :math:`s_i \propto 1/|g_i|`, :math:`x \ge 0`.
+
+    :math:`G^\top v` is unique; where :math:`v` is not (a convex combination of gradients is zero, or there are more
+    tasks than parameters), :math:`x` is about the shortest, and of tasks with equal gradients each gets the same
+    :math:`v - w`. A zero gradient's weight is of no consequence.
+
+    Args:
+        gramian: ``(..., T, T)``.
+        weights: :math:`w`, ``(..., T)``, usually not negative; leading dimensions are broadcast with the Gramian's.
+
+    Returns:
+        ``(..., T)``, of the two types' promotion.
+
+    Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2024, prop. 1 (the quadratic
+    program).
+    """
+    tasks, dtype = gramian.shape[-1], torch.promote_types(gramian.dtype, weights.dtype)
+    M, w = gramian.double(), weights.double()
+    squares = M.diagonal(dim1=-2, dim2=-1)
+    if tasks == 1:
+        return w.clamp_min(0).expand(torch.broadcast_shapes(squares.shape, w.shape)).to(dtype)
+    if tasks == 2:
+        cosines = M[..., 0, 1:] / squares.clamp_min(TINY**2)
+        return torch.maximum(w, -cosines * w.flip(-1).clamp_min_(0)).to(dtype)
+    shape = torch.broadcast_shapes(squares.shape, w.shape)
+    M = M.expand(*shape, tasks).reshape(-1, tasks, tasks)
+    w = w.expand(shape).reshape(-1, tasks, 1)
+    norms = M.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().unsqueeze(2)
+    scale = torch.where(norms > 0, norms.reciprocal(), 0)
+    hessian = M * scale * scale.mT
+    y = w * norms
+    size = y.abs().amax(1, keepdim=True).clamp_min_(TINY)
+    x = nonnegative_qp(hessian, torch.bmm(hessian, y / size), rounding(gramian)) * scale * size
+    return (w + share_among_equals(M, x, torch.finfo(gramian.dtype).eps)).reshape(shape).to(dtype)

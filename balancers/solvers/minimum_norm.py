@@ -1,0 +1,61 @@
+r"""The shortest convex combination of gradients: MGDA's problem.
+
+A quadratic program on the simplex. Scaled by the gradients' norms it becomes one over :math:`x \ge 0` (the simplex's
+constraint is a square added to the objective, see below), for which an interior point method needs a dozen steps
+whatever the Gramian; Frank-Wolfe, the usual choice, takes a number of steps that grows with the accuracy. Two tasks
+have a closed form.
+"""
+
+import torch
+from torch import Tensor
+
+from .interior import EQUAL, TINY, nonnegative_qp, rounding, share_among_equals
+
+SMALLEST = 1e-12
+"""Norms are scaled by no more than this part of the largest."""
+
+
+def minimum_norm(gramian: Tensor) -> Tensor:
+    r"""The weights of the shortest convex combination of T gradients with the Gramian :math:`M = G G^\top`.
+
+    .. math:: \lambda = \arg\min_\lambda \lambda^\top M \lambda \quad\text{s.t.}\quad
+              \lambda \ge 0,\ \textstyle\sum_i \lambda_i = 1
+
+    With two tasks, :math:`\lambda_1 = \frac{g_2^\top(g_2 - g_1)}{|g_1 - g_2|^2}`, clipped to :math:`[0, 1]`.
+
+    With more, scaled to :math:`\lambda_i = s_i x_i` with :math:`s_i = \min_j |g_j| / |g_i|`, so that
+    :math:`C = M_{ij} / |g_i||g_j|` has a unit diagonal, the minimum of
+    :math:`\tfrac12 x^\top C x + \tfrac12 (s^\top x - 1)^2` over :math:`x \ge 0` alone has the same direction: the
+    objective being homogeneous, only :math:`s^\top x` moves away from 1 (Lawson and Hanson 1974, ch. 23).
+
+    Where many combinations are as short (all gradients zero, more tasks than parameters) it is one from the middle of
+    them; equal gradients get equal weights. A zero gradient takes all the weight.
+
+    Args:
+        gramian: ``(..., T, T)``.
+
+    Returns:
+        ``(..., T)``, of the Gramian's type.
+
+    Source: Désidéri, "Multiple-Gradient Descent Algorithm (MGDA) for Multiobjective Optimization", Comptes Rendus
+    Mathématique 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, eqs. 3
+    and 5 (two tasks).
+    """
+    tasks, eps = gramian.shape[-1], torch.finfo(gramian.dtype).eps
+    M = gramian.double()
+    squares = M.diagonal(dim1=-2, dim2=-1)
+    if tasks == 1:
+        weights = torch.ones_like(squares)
+    elif tasks == 2:
+        # A rounding of both is added, so that equal gradients share alike.
+        share = (squares.flip(-1) - M[..., 0, 1:]).add_(squares.sum(-1, keepdim=True), alpha=EQUAL * eps).add_(TINY**2)
+        weights = (share / share.sum(-1, keepdim=True)).clamp_(0, 1)
+    else:
+        M = M.reshape(-1, tasks, tasks)
+        norms = M.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().unsqueeze(2)
+        norms = torch.maximum(norms, SMALLEST * norms.amax(1, keepdim=True)).clamp_min_(TINY)
+        scale = norms.amin(1, keepdim=True) / norms
+        hessian = M / norms / norms.mT + scale * scale.mT
+        x = share_among_equals(M, nonnegative_qp(hessian, -scale, rounding(gramian)), eps) * scale
+        weights = (x / x.sum(1, keepdim=True)).reshape(squares.shape)
+    return weights.to(gramian.dtype)
