@@ -6,9 +6,11 @@ included (a GradScaler's, an accumulation's 1/k). When it has ended, what it mea
 state. A method overrides `weigh`, `update`, or both.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,17 @@ from torch.autograd import Variable
 
 from .losses import Entries, Losses, LossReader, stack
 from .window import Pass, Window
+
+Reads = Literal["nothing", "losses", "norms", "gramian", "gradients"]
+
+
+class Range(NamedTuple):
+    """The values of a hyper-parameter that are worth trying."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Whether to try them evenly by their logarithm."""
 
 
 class LossBalancer(nn.Module):
@@ -46,11 +59,27 @@ class LossBalancer(nn.Module):
     """What the registry calls the method."""
     summary: ClassVar[str]
     """What the method does, in a sentence."""
-    reads: ClassVar[Literal["nothing", "losses", "gradients"]]
-    """What the weights depend on."""
+    use_when: ClassVar[str] = ""
+    """What it is good for, in a sentence."""
+    reads: ClassVar[Reads] = "losses"
+    """What the weights depend on: of the tasks' gradients their norms, all their inner products, or themselves."""
+    reads_now: ClassVar[bool] = True
+    """Of a method that reads losses: whether `weigh` does; false where `update` alone does, for the steps to come."""
+    heads: ClassVar[Literal["weighted", "plain"]] = "weighted"
+    """Whether heads are trained on the weighted losses or on the losses as they are."""
+    needs_positive_losses: ClassVar[bool] = False
+    """Whether it is defined for positive losses alone. In a step where one is not, the weights stay as they were."""
+    random: ClassVar[bool] = False
+    """Whether it draws random numbers, from a generator of its own: it then takes ``seed``."""
+    looks_again: ClassVar[bool] = False
+    """Whether it needs `after_step`."""
+    tunable: ClassVar[Mapping[str, Range]] = MappingProxyType({})
+    """Its hyper-parameters, as its arguments name them, and the ranges worth tuning."""
 
     weights: Tensor
     """``(T,)``: the weights last used."""
+    latest_losses: Tensor
+    """``(T,)``: where `weigh` reads losses, each task's when it was last given."""
 
     def __init__(self, tasks: int | Sequence[str], *, accumulate: int = 1, check_finite: bool = False) -> None:
         super().__init__()
@@ -65,6 +94,9 @@ class LossBalancer(nn.Module):
         self._masks: dict[tuple[bool, ...], Tensor] = {}
         self._constants: dict[str, list[float]] = {}
         self.register_buffer("weights", torch.ones(self.num_tasks))
+        self._weighs_losses = self.reads == "losses" and self.reads_now
+        if self._weighs_losses:
+            self.register_buffer("latest_losses", torch.ones(self.num_tasks))
         self.register_load_state_dict_pre_hook(_before_loading)
 
     @property
@@ -97,6 +129,13 @@ class LossBalancer(nn.Module):
 
     # What a training loop calls.
 
+    def after_step(self, losses: Losses) -> None:
+        """Looks at the same batch's losses again, after the optimiser's step; for methods that ``looks_again``.
+
+        Raises:
+            TypeError, ValueError: the losses are not what this balancer was made for.
+        """
+
     def forward(self, losses: Losses) -> Tensor:
         """The weighted sum of ``losses``: a list of T scalars, a ``{task: loss}`` dict, or a tensor of shape ``(T,)``.
 
@@ -116,13 +155,32 @@ class LossBalancer(nn.Module):
         if self.check_finite and not (learning and self._learns and world_size() > 1) and not detached.isfinite().all():
             bad = [self._reader.label(i) for i in detached.isfinite().logical_not().nonzero().flatten().tolist()]
             raise FloatingPointError(f"the loss of {', '.join(bad)} is not finite")
-        weights = self.weigh(detached.to(self.weights.dtype))
-        self._buffers["weights"] = weights  # at a tenth of the time that nn.Module takes for it
+        mask = None if given is None else self._mask(given)
+        weights = self._weighed(detached.to(self.weights.dtype), mask, learning)
         total = torch.dot(stacked, weights.to(stacked.dtype))
         if learning:
             self.statistics["losses"] = detached
-            self._watch(stacked, in_order, Pass(detached, weights, None if given is None else self._mask(given)))
+            self._watch(stacked, in_order, Pass(detached, weights, mask))
         return total
+
+    def _weighed(self, losses: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
+        """The weights of a step."""
+        weights = self._from_losses(losses, mask, learning) if self._weighs_losses else self.weigh(losses)
+        self._buffers["weights"] = weights  # at a tenth of the time that nn.Module takes for it
+        return weights
+
+    def _from_losses(self, losses: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
+        """Weights that this step's losses decide: as they were for tasks left out, and where losses can't be read."""
+        if learning and world_size() > 1:
+            losses, mask = over_ranks(losses, mask)
+        if mask is not None:
+            losses = torch.where(mask > 0, losses, self.latest_losses)
+        weights = self.weigh(losses)
+        if self.needs_positive_losses:
+            weights = torch.where(_positive(losses), weights, self.weights)
+        if learning:
+            self._buffers["latest_losses"] = torch.where(losses.isfinite(), losses, self.latest_losses)
+        return weights if mask is None else torch.where(mask > 0, weights, self.weights)
 
     def close_window(self) -> None:
         """Updates from the backward passes since the last update, where they are fewer than ``accumulate``.
@@ -146,6 +204,10 @@ class LossBalancer(nn.Module):
             return "with check_finite it waits for the device"
         if self.accumulate > 1:
             return f"with accumulate={self.accumulate} its steps are not all alike"
+        if self.random:
+            return "it draws random numbers from a generator of its own"
+        if self.looks_again:
+            return "it looks at the losses again after the optimiser's step"
         return None
 
     # The backward pass.
@@ -159,16 +221,22 @@ class LossBalancer(nn.Module):
     def _learns(self) -> bool:
         return type(self).update is not LossBalancer.update
 
-    def _begin(self, this: Pass, losses: Entries, factors: tuple[Tensor]) -> None:
-        """The pass's first act; ``factors`` holds the gradient that the losses received."""
+    def _begin(self, this: Pass, losses: Entries, factors: tuple[Tensor]) -> tuple[Tensor] | None:
+        """The pass's first act; ``factors`` holds the gradient that the losses received.
+
+        Returns:
+            What they are to receive in its place; None to leave it.
+        """
         # With create_graph=True the pass is being differentiated, not trained on; a second pass counts no more.
         if this.factors is None and not torch.is_grad_enabled():
             [this.factors] = factors
-            self._measure(this, losses)
             Variable._execution_engine.queue_callback(partial(self._end, this))
+            return self._measure(this, losses)
+        return None
 
-    def _measure(self, this: Pass, losses: Entries) -> None:
-        """Measures, or gets ready to, what the method needs besides the losses."""
+    def _measure(self, this: Pass, losses: Entries) -> tuple[Tensor] | None:
+        """Measures, or gets ready to, what the method needs besides the losses; returns what `_begin` returns."""
+        return None
 
     def _end(self, this: Pass) -> None:
         """The pass's last act."""
@@ -214,6 +282,18 @@ class LossBalancer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_tasks} tasks" if self.tasks is None else ", ".join(self.tasks)
+
+
+def over_ranks(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``(T,)`` each: a task's mean loss over the ranks that were given it, and how many these are."""
+    both = torch.stack([losses, torch.ones_like(losses) if mask is None else mask.to(losses.dtype)])
+    dist.all_reduce(both)
+    return both[0] / both[1].clamp(min=1.0), both[1]
+
+
+def _positive(losses: Tensor) -> Tensor:
+    """A bool scalar: whether all are positive and finite."""
+    return ((losses > 0) & (losses < math.inf)).all()
 
 
 def world_size() -> int:

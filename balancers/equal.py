@@ -12,6 +12,7 @@ class EqualWeighting(LossBalancer):
 
     name = "equal"
     summary = "Every weight is 1: the plain sum of the losses."
+    use_when = "Always, as the baseline: with a tuned learning rate it is hard to beat."
     reads = "nothing"
 
     def weigh(self, losses: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 Observer = Callable[[Tensor, int | None, Tensor], None]
 """Takes features ``z``, a task, and the gradient of its loss with respect to ``z``, of the same shape. Where heads are
-one product, the task is None and the gradients are all tasks', ``(T, *z.shape)``, for the observer to overwrite.
+one product, the task is None and the gradients are all tasks', ``(T, *z.shape)``, the observer's to keep or lose.
 """
 
 
@@ -54,6 +54,10 @@ class Reading:
     """How many tensors of features were, since the balancer set this to zero."""
     observer: Observer | None = None
     """Called with each gradient that comes back; set for one backward pass at a time."""
+    combines: bool = False
+    """Whether the balancer decides what goes on into the trunk; otherwise the tasks' gradients are summed."""
+    combiner: Callable[[Tensor], Tensor] | None = None
+    """Called with features once all tasks' gradients were observed: what goes on in their place. Set as observer is."""
 
 
 class Fork(nn.Module):
@@ -98,9 +102,13 @@ class Fork(nn.Module):
         if not self.records(z):
             return (z,) * self.num_tasks
         self.reading.recorded += 1
+        whole = z
+        if self.reading.combines:
+            whole = z[...]
+            cast(Any, whole.grad_fn).register_prehook(partial(self._on, z))
         aliases = []
         for task, mark in enumerate(self._marks):
-            alias = z[...]
+            alias = whole[...]
             node = cast(Any, alias.grad_fn)
             node.register_prehook(partial(self._back, z, task))
             node.metadata[_KEY] = mark
@@ -113,6 +121,15 @@ class Fork(nn.Module):
         [gradient] = gradients
         if gradient is not None:
             self.observe(z, task, gradient)
+
+    def _on(self, z: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor] | None:
+        # The engine comes here after all heads: their nodes are younger, and it runs the youngest that is ready.
+        combiner = self.combiner()
+        return None if combiner is None or gradients[0] is None else (combiner(z),)
+
+    def combiner(self) -> Callable[[Tensor], Tensor] | None:
+        """Who decides, in this backward pass, what goes on into the trunk."""
+        return None if torch.is_grad_enabled() else self.reading.combiner
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
         """Hands what came back to whoever observes this backward pass, unless that pass is itself differentiated."""

@@ -4,20 +4,23 @@ At a fork, during the one backward pass. Without a fork, each loss is differenti
 parameters, before the weighted sum is. `measure` does the measuring.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .audit import ForkError, audit
-from .base import LossBalancer, world_size
+from .base import LossBalancer, Reads, world_size
 from .ddp import before_first_backward
 from .fork import Fork
 from .losses import Entries, Losses, roots
 from .measure import Measurement, joint_norms
 from .window import Pass, Window
+
+Wrt = Literal["features", "layer", "parameters"]
 
 
 class GradientBalancer(LossBalancer):
@@ -43,9 +46,11 @@ class GradientBalancer(LossBalancer):
         ForkError: on the first step, a loss reaches shared parameters other than through its alias of the features.
     """
 
-    reads = "gradients"
-    default_wrt: ClassVar[Literal["features", "layer", "parameters"]] = "features"
+    reads: ClassVar[Reads] = "norms"
+    default_wrt: ClassVar[Wrt] = "features"
     """What the method's paper measures: features at the fork, the last shared layer, or all shared parameters."""
+    undefined_for: ClassVar[Mapping[Wrt, str]] = MappingProxyType({})
+    """The kinds of ``wrt`` that the method is not defined for, and why."""
 
     _fork: Fork | None
 
@@ -64,6 +69,9 @@ class GradientBalancer(LossBalancer):
             raise ValueError(f"update_every is {update_every!r}; expected a number of steps, 1 or more")
         if fork is None and wrt is None:
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
+        kind: Wrt = "parameters" if fork is None else "features" if wrt is None else "layer"
+        if kind in self.undefined_for:
+            raise ValueError(f"{type(self).__name__} {_PLACES[kind]}: {self.undefined_for[kind]}")
         self.__dict__["_fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self._wrt = None if wrt is None else _parameters(wrt)
         self._audited: set[int] = set()
@@ -71,7 +79,7 @@ class GradientBalancer(LossBalancer):
         self.update_every = update_every
         self._turn = 0
         if fork is not None:
-            fork.reading.recorded = 0
+            fork.reading.recorded, fork.reading.combines = 0, False
         self._set_recording()
 
     @property
@@ -144,26 +152,27 @@ class GradientBalancer(LossBalancer):
                 self._fork.reading.recorded = 0
         super()._watch(stacked, losses, this)
 
-    def _measure(self, this: Pass, losses: Entries) -> None:
+    def _measure(self, this: Pass, losses: Entries) -> tuple[Tensor] | None:
         if not this.measured:
-            return
+            return None
         this.measurement = Measurement(self.num_tasks, self._wrt, this.adds_up, this.weights.dtype)
         if self._fork is not None:
             self._fork.reading.observer = this.measurement.observe
         else:
-            with nullcontext() if self._measured_before else before_first_backward(losses):
-                self._differentiate_losses(this, losses, this.measurement)
-            self._measured_before = True
+            self._differentiate_losses(this, losses, this.measurement)
+        return None
 
     def _differentiate_losses(self, this: Pass, losses: Entries, measurement: Measurement) -> None:
         """Measures the gradients of the weighted, scaled losses with respect to ``wrt``."""
         assert self._wrt is not None
         assert this.factors is not None
-        for task, (root, factor) in enumerate(zip(roots(losses), this.factors.unbind(), strict=True)):
-            if root is not None:
-                seed = root.seed * factor
-                of = torch.autograd.grad(root.edge, self._wrt, seed, retain_graph=True, allow_unused=True)
-                measurement.add(task, of)
+        with nullcontext() if self._measured_before else before_first_backward(losses):
+            for task, (root, factor) in enumerate(zip(roots(losses), this.factors.unbind(), strict=True)):
+                if root is not None:
+                    seed = root.seed * factor
+                    of = torch.autograd.grad(root.edge, self._wrt, seed, retain_graph=True, allow_unused=True)
+                    measurement.add(task, of)
+        self._measured_before = True
 
     def _end(self, this: Pass) -> None:
         if this.measurement is not None:
@@ -199,6 +208,13 @@ class GradientBalancer(LossBalancer):
         super().set_extra_state(state)
         self._turn = state.get("turn", 0) % self.update_every
         self._set_recording()
+
+
+_PLACES: Mapping[Wrt, str] = {
+    "features": "does not measure at the features (wrt=None)",
+    "layer": "does not measure at a fork with respect to a layer",
+    "parameters": "does not measure without a fork (fork=None)",
+}
 
 
 def _given(losses: Entries) -> set[int]:

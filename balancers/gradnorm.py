@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .base import Range
 from .fork import Fork
 from .gradients import GradientBalancer
 from .later import Later
@@ -56,7 +57,9 @@ class GradNorm(GradientBalancer):
 
     name = "gradnorm"
     summary = "Trains the weights so that gradient norms agree, slower tasks getting larger ones."
+    use_when = "Tasks learn at different speeds and no one knows their noise; measured at the last shared layer."
     default_wrt = "layer"
+    tunable = {"alpha": Range(0.0, 3.0), "lr": Range(1e-4, 1e-1, log=True)}
 
     next_weights: Tensor
     """:math:`w_i(t+1)`, ``(T,)``."""

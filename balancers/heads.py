@@ -82,8 +82,11 @@ class _Recorded(torch.autograd.Function):
         features, weight = ctx.saved_tensors  # (N, in), (T, out, in)
         [gradient] = gradients  # (N, T, out)
         of_features = torch.bmm(gradient.transpose(0, 1), weight)  # (T, N, in)
-        combined = of_features.sum(0)
+        combiner = ctx.fork.combiner()
+        combined = None if combiner else of_features.sum(0)  # before the observer may overwrite them
         ctx.fork.observe(features, None, of_features)
+        if combiner:
+            combined = combiner(features)
         del of_features  # before the gradient of the weight, often as large
         of_weight = of_bias = None
         if ctx.needs_input_grad[1]:

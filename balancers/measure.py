@@ -28,6 +28,7 @@ class Measurement:
         adds_up: whether what is measured is to be summed, over several features or passes: gradients of parameters are
             then kept. Norms of features go by squares: other samples' features are other variables.
         dtype: of the norms.
+        overwrite: whether all tasks' gradients, when they come as one, are lost to the caller.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class Measurement:
         wrt: Sequence[nn.Parameter] | None,
         adds_up: bool,
         dtype: torch.dtype,
+        overwrite: bool = True,
     ) -> None:
+        self._overwrite = overwrite
         self._wrt = wrt
         self._adds_up = adds_up
         self._dtype = dtype
@@ -58,7 +61,7 @@ class Measurement:
             self._missing = len(self._of_task)
         layer = self._layer[1]
         if task is None:
-            self._keep(None, self._all(z, layer, gradients, overwrite=True))
+            self._keep(None, self._all(z, layer, gradients, self._overwrite))
         elif layer is None:
             self._keep(task, self._differentiated(z, gradients))
         else:

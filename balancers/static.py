@@ -25,6 +25,7 @@ class StaticWeighting(LossBalancer):
 
     name = "static"
     summary = "Weights chosen beforehand, by hand or by a search."
+    use_when = "The right weights are known, from the labels' noise or from a search."
     reads = "nothing"
 
     def __init__(

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import LossBalancer
+from .base import LossBalancer, Range
 from .losses import entries
 from .optimizer import OptimizerName, StateOptimizer
 from .registry import register
@@ -46,6 +46,11 @@ class UncertaintyWeighting(LossBalancer):
     name = "uncertainty"
     summary = "Weighs each task by a noise variance learned along with the network."
     reads = "losses"
+    reads_now = False
+    use_when = (
+        "Losses are likelihoods of different noise; a baseline whose weights grow without bound as losses fall to zero."
+    )
+    tunable = {"lr": Range(1e-4, 1e-1, log=True)}
 
     log_variances: Tensor
     """:math:`s_i`, ``(T,)``."""

@@ -1,5 +1,7 @@
 """What holds for every balancer, over random tasks; the methods come from the registry, so a new one is tested too."""
 
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,17 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from balancers import Fork, GradientBalancer, LossBalancer, create, get, names
+from balancers import CombiningBalancer, Fork, GradientBalancer, GramianBalancer, LossBalancer, create, get, names
 
-quick = settings(max_examples=10, deadline=None, derandomize=True, database=None)
+from .gramians import no_waiting
+
+quick = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
 OURS = [name for name in names() if get(name).__module__.startswith("balancers.")]
-# A method that reads gradients is tested with each meaning of wrt.
-KINDS = [
-    (name, wrt)
-    for name in OURS
-    for wrt in (["features", "layer", "parameters"] if get(name).reads == "gradients" else [""])
-]
+
+
+def places(name: str) -> list[str]:
+    """The meanings of wrt that a method is defined for; an empty one where it reads no gradients."""
+    cls = get(name)
+    if not issubclass(cls, GradientBalancer):
+        return [""]
+    return [wrt for wrt in ("features", "layer", "parameters") if wrt not in cls.undefined_for]
+
+
+KINDS = [(name, wrt) for name in OURS for wrt in places(name)]
+KEEPS = [name for name in OURS if get(name).reads in ("nothing", "norms") or not get(name).reads_now]
+"""Methods whose weights, between two steps, are known: those of a task left out are the same after as before."""
+TRACKS = ("db-mtl", "moco")
+"""Methods that follow a moving average of the gradients instead of the gradients."""
 kinds = pytest.mark.parametrize("kind", KINDS, ids="-".join)
 gradnorm = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] == "gradnorm"], ids="-".join)
 
@@ -73,7 +86,7 @@ def train(balancer: LossBalancer, net: Tasks, steps: int = 4, form: Callable[[li
     return torch.stack(weights)
 
 
-@kinds
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not get(kind[0]).random], ids="-".join)
 @quick
 @given(c=two_or_more, data=st.data())
 def test_permuting_the_tasks_permutes_the_weights(kind, c, data):
@@ -85,12 +98,16 @@ def test_permuting_the_tasks_permutes_the_weights(kind, c, data):
     if kind[0] == "uncertainty":
         likelihoods = [data.draw(st.sampled_from(["gaussian", "softmax"])) for _ in c]
         plain, permuted = {"likelihoods": likelihoods}, {"likelihoods": [likelihoods[i] for i in order]}
+    if kind[0] == "lr-annealing":
+        permuted = {"reference": order.index(0)}
     net, other = Tasks(c), Tasks([c[i] for i in order], order)
     weights = train(make(kind, net, **plain), net)
-    torch.testing.assert_close(train(make(kind, other, **permuted), other), weights[:, order], rtol=1e-9, atol=1e-12)
+    permuted_weights = train(make(kind, other, **permuted), other)
+    rtol = 1e-4 if kind[0] == "aligned-mtl" else 1e-6  # whose weights go by the root of the least eigenvalue
+    torch.testing.assert_close(permuted_weights, weights[:, order], rtol=rtol, atol=1e-6)
 
 
-@kinds
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] not in TRACKS], ids="-".join)
 @quick
 @given(c=scale)
 def test_one_task(kind, c):
@@ -101,7 +118,7 @@ def test_one_task(kind, c):
         (expected,) = torch.autograd.grad(loss, net.layer.weight, retain_graph=True)
         net.zero_grad()
         balancer([loss]).backward()
-        torch.testing.assert_close(net.layer.weight.grad, balancer.weights * expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(net.layer.weight.grad, balancer.weights * expected, rtol=1e-9, atol=0)
         assert (balancer.weights > 0).all()
         if kind[0] == "gradnorm":
             torch.testing.assert_close(balancer.weights.item(), 1.0)
@@ -158,13 +175,17 @@ def test_a_task_left_out_keeps_its_weight(kind, c, data):
 
     for t in range(data.draw(st.integers(0, 2))):
         balancer(net(t)).backward()
-    before = weights()
     given = {labels[i]: loss for i, loss in enumerate(net(3)) if i not in out}
+    held = balancer.weights.clone()
+    before = weights() if kind[0] in KEEPS else held
     total = balancer(given)
-    torch.testing.assert_close(total, sum(before[labels.index(task)] * loss for task, loss in given.items()))
+    if balancer.heads == "weighted" and not isinstance(balancer, CombiningBalancer):
+        expected = sum(balancer.weights[labels.index(task)] * loss for task, loss in given.items())
+        torch.testing.assert_close(total, expected)
     total.backward()
-    after = weights()
+    after = weights() if kind[0] in KEEPS else balancer.weights
     assert after[sorted(out)].equal(before[sorted(out)])
+    assert after.isfinite().all()
     if kind[0] == "gradnorm":
         torch.testing.assert_close(after.sum().item(), float(len(c)))
 
@@ -246,4 +267,75 @@ def test_gradnorm_weights_stay_positive_and_sum_to_t(kind, c, alpha, lr, optimiz
 
 def test_every_method_is_here():
     assert {"equal", "static", "uncertainty", "gradnorm"} <= set(OURS)
-    assert all(issubclass(get(name), GradientBalancer) == (get(name).reads == "gradients") for name in OURS)
+    gradients = {"norms", "gramian", "gradients"}
+    assert all(issubclass(get(name), GradientBalancer) == (get(name).reads in gradients) for name in OURS)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_method_declares_itself(name):
+    cls = get(name)
+    options = inspect.signature(cls.__init__).parameters
+    assert cls.summary.endswith(".")
+    assert cls.use_when.endswith(".")
+    assert cls.random == ("seed" in options)
+    for option, limits in cls.tunable.items():
+        default = options[option].default
+        assert limits.low <= default <= limits.high
+        assert limits.low > 0 or not limits.log
+    if issubclass(cls, GradientBalancer):
+        assert cls.default_wrt not in cls.undefined_for
+        net = Tasks([1.0, 2.0])
+        for wrt in cls.undefined_for:
+            with pytest.raises(ValueError, match=re.escape(cls.undefined_for[wrt])):
+                make((name, wrt), net)
+
+
+LAPACK = ("_linalg_eigh",)
+"""What the solvers use on the CPU alone, where there is no device to wait for."""
+
+
+@kinds
+def test_nothing_in_a_step_waits_for_the_device(kind):
+    net = Tasks([1.0, 2.0, 0.5])
+    balancer = make(kind, net)
+    balancer(net(0)).backward()  # the first step moves the state to the losses' device and type
+    if balancer.looks_again:
+        balancer.after_step(net(0))
+    for t in range(3):
+        losses = net(t)
+        with no_waiting(but=LAPACK):
+            balancer(losses).backward()
+        if balancer.looks_again:
+            losses = net(t)
+            with no_waiting(but=LAPACK):
+                balancer.after_step(losses)
+
+
+GRAMIAN = [name for name in OURS if issubclass(get(name), GramianBalancer)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("num_tasks", [1, 2, 5])
+@pytest.mark.parametrize("name", [name for name in GRAMIAN if not get(name).random])
+def test_leading_dimensions_of_gramians_are_a_loop(name, num_tasks, dtype):
+    rows = torch.randn(2, 3, num_tasks, 7, generator=torch.Generator().manual_seed(3), dtype=dtype)
+    gramians = rows @ rows.mT
+    solve = make((name, "features"), Tasks([1.0] * num_tasks)).solve
+    weights = solve(gramians)
+    assert weights.dtype == dtype
+    assert weights.shape == (2, 3, num_tasks)
+    for i in range(2):
+        for j in range(3):
+            torch.testing.assert_close(weights[i, j], solve(gramians[i, j]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if get(name).reads == "losses" and get(name).reads_now])
+def test_leading_dimensions_of_losses_are_a_loop(name):
+    losses = 0.1 + torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(5))
+    if get(name).random:
+        assert make((name, ""), Tasks([1.0] * 4)).weigh(losses).shape == (2, 3, 4)
+        return
+    weigh = make((name, ""), Tasks([1.0] * 4)).weigh
+    for i in range(2):
+        for j in range(3):
+            torch.testing.assert_close(weigh(losses)[i, j], weigh(losses[i, j]))

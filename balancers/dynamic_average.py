@@ -1,0 +1,78 @@
+"""Dynamic weight average: tasks weighed by how slowly their losses fall from epoch to epoch."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import LossBalancer, Range
+from .periods import PeriodMeans
+from .registry import register
+
+
+@register
+class DynamicWeightAverage(LossBalancer):
+    r"""Weights that grow with the ratio of a task's mean loss to the one before.
+
+    With mean losses :math:`\bar L_i(t)` over periods t of steps, in all of period t
+
+    .. math:: w_i = T\, \frac{e^{r_i / \tau}}{\sum_j e^{r_j / \tau}}, \quad
+        r_i = \frac{\bar L_i(t - 1)}{\bar L_i(t - 2)},
+
+    whose sum is T. In the first two periods all are 1. A loss's scale cancels out. A loss that was zero in both periods
+    counts as standing still, :math:`r_i = 1`; so does a task without two means. A task that was left out of a whole
+    period keeps its means and its weight.
+
+    Args:
+        tasks: see `LossBalancer`.
+        period: how many optimiser steps a mean is over: the paper's is an epoch.
+        temperature: :math:`\tau`, positive: the larger, the more equal the weights; 2 in the paper.
+        accumulate, check_finite: see `LossBalancer`.
+
+    Raises:
+        ValueError: ``period`` is not an integer, 1 or more, or ``temperature`` is not positive and finite.
+
+    Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, eq. 7. As in its
+    code, LibMTL and TorchJD the weights stay for a period; Nash-MTL's code has two windows of 25 steps that move on in
+    each step.
+    """
+
+    name = "dwa"
+    summary = "Gives weight to tasks whose mean loss falls slowly from one epoch to the next."
+    use_when = "Training takes many epochs, in which losses fall steadily; it stays close to equal weights."
+    reads = "losses"
+    reads_now = False
+    tunable = {"temperature": Range(0.2, 20.0, log=True)}
+
+    next_weights: Tensor
+    """:math:`w_i`, ``(T,)``."""
+
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        *,
+        period: int = 100,
+        temperature: float = 2.0,
+        accumulate: int = 1,
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature is {temperature!r}; expected a positive, finite number")
+        self.temperature = temperature
+        self.means = PeriodMeans(period, self.num_tasks)
+        self.register_buffer("next_weights", torch.ones(self.num_tasks))
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """:math:`w_i`, ``(T,)``."""
+        return self.next_weights.clone()
+
+    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
+        valid = losses.isfinite().all()
+        changed = self.means.add(losses, given, valid)
+        ratios = torch.where(self.means.periods > 1, self.means.latest / self.means.earlier, 1.0)
+        logits = torch.nan_to_num(ratios / self.temperature, nan=1 / self.temperature)
+        weights = self.num_tasks * torch.softmax(logits, -1)
+        self.next_weights.copy_(torch.where(changed, weights, self.next_weights))
+        return valid

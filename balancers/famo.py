@@ -1,0 +1,139 @@
+"""FAMO: weights that learn from how much each log-loss fell in the last step."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .base import LossBalancer, Range, over_ranks, world_size
+from .losses import Entries, Losses, stack
+from .optimizer import StateOptimizer
+from .registry import register
+from .tchebycheff import per_task
+from .window import Pass
+
+
+@register
+class FAMO(LossBalancer):
+    r"""Fast adaptive multitask optimization: all losses are to fall at the same rate.
+
+    The network descends on the log-losses, weighed by :math:`z = \operatorname{softmax}(\xi)`, in a combination of the
+    losses' gradients whose weights sum to 1:
+
+    .. math:: w_i = c\, \frac{z_i}{L_i - b_i}, \quad c = \Big( \sum_j \frac{z_j}{L_j - b_j} \Big)^{-1}
+
+    Once its optimiser has stepped, ``after_step`` takes the same batch's losses :math:`L'`, and
+
+    .. math:: \xi \leftarrow \operatorname{Adam}\big(\xi, J^\top \delta + \gamma \xi\big), \quad
+        \delta_i = \log (L_i - b_i) - \log (L'_i - b_i)
+
+    with the Jacobian :math:`J` of the softmax: a task that fell less than others gains weight. :math:`\xi` starts at 0.
+    A second forward pass is all it costs::
+
+        loss = balancer(losses(batch))
+        ...
+        optimizer.step()
+        with torch.no_grad():
+            balancer.after_step(losses(batch))
+
+    Args:
+        tasks: see `LossBalancer`.
+        min_losses: :math:`b_i`, 0 or more, what a loss can't fall below: one for all, one a task, or a dict by name.
+        lr: :math:`\xi`'s own learning rate; 0.025 in the paper.
+        gamma: how strongly :math:`\xi` is pulled to 0; 1e-3 in the paper, 0.01 in the official code's example.
+        accumulate, check_finite: see `LossBalancer`. ``after_step`` refers to the last pass before it.
+
+    Raises:
+        ValueError: ``lr`` is not positive, ``gamma`` or ``min_losses`` is negative or not finite.
+
+    Source: Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, algorithm 1. As in the
+    official code, :math:`\xi` has Adam, where the algorithm has plain steps; its 1e-8 in the logarithms and its
+    clipping of the network's gradient are left out.
+    """
+
+    name = "famo"
+    summary = "Has all losses fall at the same rate, from how far each fell in the last step."
+    reads = "losses"
+    needs_positive_losses = True
+    looks_again = True
+    use_when = "Many tasks of different scale, and a second forward pass is cheaper than a gradient for each task."
+    tunable = {"lr": Range(2.5e-3, 0.25, log=True), "gamma": Range(1e-4, 1e-2, log=True)}
+
+    log_shares: Tensor
+    r""":math:`\xi_i`, ``(T,)``."""
+    min_losses: Tensor
+    """:math:`b_i`, ``(T,)``."""
+
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        *,
+        min_losses: float | Sequence[float] | Mapping[str, float] = 0.0,
+        lr: float = 0.025,
+        gamma: float = 1e-3,
+        accumulate: int = 1,
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
+        lowest = per_task("min_losses", min_losses, self._reader)
+        if not all(math.isfinite(value) and value >= 0 for value in lowest):
+            raise ValueError(f"min_losses is {lowest}; expected finite numbers, 0 or more")
+        if not (math.isfinite(gamma) and gamma >= 0):
+            raise ValueError(f"gamma is {gamma!r}; expected a finite number, 0 or more")
+        self.gamma = gamma
+        self.optimizer = StateOptimizer("adam", lr, self.num_tasks)
+        self.register_buffer("log_shares", torch.zeros(self.num_tasks))
+        self._register_constants("min_losses", lowest, persistent=False)
+        self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """:math:`c z_i / (L_i - b_i)`, ``(..., T)``; the last weights where a loss is not above its minimum."""
+        gaps = losses - self.min_losses
+        weights = torch.softmax(self.log_shares, -1) / gaps
+        return torch.where((gaps > 0).all(-1, keepdim=True), weights / weights.sum(-1, keepdim=True), self.weights)
+
+    def after_step(self, losses: Losses) -> None:
+        """Updates the weights from the losses of the last pass's batch, as they are after the optimiser's step.
+
+        Raises:
+            TypeError, ValueError: the losses are not what this balancer was made for, or not of that pass's tasks.
+            RuntimeError: there was no pass in training since the last call.
+            FloatingPointError: with ``check_finite``, a loss is not valid.
+        """
+        in_order, given = self._reader.read(losses, learning=False)
+        if self._before is None:
+            raise RuntimeError("after_step needs a pass before it: call the balancer in training mode, then backward")
+        before, given_before = self._before
+        if given != given_before:
+            raise ValueError(
+                "after_step has the losses of other tasks than the pass before it; expected the same batch"
+            )
+        self._before = None
+        both = torch.stack([each.to(self.weights.dtype) for each in (before, stack(in_order).detach())])
+        mask = None if given is None else self._mask(given)
+        if world_size() > 1:
+            means = [over_ranks(each, mask) for each in both]
+            both, mask = torch.stack([mean for mean, _ in means]), means[0][1]
+        valid = self._learn(both - self.min_losses, None if mask is None else mask > 0)
+        if self.check_finite and not valid:
+            raise FloatingPointError("this step's losses are not valid; the balancer's state is unchanged")
+
+    def _learn(self, gaps: Tensor, given: Tensor | None) -> Tensor:
+        r"""Steps :math:`\xi`, among the tasks given, by losses above their minimum before and after: ``(2, T)``."""
+        log_shares = self.log_shares
+        if given is not None:
+            gaps = torch.where(given, gaps, 1.0)
+            log_shares = torch.where(given, log_shares, -math.inf)
+        shares = torch.softmax(log_shares, -1)
+        before, after = gaps.log()
+        fall = before - after
+        gradient = shares * (fall - torch.dot(shares, fall)) + self.gamma * self.log_shares
+        valid = ((gaps > 0) & (gaps < math.inf)).all()
+        self.optimizer.update(self.log_shares, gradient, valid, given)
+        return valid
+
+    def _watch(self, stacked: Tensor, losses: Entries, this: Pass) -> None:
+        given = None if this.given is None else tuple(loss is not None for loss in losses)
+        self._before = this.losses, given
+        super()._watch(stacked, losses, this)

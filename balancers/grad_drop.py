@@ -1,0 +1,89 @@
+"""GradDrop: at each feature, only gradients of one sign go on, drawn by how much the tasks agree on it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .combining import Combination, CombiningBalancer
+from .draws import Draws
+from .memory import rows
+from .registry import register
+from .tchebycheff import per_task
+
+
+@register
+class GradDrop(CombiningBalancer):
+    r"""Gradient sign dropout: where tasks disagree on a feature's sign, one sign is drawn and the other is dropped.
+
+    For each entry of the features, with the purity :math:`P` of the positive sign and a uniform random number
+    :math:`U`,
+
+    .. math:: P = \frac12 \Big( 1 + \frac{\sum_i \nabla L_i}{\sum_i |\nabla L_i|} \Big), \quad
+        M_i = [P > U] [\nabla L_i > 0] + [P < U] [\nabla L_i < 0],
+
+    and the trunk gets :math:`\sum_i (\ell_i + (1 - \ell_i) M_i) \nabla L_i`. ``weights`` are all 1.
+
+    Args:
+        leak: :math:`\ell_i`, from 0 to 1, how much of a task's gradient is never dropped: one for all, one a task, or a
+            dict by name.
+        seed: of the random numbers.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. Steps between those of
+            ``update_every`` drop nothing.
+
+    Raises:
+        ValueError: a leak is not between 0 and 1, there are not as many as tasks, or ``seed`` is not an integer, 0 or
+            more.
+
+    Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020,
+    eqs. 1 and 2, algorithm 1. As in TorchJD each sample's features have signs of their own; the source's algorithm
+    first multiplies the gradients by the features' signs and sums over the batch, and so do LibMTL and the official
+    code, which also restores the norm of the plain sum.
+    """
+
+    name = "graddrop"
+    summary = "Lets gradients of only one sign through at each feature, drawn by how far the tasks agree."
+    reads = "gradients"
+    use_when = "Tasks conflict, and a random choice may get past a bad compromise that a mean would settle in."
+    undefined_for = {
+        "layer": "it drops gradients of features, not of parameters",
+        "parameters": "it drops gradients of features, not of parameters",
+    }
+    random = True
+
+    leak: Tensor
+    r""":math:`\ell_i`, ``(T,)``."""
+
+    def __init__(
+        self, *args: Any, leak: float | Sequence[float] | Mapping[str, float] = 0.0, seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        leaks = per_task("leak", leak, self._reader)
+        if not all(0 <= value <= 1 for value in leaks):
+            raise ValueError(f"leak is {leaks}; expected numbers from 0 to 1")
+        self._draws = Draws(seed)
+        self._register_constants("leak", leaks, persistent=False)
+
+    def combine(self, gradients: Sequence[Tensor], losses: Tensor) -> Combination:
+        leak = rows(self.leak, self.present)
+        valid = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        return Combination(torch.ones_like(losses), valid, [self._drop(gradient, leak) for gradient in gradients])
+
+    def _drop(self, gradient: Tensor, leak: Tensor) -> Tensor:
+        """What goes on, ``(...)``, of gradients ``(T, ...)`` of one tensor of features."""
+        purity = (1 + gradient.sum(0) / gradient.abs().sum(0)) / 2
+        draw = torch.rand(
+            purity.shape, dtype=purity.dtype, device=purity.device, generator=self._draws.on(purity.device)
+        )
+        kept = torch.where(gradient > 0, purity > draw, purity < draw).to(gradient.dtype)
+        leak = leak.view(-1, *[1] * purity.ndim)
+        return ((leak + (1 - leak) * kept) * gradient).sum(0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The tasks' names and the generator's state."""
+        return super().get_extra_state() | {"draws": self._draws.state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self._draws.restore(state["draws"])

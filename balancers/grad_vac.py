@@ -1,0 +1,98 @@
+"""GradVac: gradients turned towards each other as far as they usually agree."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Range
+from .draws import Draws
+from .gramian import GramianBalancer
+from .pcgrad import orders
+from .registry import register
+
+
+@register
+class GradVac(GramianBalancer):
+    r"""Gradient vaccine: pairs that agree less than they usually do are turned until they agree as much.
+
+    For each task i, over the others j in a random order, starting from :math:`g = \nabla L_i`, with the cosine
+    :math:`\phi` of :math:`g` and :math:`\nabla L_j` and its moving average :math:`\hat\phi_{ij}`, where
+    :math:`\phi < \hat\phi_{ij}`,
+
+    .. math:: g \leftarrow g + \frac{\lVert g \rVert \big( \hat\phi_{ij} \sqrt{1 - \phi^2}
+        - \phi \sqrt{1 - \hat\phi_{ij}^2} \big)}{\lVert \nabla L_j \rVert \sqrt{1 - \hat\phi_{ij}^2}} \nabla L_j
+
+    and :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. The averages start at 0, where the
+    first step is that of `PCGrad`. The sum over tasks is the direction.
+
+    Args:
+        beta: how much of the average each step replaces, from 0 to 1; the paper's is 0.01.
+        seed: of the orders.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+
+    Raises:
+        ValueError: ``beta`` is not between 0 and 1, or ``seed`` is not an integer, 0 or more.
+
+    Source: Wang, Tsvetkov, Firat and Cao, "Gradient Vaccine: Investigating and Improving Multi-task Optimization in
+    Massively Multilingual Models", ICLR 2021, eqs. 2 and 3, algorithm 1. The cosines are of whole gradients, not of
+    each layer's.
+    """
+
+    name = "gradvac"
+    summary = "Turns gradients towards each other until they agree as much as they usually do."
+    use_when = "Many related tasks, such as languages, whose gradients mostly agree."
+    default_wrt = "parameters"
+    undefined_for = {"features": "the average agreement of feature gradients is that of other samples at each step"}
+    random = True
+    tunable = {"beta": Range(1e-3, 1.0, log=True)}
+
+    agreements: Tensor
+    r""":math:`\hat\phi_{ij}`, ``(T, T)``."""
+
+    def __init__(self, *args: Any, beta: float = 0.01, seed: int = 0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta is {beta!r}; expected a number from 0 to 1")
+        self.beta = beta
+        self._draws = Draws(seed)
+        self.register_buffer("agreements", torch.zeros(self.num_tasks, self.num_tasks))
+
+    def decide(self, gramian: Tensor, valid: Tensor) -> Tensor:
+        here = slice(None) if self.present is None else self.present
+        before = self.agreements[here][:, here]
+        weights, after = vaccinate(gramian, before, orders(gramian, self._draws), self.beta)
+        after = torch.where(valid, after, before)
+        if self.present is None:
+            self.agreements.copy_(after)
+        else:
+            self.agreements[self.present.unsqueeze(-1), self.present] = after
+        return weights
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The tasks' names and the generator's state."""
+        return super().get_extra_state() | {"draws": self._draws.state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self._draws.restore(state["draws"])
+
+
+def vaccinate(gramian: Tensor, agreements: Tensor, order: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Weights ``(..., T)`` and new average agreements ``(..., T, T)``, for Gramians, the old ones, and orders."""
+    norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().unsqueeze(-2).expand_as(gramian)
+    parts = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device).repeat(*gramian.shape[:-2], 1, 1)
+    products, agreements = gramian.clone(), agreements.expand_as(gramian).clone()
+    for k in range(order.shape[-1]):
+        other = order[..., k : k + 1]
+        norm = (parts * products).sum(-1, keepdim=True).clamp(min=0).sqrt()
+        other_norm, usual = norms.gather(-1, other), agreements.gather(-1, other)
+        cosine = torch.where(norm * other_norm > 0, products.gather(-1, other) / (norm * other_norm), 0.0).clamp(-1, 1)
+        sine, usual_sine = (1 - cosine.square()).sqrt(), (1 - usual.square()).clamp(min=0).sqrt()
+        steps = norm * (usual * sine - cosine * usual_sine) / (other_norm * usual_sine)
+        turned = (cosine < usual) & (other_norm * usual_sine > 0)
+        steps = torch.where(turned, steps, 0.0)
+        parts.scatter_add_(-1, other, steps)
+        products += steps * gramian.gather(-2, other.expand_as(gramian))
+        agreements.scatter_(-1, other, (1 - beta) * usual + beta * cosine)
+    return parts.sum(-2), agreements

@@ -1,0 +1,63 @@
+"""Inverse-Dirichlet weighting: gradients of all terms brought to the same variance."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Range
+from .combining import Combination, CombiningBalancer
+from .memory import keep, rows
+from .registry import register
+
+
+@register
+class InverseDirichlet(CombiningBalancer):
+    r"""Weights that bring the standard deviation of each gradient's entries to the largest task's.
+
+    .. math:: \hat\lambda_i = \frac{\max_j \operatorname{std}(\nabla L_j)}{\operatorname{std}(\nabla L_i)}, \quad
+        \lambda_i \leftarrow (1 - \alpha) \lambda_i + \alpha \hat\lambda_i
+
+    over all entries of ``wrt``; the new weights are those of this step. :math:`\lambda_i` starts at 1. A task whose
+    gradient has no variance keeps its weight.
+
+    Args:
+        alpha: how much of the average each step replaces, above 0 and up to 1.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The official code updates the
+            weights at every fifth step: ``update_every=5``.
+
+    Raises:
+        ValueError: ``alpha`` is not above 0 and up to 1.
+
+    Source: Maddu, Sturm, Müller and Sbalzarini, "Inverse Dirichlet Weighting Enables Reliable Training of Physics
+    Informed Neural Networks", Machine Learning: Science and Technology 2022. The official code takes an equation's
+    residual in place of the task with the largest deviation.
+    """
+
+    name = "inverse-dirichlet"
+    summary = "Brings the standard deviations of all gradients to the largest one."
+    reads = "gradients"
+    use_when = "Physics-informed networks and other terms of very different scale, none of which is to vanish."
+    default_wrt = "parameters"
+    undefined_for = {"features": "the variance is that of one weight to the next; entries of features are samples, too"}
+    tunable = {"alpha": Range(1e-2, 1.0, log=True)}
+
+    multipliers: Tensor
+    r""":math:`\lambda_i`, ``(T,)``."""
+
+    def __init__(self, *args: Any, alpha: float = 0.5, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha is {alpha!r}; expected a number above 0 and up to 1")
+        self.alpha = alpha
+        self.register_buffer("multipliers", torch.ones(self.num_tasks))
+
+    def combine(self, gradients: Sequence[Tensor], losses: Tensor) -> Combination:
+        before = rows(self.multipliers, self.present)
+        deviations = torch.cat([gradient.flatten(1) for gradient in gradients], 1).std(1, correction=0)
+        valid = deviations.isfinite().all()
+        targets = deviations.amax() / deviations
+        multipliers = torch.where(valid & targets.isfinite(), torch.lerp(before, targets, self.alpha), before)
+        keep(self.multipliers, self.present, multipliers, valid)
+        return Combination(multipliers, valid)

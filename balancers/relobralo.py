@@ -1,0 +1,126 @@
+"""ReLoBRaLo: losses relative to the step before and, now and then, to the first."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import LossBalancer, Range, _positive
+from .draws import Draws
+from .registry import register
+
+
+@register
+class ReLoBRaLo(LossBalancer):
+    r"""Relative loss balancing with random lookback: all losses are to have fallen by the same factor.
+
+    How far they have come since step :math:`t'` gives
+
+    .. math:: \hat\lambda_i(t, t') = T\, \frac{e^{L_i(t) / (\tau L_i(t'))}}{\sum_j e^{L_j(t) / (\tau L_j(t'))}},
+
+    and the weights are an exponential average of these for the step before. A random number :math:`\rho`, 1 with
+    probability :math:`E[\rho]` and else 0, decides in each step whether to keep the history or to begin a new one by
+    looking back to the first step:
+
+    .. math:: w_i(t) = \alpha \big( \rho\, w_i(t - 1) + (1 - \rho)\, \hat\lambda_i(t, 0) \big)
+        + (1 - \alpha)\, \hat\lambda_i(t, t - 1)
+
+    Their sum is T, and :math:`w_i(0) = 1`. A loss's scale cancels out. A task that was left out keeps its weight, and
+    counts in the others' with its last loss.
+
+    Args:
+        tasks: see `LossBalancer`.
+        alpha: :math:`\alpha`, from 0 to 1: how much of the history is kept in a step.
+        temperature: :math:`\tau`, positive: the larger, the more equal the weights.
+        rho: :math:`E[\rho]`, from 0 to 1; the paper tunes all three.
+        seed: of the random numbers.
+        accumulate, check_finite: see `LossBalancer`.
+
+    Raises:
+        ValueError: ``alpha``, ``temperature`` or ``rho`` is out of range, or ``seed`` is not an integer, 0 or
+            more.
+
+    Source: Bischof and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", arXiv:2110.09813,
+    2021, eq. 11. The official code takes the second step's losses for the first's, has :math:`\alpha = 0` in that
+    step, and adds 1e-12 to the denominators.
+    """
+
+    name = "relobralo"
+    summary = "Has all losses fall by the same factor, since the step before and now and then since the first."
+    use_when = "Losses are the terms of one problem, as in physics-informed networks, in batches that are not noisy."
+    reads = "losses"
+    needs_positive_losses = True
+    random = True
+    tunable = {
+        "alpha": Range(0.9, 0.9999),
+        "temperature": Range(1e-2, 10.0, log=True),
+        "rho": Range(0.9, 1.0),
+    }
+
+    history: Tensor
+    """:math:`w_i(t - 1)`, ``(T,)``."""
+    initial_losses: Tensor
+    """:math:`L_i(0)`, ``(T,)``; zero while not known."""
+    previous_losses: Tensor
+    """:math:`L_i(t - 1)`, ``(T,)``; zero while not known."""
+    keeps: Tensor
+    r""":math:`\rho` of the next step, a scalar."""
+
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        *,
+        alpha: float = 0.999,
+        temperature: float = 0.1,
+        rho: float = 0.999,
+        seed: int = 0,
+        accumulate: int = 1,
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
+        for what, value in (("alpha", alpha), ("rho", rho)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{what} is {value!r}; expected a number from 0 to 1")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature is {temperature!r}; expected a positive, finite number")
+        self.alpha, self.temperature, self.rho = alpha, temperature, rho
+        self._draws = Draws(seed)
+        self.register_buffer("history", torch.ones(self.num_tasks))
+        self.register_buffer("initial_losses", torch.zeros(self.num_tasks))
+        self.register_buffer("previous_losses", torch.zeros(self.num_tasks))
+        self.register_buffer("keeps", torch.ones(()))
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
+        kept = torch.where(self.keeps > 0, self.history, self._balance(losses, self.initial_losses))
+        return torch.lerp(self._balance(losses, self.previous_losses), kept, self.alpha)
+
+    def _balance(self, losses: Tensor, before: Tensor) -> Tensor:
+        r""":math:`\hat\lambda_i`, ``(..., T)``; a task whose loss ``before`` is not known stands still."""
+        ratios = losses / (self.temperature * torch.where(before > 0, before, losses))
+        ratios = ratios.clamp(max=torch.finfo(losses.dtype).max)  # a softmax of infinities is nan
+        return self.num_tasks * torch.softmax(ratios, -1)
+
+    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
+        if given is not None:
+            last = torch.where(self.previous_losses > 0, self.previous_losses, 1.0)
+            losses = torch.where(given, losses, last)
+        valid = _positive(losses)
+        known = valid if given is None else valid & given
+        initial = torch.where(self.initial_losses > 0, self.initial_losses, losses)
+        self.history.copy_(torch.where(known, self.weigh(losses), self.history))
+        self.initial_losses.copy_(torch.where(known, initial, self.initial_losses))
+        self.previous_losses.copy_(torch.where(known, losses, self.previous_losses))
+        draw = torch.rand((), dtype=losses.dtype, device=losses.device, generator=self._draws.on(losses.device))
+        self.keeps.copy_(torch.where(valid, draw < self.rho, self.keeps))
+        return valid
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The tasks' names and the generator's state."""
+        return super().get_extra_state() | {"draws": self._draws.state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self._draws.restore(state["draws"])

@@ -1,0 +1,86 @@
+"""SoftAdapt: a softmax of the rates at which the losses change."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import LossBalancer, Range
+from .periods import PeriodMeans
+from .registry import register
+
+
+@register
+class SoftAdapt(LossBalancer):
+    r"""Weights that grow with the rate at which a task's loss changes: the least that falls, or the most that rises.
+
+    With mean losses :math:`f_i(t)` over periods t of steps, in all of period t
+
+    .. math:: w_i = \frac{e^{\beta s_i}}{\sum_j e^{\beta s_j}}, \quad s_i = f_i(t - 1) - f_i(t - 2),
+
+    whose sum is 1. In the first two periods all are :math:`1/T`. A task that was left out of a whole period keeps its
+    mean losses and its weight.
+
+    Args:
+        tasks: see `LossBalancer`.
+        period: how many optimiser steps a mean is over.
+        beta: :math:`\beta`; 0.1 in the paper. Where it is negative, it favours the tasks that fall fastest.
+        normalized: divides :math:`s_i` by :math:`\sum_j |s_j|`, so that what counts is how the rates compare.
+        loss_weighted: multiplies :math:`e^{\beta s_i}` by :math:`f_i(t - 1)`, for losses that are not negative.
+        accumulate, check_finite: see `LossBalancer`.
+
+    Raises:
+        ValueError: ``period`` is not an integer, 1 or more, or ``beta`` is not finite.
+
+    Source: Heydari, Thompson and Mehmood, "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with
+    Multi-Part Loss Functions", arXiv:1912.12355, 2019, section 3.1. The official code takes a finite difference of up
+    to fifth order of single losses; its later version normalises by the signed sum of the rates.
+    """
+
+    name = "softadapt"
+    summary = "Gives weight to tasks whose losses fall least, by a softmax of the rates of change."
+    use_when = "Losses are of one scale, and the one that lags behind, or rises, is to be caught up on."
+    reads = "losses"
+    reads_now = False
+    tunable = {"beta": Range(1e-2, 1e2, log=True)}
+
+    next_weights: Tensor
+    """:math:`w_i`, ``(T,)``."""
+
+    def __init__(
+        self,
+        tasks: int | Sequence[str],
+        *,
+        period: int = 100,
+        beta: float = 0.1,
+        normalized: bool = False,
+        loss_weighted: bool = False,
+        accumulate: int = 1,
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
+        if not math.isfinite(beta):
+            raise ValueError(f"beta is {beta!r}; expected a finite number")
+        self.beta, self.normalized, self.loss_weighted = beta, normalized, loss_weighted
+        self.means = PeriodMeans(period, self.num_tasks)
+        self._register_constants("next_weights", [1 / self.num_tasks] * self.num_tasks)
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """:math:`w_i`, ``(T,)``."""
+        return self.next_weights.clone()
+
+    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
+        valid = losses.isfinite().all()
+        if self.loss_weighted:
+            valid = valid & (losses >= 0).all()
+        changed = self.means.add(losses, given, valid)
+        tiny = torch.finfo(losses.dtype).tiny
+        rates = torch.where(self.means.periods > 1, self.means.latest - self.means.earlier, 0.0)
+        if self.normalized:
+            rates = rates / rates.abs().sum().clamp(min=tiny)
+        logits = self.beta * rates
+        if self.loss_weighted:
+            logits = logits + self.means.latest.clamp(min=tiny).log()
+        self.next_weights.copy_(torch.where(changed, torch.softmax(logits, -1), self.next_weights))
+        return valid

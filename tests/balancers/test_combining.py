@@ -1,0 +1,219 @@
+"""Methods that combine gradients: the network's gradient is the combination, however features come through the fork."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from balancers import Combination, CombiningBalancer, EqualWeighting, Fork, ForkError, GramianBalancer, LinearHeads
+
+from .nets import Net, build, inputs, losses_of
+
+WRT = ("features", "layer", "parameters")
+
+
+def formula(gramian: Tensor) -> Tensor:
+    """Weights that depend on the gradients' lengths and angles."""
+    return 1 / gramian.diagonal(dim1=-2, dim2=-1).sqrt() + 0.1 * torch.tanh(gramian.sum(-1))
+
+
+class InverseNorm(GramianBalancer):
+    name, summary, default_wrt = "inverse-norm", "A test.", "features"
+
+    def solve(self, gramian: Tensor) -> Tensor:
+        return formula(gramian)
+
+
+class Halves(CombiningBalancer):
+    """Directions of its own: half the sum of the gradients."""
+
+    name, summary = "halves", "A test."
+
+    def combine(self, gradients: Any, losses: Tensor) -> Combination:
+        valid = torch.stack([each.isfinite().all() for each in gradients]).all()
+        return Combination(torch.ones_like(losses), valid, [each.sum(0) / 2 for each in gradients])
+
+
+def make(net: Net, wrt: str, cls: type[CombiningBalancer] = InverseNorm, **options: Any) -> CombiningBalancer:
+    if wrt == "parameters":
+        return cls(None, wrt=net.trunk.parameters(), tasks=net.fork.num_tasks, **options)
+    return cls(net.fork, wrt=net.layer if wrt == "layer" else None, **options)
+
+
+def gramian(net: Net, x: Tensor, wrt: str) -> Tensor:
+    """From one ordinary gradient a task, of the network without its fork."""
+    features = net.features(x)
+    if wrt == "features":  # each leaf a variable of its own, also where one depends on another
+        features = tree_map(lambda leaf: leaf.detach().requires_grad_(), features)
+    losses = losses_of(net.outputs([[z] * net.fork.num_tasks for z in features]), x)
+    layers = {"layer": net.layer, "parameters": net.trunk}
+    of = list(layers[wrt].parameters()) if wrt in layers else tree_leaves(features)
+    each = [torch.autograd.grad(loss, of, retain_graph=True, materialize_grads=True) for loss in losses]
+    rows = torch.stack([torch.cat([part.flatten() for part in parts]) for parts in each])
+    return rows @ rows.T
+
+
+@pytest.mark.parametrize("wrt", WRT)
+@pytest.mark.parametrize("name", ["linear", "nested", "convolution"])
+def test_the_networks_gradient_is_the_combination(name: str, wrt: str) -> None:
+    net = build(name, 3)
+    balancer = make(net, wrt)
+    for x in inputs(name, 3):
+        weights = formula(gramian(net, x, wrt))
+        plain = losses_of(net(x), x)
+        trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
+        weighted = sum(w * loss for w, loss in zip(weights, plain, strict=True))
+        combined = torch.autograd.grad(weighted, trunk + heads, retain_graph=True)
+        unweighted = torch.autograd.grad(sum(plain), heads)
+        net.zero_grad()
+        total = balancer(losses_of(net(x), x))
+        torch.testing.assert_close(total, sum(loss.detach() for loss in plain))
+        total.backward()
+        torch.testing.assert_close(balancer.weights, weights, rtol=1e-9, atol=0)
+        torch.testing.assert_close([p.grad for p in trunk], list(combined[: len(trunk)]), rtol=1e-9, atol=1e-12)
+        of_heads = list(combined[len(trunk) :]) if wrt == "parameters" else list(unweighted)
+        torch.testing.assert_close([p.grad for p in heads], of_heads, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrt", WRT)
+def test_a_scale_cancels_out(wrt: str) -> None:
+    one, other = build("linear", 3), build("linear", 3)
+    other.load_state_dict(one.state_dict())
+    first, second = make(one, wrt), make(other, wrt)
+    for x in inputs("linear", 2):
+        first(losses_of(one(x), x)).backward()
+        (1024 * second(losses_of(other(x), x))).backward()
+        torch.testing.assert_close(second.weights, first.weights, rtol=1e-12, atol=0)
+        for ours, scaled in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(scaled.grad, 1024 * ours.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrt", WRT)
+def test_a_task_left_out_takes_no_part(wrt: str) -> None:
+    net = build("linear", 3)
+    balancer = make(net, wrt)
+    first, second = inputs("linear", 2)
+    balancer(dict(zip("abc", losses_of(net(first), first), strict=True))).backward()
+    before = balancer.weights.clone()
+    weights = formula(gramian(net, second, wrt)[[0, 2]][:, [0, 2]])
+    a, _, c = losses_of(net(second), second)
+    trunk = list(net.trunk.parameters())
+    expected = torch.autograd.grad(weights[0] * a + weights[1] * c, trunk, retain_graph=True)
+    net.zero_grad()
+    balancer({"c": c, "a": a}).backward()
+    torch.testing.assert_close(balancer.weights[[0, 2]], weights, rtol=1e-9, atol=0)
+    assert balancer.weights[1] == before[1]
+    torch.testing.assert_close([p.grad for p in trunk], list(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrt", WRT)
+def test_a_step_that_is_not_finite_keeps_the_weights(wrt: str) -> None:
+    net = build("linear", 3)
+    balancer = make(net, wrt)
+    good, bad = inputs("linear", 2)
+    balancer(losses_of(net(good), good)).backward()
+    before = balancer.weights.clone()
+    losses = losses_of(net(bad), bad)
+    losses[1] = losses[1] * torch.inf
+    balancer(losses).backward()
+    assert balancer.weights.equal(before)
+    strict = make(net, wrt, check_finite=True)
+    losses = losses_of(net(bad), bad)
+    with pytest.raises(FloatingPointError, match=r"not finite|not valid"):
+        strict([losses[0], losses[1] * torch.nan, losses[2]]).backward()
+
+
+@pytest.mark.parametrize("wrt", WRT)
+def test_update_every_keeps_the_weights_in_between(wrt: str) -> None:
+    net = build("linear", 3)
+    balancer = make(net, wrt, update_every=3)
+    seen = []
+    for x in inputs("linear", 6):
+        losses = losses_of(net(x), x)
+        trunk = list(net.trunk.parameters())
+        each = [torch.autograd.grad(loss, trunk, retain_graph=True) for loss in losses]
+        net.zero_grad()
+        balancer(losses).backward()
+        seen.append(balancer.weights.clone())
+        for i, parameter in enumerate(trunk):
+            combined = sum(w * gradients[i] for w, gradients in zip(seen[-1], each, strict=True))
+            torch.testing.assert_close(parameter.grad, combined, rtol=1e-9, atol=1e-12)
+    assert seen[0].equal(seen[1])
+    assert seen[0].equal(seen[2])
+    assert not seen[2].equal(seen[3])
+    assert seen[3].equal(seen[5])
+
+
+def test_heads_as_one_are_heads_apart() -> None:
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(5, 4).double(), LinearHeads(3, 4, 2).double()
+    other, apart = nn.Linear(5, 4).double(), nn.ModuleList(nn.Linear(4, 2) for _ in range(3)).double()
+    other.load_state_dict(trunk.state_dict())
+    for i, head in enumerate(apart):
+        head.load_state_dict({"weight": heads.weight[i].detach(), "bias": heads.bias[i].detach()})
+    fork = Fork(3)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    for wrt in (None, "layer"):
+        one = InverseNorm(heads.fork, wrt=trunk if wrt else None)
+        two = InverseNorm(fork, wrt=other if wrt else None)
+        for module in (trunk, heads, other, apart):
+            module.zero_grad()
+        one(heads(trunk(x)).square().mean((0, 2))).backward()
+        two([head(z).square().mean() for head, z in zip(apart, fork(other(x)), strict=True)]).backward()
+        torch.testing.assert_close(one.weights, two.weights, rtol=1e-9, atol=0)
+        torch.testing.assert_close(trunk.weight.grad, other.weight.grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(heads.weight.grad[1], apart[1].weight.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrt", ["features", "parameters"])
+def test_directions_take_the_place_of_gradients(wrt: str) -> None:
+    net = build("linear", 3)
+    balancer = make(net, wrt, Halves)
+    (x,) = inputs("linear")
+    trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
+    plain = torch.autograd.grad(sum(losses_of(net(x), x)), trunk + heads)
+    (8 * balancer(losses_of(net(x), x))).backward()
+    torch.testing.assert_close([p.grad for p in trunk], [4 * g for g in plain[: len(trunk)]], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close([p.grad for p in heads], [8 * g for g in plain[len(trunk) :]], rtol=1e-9, atol=1e-12)
+    net.zero_grad()
+    sum(losses_of(net(x), x)).backward()  # nothing of the balancer is left behind
+    torch.testing.assert_close([p.grad for p in trunk], list(plain[: len(trunk)]), rtol=1e-9, atol=1e-12)
+
+
+def test_features_of_two_calls_of_the_fork() -> None:
+    net = build("twice", 3)
+    balancer = make(net, "features")
+    (x,) = inputs("twice")
+    balancer(losses_of(net(x), x)).backward()
+    assert balancer.weights.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in net.trunk.parameters())
+
+
+def test_heads_as_one_applied_twice_are_refused() -> None:
+    trunk, heads = nn.Linear(5, 4), LinearHeads(2, 4, 4)
+    balancer = InverseNorm(heads.fork)
+    z = heads(trunk(torch.randn(3, 5)))
+    again = heads(z.mean(1))
+    with pytest.raises(ForkError):
+        balancer((z + again).square().mean((0, 2))).backward()
+
+
+def test_another_balancer_takes_the_fork_over() -> None:
+    net = build("linear", 2)
+    make(net, "features")
+    (x,) = inputs("linear")
+    losses = losses_of(net(x), x)
+    expected = torch.autograd.grad(sum(losses), list(net.parameters()), retain_graph=True)
+    EqualWeighting(2)(losses).backward()
+    torch.testing.assert_close([p.grad for p in net.parameters()], list(expected), rtol=1e-12, atol=0)
+
+
+def test_a_method_that_overrides_nothing_says_what_to_override() -> None:
+    net = build("linear", 2)
+    (x,) = inputs("linear")
+    with pytest.raises(NotImplementedError, match="CombiningBalancer must override combine"):
+        make(net, "features", CombiningBalancer)(losses_of(net(x), x)).backward()
+    with pytest.raises(NotImplementedError, match="GramianBalancer must override solve"):
+        make(net, "features", GramianBalancer)(losses_of(net(x), x)).backward()

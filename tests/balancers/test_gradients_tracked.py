@@ -1,0 +1,204 @@
+"""MoCo and DB-MTL, which follow averages of the gradients, against their algorithms in NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from balancers.db_mtl import DBMTL
+from balancers.moco import MoCo, project
+
+from .nets import build
+from .planted import Planted, draw, matrix, random_losses, resumed, state
+
+METHODS = (MoCo, DBMTL)
+
+
+def make(cls, num_tasks: int = 3, **options):
+    planted = Planted(num_tasks)
+    return planted, cls(None, wrt=planted.shared, tasks=num_tasks, **options)
+
+
+def projected(point: np.ndarray, total: float = 1.0) -> np.ndarray:
+    """On the simplex, by bisection for what to take off each entry."""
+    low, high = point.min() - total, point.max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(point - middle, 0).sum() > total else (low, middle)
+    return np.maximum(point - low, 0)
+
+
+@pytest.mark.parametrize("total", [1.0, 0.3])
+def test_projection(total: float):
+    generator = torch.Generator().manual_seed(1)
+    for k in range(200):
+        point = (1 + k % 5) * torch.randn(1 + k % 7, dtype=torch.float64, generator=generator)
+        found = project(point, torch.tensor(total, dtype=torch.float64))
+        np.testing.assert_allclose(found, projected(point.numpy(), total), atol=1e-10)
+
+
+def test_projection_on_a_point():
+    assert project(torch.tensor([0.5, -1.0]), torch.tensor(0.0)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 0.2, "gamma": 0.01, "sigma": 0.0, "rho": 0.3}])
+def test_moco_is_its_algorithm(options):
+    planted, balancer = make(MoCo, **options)
+    beta, gamma, sigma, rho = (
+        options.get(key, default) for key, default in (("beta", 0.5), ("gamma", 0.1), ("sigma", 0.5), ("rho", 0.0))
+    )
+    generator = torch.Generator().manual_seed(2)
+    y, shares = 0.0, np.full(3, 1 / 3)
+    for k in range(1, 15):
+        gradients = draw(3, generator)
+        y = y - beta / k**sigma * (y - matrix(gradients).numpy())
+        shares = projected(shares - gamma / k**sigma * (y @ y.T + rho * np.eye(3)) @ shares)
+        direction = planted.step(balancer, gradients)
+        np.testing.assert_allclose(balancer.weights, shares, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(direction, shares @ y, rtol=1e-8, atol=1e-10)
+        assert [head.grad.item() for head in planted.heads] == [1.0] * 3
+
+
+def test_moco_tends_to_the_shortest_combination():
+    planted, balancer = make(MoCo, beta=0.5, gamma=0.05, sigma=0.0)
+    gradients = draw(3, torch.Generator().manual_seed(3), spread=0.3)
+    for _ in range(1000):
+        direction = planted.step(balancer, gradients)
+    rows, shares = matrix(gradients), balancer.weights
+    products = rows @ direction
+    torch.testing.assert_close(direction, shares @ rows)
+    # The shortest: no gradient has a smaller product with it than its own square.
+    torch.testing.assert_close(products.amin(), direction.square().sum(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 0.5, "sigma": 0.5}, {"beta": 0.0}])
+def test_db_mtl_is_its_algorithm(options):
+    planted, balancer = make(DBMTL, **options)
+    beta, sigma = options.get("beta", 0.9), options.get("sigma", 0.0)
+    generator = torch.Generator().manual_seed(4)
+    y = 0.0
+    for k in range(1, 15):
+        gradients, losses = draw(3, generator), random_losses(3, generator)
+        logs = matrix(gradients).numpy() / losses.numpy()[:, None]
+        y = beta / k**sigma * y + (1 - beta / k**sigma) * logs
+        norms = np.linalg.norm(y, axis=1)
+        direction = planted.step(balancer, gradients, losses)
+        np.testing.assert_allclose(direction, norms.max() * (y / norms[:, None]).sum(0), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(balancer.weights, norms.max() / norms / losses.numpy(), rtol=1e-8)
+        np.testing.assert_allclose([head.grad for head in planted.heads], 1 / losses, rtol=1e-10)
+
+
+def test_db_mtl_does_not_see_a_losss_scale():
+    generator = torch.Generator().manual_seed(5)
+    (one, plain), (other, scaled) = make(DBMTL), make(DBMTL)
+    scales = torch.tensor([1e-3, 1.0, 1e4], dtype=torch.float64)
+    for _ in range(5):
+        gradients, losses = draw(3, generator), random_losses(3, generator)
+        of_plain = one.step(plain, gradients, losses)
+        larger = [g * scales.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+        torch.testing.assert_close(other.step(scaled, larger, losses * scales), of_plain)
+
+
+def test_db_mtl_with_a_gradient_of_zero():
+    planted, balancer = make(DBMTL)
+    gradients = draw(3, torch.Generator().manual_seed(6))
+    for gradient in gradients:
+        gradient[1] = 0
+    assert planted.step(balancer, gradients).isfinite().all()
+    assert balancer.weights[1] == 1
+    planted, balancer = make(DBMTL)
+    assert not planted.step(balancer, [torch.zeros_like(gradient) for gradient in gradients]).any()
+
+
+def test_a_scaled_loss_and_any_dtype():
+    """A GradScaler's scale multiplies the direction; memory has the losses' type."""
+    for cls in METHODS:
+        gradients = [g.float() for g in draw(2, torch.Generator().manual_seed(7))]
+        directions = []
+        for scale in (1.0, 1024.0):
+            planted = Planted(2, torch.float32)
+            balancer = cls(None, wrt=planted.shared, tasks=2)
+            (scale * balancer(planted.losses(gradients, torch.ones(2)))).backward()
+            directions.append(torch.cat([p.grad.flatten() for p in planted.shared]) / scale)
+        torch.testing.assert_close(*directions)
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_tasks_left_out_keep_their_state(cls):
+    planted = Planted(3)
+    balancer = cls(None, wrt=planted.shared, tasks=["a", "b", "c"])
+    generator = torch.Generator().manual_seed(8)
+    planted.step(balancer, draw(3, generator))
+    before, gradients = state(balancer), draw(3, generator)
+    losses = dict(zip("abc", planted.losses(gradients, torch.ones(3)), strict=True))
+    del losses["b"]
+    direction = planted.backward(balancer, losses)
+    after = state(balancer)
+    for key, value in after.items():
+        if value.ndim and value.shape[0] == 3:
+            torch.testing.assert_close(value[1], before[key][1], rtol=0, atol=0)
+            assert not torch.equal(value[[0, 2]], before[key][[0, 2]]) or key == "shares"
+    memory = [after[key] for key in sorted(after) if key.startswith(("tracked", "averages"))]
+    rows = matrix(memory)[[0, 2]]
+    torch.testing.assert_close(direction, balancer.weights[[0, 2]] @ rows)
+    if cls is MoCo:
+        torch.testing.assert_close(balancer.weights.sum(), torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("cls", METHODS)
+def test_an_invalid_gradient_changes_nothing(cls, bad: float):
+    planted, balancer = make(cls)
+    generator = torch.Generator().manual_seed(9)
+    planted.step(balancer, draw(3, generator))
+    before, gradients = state(balancer), draw(3, generator)
+    gradients[0][1, 0, 0] = bad
+    direction = planted.step(balancer, gradients)
+    assert not direction.isfinite().all()  # which a GradScaler is to see
+    torch.testing.assert_close(state(balancer), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_db_mtl_without_a_logarithm_goes_by_the_weights_before(bad: float):
+    planted, balancer = make(DBMTL)
+    generator = torch.Generator().manual_seed(10)
+    planted.step(balancer, draw(3, generator), random_losses(3, generator))
+    before, gradients = state(balancer), draw(3, generator)
+    losses = torch.tensor([bad, 1.0, 2.0], dtype=torch.float64)
+    direction = planted.step(balancer, gradients, losses)
+    torch.testing.assert_close(direction, before["weights"] @ matrix(gradients))
+    torch.testing.assert_close(state(balancer), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_resumes_exactly(cls):
+    resumed(lambda shared: cls(None, wrt=shared, tasks=3))
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (MoCo, {"beta": 0.0}),
+        (MoCo, {"beta": 1.5}),
+        (MoCo, {"gamma": 0.0}),
+        (MoCo, {"gamma": math.inf}),
+        (MoCo, {"sigma": -1.0}),
+        (MoCo, {"rho": math.nan}),
+        (DBMTL, {"beta": 1.0}),
+        (DBMTL, {"beta": -0.1}),
+        (DBMTL, {"sigma": -1.0}),
+    ],
+)
+def test_wrong_input(cls, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        make(cls, **options)
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_not_at_a_fork(cls):
+    net = build("linear")
+    with pytest.raises(ValueError, match="does not measure at the features"):
+        cls(net.fork)
+    with pytest.raises(ValueError, match="with respect to a layer"):
+        cls(net.fork, wrt=net.layer)

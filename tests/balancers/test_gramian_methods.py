@@ -1,0 +1,295 @@
+"""Methods that read the Gramian: what their papers state of them holds, and they agree with TorchJD 0.18.
+
+Deliberate differences from TorchJD, allowed for below:
+
+- MGDA: its Frank-Wolfe iterations stop early. Ours has the smaller norm; its own solver is compared where it converges
+  (two tasks, where a step of it is exact).
+- UPGrad, DualProj: it adds 1e-4 times the identity to the normalised Gramian; compared with that set to almost nothing.
+- CAGrad: it solves to its convex solver's tolerance, which leaves up to 2e-4 in the direction; compared by the
+  objective, and in most cases by the direction.
+- Nash-MTL: a few convex approximations, and a direction clipped in length; compared with many, by direction.
+- FairGrad: least squares with a loose tolerance; compared where its residual is small.
+- Random orders (PCGrad, GradVac) are given to both.
+- GradVac: it adds 1e-8 to denominators.
+- IMTL-G: zero weights where the gradients cancel; ours are then 1/T.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from balancers import (
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    Fork,
+    GramianBalancer,
+    IMTLGradient,
+    NashMTL,
+    UPGrad,
+)
+from balancers.grad_vac import vaccinate
+from balancers.pcgrad import surgery
+
+CASES = 200
+double = torch.float64
+
+
+def matrices(seed: int = 0, most_tasks: int = 6) -> Iterator[Tensor]:
+    """Gradients as rows, ``(T, n)``: of many sizes, norms and angles."""
+    generator = torch.Generator().manual_seed(seed)
+    for case in range(CASES):
+        num_tasks = 2 + case % (most_tasks - 1)
+        rows = torch.randn(num_tasks, 8 + case % 7, generator=generator, dtype=double)
+        rows += 0.5 * torch.randn(1, generator=generator, dtype=double) * rows[:1]
+        yield rows * torch.exp(torch.randn(num_tasks, 1, generator=generator, dtype=double))
+
+
+def method(cls: type[GramianBalancer], **options: Any) -> Callable[[Tensor], Tensor]:
+    """The method's weights for a Gramian, whatever the number of tasks."""
+    return lambda gramian: cls(Fork(len(gramian)), **options).solve(gramian)
+
+
+def direction(weights: Tensor, rows: Tensor) -> Tensor:
+    return weights @ rows
+
+
+def unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm()
+
+
+# What the papers state.
+
+
+@pytest.mark.parametrize("cls", [MGDA, UPGrad, DualProj])
+def test_no_tasks_loss_rises(cls: type[GramianBalancer]) -> None:
+    for rows in matrices():
+        gains = rows @ direction(method(cls)(rows @ rows.T), rows)
+        assert (gains >= -1e-7 * rows.norm(dim=1) * rows.norm()).all()
+
+
+def test_mgda_is_zero_where_a_point_is_pareto_stationary() -> None:
+    for rows in matrices(1):
+        shares = torch.rand(len(rows), generator=torch.Generator().manual_seed(len(rows)), dtype=double) + 0.1
+        rows[-1] = -(shares[:-1] @ rows[:-1]) / shares[-1]
+        assert direction(method(MGDA)(rows @ rows.T), rows).norm() < 1e-4 * rows.norm()
+
+
+def test_without_a_conflict_projections_change_nothing() -> None:
+    for rows in matrices(2):
+        gramian = rows.abs() @ rows.abs().T
+        mean = torch.full((len(rows),), 1 / len(rows), dtype=double)
+        torch.testing.assert_close(method(UPGrad)(gramian), mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(method(DualProj)(gramian), mean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [IMTLGradient, ConFIG])
+def test_projections_on_all_gradients_are_equal(cls: type[GramianBalancer]) -> None:
+    for rows in matrices(3):
+        weights = method(cls)(rows @ rows.T)
+        projections = (rows / rows.norm(dim=1, keepdim=True)) @ direction(weights, rows)
+        torch.testing.assert_close(projections, projections[:1].expand_as(projections), rtol=1e-6, atol=1e-9)
+
+
+def test_config_is_as_long_as_the_projections_add_up_to() -> None:
+    for rows in matrices(4):
+        combined = direction(method(ConFIG)(rows @ rows.T), rows)
+        torch.testing.assert_close(combined.norm(), (rows @ unit(combined)).sum(), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("cls", [NashMTL])
+def test_a_losss_scale_cancels_out(cls: type[GramianBalancer]) -> None:
+    for rows in matrices(5):
+        scaled = rows.clone()
+        scaled[0] *= 1000
+        one, other = (direction(method(cls)(each @ each.T), each) for each in (rows, scaled))
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8)
+
+
+def test_the_nash_direction_has_the_norm_root_t() -> None:
+    for rows in matrices(6):
+        norm = direction(method(NashMTL)(rows @ rows.T), rows).norm()
+        assert abs(norm.item() - len(rows) ** 0.5) < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_fairgrad_solves_its_equation(alpha: float) -> None:
+    for rows in matrices(7):
+        weights = method(FairGrad, alpha=alpha)(rows @ rows.T)
+        torch.testing.assert_close(rows @ direction(weights, rows), weights ** (-1 / alpha), rtol=1e-6, atol=0)
+
+
+def test_cagrad_stays_in_its_ball() -> None:
+    for rows in matrices(8):
+        mean = rows.mean(0)
+        away = direction(method(CAGrad, c=0.4)(rows @ rows.T), rows) - mean
+        assert away.norm() <= 0.4 * mean.norm() * (1 + 1e-9)
+        assert (rows @ (mean + away)).min() >= (rows @ mean).min() - 1e-9
+
+
+def test_without_a_ball_cagrad_is_the_mean() -> None:
+    for rows in matrices(9):
+        torch.testing.assert_close(
+            method(CAGrad, c=0.0)(rows @ rows.T), torch.full((len(rows),), 1 / len(rows), dtype=double)
+        )
+
+
+def test_aligned_gradients_are_orthogonal_and_equally_long() -> None:
+    for rows in matrices(10):
+        gramian = rows @ rows.T
+        weights = method(AlignedMTL)(gramian)
+        values, vectors = torch.linalg.eigh(gramian)
+        aligned = values[0].sqrt() * (vectors / values.sqrt()) @ vectors.T @ rows
+        torch.testing.assert_close(
+            aligned @ aligned.T, values[0] * torch.eye(len(rows), dtype=double), rtol=0, atol=1e-8 * values[-1].item()
+        )
+        torch.testing.assert_close(direction(weights, rows), aligned.mean(0), rtol=1e-6, atol=1e-9)
+
+
+def in_plain_python(rows: Tensor, order: Tensor) -> Tensor:
+    """PCGrad, algorithm 1, on the gradients themselves."""
+    projected = []
+    for i, gradient in enumerate(rows):
+        for j in order[i].tolist():
+            product = gradient @ rows[j]
+            if product < 0:
+                gradient = gradient - product / rows[j].square().sum() * rows[j]
+        projected.append(gradient)
+    return torch.stack(projected).sum(0)
+
+
+def random_orders(num_tasks: int, generator: torch.Generator) -> Tensor:
+    orders = []
+    for i in range(num_tasks):
+        others = torch.tensor([j for j in range(num_tasks) if j != i])
+        orders.append(others[torch.randperm(num_tasks - 1, generator=generator)])
+    return torch.stack(orders)
+
+
+def test_pcgrad_is_its_algorithm() -> None:
+    generator = torch.Generator().manual_seed(11)
+    for rows in matrices(11):
+        order = random_orders(len(rows), generator)
+        torch.testing.assert_close(
+            direction(surgery(rows @ rows.T, order), rows), in_plain_python(rows, order), rtol=1e-8, atol=1e-9
+        )
+
+
+def vaccine_in_plain_python(rows: Tensor, usual: Tensor, order: Tensor, beta: float) -> Tensor:
+    """GradVac, algorithm 1, on the gradients themselves; updates ``usual``."""
+    turned = []
+    for i, gradient in enumerate(rows):
+        for j in order[i].tolist():
+            cosine = gradient @ rows[j] / (gradient.norm() * rows[j].norm())
+            target = usual[i, j].clone()
+            if cosine < target:
+                sine, usual_sine = (1 - cosine**2).sqrt(), (1 - target**2).sqrt()
+                part = gradient.norm() * (target * sine - cosine * usual_sine) / (rows[j].norm() * usual_sine)
+                gradient = gradient + part * rows[j]
+            usual[i, j] = (1 - beta) * target + beta * cosine
+        turned.append(gradient)
+    return torch.stack(turned).sum(0)
+
+
+def test_gradvac_is_its_algorithm() -> None:
+    generator = torch.Generator().manual_seed(12)
+    ours, theirs = torch.zeros(4, 4, dtype=double), torch.zeros(4, 4, dtype=double)
+    for _ in range(CASES):
+        rows = torch.randn(4, 9, generator=generator, dtype=double) + torch.randn(
+            1, 9, generator=generator, dtype=double
+        )
+        order = random_orders(4, generator)
+        weights, ours = vaccinate(rows @ rows.T, ours, order, beta=0.1)
+        expected = vaccine_in_plain_python(rows, theirs, order, beta=0.1)
+        torch.testing.assert_close(direction(weights, rows), expected, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+# TorchJD.
+
+
+def torchjd() -> Any:
+    return pytest.importorskip("torchjd.aggregation")
+
+
+def agree(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], seed: int) -> None:
+    for rows in matrices(seed):
+        torch.testing.assert_close(direction(ours(rows @ rows.T), rows), theirs(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_imtl_g_against_torchjd() -> None:
+    agree(method(IMTLGradient), torchjd().IMTLG(), 20)
+
+
+def test_config_against_torchjd() -> None:
+    agree(method(ConFIG), torchjd().ConFIG(), 21)
+
+
+def test_aligned_mtl_against_torchjd() -> None:
+    agree(method(AlignedMTL), torchjd().AlignedMTL(), 22)
+
+
+@pytest.mark.parametrize(("cls", "name"), [(UPGrad, "UPGrad"), (DualProj, "DualProj")])
+def test_projections_against_torchjd(cls: type[GramianBalancer], name: str) -> None:
+    pytest.importorskip("quadprog")
+    from torchjd.linalg import QuadprogProjector
+
+    assert "reg_eps" in inspect.signature(QuadprogProjector).parameters
+    agree(method(cls), getattr(torchjd(), name)(projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-12)), 23)
+
+
+def test_mgda_against_torchjd() -> None:
+    theirs = torchjd().MGDA(epsilon=1e-12, max_iters=2000)
+    for rows in matrices(24):
+        ours, frank_wolfe = direction(method(MGDA)(rows @ rows.T), rows), theirs(rows)
+        assert ours.norm() <= frank_wolfe.norm() * (1 + 1e-9)
+        if len(rows) == 2:
+            torch.testing.assert_close(ours, frank_wolfe, rtol=1e-4, atol=1e-6)
+
+
+def test_cagrad_against_torchjd() -> None:
+    pytest.importorskip("cvxpy")
+    theirs = torchjd().CAGrad(c=0.4, norm_eps=1e-8)
+    differences = []
+    for rows in matrices(25):
+        ours, expected = direction(method(CAGrad, c=0.4)(rows @ rows.T), rows), theirs(rows)
+        mean = rows.mean(0)
+        assert (ours - mean).norm() <= 0.4 * mean.norm() * (1 + 1e-9)
+        assert (rows @ ours).min() >= (rows @ expected).min() - 1e-7 * rows.norm() ** 2  # the objective, in its ball
+        differences.append((ours - expected).norm() / expected.norm())
+    assert torch.stack(differences).quantile(0.9) < 1e-4
+    assert max(differences) < 1e-3
+
+
+def test_fairgrad_against_torchjd() -> None:
+    theirs = torchjd().FairGradWeighting(alpha=2.0)
+    compared = 0
+    for rows in matrices(26):
+        gramian = rows @ rows.T
+        weights, expected = method(FairGrad, alpha=2.0)(gramian), theirs(gramian)
+        if (gramian @ expected * expected**0.5 - 1).abs().max() < 1e-6:
+            compared += 1
+            torch.testing.assert_close(direction(weights, rows), direction(expected, rows), rtol=1e-4, atol=1e-5)
+    assert compared > CASES / 2
+
+
+def test_nash_mtl_against_torchjd() -> None:
+    pytest.importorskip("ecos")
+    aggregation = torchjd()
+    compared = 0
+    for rows in matrices(27, most_tasks=4):
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        theirs = aggregation.NashMTL(n_tasks=len(rows), max_norm=0.0, optim_niter=100)
+        ours, expected = unit(direction(method(NashMTL)(rows @ rows.T), rows)), unit(theirs(rows))
+        if (ours - expected).norm() < 1e-2:
+            compared += 1
+        gains, their_gains = rows @ ours, rows @ expected
+        assert gains.log().sum() >= their_gains.clamp(min=1e-30).log().sum() - 1e-9  # the bargain's objective
+    assert compared > CASES / 2

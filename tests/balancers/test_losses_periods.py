@@ -1,0 +1,165 @@
+"""DWA and SoftAdapt, against their formulas on the means of whole periods; DWA against TorchJD too.
+
+Differences from TorchJD: a period ends by itself after so many steps, where TorchJD's caller says so; means of zero
+give finite weights.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from balancers.dynamic_average import DynamicWeightAverage
+from balancers.soft_adapt import SoftAdapt
+
+from .planted import state
+
+
+def sequence(num_tasks: int, steps: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return np.exp(generator.standard_normal(num_tasks) + 0.5 * generator.standard_normal((steps, num_tasks)))
+
+
+def run(balancer, losses: np.ndarray) -> np.ndarray:
+    weights = []
+    for row in losses:
+        balancer(torch.tensor(row, requires_grad=True)).backward()
+        weights.append(balancer.weights.numpy())
+    return np.stack(weights)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+
+def by_period(losses: np.ndarray, period: int, first: float, weigh) -> np.ndarray:
+    """The weights of each step: ``weigh(before last mean, last mean)``, ``first`` in the first two periods."""
+    means = [losses[t : t + period].mean(0) for t in range(0, len(losses), period)]
+    weights = [np.full(losses.shape[1], first)] * 2 + [weigh(a, b) for a, b in itertools.pairwise(means)]
+    return np.repeat(weights, period, axis=0)[: len(losses)]
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_dwa_is_its_formula(period: int):
+    for seed in range(30):
+        losses, temperature = sequence(2 + seed % 4, 14, seed), [0.5, 2.0][seed % 2]
+        num_tasks = losses.shape[1]
+        found = run(DynamicWeightAverage(num_tasks, period=period, temperature=temperature), losses)
+        expected = by_period(losses, period, 1.0, lambda a, b, k=num_tasks, t=temperature: k * softmax(b / a / t))
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_dwa_like_torchjd():
+    scalarization = pytest.importorskip("torchjd.scalarization")
+    for seed in range(200):
+        losses, period = sequence(1 + seed % 5, 12, seed), 1 + seed % 3
+        theirs, expected = scalarization.DWA(), []
+        for step, row in enumerate(losses, start=1):
+            leaf = torch.tensor(row, requires_grad=True)
+            theirs(leaf).backward()
+            expected.append(leaf.grad.numpy())
+            if step % period == 0:
+                theirs.step()
+        found = run(DynamicWeightAverage(losses.shape[1], period=period), losses)
+        np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("loss_weighted", [False, True])
+@pytest.mark.parametrize("period", [1, 3])
+def test_softadapt_is_its_formula(normalized: bool, loss_weighted: bool, period: int):
+    for seed in range(20):
+        losses, beta = sequence(2 + seed % 4, 14, seed), [0.1, 3.0, -1.0][seed % 3]
+
+        def weigh(before: np.ndarray, last: np.ndarray, beta: float = beta) -> np.ndarray:
+            s = last - before
+            shares = np.exp(beta * (s / np.abs(s).sum() if normalized else s))
+            shares = shares * last if loss_weighted else shares
+            return shares / shares.sum()
+
+        num_tasks = losses.shape[1]
+        options = {"beta": beta, "normalized": normalized, "loss_weighted": loss_weighted}
+        found = run(SoftAdapt(num_tasks, period=period, **options), losses)
+        np.testing.assert_allclose(found, by_period(losses, period, 1 / num_tasks, weigh), rtol=1e-9)
+
+
+def test_scales_that_cancel_out():
+    losses, scales = sequence(3, 9, 1), np.array([1e-3, 1.0, 1e3])
+    dwa = run(DynamicWeightAverage(3, period=2), losses)
+    np.testing.assert_allclose(run(DynamicWeightAverage(3, period=2), losses * scales), dwa, rtol=1e-9)
+    normalized = run(SoftAdapt(3, period=2, normalized=True), losses)
+    np.testing.assert_allclose(run(SoftAdapt(3, period=2, normalized=True), 7 * losses), normalized, rtol=1e-9)
+
+
+METHODS = {
+    "dwa": lambda tasks=2: DynamicWeightAverage(tasks, period=2),
+    "softadapt": lambda tasks=2: SoftAdapt(tasks, period=2, beta=2.0),
+    "softadapt-both": lambda tasks=2: SoftAdapt(tasks, period=2, normalized=True, loss_weighted=True),
+}
+methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
+
+
+@methods
+def test_zero_losses_give_finite_weights(make):
+    balancer = make()
+    zeros, ones = np.zeros((4, 2)), np.ones((4, 2))
+    assert np.isfinite(run(balancer, np.concatenate([zeros, ones, [[0.0, 1.0]] * 4, [[1.0, 1.0]] * 4]))).all()
+
+
+@methods
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_invalid_step_changes_nothing(make, bad: float):
+    balancer = make()
+    run(balancer, sequence(2, 7, 2))
+    before = state(balancer)
+    balancer(torch.tensor([bad, 1.0], dtype=torch.float64, requires_grad=True)).backward()
+    after = state(balancer)
+    assert all(torch.equal(after[key], before[key]) for key in before if key != "weights")
+
+
+def test_a_negative_loss_can_not_weigh():
+    balancer = SoftAdapt(2, period=1, loss_weighted=True)
+    run(balancer, sequence(2, 5, 3))
+    before = state(balancer)
+    run(balancer, np.array([[-1.0, 1.0]]))
+    assert all(torch.equal(state(balancer)[key], before[key]) for key in before if key != "weights")
+
+
+@methods
+def test_a_task_left_out_of_a_period_keeps_its_means_and_weight(make):
+    balancer = make(["a", "b", "c"])
+    run(balancer, sequence(3, 6, 4))
+    before = state(balancer)
+    for row in sequence(2, 2, 5):
+        balancer(dict(zip("ac", torch.tensor(row, requires_grad=True).unbind(), strict=True))).backward()
+    for key in ("next_weights", "means.latest", "means.earlier", "means.periods"):
+        assert state(balancer)[key][1] == before[key][1]
+        assert (state(balancer)[key][[0, 2]] != before[key][[0, 2]]).all()
+
+
+@methods
+def test_resumes_exactly(make):
+    losses = sequence(3, 15, 6)
+    whole, first, second = make(3), make(3), make(3)
+    expected = run(whole, losses)
+    run(first, losses[:7])
+    second.load_state_dict(first.state_dict())
+    assert np.array_equal(run(second, losses[7:]), expected[7:])
+
+
+@pytest.mark.parametrize("cls", [DynamicWeightAverage, SoftAdapt])
+@pytest.mark.parametrize("period", [0, -1, 1.5])
+def test_wrong_period(cls, period):
+    with pytest.raises(ValueError, match="period is"):
+        cls(2, period=period)
+
+
+def test_wrong_options():
+    for temperature in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="temperature is"):
+            DynamicWeightAverage(2, temperature=temperature)
+    for beta in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="beta is"):
+            SoftAdapt(2, beta=beta)

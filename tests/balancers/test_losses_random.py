@@ -1,0 +1,182 @@
+"""RLW and ReLoBRaLo, against their formulas with the same random numbers; RLW against TorchJD too.
+
+Differences from TorchJD: RLW draws from a generator of its own, once per step that trains.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from balancers.random_loss import RandomLossWeighting
+from balancers.relobralo import ReLoBRaLo
+
+from .planted import state
+
+
+def sequence(num_tasks: int, seed: int, steps: int = 20) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.exp(2 * torch.randn(num_tasks, dtype=torch.float64, generator=generator))
+    return scales * torch.exp(0.5 * torch.randn(steps, num_tasks, dtype=torch.float64, generator=generator))
+
+
+def run(balancer, losses: torch.Tensor) -> torch.Tensor:
+    weights = []
+    for row in losses:
+        balancer(row.clone().requires_grad_()).backward()
+        weights.append(balancer.weights)
+    return torch.stack(weights)
+
+
+def test_rlw_like_torchjd():
+    scalarization = pytest.importorskip("torchjd.scalarization")
+    for seed in range(200):
+        losses = sequence(1 + seed % 5, seed, steps=4)
+        found = run(RandomLossWeighting(losses.shape[1], seed=seed), losses)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for row, weights in zip(losses, found, strict=True):
+                [expected] = torch.autograd.grad(scalarization.Random()(leaf := row.clone().requires_grad_()), leaf)
+                torch.testing.assert_close(weights, expected, rtol=1e-4, atol=0)
+
+
+def test_rlw_is_a_softmax_of_standard_normals():
+    weights = run(RandomLossWeighting(3, seed=1), torch.ones(4000, 3, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(1), torch.ones(4000, dtype=torch.float64))
+    differences = (weights[:, 0] / weights[:, 1]).log()
+    assert abs(differences.mean()) < 0.1
+    assert abs(differences.var() - 2) < 0.2
+
+
+def test_rlw_draws_nothing_between_steps():
+    losses = sequence(3, 2, steps=6)
+    quiet, watched = RandomLossWeighting(3, seed=2), RandomLossWeighting(3, seed=2)
+    expected = run(quiet, losses)
+    for row, weights in zip(losses, expected, strict=True):
+        watched.eval()
+        watched(row)
+        watched.train()
+        watched(row.clone().requires_grad_()).backward()
+        assert torch.equal(watched.weights, weights)
+
+
+def test_rlw_holds_its_weights_in_a_window():
+    weights = run(RandomLossWeighting(3, accumulate=3), sequence(3, 3, steps=6))
+    assert (weights[:3] == weights[0]).all()
+    assert (weights[3:] == weights[3]).all()
+    assert (weights[0] != weights[3]).all()
+
+
+def relobralo(losses: np.ndarray, alpha: float, temperature: float, rho: np.ndarray) -> np.ndarray:
+    """The weights of each step, of its random numbers ``rho``, 0 or 1."""
+
+    def balance(t: int, before: int) -> np.ndarray:
+        powers = losses[t] / (temperature * losses[before])
+        shares = np.exp(powers - powers.max())
+        return losses.shape[1] * shares / shares.sum()
+
+    weights = [np.ones(losses.shape[1])]
+    for t in range(1, len(losses)):
+        history = rho[t] * weights[-1] + (1 - rho[t]) * balance(t, 0)
+        weights.append(alpha * history + (1 - alpha) * balance(t, t - 1))
+    return np.stack(weights)
+
+
+def test_relobralo_is_its_formula():
+    for seed in range(50):
+        losses = sequence(2 + seed % 4, seed)
+        alpha, temperature, rho = [0.999, 0.7][seed % 2], [0.1, 1.0, 5.0][seed % 3], [0.0, 0.5, 0.9, 1.0][seed % 4]
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [torch.rand((), dtype=torch.float64, generator=generator).item() < rho for _ in losses]
+        balancer = ReLoBRaLo(losses.shape[1], alpha=alpha, temperature=temperature, rho=rho, seed=seed)
+        expected = relobralo(losses.numpy(), alpha, temperature, np.array([1, *drawn], dtype=float))
+        np.testing.assert_allclose(run(balancer, losses).numpy(), expected, rtol=1e-9)
+
+
+def test_relobralo_keeps_the_sum_and_no_scale():
+    losses, scales = sequence(3, 4), torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)
+    weights = run(ReLoBRaLo(3, alpha=0.9, rho=0.5), losses)
+    torch.testing.assert_close(weights.sum(1), torch.full((20,), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(run(ReLoBRaLo(3, alpha=0.9, rho=0.5), losses * scales), weights)
+
+
+def test_relobralo_looks_without_learning():
+    losses = sequence(2, 5, steps=6)
+    quiet, watched = ReLoBRaLo(2, alpha=0.8, rho=0.5), ReLoBRaLo(2, alpha=0.8, rho=0.5)
+    expected = run(quiet, losses)
+    for row, weights in zip(losses, expected, strict=True):
+        with torch.no_grad():
+            watched(3 * row)
+        watched(row.clone().requires_grad_()).backward()
+        assert torch.equal(watched.weights, weights)
+
+
+def test_relobralo_is_finite_for_losses_far_apart():
+    balancer = ReLoBRaLo(2, alpha=0.5, rho=0.5)
+    assert run(balancer, torch.tensor([[1e-40, 1.0], [1e3, 1.0], [1e-42, 1.0], [1e30, 1e30]])).isfinite().all()
+
+
+METHODS = {"rlw": RandomLossWeighting, "relobralo": lambda tasks, **o: ReLoBRaLo(tasks, alpha=0.8, rho=0.5, **o)}
+methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
+
+
+@methods
+def test_the_seed_decides(make):
+    losses = sequence(3, 6, steps=40)
+    assert torch.equal(run(make(3, seed=1), losses), run(make(3, seed=1), losses))
+    assert not torch.equal(run(make(3, seed=1), losses), run(make(3, seed=2), losses))
+
+
+@methods
+def test_resumes_exactly(make):
+    losses = sequence(3, 7)
+    whole, first, second = make(3), make(3), make(3)
+    expected = run(whole, losses)
+    run(first, losses[:8])
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(run(second, losses[8:]), expected[8:])
+
+
+@methods
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])
+def test_an_invalid_step_changes_no_tensor(make, bad: float):
+    balancer = make(2)
+    if math.isfinite(bad) and not balancer.needs_positive_losses:
+        pytest.skip("a loss may be zero or negative")
+    run(balancer, sequence(2, 8, steps=5))
+    before = state(balancer)
+    balancer(torch.tensor([bad, 1.0], dtype=torch.float64, requires_grad=True)).backward()
+    kept = before.keys() - {"weights", "latest_losses"}
+    assert all(torch.equal(state(balancer)[key], before[key]) for key in kept)
+
+
+@methods
+def test_a_task_left_out_keeps_its_state(make):
+    balancer = make(["a", "b", "c"])
+    run(balancer, sequence(3, 9, steps=5))
+    before = state(balancer)
+    balancer(dict(zip("ac", sequence(2, 10, steps=1)[0].requires_grad_().unbind(), strict=True))).backward()
+    per_task = before.keys() & {"next_weights", "history", "initial_losses", "previous_losses"}
+    assert all(state(balancer)[key][1] == before[key][1] for key in per_task)
+
+
+@methods
+def test_wrong_seed(make):
+    with pytest.raises(ValueError, match="seed is -1"):
+        make(2, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.1}, "alpha is 1.1"),
+        ({"alpha": math.nan}, "alpha is nan"),
+        ({"rho": -0.1}, "rho is -0.1"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": math.inf}, "temperature is inf"),
+    ],
+)
+def test_wrong_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReLoBRaLo(2, **options)

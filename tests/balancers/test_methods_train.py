@@ -1,0 +1,56 @@
+"""Every method trains the paper's regression family, wherever it measures and in every type."""
+
+import itertools
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+import tasks
+from balancers import GradientBalancer, get, names
+from bench import build
+from bench.spec import Method
+
+OURS = [name for name in names() if get(name).__module__.startswith("balancers.")]
+KINDS = [
+    (name, wrt)
+    for name in OURS
+    for wrt in (("features", "layer", "parameters") if issubclass(get(name), GradientBalancer) else (None,))
+    if not (issubclass(get(name), GradientBalancer) and wrt in get(name).undefined_for)
+]
+STEPS = 5
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("num_tasks", [2, 10, 40])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(filter(None, kind)))
+def test_trains_without_a_nan(kind, num_tasks, precision):
+    name, wrt = kind
+    problem = tasks.create("regression", sigmas=np.geomspace(1, 100, num_tasks).tolist(), train_samples=64)
+    data = problem.data(torch.Generator().manual_seed(0), "cpu")
+    torch.manual_seed(1)
+    model = problem.model()
+    batches = itertools.islice(problem.batches(data, torch.Generator().manual_seed(2), batch_size=16), STEPS)
+    if precision == "float64":
+        model, batches = model.double(), (type(b)(*(part.double() for part in b)) for b in batches)
+    options = {"weights": [1.0] * num_tasks} if name == "static" else {}
+    balancer = build.balancer(Method(name, wrt, options), problem, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for batch in batches:
+        with autocast:
+            losses = problem.losses(model, batch)
+        loss = balancer(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        optimizer.step()
+        if balancer.looks_again:
+            with torch.no_grad(), autocast:
+                balancer.after_step(problem.losses(model, batch))
+        assert balancer.weights.isfinite().all()
+    assert balancer.weights.dtype == (torch.float64 if precision == "float64" else torch.float32)
+    assert all(state.isfinite().all() for state in balancer.buffers())
+    assert all(not new.equal(old) for new, old in zip(model.parameters(), before, strict=True))
