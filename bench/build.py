@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -20,16 +21,19 @@ def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBal
         ValueError, TypeError: the problem's model has no such place, or the method refuses its options.
     """
     cls = balancers.get(method.name)
+    options = {"tasks": problem.tasks, **method.options}
+    if cls.random:  # of torch's seed, which is the run's
+        options.setdefault("seed", torch.initial_seed() % 2**63)
     if not issubclass(cls, GradientBalancer):
-        return cls(tasks=problem.tasks, **method.options)
+        return cls(**options)
     shared = problem.shared(model)
     if method.wrt == "parameters":
-        return cls(None, wrt=shared.parameters, tasks=problem.tasks, **method.options)
+        return cls(None, wrt=shared.parameters, **options)
     if shared.fork is None:
         raise ValueError(f"wrt is {method.wrt!r}, but the model of {problem.name} has no fork; use wrt = 'parameters'")
     if method.wrt == "layer" and shared.layer is None:
         raise ValueError(f"wrt is 'layer', but {problem.name} names no last shared layer; use wrt = 'features'")
-    return cls(shared.fork, wrt=shared.layer if method.wrt == "layer" else None, tasks=problem.tasks, **method.options)
+    return cls(shared.fork, wrt=shared.layer if method.wrt == "layer" else None, **options)
 
 
 def optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:

@@ -16,7 +16,7 @@ from rich.text import Text
 import balancers
 import tasks
 
-from . import schedule, suite, tables
+from . import catalogue, schedule, suite, tables
 from .cost import devices, own
 from .cost import terminal as cost_tables
 from .cost.devices import DeviceName
@@ -44,7 +44,7 @@ app = typer.Typer(
 class Kind(StrEnum):
     """What can be listed."""
 
-    METHODS = "methods"
+    BALANCERS = "balancers"
     PROBLEMS = "problems"
     SUITES = "suites"
 
@@ -100,10 +100,19 @@ def report(
 
 
 @app.command("list")
-def list_all(kind: Annotated[Kind | None, typer.Argument(help="One kind alone.", show_default=False)] = None) -> None:
-    """List the methods, problems and suites there are."""
+def list_all(
+    kind: Annotated[Kind | None, typer.Argument(help="One kind alone.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Balancers as README has them.")] = False,
+) -> None:
+    """List the balancers, problems and suites there are; balancers alone with all that they declare."""
+    if markdown:
+        typer.echo(catalogue.markdown(catalogue.entries()))
+        return
+    if kind is Kind.BALANCERS:
+        cost_tables.console().print(catalogue.table(catalogue.entries()))
+        return
     lines = {
-        Kind.METHODS: [(name, balancers.get(name).summary) for name in balancers.names()],
+        Kind.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
         Kind.PROBLEMS: [(name, tasks.get(name).summary) for name in tasks.names()],
         Kind.SUITES: [(name, _description(name)) for name in suite.names()],
     }

@@ -127,12 +127,16 @@ class _Trial:
         validations = {round(i * spec.recipe.steps / spec.evaluations) for i in range(1, spec.evaluations + 1)}
 
         for step in range(1, spec.recipe.steps + 1):
-            losses = problem.losses(self.model, next(batches))
+            batch = next(batches)
+            losses = problem.losses(self.model, batch)
             loss = self.balancer(losses)
             optimizer.zero_grad()
             loss.backward()
             before = [parameter.detach().clone() for parameter in shared] if step in validations else []
             optimizer.step()
+            if self.balancer.looks_again:
+                with torch.no_grad():
+                    self.balancer.after_step(problem.losses(self.model, batch))
             if schedule is not None:
                 schedule.step()
             self.record.note(losses, self.balancer.weights)

@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+import balancers
+from bench import catalogue
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(python|toml)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 FILES = {match[1]: code for _, code in BLOCKS if (match := re.match(r"# (\S+\.(?:py|toml))\n", code))}
@@ -75,3 +78,10 @@ def test_the_ten_task_recipe_of_public_gradnorm_orders_the_weights_against_sigma
     np.testing.assert_allclose(weights.sum(1), 10, rtol=1e-5)
     sigmas = (48, 3, 54, 16, 9, 30, 52, 26, 47, 81)
     assert spearmanr(sigmas, weights[-100:].mean(0)).statistic < -0.95
+
+
+def test_the_table_of_methods_is_what_they_declare() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- lossbench list balancers --markdown -->\n")[2].partition("\n<!-- end -->")[0]
+    ours = [entry for entry in catalogue.entries() if balancers.get(entry.name).__module__.startswith("balancers.")]
+    assert table == catalogue.markdown(ours)

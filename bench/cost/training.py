@@ -13,7 +13,8 @@ from balancers import LossBalancer
 from .subject import Subject
 
 PARTS = ("forward", "backward", "optimizer")
-"""``backward`` is the balancer and the backward pass, ``optimizer`` its step and the clearing of gradients."""
+"""``backward`` is the balancer and the backward pass, ``optimizer`` its step, the clearing of gradients, and the second
+look of a method that takes one."""
 LR = 1e-3
 
 
@@ -37,6 +38,9 @@ class Training:
         loss.backward()
         clock.lap()
         self.optimizer.step()
+        if self.balancer.looks_again:
+            with torch.no_grad():
+                self.balancer.after_step(self.subject.losses())
         self.optimizer.zero_grad()
         clock.lap()
         self.seconds.append(clock.seconds())

@@ -1,0 +1,73 @@
+"""What the methods declare of themselves, as rows for a terminal or for README."""
+
+import inspect
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+import balancers
+from balancers import GradientBalancer, LossBalancer
+
+READS = {
+    "nothing": "nothing",
+    "losses": "losses",
+    "norms": "gradient norms",
+    "gramian": "Gramian",
+    "gradients": "gradients",
+}
+
+
+class Entry(NamedTuple):
+    """A method's line in the list."""
+
+    name: str
+    reads: str
+    """And what the gradients are taken with respect to, the paper's choice first."""
+    heads: str
+    options: str
+    """What is worth tuning: the default, and the range."""
+    summary: str
+    use_when: str
+
+
+def entries() -> list[Entry]:
+    """All methods that are known, by what they read and then by name."""
+    known = [balancers.get(name) for name in balancers.names()]
+    order = list(READS)
+    return [_entry(cls) for cls in sorted(known, key=lambda cls: (order.index(cls.reads), cls.name))]
+
+
+def markdown(methods: list[Entry]) -> str:
+    """The table in README."""
+    lines = ["| method | reads | heads | to tune | when to use it |", "|---|---|---|---|---|"]
+    lines += [f"| `{e.name}` | {e.reads} | {e.heads} | {e.options or '–'} | {e.use_when} |" for e in methods]
+    return "\n".join(lines)
+
+
+def table(methods: list[Entry]) -> Table:
+    """The same for a terminal."""
+    shown = Table(box=None, pad_edge=False, show_lines=False)
+    for header in ("balancer", "reads", "heads", "to tune: default [range]", "what it does, and when to use it"):
+        shown.add_column(header, overflow="fold")
+    for e in methods:
+        shown.add_row(Text(e.name, style="bold"), e.reads, e.heads, Text(e.options), Text(f"{e.summary} {e.use_when}"))
+    return shown
+
+
+def _entry(cls: type[LossBalancer]) -> Entry:
+    reads = READS[cls.reads]
+    if issubclass(cls, GradientBalancer):
+        places = [wrt for wrt in ("features", "layer", "parameters") if wrt not in cls.undefined_for]
+        places.sort(key=lambda wrt: wrt != cls.default_wrt)
+        reads += f" ({', '.join(places)})"
+    if cls.random:
+        reads += ", at random"
+    if cls.looks_again:
+        reads += ", twice a step"
+    defaults = inspect.signature(cls.__init__).parameters
+    options = [
+        f"{option} {defaults[option].default:g} [{limits.low:g}, {limits.high:g}]"
+        for option, limits in cls.tunable.items()
+    ]
+    return Entry(cls.name, reads, cls.heads, ", ".join(options), cls.summary, cls.use_when)
