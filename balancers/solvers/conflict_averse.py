@@ -19,7 +19,8 @@ r"""The ball's, :math:`\theta s`. Its effect on the objective is mostly of secon
 :math:`M \lambda / \theta` is a reason not to go lower: at a Pareto-stationary point :math:`\theta` is about this."""
 TO_BOUNDARY = 0.99
 TO_BALL = 0.8
-"""The part of the way to a boundary that a step goes. The ball is curved: nearer to it, `s` and theta stick to zero."""
+"""The part of the way that a step goes, to the simplex's boundary and to the ball's. The ball is curved: with longer
+steps, `s` and theta stick to zero and one problem in a hundred stalls."""
 RIDGE = 1e-13
 
 
@@ -47,7 +48,7 @@ def conflict_averse(gramian: Tensor, c: float) -> Tensor:
     Returns:
         ``(..., T)``, of the Gramian's type.
 
-    Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021, eq. 4 and algorithm 1.
+    Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021, algorithm 1.
     """
     tasks = gramian.shape[-1]
     M = gramian.double()

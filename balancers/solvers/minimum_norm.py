@@ -38,8 +38,8 @@ def minimum_norm(gramian: Tensor) -> Tensor:
         ``(..., T)``, of the Gramian's type.
 
     Source: Désidéri, "Multiple-Gradient Descent Algorithm (MGDA) for Multiobjective Optimization", Comptes Rendus
-    Mathématique 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, eqs. 3
-    and 5 (two tasks).
+    Mathématique 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, eq. 3
+    and algorithm 1 (two tasks).
     """
     tasks, eps = gramian.shape[-1], torch.finfo(gramian.dtype).eps
     M = gramian.double()
