@@ -1,7 +1,7 @@
 # make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
 # make reference   the same, and what of it is kept in results/reference
-# make bench-cost  what GradNorm adds to a step, beside the least it has to; ten minutes, nothing else running
-# make bench-peers the same step beside other implementations of GradNorm, in an environment of its own
+# make bench-cost  what GradNorm and every other method add to a step; a quarter of an hour, nothing else running
+# make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make test        the tests
 # make check       ruff and mypy
 #
@@ -41,9 +41,11 @@ reference: bench
 
 bench-cost: $(ENVIRONMENT)
 	$(PY) -m bench.cost
+	$(PY) -m bench.cost.methods
 
 bench-peers: $(PEERS_ENVIRONMENT)
 	$(PEERS_PY) -m bench.peers
+	$(PEERS_PY) -m bench.peers.solvers
 
 smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke
