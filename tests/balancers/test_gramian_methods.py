@@ -293,3 +293,28 @@ def test_nash_mtl_against_torchjd() -> None:
         gains, their_gains = rows @ ours, rows @ expected
         assert gains.log().sum() >= their_gains.clamp(min=1e-30).log().sum() - 1e-9  # the bargain's objective
     assert compared > CASES / 2
+
+
+def test_pcgrad_against_torchjd() -> None:
+    theirs = torchjd().PCGrad()
+    for seed, rows in enumerate(matrices(28)):
+        torch.manual_seed(seed)
+        orders = [torch.randperm(len(rows)) for _ in rows]  # as it draws them
+        order = torch.stack([each[each != i] for i, each in enumerate(orders)])
+        torch.manual_seed(seed)
+        torch.testing.assert_close(direction(surgery(rows @ rows.T, order), rows), theirs(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_gradvac_against_torchjd() -> None:
+    theirs = torchjd().GradVac(beta=0.1, eps=0.0)
+    generator = torch.Generator().manual_seed(29)
+    agreements = torch.zeros(4, 4, dtype=double)
+    for seed in range(CASES):
+        rows = torch.randn(4, 9, generator=generator, dtype=double)
+        rows += torch.randn(1, 9, generator=generator, dtype=double)
+        torch.manual_seed(seed)
+        others = [torch.tensor([j for j in range(4) if j != i]) for i in range(4)]
+        order = torch.stack([each[torch.randperm(3)] for each in others])  # as it draws them
+        weights, agreements = vaccinate(rows @ rows.T, agreements, order, beta=0.1)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(direction(weights, rows), theirs(rows), rtol=1e-4, atol=1e-6)

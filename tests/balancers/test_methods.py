@@ -96,3 +96,19 @@ def test_eval_only_weighs():
     learned = balancer.log_variances.clone()
     balancer.eval()(losses_of(net(x), x)).backward()
     assert balancer.log_variances.equal(learned)
+
+
+def test_uncertainty_against_torchjd():
+    """Its objective is that of Gaussian likelihoods; 200 steps of SGD."""
+    theirs = pytest.importorskip("torchjd.scalarization").UW(3).double()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.02)
+    ours = UncertaintyWeighting(3, "gaussian", lr=0.02, optimizer="sgd")
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(200):
+        losses = torch.rand(3, generator=generator, dtype=torch.float64).mul(4).requires_grad_()
+        ours(losses).backward()
+        optimizer.zero_grad()
+        losses.grad = None
+        theirs(losses).backward()
+        torch.testing.assert_close(ours.weights, losses.grad, rtol=1e-4, atol=0)
+        optimizer.step()
