@@ -55,6 +55,8 @@ class PCGrad(GramianBalancer):
 
 def orders(gramian: Tensor, draws: Draws) -> Tensor:
     """For each task a random order of the others, ``(..., T, T - 1)``."""
+    if gramian.shape[-1] == 2:  # there is but one
+        return torch.arange(1, -1, -1, device=gramian.device).unsqueeze(-1).expand(*gramian.shape[:-1], 1)
     keys = torch.rand(gramian.shape, dtype=gramian.dtype, device=gramian.device, generator=draws.on(gramian.device))
     keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # a task itself comes last, and is left out
     return keys.argsort(-1)[..., :-1]
