@@ -2,7 +2,7 @@
 
 Both get the gradients of T random tasks, in turn, on one CPU thread, and work out the method's weights from them; each
 also says how good they are: the error in the equation that the paper states, or the objective that it minimises.
-TorchJD's are used as its documentation says, with its own tolerances. Writes ``solvers.csv`` and ``environment.json``.
+TorchJD's are used as its documentation says, with its own tolerances. Writes ``solvers.csv`` and ``environment-solvers.json``.
 Nothing else should be running; it takes two minutes.
 """
 
@@ -130,7 +130,7 @@ def main(
     with single_thread():
         table = pd.concat([measure(num_tasks) for num_tasks in NUM_TASKS], ignore_index=True)
     files.write(results / "solvers.csv", table.to_csv(index=False).encode())
-    environment.write(results / "environment.json", jobs=1)
+    environment.write(results / "environment-solvers.json", jobs=1)
     Console(soft_wrap=True).print(show(table))
 
 
