@@ -2,8 +2,8 @@
 
 Both get the gradients of T random tasks, in turn, on one CPU thread, and work out the method's weights from them; each
 also says how good they are: the error in the equation that the paper states, or the objective that it minimises.
-TorchJD's are used as its documentation says, with its own tolerances. Writes ``solvers.csv`` and ``environment-solvers.json``.
-Nothing else should be running; it takes two minutes.
+TorchJD's are used as its documentation says, with its own tolerances. Into ``results/peers`` go ``solvers.csv`` and
+``environment-solvers.json``. Nothing else should be running; it takes two minutes.
 """
 
 from collections.abc import Callable
