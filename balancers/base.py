@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from .draws import Draws
 from .losses import Entries, Losses, LossReader, stack
 from .window import Pass, Window
 
@@ -76,6 +77,8 @@ class LossBalancer(nn.Module):
     tunable: ClassVar[Mapping[str, Range]] = MappingProxyType({})
     """Its hyper-parameters, as its arguments name them, and the ranges worth tuning."""
 
+    _draws: Draws | None = None
+    """Where a method that is ``random`` takes its random numbers from; saved with its state."""
     weights: Tensor
     """``(T,)``: the weights last used."""
     latest_losses: Tensor
@@ -274,11 +277,14 @@ class LossBalancer(nn.Module):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names."""
-        return {"tasks": None if self.tasks is None else list(self.tasks)}
+        """The tasks' names and, of a method that draws random numbers, its generator's state."""
+        draws = {} if self._draws is None else {"draws": self._draws.state()}
+        return {"tasks": None if self.tasks is None else list(self.tasks)} | draws
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._reader.names = self.tasks or (None if state["tasks"] is None else tuple(state["tasks"]))
+        if self._draws is not None:
+            self._draws.restore(state["draws"])
 
     def extra_repr(self) -> str:
         return f"{self.num_tasks} tasks" if self.tasks is None else ", ".join(self.tasks)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from .base import LossBalancer, Range, over_ranks, world_size
-from .losses import Entries, Losses, stack
+from .losses import Entries, Losses, per_task, stack
 from .optimizer import StateOptimizer
 from .registry import register
-from .tchebycheff import per_task
 from .window import Pass
 
 

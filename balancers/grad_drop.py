@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .combining import Combination, CombiningBalancer
 from .draws import Draws
+from .losses import per_task
 from .memory import rows
 from .registry import register
-from .tchebycheff import per_task
 
 
 @register
@@ -54,6 +54,7 @@ class GradDrop(CombiningBalancer):
 
     leak: Tensor
     r""":math:`\ell_i`, ``(T,)``."""
+    _draws: Draws
 
     def __init__(
         self, *args: Any, leak: float | Sequence[float] | Mapping[str, float] = 0.0, seed: int = 0, **options: Any
@@ -79,11 +80,3 @@ class GradDrop(CombiningBalancer):
         kept = torch.where(gradient > 0, purity > draw, purity < draw).to(gradient.dtype)
         leak = leak.view(-1, *[1] * purity.ndim)
         return ((leak + (1 - leak) * kept) * gradient).sum(0)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names and the generator's state."""
-        return super().get_extra_state() | {"draws": self._draws.state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._draws.restore(state["draws"])

@@ -49,6 +49,7 @@ class GradVac(GramianBalancer):
 
     agreements: Tensor
     r""":math:`\hat\phi_{ij}`, ``(T, T)``."""
+    _draws: Draws
 
     def __init__(self, *args: Any, beta: float = 0.01, seed: int = 0, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -68,14 +69,6 @@ class GradVac(GramianBalancer):
         else:
             self.agreements[self.present.unsqueeze(-1), self.present] = after
         return weights
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names and the generator's state."""
-        return super().get_extra_state() | {"draws": self._draws.state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._draws.restore(state["draws"])
 
 
 def vaccinate(gramian: Tensor, agreements: Tensor, order: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -120,6 +120,24 @@ def entries(values: Sized) -> str:
     return "1 entry" if len(values) == 1 else f"{len(values)} entries"
 
 
+def per_task(what: str, values: float | Sequence[float] | Mapping[str, float], reader: LossReader) -> list[float]:
+    """One number a task, in task order: of one for all, of as many as tasks, or of a dict by name.
+
+    Raises:
+        ValueError: there are not as many as tasks, or the dict is of others.
+    """
+    if isinstance(values, int | float):
+        return [float(values)] * reader.num_tasks
+    if isinstance(values, Mapping):
+        if reader.names is None or set(values) != set(reader.names):
+            raise ValueError(f"{what} names ({', '.join(values)}), but {reader.made_for()}")
+        values = [values[task] for task in reader.names]
+    numbers = [float(value) for value in values]
+    if len(numbers) != reader.num_tasks:
+        raise ValueError(f"{what} has {entries(numbers)}, but {reader.made_for()}")
+    return numbers
+
+
 def stack(losses: Entries) -> Tensor:
     """One tensor ``(T,)`` of float32 or wider, zero where a task is left out, with a node of its own in the graph."""
     if isinstance(losses, Tensor):

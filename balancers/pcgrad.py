@@ -36,6 +36,8 @@ class PCGrad(GramianBalancer):
     default_wrt = "parameters"
     random = True
 
+    _draws: Draws
+
     def __init__(self, *args: Any, seed: int = 0, **options: Any) -> None:
         super().__init__(*args, **options)
         self._draws = Draws(seed)
@@ -43,14 +45,6 @@ class PCGrad(GramianBalancer):
     def solve(self, gramian: Tensor) -> Tensor:
         """Weights ``(..., T)``, each at least 1."""
         return surgery(gramian, orders(gramian, self._draws))
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names and the generator's state."""
-        return super().get_extra_state() | {"draws": self._draws.state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._draws.restore(state["draws"])
 
 
 def orders(gramian: Tensor, draws: Draws) -> Tensor:

@@ -1,7 +1,6 @@
 """Random loss weighting: weights drawn anew in every step."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +39,7 @@ class RandomLossWeighting(LossBalancer):
 
     next_weights: Tensor
     """:math:`w_i`, ``(T,)``."""
+    _draws: Draws
 
     def __init__(
         self, tasks: int | Sequence[str], *, seed: int = 0, accumulate: int = 1, check_finite: bool = False
@@ -61,11 +61,3 @@ class RandomLossWeighting(LossBalancer):
     def _draw(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         x = torch.randn(self.num_tasks, dtype=dtype, device=device, generator=self._draws.on(device))
         return torch.softmax(x, -1)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names and the generator's state."""
-        return super().get_extra_state() | {"draws": self._draws.state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._draws.restore(state["draws"])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +66,7 @@ class ReLoBRaLo(LossBalancer):
     """:math:`L_i(t - 1)`, ``(T,)``; zero while not known."""
     keeps: Tensor
     r""":math:`\rho` of the next step, a scalar."""
+    _draws: Draws
 
     def __init__(
         self,
@@ -116,11 +116,3 @@ class ReLoBRaLo(LossBalancer):
         draw = torch.rand((), dtype=losses.dtype, device=losses.device, generator=self._draws.on(losses.device))
         self.keeps.copy_(torch.where(valid, draw < self.rho, self.keeps))
         return valid
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names and the generator's state."""
-        return super().get_extra_state() | {"draws": self._draws.state()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._draws.restore(state["draws"])

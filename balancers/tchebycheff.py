@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import LossBalancer
-from .losses import LossReader, entries
+from .losses import per_task
 from .registry import register
 
 
@@ -74,21 +74,3 @@ class Tchebycheff(LossBalancer):
         """The derivative of the objective in each weighted distance, ``(..., T)``; its sum is 1."""
         largest = (distances == distances.amax(-1, keepdim=True)).to(distances.dtype)
         return largest / largest.sum(-1, keepdim=True)
-
-
-def per_task(what: str, values: float | Sequence[float] | Mapping[str, float], reader: LossReader) -> list[float]:
-    """One number a task, in task order: of one for all, of as many as tasks, or of a dict by name.
-
-    Raises:
-        ValueError: there are not as many as tasks, or the dict is of others.
-    """
-    if isinstance(values, int | float):
-        return [float(values)] * reader.num_tasks
-    if isinstance(values, Mapping):
-        if reader.names is None or set(values) != set(reader.names):
-            raise ValueError(f"{what} names ({', '.join(values)}), but {reader.made_for()}")
-        values = [values[task] for task in reader.names]
-    numbers = [float(value) for value in values]
-    if len(numbers) != reader.num_tasks:
-        raise ValueError(f"{what} has {entries(numbers)}, but {reader.made_for()}")
-    return numbers
