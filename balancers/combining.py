@@ -137,8 +137,7 @@ class CombiningBalancer(GradientBalancer):
         if present is not None:
             weights = self.weights.index_copy(0, present, weights[present])
         self._buffers["weights"] = torch.where(made.valid, weights, self.weights)
-        if self.check_finite and not made.valid:
-            raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
+        this.valid = made.valid
         return None if made.directions is None else [direction * scale for direction in made.directions]
 
     def _shares(self, this: Pass) -> Tensor:
@@ -157,6 +156,8 @@ class CombiningBalancer(GradientBalancer):
         if type(self).update is not LossBalancer.update:
             self.update(this.losses.to(self.weights.dtype), None if this.given is None else this.given > 0)
         super()._end(this)
+        if self.check_finite and this.valid is not None and not this.valid:
+            raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
 
     def _index(self, losses: Entries) -> Tensor | None:
         """The tasks that take part in this step; None: all."""

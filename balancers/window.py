@@ -27,6 +27,8 @@ class Pass:
     adds_up: bool = False
     """Whether what is measured of them is to be summed over several features, passes or ranks."""
     measurement: Measurement | None = None
+    valid: Tensor | None = None
+    """A bool scalar: whether the gradients could be combined; None where that is not what becomes of them."""
     gradients: list[Tensor] | None = None
     """What was measured, each ``(T, ...)``."""
 

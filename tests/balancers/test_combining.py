@@ -126,6 +126,22 @@ def test_a_step_that_is_not_finite_keeps_the_weights(wrt: str) -> None:
 
 
 @pytest.mark.parametrize("wrt", WRT)
+def test_a_refused_step_leaves_nothing_behind(wrt: str) -> None:
+    """A finite loss whose gradient is not: the error comes at the end of the pass, and the next pass is as usual."""
+    net = build("linear", 3)
+    strict = make(net, wrt, check_finite=True)
+    (x,) = inputs("linear")
+    losses = losses_of(net(x), x)
+    with pytest.raises(FloatingPointError, match="not valid"):
+        strict([losses[0] + (0 * losses[0]).sqrt(), *losses[1:]]).backward()
+    net.zero_grad()
+    losses = losses_of(net(x), x)
+    expected = torch.autograd.grad(sum(losses), list(net.parameters()), retain_graph=True)
+    sum(losses).backward()
+    torch.testing.assert_close([p.grad for p in net.parameters()], list(expected), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("wrt", WRT)
 def test_update_every_keeps_the_weights_in_between(wrt: str) -> None:
     net = build("linear", 3)
     balancer = make(net, wrt, update_every=3)
