@@ -10,12 +10,14 @@
         ...
 """
 
-from .base import Metric, Problem, Recipe, Shared, Split, evaluating
+from .base import Baseline, Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
 from .registry import create, get, names, register
 from .regression import Regression
 
 __all__ = [
+    "Baseline",
     "Metric",
+    "MissingDataError",
     "Problem",
     "Recipe",
     "Regression",

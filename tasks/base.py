@@ -11,17 +11,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 
 from balancers import Fork
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Data = TypeVar("Data")
 Split = Literal["validation", "test"]
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["constant", "cosine"]
+Baseline = Literal["constant", "single-task"]
+
+
+class MissingDataError(Exception):
+    """A problem's data aren't there; the message says which, and how to get them."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,12 @@ class Problem(ABC, Generic[Data]):
         tasks: the tasks' names, in the order of `losses`.
         metrics: what `evaluate` gives.
         primary: the name of the metric that methods are compared by.
-        recipe: how the model is trained by default.
-        static_weights: fixed weightings that anyone could work out beforehand, by name; each sums to T.
+        recipe: how the model is trained by default, in seconds.
+        full: the same at greater length; None where there is no such recipe.
+        baselines: what a score can be held against. "constant": the best constant predictor, see `constant`.
+            "single-task": the model trained on one task's loss alone.
+        static_weights: fixed weightings that anyone could work out beforehand, by name, the one to try first first;
+            each sums to T.
     """
 
     name: ClassVar[str]
@@ -97,7 +109,26 @@ class Problem(ABC, Generic[Data]):
     metrics: tuple[Metric, ...]
     primary: str
     recipe: Recipe
+    full: Recipe | None = None
+    baselines: frozenset[Baseline] = frozenset({"single-task"})
     static_weights: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+
+    def require(self) -> None:
+        """Checks, without reading them, that all data from outside the tree are there.
+
+        Raises:
+            MissingDataError: they aren't.
+        """
+
+    def fingerprint(self) -> str:
+        """A hash of what the data come from; empty where nothing is read from outside the tree.
+
+        It is part of what a run's result is kept under: with other data, it is another run.
+
+        Raises:
+            MissingDataError: there is nothing to hash.
+        """
+        return ""
 
     @abstractmethod
     def data(self, generator: Generator, device: torch.device | str) -> Data:
@@ -133,8 +164,20 @@ class Problem(ABC, Generic[Data]):
         """
 
     def constant(self, data: Data) -> nn.Module | None:
-        """The best constant predictor on the training set, for `evaluate`; None where it means nothing."""
+        """The best constant predictor on the training set, for `evaluate`; None unless it is one of ``baselines``."""
         return None
+
+    def sizes(self, data: Data) -> Mapping[str, int]:
+        """The number of samples in each split, by its name; empty where there are none to count."""
+        return {}
+
+    def draw(self, figure: "Figure", data: Data, model: nn.Module | None = None) -> str:
+        """Draws into an empty ``figure`` what the data are like, and what ``model``, a trained one, makes of them.
+
+        Returns:
+            What is to be seen, in a sentence or two; empty if nothing was drawn.
+        """
+        return ""
 
     def check(self) -> None:
         """Checks that the facts are all stated and agree with one another.
@@ -156,6 +199,8 @@ class Problem(ABC, Generic[Data]):
                 raise ValueError(f"{who}: metric {metric.name!r} is of task {metric.task!r}; tasks: {list(self.tasks)}")
         if self.primary not in metrics:
             raise ValueError(f"{who}.primary is {self.primary!r}, which is none of its metrics: {metrics}")
+        if ("constant" in self.baselines) != (type(self).constant is not Problem.constant):
+            raise ValueError(f"{who}.baselines has 'constant' if, and only if, {who} has a method constant")
         for key, weights in self.static_weights.items():
             if len(weights) != len(self.tasks) or not math.isclose(sum(weights), len(self.tasks), rel_tol=1e-6):
                 raise ValueError(

@@ -32,7 +32,7 @@ schedule, 0.84 and 1.08.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
@@ -44,6 +44,7 @@ from balancers import Fork, LinearHeads
 
 from .base import Metric, Problem, Recipe, Shared, Split, evaluating
 from .registry import register
+from .sampling import epochs
 
 INPUTS, OUTPUTS, WIDTH, LAYERS = 250, 100, 100, 4
 HELD_OUT = 2_000
@@ -152,6 +153,7 @@ class Regression(Problem[RegressionData]):
     name = "regression"
     summary = "The GradNorm paper's toy family: T regressions onto sigma_i tanh((B + eps_i) x), unlike in scale."
     primary = "normalized loss"
+    baselines = frozenset({"constant", "single-task"})
 
     def __init__(
         self,
@@ -193,6 +195,7 @@ class Regression(Problem[RegressionData]):
             ),
         )
         self.recipe = Recipe("adam", lr=3e-3, schedule="constant", batch_size=100, steps=2_000)
+        self.full = replace(self.recipe, steps=10_000)
         inverse = [sigma**-2 for sigma in self.sigmas]
         self.static_weights = {"inverse-variance": tuple(len(inverse) * one / sum(inverse) for one in inverse)}
 
@@ -214,16 +217,15 @@ class Regression(Problem[RegressionData]):
         Raises:
             ValueError: ``batch_size`` is less than 1 or more than ``train_samples``.
         """
-        if not 1 <= batch_size <= self.train_samples:
-            raise ValueError(f"batch_size is {batch_size}; expected 1 to {self.train_samples}, the training samples")
-        return self._batches(data, generator, batch_size)
+        every = epochs(self.train_samples, batch_size, generator, data.maps.device)
+        return self._batches(data, generator, every)
 
-    def _batches(self, data: RegressionData, generator: Generator, batch_size: int) -> Iterator[Samples]:
+    def _batches(
+        self, data: RegressionData, generator: Generator, every: Iterator[tuple[Tensor, ...]]
+    ) -> Iterator[Samples]:
         train = data.train
-        while True:
-            order = torch.randperm(self.train_samples, generator=generator).to(data.maps.device)
-            for start in range(0, self.train_samples - batch_size + 1, batch_size):
-                chosen = order[start : start + batch_size]
+        for epoch in every:
+            for chosen in epoch:
                 yield Samples(*(part.index_select(0, chosen) for part in train))
             if self.stream:
                 train = self._draw(data.maps, self.train_samples, generator)

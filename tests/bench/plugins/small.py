@@ -49,6 +49,7 @@ class Small(Problem[dict[str, Split]]):
         Metric("loss of b", "mean squared error", "m", higher_is_better=False, task="b"),
     )
     primary = "error"
+    baselines = frozenset({"constant", "single-task"})
     static_weights = {"inverse": (1.8, 0.2)}
 
     def __init__(
