@@ -9,9 +9,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 import balancers
 from balancers import GradientBalancer, LossBalancer
-from tasks import Problem, Recipe
+from tasks import Problem, Recipe, Shared
 
-from .spec import Method
+from .spec import Method, Wrt
 
 
 def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBalancer:
@@ -34,6 +34,18 @@ def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBal
     if method.wrt == "layer" and shared.layer is None:
         raise ValueError(f"wrt is 'layer', but {problem.name} names no last shared layer; use wrt = 'features'")
     return cls(shared.fork, wrt=shared.layer if method.wrt == "layer" else None, **options)
+
+
+def default_wrt(cls: type[LossBalancer], shared: Shared) -> Wrt | None:
+    """Where a method's gradients are measured unless a suite says otherwise; None for one that reads none.
+
+    That is where its paper does, or where the model has no such place, because tasks share parameters but no features,
+    with respect to all shared parameters.
+    """
+    if not issubclass(cls, GradientBalancer):
+        return None
+    there = {"features": shared.fork is not None, "layer": shared.fork is not None and shared.layer is not None}
+    return cls.default_wrt if there.get(cls.default_wrt, True) else "parameters"
 
 
 def optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:

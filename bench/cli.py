@@ -16,7 +16,7 @@ from rich.text import Text
 import balancers
 import tasks
 
-from . import catalogue, schedule, suite, tables
+from . import catalogue, problems, schedule, shown, suite, tables
 from .cost import devices, own
 from .cost import terminal as cost_tables
 from .cost.devices import DeviceName
@@ -24,6 +24,7 @@ from .cost.subject import SubjectError
 from .files import BadFileError
 from .report import page, terminal
 from .schedule import BusyError, Summary
+from .shown import NothingToDrawError
 from .toml import SuiteError
 from .workers import WorkerError
 
@@ -104,12 +105,21 @@ def list_all(
     kind: Annotated[Kind | None, typer.Argument(help="One kind alone.", show_default=False)] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Balancers as README has them.")] = False,
 ) -> None:
-    """List the balancers, problems and suites there are; balancers alone with all that they declare."""
+    """List the balancers, problems and suites there are; one kind alone with all that is known of it.
+
+    Of problems that is tasks, metrics, sizes and how long a run takes here, for which a few steps of each are made.
+    """
     if markdown:
         typer.echo(catalogue.markdown(catalogue.entries()))
         return
     if kind is Kind.BALANCERS:
         cost_tables.console().print(catalogue.table(catalogue.entries()))
+        return
+    if kind is Kind.PROBLEMS:
+        console = _messages()
+        with console.status("a few steps of each, for the time that a run takes"):
+            shown_table = problems.table(problems.entries())
+        cost_tables.console().print(shown_table)
         return
     lines = {
         Kind.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
@@ -122,6 +132,34 @@ def list_all(
         for name, description in lines[each]:
             table.add_row(Text(name, style="bold"), Text(description))
         console.print(table)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="PROBLEM", help="A problem's name; `lossbench list problems`.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the problem as in a suite, such as 'sigmas=\"T=10\"'.", show_default=False),
+    ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train its model first, and draw what it predicts.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The picture's file; by default results/show/PROBLEM.png.", show_default=False),
+    ] = None,
+) -> None:
+    """Draw a problem's data and, with --train, what a model makes of them: equal weighting, the default recipe.
+
+    Of an illustration it draws the paths that methods take.
+
+    Exit codes: 0, all is well; 2, there is nothing to draw.
+    """
+    with _told(_messages()):
+        picture = shown.draw(name, option or [], train)
+        path = out or Path("results") / "show" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture.png)
+    Console(highlight=False).print(Text(picture.caption))
+    Console(soft_wrap=True).print(Text(f"picture: {path}"))
 
 
 @app.command()
@@ -183,7 +221,7 @@ def _told(console: Console) -> Iterator[None]:
     """What is the caller's to put right is told in a sentence instead of a traceback."""
     try:
         yield
-    except (SuiteError, SubjectError, BusyError, BadFileError, OSError) as error:
+    except (SuiteError, SubjectError, NothingToDrawError, BusyError, BadFileError, OSError) as error:
         console.print(Text(f"error: {error}"))
         raise typer.Exit(2) from None
     except WorkerError as error:

@@ -7,7 +7,7 @@ from functools import cached_property
 import pandas as pd
 import torch
 
-from .spec import Phase, RunSpec
+from .spec import Method, Phase, RunSpec
 from .suite import BalancerEntry, ProblemEntry, Suite
 
 Grids = Mapping[str, Sequence[float]]
@@ -16,11 +16,15 @@ Grids = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and the suite's labels for it. Runs of equal specification have equal keys, and one result."""
+    """A run and the suite's labels for it. Runs of equal specification have equal keys, and one result.
+
+    Of a ``pictured`` one, what its model makes of the test split is drawn.
+    """
 
     problem: str
     balancer: str
     spec: RunSpec
+    pictured: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -55,12 +59,33 @@ def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
     def rate(problem: ProblemEntry, balancer: BalancerEntry) -> float:
         return rates.get((problem.label, balancer.label), problem.recipe.lr)
 
-    return [
+    planned = [
         _planned(suite, problem, balancer, "reported", rate(problem, balancer), seed)
         for problem in suite.problems
         for balancer in suite.balancers
         for seed in suite.reported_seeds
     ]
+    pictured = {run.problem: run for run in reversed(planned) if run.spec.method.name == "equal"}
+    return [replace(run, pictured=run is pictured.get(run.problem)) for run in planned]
+
+
+def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
+    """The models trained on one task's loss alone, where a problem has that baseline, labelled by the task.
+
+    Each has the learning rate of a ``reported`` run of equal weighting; without those, the problem's own.
+    """
+    if not suite.baselines:
+        return []
+    rates = {run.problem: run.spec.lr for run in reported if run.spec.method.name == "equal"}
+    planned = []
+    for problem in suite.problems:
+        names = problem.problem.tasks if "single-task" in problem.problem.baselines else ()
+        for i, task in enumerate(names):
+            alone = Method("static", None, {"weights": [float(i == j) for j in range(len(names))]})
+            entry = BalancerEntry(task, "static", {problem.label: alone})
+            lr = rates.get(problem.label, problem.recipe.lr)
+            planned += [_planned(suite, problem, entry, "baseline", lr, seed) for seed in suite.reported_seeds]
+    return planned
 
 
 def costs(suite: Suite) -> list[Planned]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import filelock
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
-from . import environment, files, plan, store, tables, workers
+from . import environment, estimate, files, pictures, plan, store, tables, workers
 from .cost import step
 from .plan import Planned
 from .progress import Progress
@@ -45,7 +46,7 @@ def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
         with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
             files.remove_unfinished(folder)
             try:
-                return _Work(suite, folder, jobs, progress).do()
+                return _Work(suite, folder, jobs, progress, console).do()
             finally:
                 workers.stop()
     except filelock.Timeout:
@@ -55,11 +56,12 @@ def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
 class _Work:
     """A suite under way."""
 
-    def __init__(self, suite: Suite, folder: Path, jobs: int, progress: Progress) -> None:
+    def __init__(self, suite: Suite, folder: Path, jobs: int, progress: Progress, console: Console) -> None:
         self.suite = suite
         self.folder = folder
         self.jobs = jobs
         self.progress = progress
+        self.console = console
         self.computed = 0
         self.seen: set[str] = set()
         """The keys of the runs counted so far."""
@@ -67,12 +69,19 @@ class _Work:
     def do(self) -> Summary:
         """All stages."""
         suite, folder = self.suite, self.folder
+        for problem, missing in suite.left_out.items():
+            self.console.print(Text(f"{problem} is left out: {missing}"))
         costs = plan.costs(suite) if suite.cost_rounds else []
-        self.progress.expect(_distinct(plan.tuning(suite, plan.grids(suite))))
-        self.progress.expect(_distinct(plan.reported(suite, None)) + len(costs))
+        tuning = plan.tuning(suite, plan.grids(suite))
+        fresh = plan.reported(suite, None)
+        fresh += plan.baselines(suite, fresh)
+        self.progress.expect(_distinct(tuning))
+        self.progress.expect(_distinct(fresh) + len(costs))
+        self.foretell(tuning, fresh, costs)
 
         tuning, selection = self.tune() if suite.learning_rates else ([], None)
         reported = plan.reported(suite, selection)
+        reported += plan.baselines(suite, reported)
         self.compute("reported runs", reported)
         workers.stop()  # steps are timed alone on the machine
         cost_rows = self.time_steps(costs)
@@ -83,6 +92,31 @@ class _Work:
         files.write(folder / "suite.toml", suite.text.encode())
         failed = [one for one in done if one.result.status == "failed"]
         return Summary(self.computed, len(self.seen) - self.computed, failed)
+
+    def foretell(self, tuning: Sequence[Planned], fresh: Sequence[Planned], costs: Sequence[Planned]) -> None:
+        """Says how long it will take, from a few steps of each method on each problem.
+
+        Which rates the ``fresh`` runs will have is not known yet; they are taken for missing if a tuning run is.
+        """
+        missing = [run for run in tuning if not self.is_done(run)]
+        if missing or not tuning:
+            missing += [run for run in fresh if not self.is_done(run)]
+        timed = [run for run in costs if not self.cost_path(run).is_file()]
+        if not missing and not timed:
+            return
+        tried = estimate.to_try([*missing, *timed])
+        paces = workers.paces(list(tried.values()), self.suite.plugins, self.jobs)
+        found = dict(zip(tried, paces, strict=True))
+        self.console.print(Text(estimate.sentence(self.suite, missing, timed, self.jobs, found)))
+
+    def is_done(self, run: Planned) -> bool:
+        """Whether the run's result is there, and its picture if it has one."""
+        pictured = not run.pictured or pictures.path(self.folder, run.key).is_file()
+        return pictured and store.run_path(self.folder, run.key).is_file()
+
+    def cost_path(self, run: Planned) -> Path:
+        """Where what a step of ``run`` costs is kept."""
+        return self.folder / "costs" / f"{step.key(run.spec, self.suite.cost_rounds)}.json"
 
     def tune(self) -> tuple[list[Planned], pd.DataFrame]:
         """The tuning runs, and the rates chosen by them; a grid is extended once where the best lies at its edge."""
@@ -102,8 +136,11 @@ class _Work:
 
     def compute(self, stage: str, runs: Sequence[Planned]) -> None:
         """Does those of ``runs`` that have no result yet."""
-        new = {run.key: run for run in runs if run.key not in self.seen}
-        missing = [run for key, run in new.items() if not store.run_path(self.folder, key).is_file()]
+        new: dict[str, Planned] = {}
+        for run in runs:
+            if run.key not in self.seen and (run.pictured or run.key not in new):
+                new[run.key] = run
+        missing = [run for run in new.values() if not self.is_done(run)]
         self.seen.update(new)
         about = self.folder / "environment.json"
         if missing or not about.is_file():
@@ -118,7 +155,7 @@ class _Work:
         self.progress.begin("step timing", len(costs), workers=1)
         rows: list[tables.Row] = []
         for run in costs:
-            path = self.folder / "costs" / f"{step.key(run.spec, self.suite.cost_rounds)}.json"
+            path = self.cost_path(run)
             if not path.is_file():
                 files.write(path, json.dumps(self.measure(run)).encode())
             facts = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """What a run is, and the key that its result is stored under.
 
-A run's result depends on its `RunSpec`, on the code that it goes through, on the rules in force and on PyTorch. The key
-is a hash of these and of nothing else: a changed option or a changed file gives new keys to just the runs it touches,
-and labels, other runs of the suite or the number of workers touch none.
+A run's result depends on its `RunSpec`, on the code that it goes through, on the data that its problem reads, on the
+rules in force and on PyTorch. The key is a hash of these and of nothing else: a changed option or a changed file gives
+new keys to just the runs it touches, and labels, other runs of the suite or the number of workers touch none.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ Options = Mapping[str, Any]
 """Keyword arguments, of what TOML and JSON can both say: texts, finite numbers, true and false, lists and tables."""
 Device = Literal["cpu", "cuda"]
 Wrt = Literal["features", "layer", "parameters"]
-Phase = Literal["tuning", "reported", "cost"]
+Phase = Literal["tuning", "reported", "baseline", "cost"]
+"""A "baseline" is a run of the model on one task's loss alone."""
 
 FOLDER = Path(__file__).parent
 PROTOCOL = FOLDER / "PROTOCOL.md"
@@ -70,10 +71,11 @@ class RunSpec:
 
 
 def provenance(spec: RunSpec) -> dict[str, str]:
-    """What a result depends on besides its specification: the rules, the code, PyTorch."""
+    """What a result depends on besides its specification: the rules, the code, the data, PyTorch."""
     return {
         "protocol": protocol_hash(),
         "code": code_hash(spec.problem, spec.method.name),
+        "data": fingerprint(spec.problem, spec.problem_options),
         "torch": str(torch.__version__),
     }
 
@@ -82,6 +84,16 @@ def digest(value: object) -> str:
     """32 hexadecimal digits of the SHA-256 of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def fingerprint(problem: str, options: Options) -> str:
+    """The hash of what the problem's data come from, see `Problem.fingerprint`; found out once a process."""
+    return _fingerprint(problem, json.dumps(options, sort_keys=True))
+
+
+@cache
+def _fingerprint(problem: str, options: str) -> str:
+    return tasks.create(problem, **json.loads(options)).fingerprint()
 
 
 @cache

@@ -39,6 +39,7 @@ def save(path: Path, spec: RunSpec, result: Result) -> None:
         "spec": asdict(spec),
         **provenance(spec),
         "tasks": result.tasks,
+        "sizes": result.sizes,
         "status": result.status,
         "reason": result.reason,
         "scores": [asdict(score) for score in result.scores],
@@ -64,6 +65,7 @@ def load(path: Path) -> Result:
         shape = (table.num_rows // max(1, len(tasks)), len(tasks))
         return Result(
             tasks=tasks,
+            sizes=facts["sizes"],
             status=facts["status"],
             reason=facts["reason"],
             scores=[Score(**score) for score in facts["scores"]],

@@ -18,7 +18,7 @@ import torch
 import balancers
 import tasks
 from balancers import GradientBalancer
-from tasks import Problem, Recipe
+from tasks import MissingDataError, Problem, Recipe
 
 from . import build, plugins
 from .spec import Device, Method, Options, Wrt
@@ -26,14 +26,14 @@ from .toml import Kind, SuiteError, Table, closest
 
 SUITES = Path(__file__).parent / "suites"
 FROM_PROBLEM = "problem:"
-"""An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY."""
+"""An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY, ``"problem:first"`` for its first."""
 
 
 TOP = (
-    *("description", "device", "evaluations", "plugins"),
+    *("description", "device", "evaluations", "baselines", "plugins"),
     *("seeds", "learning_rates", "cost", "problems", "balancers"),
 )
-PROBLEM = ("name", "label", "steps", "batch_size", "options")
+PROBLEM = ("name", "label", "recipe", "steps", "batch_size", "options")
 BALANCER = ("name", "label", "wrt", "options")
 
 
@@ -47,6 +47,8 @@ def _distinct(value: object, least: int) -> bool:
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
+YES_OR_NO = Kind("true or false", lambda value: isinstance(value, bool))
+RECIPE = Kind('"default" or "full"', lambda value: value in ("default", "full"))
 COUNT = Kind("a whole number, 1 or more", lambda value: _whole(value, 1))
 ROUNDS = Kind("a whole number, 0 or more", lambda value: _whole(value, 0))
 DEVICE = Kind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
@@ -81,18 +83,24 @@ class BalancerEntry:
     """A balancer of a suite; ``methods`` says how it is made, by the problem's label."""
 
     label: str
+    name: str
     methods: Mapping[str, Method]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is to be run. Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned."""
+    """What is to be run.
+
+    Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned. ``baselines`` says whether models
+    are trained on each task alone too. ``left_out`` names the problems whose data aren't there, and what is missing.
+    """
 
     name: str
     description: str
     text: str
     device: Device
     evaluations: int
+    baselines: bool
     plugins: tuple[Path, ...]
     tuning_seeds: tuple[int, ...]
     reported_seeds: tuple[int, ...]
@@ -101,6 +109,7 @@ class Suite:
     cost_devices: tuple[Device, ...]
     problems: tuple[ProblemEntry, ...]
     balancers: tuple[BalancerEntry, ...]
+    left_out: Mapping[str, str]
 
 
 def names() -> list[str]:
@@ -151,6 +160,10 @@ def load(path: Path) -> Suite:
     for tables in (problem_tables, balancer_tables):
         _require_unique_labels(tables)
     problems = [_problem(table) for table in problem_tables]
+    left_out = {entry.label: missing for entry in problems if (missing := _missing(entry.problem))}
+    problems = [entry for entry in problems if entry.label not in left_out]
+    if not problems:
+        raise SuiteError(f"{path.name}: no problem can be run: {'; '.join(left_out.values())}")
     methods = [_balancer(table, problems) for table in balancer_tables]
     return Suite(
         name=path.stem,
@@ -158,6 +171,7 @@ def load(path: Path) -> Suite:
         text=text,
         device=device,
         evaluations=top.take("evaluations", COUNT, 20),
+        baselines=top.take("baselines", YES_OR_NO, False),
         plugins=files,
         tuning_seeds=tuple(tuning),
         reported_seeds=tuple(reported),
@@ -166,7 +180,16 @@ def load(path: Path) -> Suite:
         cost_devices=tuple(cost.take("devices", DEVICES, (device,))),
         problems=tuple(problems),
         balancers=tuple(methods),
+        left_out=left_out,
     )
+
+
+def _missing(problem: Problem[Any]) -> str | None:
+    try:
+        problem.require()
+    except MissingDataError as error:
+        return str(error)
+    return None
 
 
 def _require_unique_labels(tables: list[Table]) -> None:
@@ -211,8 +234,13 @@ def _problem(table: Table) -> ProblemEntry:
         problem = tasks.create(name, **options)
     except Exception as error:
         table.fail(_culprit(options, error), str(error))
+    if problem.illustration:
+        table.fail("name", f"{name} is an illustration, nothing to rank methods by; `lossbench show {name}` draws it")
+    recipe = problem.full if table.take("recipe", RECIPE, "default") == "full" else problem.recipe
+    if recipe is None:
+        table.fail("recipe", f"{name} has no full recipe")
     changes = {key: table.take(key, COUNT) for key in ("steps", "batch_size") if key in table.values}
-    return ProblemEntry(_label(table), name, options, replace(problem.recipe, **changes), problem)
+    return ProblemEntry(_label(table), name, options, replace(recipe, **changes), problem)
 
 
 def _balancer(table: Table, problems: list[ProblemEntry]) -> BalancerEntry:
@@ -220,23 +248,26 @@ def _balancer(table: Table, problems: list[ProblemEntry]) -> BalancerEntry:
     if name not in balancers.names():
         table.fail("name", f"no balancer is called {name!r}{closest(name, balancers.names())}")
     cls = balancers.get(name)
-    wrt: Wrt | None = None
-    if issubclass(cls, GradientBalancer):
-        wrt = table.take("wrt", WRT, cls.default_wrt)
-    elif "wrt" in table.values:
+    wrt: Wrt | None = table.take("wrt", WRT) if "wrt" in table.values else None
+    if wrt is not None and not issubclass(cls, GradientBalancer):
         table.fail("wrt", f"{name} doesn't read gradients, so there is nothing to take them with respect to")
     options = _options(table, cls)
     methods = {}
     for entry in problems:
-        method = Method(name, wrt, {key: _resolve(table, key, value, entry) for key, value in options.items()})
         try:
             with torch.random.fork_rng(devices=[]):
-                build.balancer(method, entry.problem, entry.problem.model())
+                model = entry.problem.model()
+                where = wrt or build.default_wrt(cls, entry.problem.shared(model))
+                resolved = {key: _resolve(table, key, value, entry) for key, value in options.items()}
+                method = Method(name, where, resolved)
+                build.balancer(method, entry.problem, model)
+        except SuiteError:
+            raise
         except Exception as error:
             key = "wrt" if "wrt" in str(error) else _culprit(options, error)
             table.fail(key, f"{error} (on {entry.label})")
         methods[entry.label] = method
-    return BalancerEntry(_label(table), methods)
+    return BalancerEntry(_label(table), name, methods)
 
 
 def _options(table: Table, cls: type) -> dict[str, Any]:
@@ -260,6 +291,8 @@ def _resolve(table: Table, key: str, value: object, entry: ProblemEntry) -> obje
     if not isinstance(value, str) or not value.startswith(FROM_PROBLEM):
         return value
     weightings, name = entry.problem.static_weights, value.removeprefix(FROM_PROBLEM)
+    if name == "first" and weightings:
+        return list(next(iter(weightings.values())))
     if name not in weightings:
         table.fail(f"options.{key}", f"{entry.label} has no fixed weights called {name!r}{closest(name, weightings)}")
     return list(weightings[name])

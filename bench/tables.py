@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import choose_learning_rates, impute_failures
+from bench.analysis import baselines, choose_learning_rates, impute_failures
 
-from . import files, store
+from . import files, spec, store
 from .cost import micro
 from .plan import Planned
 from .suite import ProblemEntry, Suite
-from .train import Result
+from .train import Checkpoint, Result, Split
 
 MOST_STEPS = 200
 """The table of trajectories holds no more steps of a run than this; the run's own file holds all."""
@@ -55,8 +55,9 @@ def load(suite: Suite, planned: Iterable[Planned], folder: Path) -> list[Done]:
     return [Done(run, results[run.key], entries[run.problem]) for run in planned]
 
 
-def problems(suite: Suite) -> pd.DataFrame:
-    """What a reader has to know of each problem."""
+def problems(suite: Suite, done: Sequence[Done] = ()) -> pd.DataFrame:
+    """What a reader has to know of each problem; ``samples`` is empty where none of its runs are ``done``."""
+    samples = {one.planned.problem: one.result.sizes for one in done if one.result.sizes}
     rows: list[Row] = []
     for entry in suite.problems:
         primary = next(metric for metric in entry.problem.metrics if metric.name == entry.problem.primary)
@@ -65,7 +66,10 @@ def problems(suite: Suite) -> pd.DataFrame:
                 "problem": entry.label,
                 "name": entry.name,
                 "num_tasks": len(entry.problem.tasks),
+                "summary": entry.problem.summary,
                 "tasks": ", ".join(entry.problem.tasks),
+                "samples": ", ".join(f"{split} {size:,}" for split, size in samples.get(entry.label, {}).items()),
+                "data": spec.fingerprint(entry.name, entry.options),
                 "primary": primary.name,
                 "higher_is_better": primary.higher_is_better,
                 "unit": primary.unit,
@@ -73,6 +77,23 @@ def problems(suite: Suite) -> pd.DataFrame:
                 "batch_size": entry.recipe.batch_size,
             }
         )
+    return pd.DataFrame(rows)
+
+
+def metrics(suite: Suite) -> pd.DataFrame:
+    """What each problem is measured by."""
+    rows = [
+        {
+            "problem": entry.label,
+            "metric": metric.name,
+            "task": metric.task,
+            "description": metric.description,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+        }
+        for entry in suite.problems
+        for metric in entry.problem.metrics
+    ]
     return pd.DataFrame(rows)
 
 
@@ -85,21 +106,31 @@ def runs(done: Sequence[Done]) -> pd.DataFrame:
 def scores(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
     """The scores of the last and the best checkpoints; those of failed runs imputed."""
     rows = [row for one in done for row in _scores(one)]
-    constants = [
-        one.row(split=score.split, value=score.metrics[one.entry.problem.primary])
+    facts = problems(suite)
+    of_constants = constants(done)
+    primary = of_constants["metric"] == of_constants["problem"].map(facts.set_index("problem")["primary"])
+    return impute_failures(pd.DataFrame(rows), runs(done), facts, of_constants[primary].drop(columns="metric"))
+
+
+def constants(done: Sequence[Done]) -> pd.DataFrame:
+    """The metrics of the problems' constant predictors, by seed and split."""
+    rows = [
+        one.row(split=score.split, metric=metric, value=value)
         for one in done
         for score in one.result.scores
         if score.checkpoint == "constant"
+        for metric, value in score.metrics.items()
     ]
-    of_constants = pd.DataFrame(constants, columns=["problem", "seed", "split", "value"])
-    of_constants = of_constants.drop_duplicates(["problem", "seed", "split"])  # the same for every run of a seed
-    return impute_failures(pd.DataFrame(rows), runs(done), problems(suite), of_constants)
+    table = pd.DataFrame(rows, columns=["problem", "seed", "split", "metric", "value"])
+    return table.drop_duplicates(["problem", "seed", "split", "metric"])  # the same for every run of a seed
 
 
 def _scores(one: Done) -> Iterable[Row]:
     known = {(score.checkpoint, score.split): score.metrics for score in one.result.scores}
-    for split in ("validation", "test") if one.planned.spec.phase == "reported" else ("validation",):
-        for checkpoint in ("last", "best"):
+    splits: tuple[Split, ...] = ("validation",) if one.planned.spec.phase == "tuning" else ("validation", "test")
+    checkpoints: tuple[Checkpoint, ...] = ("last", "best")
+    for split in splits:
+        for checkpoint in checkpoints:
             metrics = known.get((checkpoint, split), {})
             for metric in one.entry.problem.metrics:
                 about = {"checkpoint": checkpoint, "split": split, "metric": metric.name, "task": metric.task}
@@ -148,14 +179,18 @@ def assemble(
     suite: Suite, done: Sequence[Done], selection: pd.DataFrame | None, cost_rows: Sequence[Row]
 ) -> dict[str, pd.DataFrame]:
     """All tables by name, but that of the micro-benchmark, which is no part of a suite."""
+    balanced = [one for one in done if one.planned.spec.phase != "baseline"]
     tables = {
-        "problems": problems(suite),
+        "problems": problems(suite, done),
+        "metrics": metrics(suite),
         "runs": runs(done),
         "scores": scores(done, suite),
-        "curves": curves(done),
-        "trajectory": trajectory(done),
-        "dynamics": dynamics(done),
+        "curves": curves(balanced),
+        "trajectory": trajectory(balanced),
+        "dynamics": dynamics(balanced),
     }
+    equal = next((entry.label for entry in suite.balancers if entry.name == "equal"), None)
+    tables["baselines"] = baselines(tables["scores"], constants(done), tables["metrics"], equal)
     if selection is not None:
         tables["selection"] = selection
     if cost_rows:

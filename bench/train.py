@@ -8,7 +8,7 @@ import copy
 import math
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from .seeds import generator, stream_seed
 from .spec import RunSpec
 
 Split = Literal["validation", "test"]
+Checkpoint = Literal["last", "best", "constant"]
 Metrics = dict[str, float]
 
 
@@ -38,7 +39,7 @@ class DivergenceError(Exception):
 class Score:
     """All metrics of one checkpoint on one split; ``"constant"`` is the constant predictor."""
 
-    checkpoint: Literal["last", "best", "constant"]
+    checkpoint: Checkpoint
     split: Split
     metrics: Metrics
 
@@ -65,6 +66,8 @@ class Result:
     """What a run gave. A failed one: what it gave until then, why it failed, and what a constant predictor scores."""
 
     tasks: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """The number of samples in each split, by its name."""
     status: Literal["ok", "failed"] = "ok"
     reason: str = ""
     scores: list[Score] = field(default_factory=list)
@@ -82,24 +85,34 @@ def run(spec: RunSpec) -> Result:
     The test split is read at the very end, and not at all when tuning. Whatever the problem or the balancer raises
     makes it a failed run; so does a loss or a primary score that is not finite.
     """
-    trial = _Trial(spec)
-    with _reproducible(spec.device):
-        try:
-            trial.prepare()
-            trial.train()
-            trial.score()
-        except Exception as error:
-            trial.fail(error)
+    trial = Trial(spec)
+    trial.run()
     return trial.result
 
 
-class _Trial:
-    """A run under way. What it finds out is in ``result`` as soon as it is known."""
+class Trial:
+    """A run under way. What it finds out is in ``result`` as soon as it is known.
+
+    Attributes:
+        problem, data, model, balancer: what `prepare` made; ``model`` is the trained one after `train`.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.result = Result()
         self.device = torch.device(spec.device)
+        self.starts: dict[Split, Metrics] = {}
+        """What the initial model scores on each split that was read."""
+
+    def run(self) -> None:
+        """All of it; see the function `run`."""
+        with reproducible(self.spec.device):
+            try:
+                self.prepare()
+                self.train()
+                self.score()
+            except Exception as error:
+                self.fail(error)
 
     def prepare(self) -> None:
         """Makes data, model and balancer, each from its own random stream, and validates the initial model."""
@@ -107,6 +120,7 @@ class _Trial:
         self.problem = tasks.create(spec.problem, **spec.problem_options)
         self.result.tasks = self.problem.tasks
         self.data = self.problem.data(generator(spec.seed, "data"), self.device)
+        self.result.sizes = dict(self.problem.sizes(self.data))
         torch.manual_seed(stream_seed(spec.seed, "initial values"))
         self.model = self.problem.model().to(self.device).train()
         self.initial = self.best = copy.deepcopy(self.model.state_dict())
@@ -114,25 +128,43 @@ class _Trial:
         torch.manual_seed(stream_seed(spec.seed, "balancer"))
         self.balancer = build.balancer(spec.method, self.problem, self.model).to(self.device).train()
         self.record = Record(spec.recipe.steps, len(self.problem.tasks), self.device)
-        self.start = self.evaluate(self.model, "validation", None)
-        self.result.curves.append(Evaluation(0, self.start))
+        self.starts["validation"] = self.evaluate(self.model, "validation", None)
+        self.result.curves.append(Evaluation(0, self.starts["validation"]))
 
     def train(self) -> None:
         """All steps, with a validation after every ``steps / evaluations`` of them."""
+        steps, evaluations = self.spec.recipe.steps, self.spec.evaluations
+        shared = self.problem.shared(self.model).parameters
+        validations = {round(i * steps / evaluations) for i in range(1, evaluations + 1)}
+        before: list[Tensor] = []
+
+        def remember() -> None:
+            before[:] = [parameter.detach().clone() for parameter in shared]
+
+        make_step = self.stepper()
+        for step in range(1, steps + 1):
+            make_step(remember if step in validations else None)
+            if step in validations:
+                self.fetch()
+                weight_sum = float(self.result.weights[-1].sum())
+                self.result.dynamics.append(Dynamics(step, weight_sum, _distance(shared, before)))
+                self.validate(step)
+
+    def stepper(self) -> Callable[[Callable[[], None] | None], None]:
+        """What makes one training step each time it is called; its argument is called just before the update."""
         spec, problem = self.spec, self.problem
         optimizer = build.optimizer(self.model, spec.recipe)
         schedule = build.schedule(optimizer, spec.recipe)
-        shared = problem.shared(self.model).parameters
         batches = problem.batches(self.data, generator(spec.seed, "batches"), spec.recipe.batch_size)
-        validations = {round(i * spec.recipe.steps / spec.evaluations) for i in range(1, spec.evaluations + 1)}
 
-        for step in range(1, spec.recipe.steps + 1):
+        def make_step(before_update: Callable[[], None] | None) -> None:
             batch = next(batches)
             losses = problem.losses(self.model, batch)
             loss = self.balancer(losses)
             optimizer.zero_grad()
             loss.backward()
-            before = [parameter.detach().clone() for parameter in shared] if step in validations else []
+            if before_update is not None:
+                before_update()
             optimizer.step()
             if self.balancer.looks_again:
                 with torch.no_grad():
@@ -140,15 +172,12 @@ class _Trial:
             if schedule is not None:
                 schedule.step()
             self.record.note(losses, self.balancer.weights)
-            if step in validations:
-                self.fetch()
-                weight_sum = float(self.result.weights[-1].sum())
-                self.result.dynamics.append(Dynamics(step, weight_sum, _distance(shared, before)))
-                self.validate(step)
+
+        return make_step
 
     def validate(self, step: int) -> None:
         """Evaluates, and keeps the model if it is the best so far."""
-        metrics = self.evaluate(self.model, "validation", self.start)
+        metrics = self.evaluate(self.model, "validation", self.starts["validation"])
         self.result.curves.append(Evaluation(step, metrics))
         self.require_finite(metrics, f"validation score after step {step}")
         if self.best_evaluation().step == step:
@@ -161,24 +190,30 @@ class _Trial:
         return best(self.result.curves[1:], key=lambda evaluation: evaluation.metrics[primary.name])
 
     def score(self) -> None:
-        """Scores the last and the best checkpoint, on the test split too unless tuning."""
+        """Scores the last and the best checkpoint, unless tuning on the test split too, and the constant predictor."""
         scores = [
             Score("last", "validation", self.result.curves[-1].metrics),
             Score("best", "validation", self.best_evaluation().metrics),
         ]
-        if self.spec.phase == "reported":
+        if self.spec.phase != "tuning":
             last = copy.deepcopy(self.model.state_dict())
-            start = self.test(self.initial, None)
-            scores.append(Score("last", "test", self.test(last, start)))
-            scores.append(Score("best", "test", self.test(self.best, start)))
+            start = self.start_on("test")
+            states: tuple[tuple[Checkpoint, Mapping[str, Any]], ...] = (("best", self.best), ("last", last))
+            for checkpoint, state in states:
+                self.model.load_state_dict(state)
+                scores.append(Score(checkpoint, "test", self.evaluate(self.model, "test", start)))
         for score in scores:
             self.require_finite(score.metrics, f"{score.split} score of the {score.checkpoint} checkpoint")
         self.result.scores = scores
+        if self.spec.phase != "tuning":
+            self.score_constant()
 
-    def test(self, state: Mapping[str, Any], start: Metrics | None) -> Metrics:
-        """All metrics on the test split of the model in ``state``."""
-        self.model.load_state_dict(state)
-        return self.evaluate(self.model, "test", start)
+    def start_on(self, split: Split) -> Metrics:
+        """What the initial model scores; it is loaded for that."""
+        if split not in self.starts:
+            self.model.load_state_dict(self.initial)
+            self.starts[split] = self.evaluate(self.model, split, None)
+        return self.starts[split]
 
     def evaluate(self, model: nn.Module, split: Split, start: Metrics | None) -> Metrics:
         """All metrics that the problem declares, relative where they are so to ``start``, the initial model's."""
@@ -225,13 +260,12 @@ class _Trial:
     def score_constant(self) -> None:
         """Scores the problem's constant predictor, where it has one."""
         constant = self.problem.constant(self.data)
-        splits: tuple[Split, ...] = ("validation", "test") if self.spec.phase == "reported" else ("validation",)
+        splits: tuple[Split, ...] = ("validation",) if self.spec.phase == "tuning" else ("validation", "test")
         if constant is None:
             return
-        self.model.load_state_dict(self.initial)
         for split in splits:
-            start = self.evaluate(self.model, split, None)
-            self.result.scores.append(Score("constant", split, self.evaluate(constant, split, start)))
+            metrics = self.evaluate(constant, split, self.start_on(split))
+            self.result.scores.append(Score("constant", split, metrics))
 
 
 def _distance(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> float:
@@ -251,7 +285,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _reproducible(device: str) -> Iterator[None]:
+def reproducible(device: str) -> Iterator[None]:
     """One CPU thread, deterministic operations where PyTorch has them, and everything put back as it was."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()

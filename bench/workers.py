@@ -16,9 +16,11 @@ from pathlib import Path
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 
-from . import plugins, store, train
+from . import estimate, pictures, plugins, store
+from .estimate import Pace
 from .plan import Planned
 from .spec import RunSpec
+from .train import Trial
 
 
 class WorkerError(Exception):
@@ -35,7 +37,7 @@ def compute(runs: Sequence[Planned], folder: Path, files: Sequence[Path], jobs: 
     """
     # Without this, a worker's first imports would look into the folder that the benchmark was started from.
     os.environ["PYTHONSAFEPATH"] = "1"
-    work = (delayed(_work)(run.spec, run.key, folder, files, os.getpid()) for run in runs)
+    work = (delayed(_work)(run, run.key, folder, files, os.getpid()) for run in runs)
     try:
         with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
             yield from Parallel(return_as="generator_unordered", batch_size=1)(work)
@@ -46,20 +48,43 @@ def compute(runs: Sequence[Planned], folder: Path, files: Sequence[Path], jobs: 
         ) from None
 
 
+def paces(specs: Sequence[RunSpec], files: Sequence[Path], jobs: int) -> list[Pace | None]:
+    """Tries each of ``specs`` out, ``jobs`` at a time; None for what fails, and for all where one ends its process."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+            return list(Parallel(batch_size=1)(delayed(_pace)(spec, files, os.getpid()) for spec in specs))
+    except BrokenProcessPool:
+        return [None] * len(specs)
+
+
+def _pace(spec: RunSpec, files: Sequence[Path], parent: int) -> Pace | None:
+    if os.getpid() != parent:
+        _belong_to(parent)
+    plugins.load(files)
+    try:
+        return estimate.pace(spec)
+    except Exception:
+        return None
+
+
 def stop() -> None:
     """Ends all workers at once, whatever they are doing."""
     get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
-def _work(spec: RunSpec, key: str, folder: Path, files: Sequence[Path], parent: int) -> bool:
+def _work(run: Planned, key: str, folder: Path, files: Sequence[Path], parent: int) -> bool:
     if os.getpid() != parent:
         _belong_to(parent)
     plugins.load(files)
-    if spec.key != key:  # this process has read a newer file than the one that asks
+    if run.spec.key != key:  # this process has read a newer file than the one that asks
         raise WorkerError("a source file has changed since the suite was started; start it again")
-    result = train.run(spec)
-    store.save(store.run_path(folder, key), spec, result)
-    return result.status == "failed"
+    trial = Trial(run.spec)
+    trial.run()
+    store.save(store.run_path(folder, key), run.spec, trial.result)
+    if run.pictured:
+        pictures.save(trial, pictures.path(folder, key))
+    return trial.result.status == "failed"
 
 
 @cache

@@ -99,12 +99,14 @@ class Problem(ABC, Generic[Data]):
         full: the same at greater length; None where there is no such recipe.
         baselines: what a score can be held against. "constant": the best constant predictor, see `constant`.
             "single-task": the model trained on one task's loss alone.
+        illustration: whether it is there to be looked at (``lossbench show``), and no measure of a method.
         static_weights: fixed weightings that anyone could work out beforehand, by name, the one to try first first;
             each sums to T.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    illustration: ClassVar[bool] = False
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
     primary: str

@@ -26,4 +26,4 @@ def relative_error(errors: Sequence[float], of_constant: Sequence[float]) -> flo
     ratios = [error / constant for error, constant in zip(errors, of_constant, strict=True)]
     if any(math.isnan(ratio) for ratio in ratios):
         return math.nan
-    return math.prod(ratio ** (1 / len(ratios)) for ratio in ratios)
+    return float(math.prod(ratio ** (1 / len(ratios)) for ratio in ratios))

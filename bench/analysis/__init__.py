@@ -5,6 +5,7 @@ file, and draw nothing. The columns they expect are those of the tables under ``
 """
 
 from .bands import at_common_steps, band
+from .baselines import baselines
 from .failures import impute_failures
 from .intervals import Comparison, Estimate, compare, comparison_scale, summarise, t_interval
 from .leaderboard import is_ranking, leaderboard
@@ -16,6 +17,7 @@ __all__ = [
     "Estimate",
     "at_common_steps",
     "band",
+    "baselines",
     "choose_learning_rates",
     "compare",
     "comparison_scale",

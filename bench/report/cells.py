@@ -1,11 +1,12 @@
 """The page's tables as text: which rows and columns there are, and how each number is written."""
 
+from base64 import b64encode
 from typing import TypedDict
 
 import pandas as pd
 
 from .load import Facts, Results
-from .words import interval, number, quantity, rate, relative, seeds, step_ratio
+from .words import interval, number, quantity, rate, relative, seeds, short, step_ratio
 
 TIMED = ("step", "forward", "backward", "optimizer")
 OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")
@@ -52,6 +53,54 @@ def _board_row(row: pd.Series) -> dict[str, str]:
         "step_ratio": step_ratio(row["step_ratio"], row["step_ratio_low"], row["step_ratio_high"]),
         "failed": f"{row['failed']} of {row['seeds']}" if row["failed"] else "",
     }
+
+
+class Sheet(TypedDict):
+    """What there is to know of a problem; ``png`` is its picture in base64, empty where it has none."""
+
+    facts: Facts
+    png: str
+    caption: str
+    grid: Grid | None
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """A sheet a problem."""
+    made: list[Sheet] = []
+    for problem in results.problems:
+        picture = results.picture(problem)
+        png = b64encode(picture.png).decode()
+        grid = _baselines(results, problem)
+        made.append({"facts": results.facts(problem), "png": png, "caption": picture.caption, "grid": grid})
+    return made
+
+
+def _baselines(results: Results, problem: str) -> Grid | None:
+    """Each task's metrics of a constant predictor, of equal weighting and of the task trained alone."""
+    table = results.tables["baselines"]
+    rows = table[table["problem"] == problem]
+    columns = {"constant": "Constant", "equal": short(results.baseline or "equal"), "single_task": "Task alone"}
+    columns = {name: head for name, head in columns.items() if rows[name].notna().any()}
+    if len(columns) < 2:
+        return None
+    return {
+        "title": "",
+        "header": ["Metric, on the test split", "", *columns.values()],
+        "rows": [
+            [
+                f"{row['metric']}{f' ({unit})' if (unit := row['unit']) else ''}",
+                "higher is better" if row["higher_is_better"] else "lower is better",
+                *(_with_deviation(row[name], row.get(f"{name}_sd", float("nan"))) for name in columns),
+            ]
+            for _, row in rows.iterrows()
+        ],
+        "marked": set(),
+    }
+
+
+def _with_deviation(mean: float, deviation: float) -> str:
+    """``0.412 [± 0.003]``: the bracket is shown below the mean."""
+    return number(mean) + (f" [± {number(deviation, 2)}]" if deviation > 0 else "")
 
 
 def costs(results: Results) -> list[Grid]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench import pictures
 from bench.analysis import is_ranking, leaderboard
+from bench.pictures import Picture
 
 # What a table has at least, so that one that wasn't written (no timing, no grid) reads as an empty one.
 COLUMNS = {
@@ -25,7 +27,14 @@ COLUMNS = {
     ),
     "micro": ("num_tasks", "what", "cpu_ms"),
     "selection": ("problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge"),
-    "problems": ("problem", "name", "num_tasks", "primary", "higher_is_better", "unit", "steps", "batch_size"),
+    "problems": (
+        *("problem", "name", "summary", "num_tasks", "tasks", "samples"),
+        *("primary", "higher_is_better", "unit", "steps", "batch_size"),
+    ),
+    "baselines": (
+        *("problem", "task", "metric", "unit", "higher_is_better", "seeds"),
+        *("constant", "equal", "equal_sd", "single_task", "single_task_sd"),
+    ),
 }
 
 
@@ -34,6 +43,9 @@ class Facts:
     """What a suite says of a problem. ``score`` is its primary metric's name with its unit."""
 
     problem: str
+    summary: str
+    tasks: str
+    samples: str
     num_tasks: int
     steps: int
     batch_size: int
@@ -91,12 +103,22 @@ class Results:
         unit = f" ({row['unit']})" if row["unit"] else ""
         return Facts(
             problem=problem,
+            summary=str(row["summary"]),
+            tasks=str(row["tasks"]),
+            samples=str(row["samples"]),
             num_tasks=int(row["num_tasks"]),
             steps=int(row["steps"]),
             batch_size=int(row["batch_size"]),
             higher_is_better=bool(row["higher_is_better"]),
             score=f"{row['primary']}{unit}",
         )
+
+    def picture(self, problem: str) -> Picture:
+        """What the problem's data look like, and what a model trained with equal weighting makes of them."""
+        runs = self.reported("runs")
+        ours = runs[(runs["problem"] == problem) & (runs["balancer"] == self.baseline)]
+        found = (pictures.load(pictures.path(self.path, key)) for key in ours["key"])
+        return next((picture for picture in found if picture.png), Picture(b"", ""))
 
     @property
     def timed_on(self) -> str | None:

@@ -40,6 +40,7 @@ def write(results: Path) -> Path:
         colours={label: style.colour for label, style in styles(loaded.balancers).items()},
         figures=figures,
         boards=cells.boards(loaded),
+        sheets=cells.sheets(loaded),
         costs=cells.costs(loaded),
         micro=cells.micro(loaded),
         selection=cells.selection(loaded),

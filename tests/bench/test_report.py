@@ -47,8 +47,10 @@ def build(
         {
             "problem": [problem_label.format(count) for count in num_tasks],
             "name": "regression",
+            "summary": "The GradNorm paper's toy family.",
             "num_tasks": num_tasks,
-            "tasks": "",
+            "tasks": ", ".join(f"sigma {sigma:g}" for sigma in SIGMAS[2]),
+            "samples": "train 10,000, test 2,000",
             "primary": METRIC,
             "higher_is_better": False,
             "unit": "",
@@ -242,12 +244,19 @@ class TestPage:
     def test_shows_every_section_there_is_data_for(self, whole):
         assert Page(whole / "report.html").headings() == [
             *("Leaderboard", "Learning curves", "Weights", "Cost of a step", "Micro-benchmark", "Learning rates"),
-            *("Size of the steps", "Failures", "What it was run on"),
+            *("Size of the steps", "The problems", "Failures", "What it was run on"),
         ]
 
     def test_leaves_out_sections_without_data(self, bare):
         headings = Page(bare / "report.html").headings()
-        expected = [words.DEFAULTS_TITLE, "Learning curves", "Weights", "Size of the steps", "What it was run on"]
+        expected = [
+            words.DEFAULTS_TITLE,
+            "Learning curves",
+            "Weights",
+            "Size of the steps",
+            "The problems",
+            "What it was run on",
+        ]
         assert headings == expected
 
     def test_without_a_grid_nothing_is_ranked(self, bare):
@@ -304,7 +313,7 @@ class TestPage:
             table[table["phase"] == "tuning"].to_parquet(folder / "tables" / f"{name}.parquet")
         parsed = Page(page.write(folder))
         assert "nothing to compare" in parsed.text
-        assert parsed.headings() == ["Learning rates", "What it was run on"]
+        assert parsed.headings() == ["Learning rates", "The problems", "What it was run on"]
 
     def test_refuses_another_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"not the results folder of a suite: it has no suite\.toml"):

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -88,7 +89,8 @@ def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> N
     methods = [{"name": "equal"}, {"name": "failing"}]
     loaded = make_suite(learning_rates=None, balancers=methods, rounds=1)
     schedule.run(loaded, tmp_path / "results", 1, Console(file=told, width=200))
-    lines = told.getvalue().splitlines()
+    foretold, *lines = told.getvalue().splitlines()
+    assert re.fullmatch(r"6 runs and 2 step timings: about \d+ seconds?, going by a few steps .*", foretold)
     assert lines[0] == "reported runs: 0 of 8 done, 1 running, 0 failed"
     assert lines[1].startswith("reported runs: 6 of 8 done, 0 running, 3 failed, 0:0")
     assert lines[1].endswith(" left")

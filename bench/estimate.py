@@ -1,0 +1,121 @@
+"""How long runs will take, told from a few steps of each: printed before a suite begins."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .cost.compare import WARM_UP
+from .plan import Planned
+from .spec import RunSpec
+from .suite import Suite
+from .train import Trial, reproducible
+
+LONGEST = 0.2
+"""Steps of one method on one problem are tried for no longer than so many seconds, apart from the first three."""
+FIRST, MOST = 3, 20
+
+Place = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that parts of a run take on this machine, one thread.
+
+    ``load`` is what a process spends once to have the problem's data, ``prepare`` what each run spends on its data and
+    model, its first evaluation included.
+    """
+
+    load: float
+    prepare: float
+    step: float
+    evaluation: float
+
+    def run(self, spec: RunSpec) -> float:
+        """A whole run of ``spec``; on the test split there are four evaluations at most."""
+        evaluations = spec.evaluations + (0 if spec.phase == "tuning" else 4)
+        return self.prepare + spec.recipe.steps * self.step + evaluations * self.evaluation
+
+
+def pace(spec: RunSpec) -> Pace:
+    """Tries ``spec`` out. Whatever its problem or its method raises, this raises."""
+    spec = replace(spec, phase="tuning")
+    with reproducible(spec.device):
+        load = _seconds(Trial(spec).prepare)
+        trial = Trial(spec)
+        prepare = _seconds(trial.prepare)
+        make_step = trial.stepper()
+        steps = min(FIRST, spec.recipe.steps)
+        first = _seconds(lambda: [make_step(None) for _ in range(steps)]) / steps
+        times: list[float] = []
+        while len(times) < min(MOST, spec.recipe.steps - steps) and sum(times) < LONGEST:
+            times.append(_seconds(lambda: make_step(None)))
+        evaluation = _seconds(lambda: trial.evaluate(trial.model, "validation", trial.starts["validation"]))
+    step = sorted(times)[len(times) // 2] if times else first
+    return Pace(max(0.0, load - prepare), prepare, step, evaluation)
+
+
+def place(run: Planned) -> Place:
+    """Runs of the same place take the same time a step: those of a problem and a balancer, and all baselines."""
+    return run.problem, "" if run.spec.phase == "baseline" else run.balancer
+
+
+def to_try(runs: Iterable[Planned]) -> dict[Place, RunSpec]:
+    """One run for each place."""
+    found: dict[Place, RunSpec] = {}
+    for run in runs:
+        found.setdefault(place(run), run.spec)
+    return found
+
+
+def sentence(
+    suite: Suite, missing: Sequence[Planned], timed: Sequence[Planned], jobs: int, paces: Mapping[Place, Pace | None]
+) -> str:
+    """``315 runs and 42 step timings, about 14 to 17 minutes``; what can't be tried is left out of the time.
+
+    The longer time is what it takes if the best learning rates lie at both edges of every grid.
+
+    Args:
+        missing: the runs to be done, ``jobs`` at a time.
+        timed: the steps to be timed, one after another.
+        paces: of all their places.
+    """
+    seconds, tuning = 0.0, 0.0
+    distinct = {run.key: run for run in missing}
+    loads: dict[str, float] = {}
+    for run in (*distinct.values(), *timed):
+        found = paces[place(run)]
+        if found is None:
+            continue
+        loads[run.problem] = max(loads.get(run.problem, 0.0), found.load)
+        if run.spec.phase == "cost":
+            seconds += (WARM_UP + suite.cost_rounds) * 2 * found.step
+        else:
+            share = found.run(run.spec) / min(jobs, len(distinct))
+            seconds += share
+            tuning += share if run.spec.phase == "tuning" else 0.0
+    seconds += sum(loads.values())
+    parts = [counted(count, what) for count, what in ((len(distinct), "run"), (len(timed), "step timing")) if count]
+    most = seconds + 2 * tuning / max(1, len(suite.learning_rates))
+    return f"{' and '.join(parts)}: {in_words(seconds, most)}, going by a few steps of each ({jobs} at a time)"
+
+
+def in_words(least: float, most: float) -> str:
+    """``about 40 seconds``, ``about 12 to 15 minutes``."""
+    unit, name = (60.0, "minute") if most >= 100 else (1.0, "second")
+    low, high = max(1, round(least / unit)), max(1, round(most / unit))
+    return f"about {counted(low, name)}" if low == high else f"about {low} to {counted(high, name)}"
+
+
+def counted(count: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
