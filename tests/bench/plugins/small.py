@@ -1,6 +1,7 @@
 """A problem that trains in milliseconds, as a user would write one; it keeps a list of how it was evaluated."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,7 @@ class Small(Problem[dict[str, Split]]):
         self.scales = scales
         self.has_constant = constant
         self.recipe = Recipe(optimizer=optimizer, lr=0.01, schedule="cosine", batch_size=16, steps=steps)
+        self.full = replace(self.recipe, steps=5 * steps)
 
     def data(self, generator: Generator, device: torch.device | str) -> dict[str, Split]:
         maps = [scale * torch.randn(4, 3, generator=generator) for scale in self.scales]
@@ -91,6 +93,18 @@ class Small(Problem[dict[str, Split]]):
         metrics = {f"loss of {task}": loss for task, loss in zip(self.tasks, losses, strict=True)}
         relative = [loss / (start or metrics)[f"loss of {task}"] for task, loss in zip(self.tasks, losses, strict=True)]
         return {"error": sum(relative), **metrics}
+
+    def sizes(self, data: dict[str, Split]) -> Mapping[str, int]:
+        return {split: len(samples.x) for split, samples in data.items()}
+
+    def draw(self, figure, data: dict[str, Split], model: nn.Module | None = None) -> str:
+        axes = figure.subplots()
+        axes.plot(data["test"].targets[0][:, 0])
+        if model is None:
+            return "The targets of a."
+        with evaluating(model):
+            axes.plot(model(data["test"].x)[0][:, 0])
+        return "The targets of a, and what the model makes of them."
 
     def constant(self, data: dict[str, Split]) -> nn.Module | None:
         return Constant([target.mean(0) for target in data["train"].targets]) if self.has_constant else None
