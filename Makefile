@@ -64,7 +64,7 @@ clean:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[data,test,dev]'
 	touch $@
 
 $(VENV)-peers/.installed: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Figures over training steps: learning curves, what a method does to the step's size, and the summary picture."""
+"""Figures over training steps: learning curves, and what a method does to the step's size."""
 
 import numpy as np
 import pandas as pd
@@ -7,23 +7,20 @@ from matplotlib.figure import Figure
 
 from bench.analysis import band, primary_rows
 
-from .cost import draw_ratios
 from .load import Results
 from .look import End, label_ends, log_axis, panels, spans_decades, step_axis, styles
 from .words import short
 
-SUMMARY_PROBLEMS = 3
-
 
 def learning_curves(results: Results) -> tuple[Figure, str] | None:
     """The primary validation score over steps, a panel per problem."""
-    rows = _validation_scores(results)
+    rows = validation_scores(results)
     if rows.empty:
         return None
     problems = results.problems_in(rows)
     figure, axes = panels(len(problems))
     ends = [
-        (panel, _score_panel(panel, results, rows[rows["problem"] == problem]))
+        (panel, score_panel(panel, results, rows[rows["problem"] == problem]))
         for panel, problem in zip(axes, problems, strict=True)
     ]
     label_ends(figure, ends)
@@ -61,33 +58,13 @@ def dynamics(results: Results) -> tuple[Figure, str] | None:
     )
 
 
-def summary(results: Results) -> Figure | None:
-    """One picture for a README: the learning curves of the first problems beside the cost of a step."""
-    rows = _validation_scores(results)
-    problems = results.problems_in(rows)[:SUMMARY_PROBLEMS]
-    if not problems:
-        return None
-    with_cost = bool(np.isfinite(results.board["step_ratio"].astype(float)).any())
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    parts = figure.subfigures(1, len(problems) + with_cost, width_ratios=[1.2] * len(problems) + [1] * with_cost)
-    places = [part.add_subplot() for part in np.array(parts, dtype=object, ndmin=1)]
-    if with_cost:
-        draw_ratios(places[-1], results, problems)
-    ends = [
-        (panel, _score_panel(panel, results, rows[rows["problem"] == problem]))
-        for panel, problem in zip(places, problems, strict=False)
-    ]
-    label_ends(figure, ends, length=18)
-    return figure
-
-
-def _validation_scores(results: Results) -> pd.DataFrame:
+def validation_scores(results: Results) -> pd.DataFrame:
     """The primary metric's rows of the reported runs' curves, as far as they are finite."""
     rows = results.reported("curves")
     return primary_rows(rows[np.isfinite(rows["value"].astype(float))], results.tables["problems"])
 
 
-def _score_panel(panel: Axes, results: Results, rows: pd.DataFrame) -> list[End]:
+def score_panel(panel: Axes, results: Results, rows: pd.DataFrame) -> list[End]:
     """One problem's primary score over steps, with a cross where a run failed; the ends of the lines."""
     facts = results.facts(rows["problem"].iloc[0])
     ends = _lines(panel, rows, "value", results)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from . import cost, curves, scores, weights
 from .load import Results
 from .look import save, theme
+from .summary import summary
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ def draw(results: Results) -> list[Picture]:
             if drawn:
                 pictures.append(_keep(results, f"weights-{number}", "weights", drawn))
     with theme(size=12):
-        summary = curves.summary(results)
-        if summary:
-            save(summary, results.path / "figures", "summary", dpi=100)
+        overview = summary(results)
+        if overview:
+            save(overview, results.path / "figures", "summary", dpi=100)
     return pictures
 
 

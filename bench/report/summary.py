@@ -1,0 +1,118 @@
+"""The one picture for a README: learning curves of few problems, or how methods compare on many; and what they cost."""
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from .cost import draw_ratios
+from .curves import score_panel, validation_scores
+from .load import Results
+from .look import FAINT, category_axis, label_ends, styles
+from .words import short
+
+RELATIVE = ("relative", "relative_low", "relative_high")
+FEW = 3
+COLUMNS = 4
+WIDEST = 3.0
+"""Of many problems: a ratio further from 1 than this, either way, is marked at the panel's edge."""
+
+
+def summary(results: Results) -> Figure | None:
+    """One picture; None where there is nothing to show yet."""
+    rows = validation_scores(results)
+    problems = results.problems_in(rows)
+    if len(problems) > FEW and results.baseline is not None and len(results.balancers) > 1:
+        return _many(results, problems)
+    return _few(results, rows, problems[:FEW]) if problems else None
+
+
+def _few(results: Results, rows: pd.DataFrame, problems: list[str]) -> Figure:
+    """Learning curves beside the cost of a step."""
+    with_cost = _timed(results)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    parts = figure.subfigures(1, len(problems) + with_cost, width_ratios=[1.2] * len(problems) + [1] * with_cost)
+    places = [part.add_subplot() for part in np.array(parts, dtype=object, ndmin=1)]
+    if with_cost:
+        draw_ratios(places[-1], results, problems)
+    ends = [
+        (panel, score_panel(panel, results, rows[rows["problem"] == problem]))
+        for panel, problem in zip(places, problems, strict=False)
+    ]
+    label_ends(figure, ends, length=18)
+    return figure
+
+
+def _many(results: Results, problems: list[str]) -> Figure:
+    """A panel a problem: each method's final test score against equal weighting's; and one of what a step costs."""
+    others = [label for label in results.balancers if label != results.baseline]
+    count = len(problems) + _timed(results)
+    rows = -(-count // COLUMNS)
+    figure = Figure(figsize=(12, rows * (1.25 + 0.3 * len(others))), layout="constrained")
+    axes = [figure.add_subplot(rows, COLUMNS, place + 1) for place in range(count)]
+    for panel, problem in zip(axes, problems, strict=False):
+        board = results.board[results.board["problem"] == problem].set_index("balancer")
+        _scores(panel, results, board, others)
+        panel.set_title("\n".join(textwrap.wrap(short(problem, 40), 24)))
+    if _timed(results):
+        _steps(axes[-1], results, others)
+    for place, panel in enumerate(axes):
+        if place % COLUMNS:
+            panel.set_yticklabels([])
+    figure.supxlabel(
+        f"final test score compared with {short(results.baseline or '')}, seed by seed, with 95 % intervals: "
+        "left of the line is better",
+        fontsize="medium",
+    )
+    return figure
+
+
+def _scores(panel: Axes, results: Results, board: pd.DataFrame, others: list[str]) -> None:
+    looks = styles(results.balancers)
+    ratio = bool((board["scale"] == "ratio").all())
+    better_is_less = not results.facts(str(board["problem"].iloc[0])).higher_is_better
+    panel.axvline(1 if ratio else 0, color=FAINT, linewidth=1)
+    for place, label in enumerate(others):
+        if label not in board.index:
+            continue
+        look = looks[label]
+        mean, low, high = board.loc[[label], list(RELATIVE)].astype(float).to_numpy()[0]
+        if ratio and mean > WIDEST:
+            panel.annotate(f"{mean:.1f}× →", (WIDEST, place), ha="right", va="center", color=look.colour)
+            continue
+        panel.plot([low, high], [place, place], color=look.colour, linewidth=1.8, clip_on=True)
+        panel.plot(mean, place, look.marker, color=look.colour, markersize=6)
+    category_axis(panel, others)
+    if ratio:
+        panel.set_xscale("log")
+        low, high = panel.get_xlim()
+        panel.set_xlim(max(low, 1 / WIDEST), min(max(high, 1.1), WIDEST))
+        ticks = [tick for tick in (0.4, 0.6, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3) if _between(tick, *panel.get_xlim())]
+        panel.xaxis.set_major_locator(FixedLocator(ticks[:: max(1, -(-len(ticks) // 4))]))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    elif not better_is_less:
+        panel.invert_xaxis()
+
+
+def _steps(panel: Axes, results: Results, others: list[str]) -> None:
+    """A dot a problem."""
+    looks = styles(results.balancers)
+    panel.axvline(1, color=FAINT, linewidth=1)
+    for place, label in enumerate(others):
+        ratios = results.board.loc[results.board["balancer"] == label, "step_ratio"].astype(float)
+        panel.plot(ratios, np.full(len(ratios), place), "o", color=looks[label].colour, alpha=0.55, markersize=5)
+    category_axis(panel, others)
+    panel.set_title(f"Time of a step, a dot a problem\n{short(results.machine(results.timed_on or ''), 30)}")
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+
+
+def _timed(results: Results) -> bool:
+    return bool(np.isfinite(results.board["step_ratio"].astype(float)).any())
+
+
+def _between(value: float, low: float, high: float) -> bool:
+    return low <= value <= high
