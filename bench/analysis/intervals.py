@@ -17,9 +17,11 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
+EQUIVALENCE = 0.02
+"""Scores within this part of one another are as good as equal: the margin of a tie."""
 
 Scale = Literal["ratio", "difference"]
-Verdict = Literal["better", "worse", "tie", ""]
+Verdict = Literal["better", "worse", "tie", "not settled", ""]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Comparison:
     """A method against a baseline on paired seeds.
 
     ``mean``, ``low`` and ``high`` are a factor (1 is no difference) for the scale "ratio", and in the score's unit
-    (0 is no difference) for "difference". ``verdict`` is "tie" where the interval includes no difference (which is
-    not evidence that there is none), and "" where there is no interval.
+    (0 is no difference) for "difference". ``verdict`` is "tie" where the whole interval is within `EQUIVALENCE` of no
+    difference (of the baseline's mean, for "difference"); else "better" or "worse" where it excludes no difference,
+    "not settled" where it doesn't, and "" where there is no interval.
     """
 
     mean: float
@@ -86,10 +89,12 @@ def compare(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scal
         raise ValueError(f"scores are paired by seed, but there are {ours.size} and {theirs.size} of them")
     if scale == "ratio":
         _require_positive([*ours, *theirs])
-        estimate, none = summarise(ours / theirs, scale), 1.0
+        estimate, none, margin = summarise(ours / theirs, scale), 1.0, (1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE)
     else:
-        estimate, none = summarise(ours - theirs, scale), 0.0
-    return Comparison(estimate.mean, estimate.low, estimate.high, scale, _verdict(estimate, none, higher_is_better))
+        width = EQUIVALENCE * abs(float(theirs.mean())) if theirs.size else 0.0
+        estimate, none, margin = summarise(ours - theirs, scale), 0.0, (-width, width)
+    verdict = _verdict(estimate, none, margin, higher_is_better)
+    return Comparison(estimate.mean, estimate.low, estimate.high, scale, verdict)
 
 
 def _require_positive(scores: ArrayLike) -> None:
@@ -97,9 +102,11 @@ def _require_positive(scores: ArrayLike) -> None:
         raise ValueError("a ratio needs positive scores; use scale='difference' for these")
 
 
-def _verdict(estimate: Estimate, none: float, higher_is_better: bool) -> Verdict:
+def _verdict(estimate: Estimate, none: float, margin: tuple[float, float], higher_is_better: bool) -> Verdict:
     if not (np.isfinite(estimate.low) and np.isfinite(estimate.high)):
         return ""
-    if estimate.low <= none <= estimate.high:
+    if margin[0] <= estimate.low and estimate.high <= margin[1]:
         return "tie"
+    if estimate.low <= none <= estimate.high:
+        return "not settled"
     return "better" if (estimate.low > none) == higher_is_better else "worse"

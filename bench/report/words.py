@@ -149,7 +149,8 @@ def _finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
     for verdict, one, many in (
         ("better", "scores better than", "score better than"),
         ("worse", "scores worse than", "score worse than"),
-        ("tie", "is not told apart from", "are not told apart from"),
+        ("tie", "ties with", "tie with"),
+        ("not settled", "is not told apart from", "are not told apart from"),
         ("", "has too few seeds to be told apart from", "have too few seeds to be told apart from"),
     ):
         found = others[others["verdict"] == verdict]

@@ -65,7 +65,7 @@ class TestIntervals:
         ratio = compare(ours, theirs, higher_is_better=False, scale="ratio")
         logs = stats.ttest_rel(np.log(ours), np.log(theirs))
         assert (np.log(ratio.low), np.log(ratio.high)) == pytest.approx(tuple(logs.confidence_interval(0.95)))
-        assert (ratio.verdict == "tie") == (logs.pvalue > 0.05)
+        assert (ratio.verdict == "not settled") == (logs.pvalue > 0.05)
 
     def test_worked_by_hand(self):
         # 1, 2, 3: mean 2, standard error 1/sqrt(3), t of 0.975 with 2 degrees of freedom 4.3027
@@ -95,6 +95,26 @@ class TestIntervals:
     def test_identical_runs_are_a_tie(self):
         for scale in ("ratio", "difference"):
             assert compare([1.0, 2.0], [1.0, 2.0], higher_is_better=False, scale=scale).verdict == "tie"
+
+    @pytest.mark.parametrize(
+        ("factors", "verdict"),
+        [
+            ((0.995, 1.0, 1.005), "tie"),
+            ((0.990, 0.991, 0.992), "tie"),  # no difference is excluded, but less than 2 % is none
+            ((0.94, 0.95, 0.96), "better"),
+            ((1.04, 1.05, 1.06), "worse"),
+            ((0.9, 1.0, 1.1), "not settled"),
+            ((0.97, 1.0, 1.005), "not settled"),
+        ],
+    )
+    def test_a_tie_is_an_interval_within_two_percent(self, factors, verdict):
+        theirs = np.array([1.0, 2.0, 4.0])
+        assert compare(theirs * factors, theirs, higher_is_better=False, scale="ratio").verdict == verdict
+        tens = np.full(3, 10.0)
+        differences = compare(tens * factors, tens, higher_is_better=False, scale="difference")
+        assert differences.verdict == verdict
+        opposite = {"better": "worse", "worse": "better"}
+        assert compare(tens * factors, tens, True, "difference").verdict == opposite.get(verdict, verdict)
 
     def test_one_seed_has_no_interval_and_no_verdict(self):
         found = compare([1.0], [2.0], higher_is_better=False, scale="ratio")
@@ -239,7 +259,7 @@ class TestLeaderboard:
         board, ranking = self.make()
         assert ranking
         assert list(board.index) == ["half", "noisy", "equal"]
-        assert board["verdict"].to_dict() == {"half": "better", "noisy": "tie", "equal": ""}
+        assert board["verdict"].to_dict() == {"half": "better", "noisy": "not settled", "equal": ""}
         expected = stats.ttest_rel(np.log([0.5, 1.1, 1.9]), np.log([1.0, 2.0, 4.0])).confidence_interval(0.95)
         row = board.loc["half"]
         assert (row["relative_low"], row["relative_high"]) == pytest.approx(tuple(np.exp(expected)))
