@@ -17,6 +17,7 @@ import balancers
 import tasks
 
 from . import catalogue, problems, schedule, shown, suite, tables
+from . import once as once_more
 from .cost import devices, own
 from .cost import terminal as cost_tables
 from .cost.devices import DeviceName
@@ -83,6 +84,35 @@ def run(
         _show(folder)
     _tell(summary, folder, console)
     if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def once(
+    name: SuiteArgument,
+    key: Annotated[str, typer.Argument(help="The run's key, or how it begins; the report has them all.")],
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Do one run of a suite again, and tell its scores, and whether they are those that were stored.
+
+    Exit codes: 0, all is well; 1, the run failed, or scored otherwise than what is stored; 2, there is no such run.
+    """
+    with _told(_messages()):
+        loaded = suite.load(suite.find(name))
+        planned = once_more.find(loaded, key)
+    console = Console(highlight=False, soft_wrap=True)
+    spec = planned.spec
+    console.print(Text(f"{planned.balancer} on {planned.problem}, learning rate {spec.lr:g}, seed {spec.seed}"))
+    result = once_more.run(planned)
+    if result.status == "failed":
+        console.print(Text(result.reason))
+        raise typer.Exit(1)
+    for score in result.scores:
+        values = ", ".join(f"{metric} {value:.6g}" for metric, value in score.metrics.items())
+        console.print(Text(f"{score.checkpoint} checkpoint, {score.split}: {values}"))
+    agrees = once_more.agrees(planned, result, results / loaded.name)
+    console.print({True: "as stored", False: "not as stored", None: "nothing is stored to compare it with"}[agrees])
+    if agrees is False:
         raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,16 @@ def draw(problem: Problem[object], data: object, model: nn.Module | None) -> Pic
     """What `Problem.draw` draws."""
     if type(problem).draw is Problem.draw:
         return Picture(b"", "")
+    return render(lambda figure: problem.draw(figure, data, model))
+
+
+def render(drawn: Callable[[Figure], str]) -> Picture:
+    """What ``drawn`` draws into an empty figure, of which it returns the caption; empty if that is."""
     from .report.look import theme  # most workers draw nothing, and are spared the import
 
     with theme():
         figure = Figure(figsize=SIZE, layout="constrained")
-        caption = problem.draw(figure, data, model)
+        caption = drawn(figure)
         content = io.BytesIO()
         if caption:
             figure.savefig(content, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})

@@ -109,6 +109,16 @@ def extended(grids: Grids, selection: pd.DataFrame) -> Grids:
     return {problem: _extended(grid, best.get(problem, set())) for problem, grid in grids.items()}
 
 
+def widened(grid: Sequence[float]) -> Sequence[float]:
+    """The grid with the value beyond each edge that it may be extended by."""
+    return _extended(grid, {grid[0], grid[-1]})
+
+
+def at_rate(run: Planned, lr: float) -> Planned:
+    """The same run at another learning rate."""
+    return replace(run, spec=replace(run.spec, recipe=replace(run.spec.recipe, lr=lr)))
+
+
 def _extended(grid: Sequence[float], best: set[float]) -> Sequence[float]:
     below = [_rounded(grid[0] ** 2 / grid[1])] if grid[0] in best else []
     above = [_rounded(grid[-1] ** 2 / grid[-2])] if grid[-1] in best else []

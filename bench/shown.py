@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import tasks
-from tasks import MissingDataError
+from tasks import Conflict2D, MissingDataError
 
-from . import pictures
+from . import pictures, trajectories
 from .pictures import Picture
 from .spec import Method, RunSpec
 from .train import Trial
@@ -33,6 +33,8 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
         problem.require()
     except (ValueError, TypeError, MissingDataError) as error:
         raise NothingToDrawError(str(error)) from error
+    if trained and isinstance(problem, Conflict2D):
+        return trajectories.picture(_options(options))
     spec = RunSpec(name, _options(options), problem.recipe, Method("equal", None, {}), SEED, "tuning", "cpu", 1)
     trial = Trial(spec)
     if trained:

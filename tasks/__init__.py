@@ -11,16 +11,22 @@
 """
 
 from .base import Baseline, Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
+from .conflict_2d import Conflict2D
+from .multi_token import MultiToken
 from .registry import create, get, names, register
 from .regression import Regression
+from .same_tasks import SameTasks
 
 __all__ = [
     "Baseline",
+    "Conflict2D",
     "Metric",
     "MissingDataError",
+    "MultiToken",
     "Problem",
     "Recipe",
     "Regression",
+    "SameTasks",
     "Shared",
     "Split",
     "create",

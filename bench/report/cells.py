@@ -5,19 +5,13 @@ from typing import TypedDict
 
 import pandas as pd
 
+from bench.analysis import primary_rows
+
 from .load import Facts, Results
-from .words import interval, number, quantity, rate, relative, seeds, short, step_ratio
+from .words import NOTHING, finding, interval, number, quantity, rate, relative, seeds, short, span, step_ratio
 
 TIMED = ("step", "forward", "backward", "optimizer")
 OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")
-
-
-class Board(TypedDict):
-    """One problem's leaderboard."""
-
-    facts: Facts
-    seeds: str
-    rows: list[dict[str, str]]
 
 
 class Grid(TypedDict):
@@ -29,16 +23,67 @@ class Grid(TypedDict):
     marked: set[tuple[int, int]]
 
 
-def boards(results: Results) -> list[Board]:
-    """The leaderboard of each problem that has finished runs."""
-    return [
-        {
-            "facts": results.facts(str(problem)),
-            "seeds": seeds(rows),
-            "rows": [_board_row(row) for _, row in rows.iterrows()],
-        }
-        for problem, rows in results.board.groupby("problem", sort=False)
-    ]
+class Sheet(TypedDict):
+    """All that the page says of one problem. ``png`` is its picture in base64, empty where it has none."""
+
+    place: int
+    facts: Facts
+    png: str
+    caption: str
+    finding: str
+    seeds: str
+    board: list[dict[str, str]]
+    baselines: Grid | None
+    costs: list[Grid]
+    selection: list[Grid]
+    runs: Grid
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """A sheet a problem, in the suite's order."""
+    return [_sheet(place, problem, results.only(problem)) for place, problem in enumerate(results.problems)]
+
+
+def _sheet(place: int, problem: str, results: Results) -> Sheet:
+    picture = results.picture(problem)
+    return {
+        "place": place,
+        "facts": results.facts(problem),
+        "png": b64encode(picture.png).decode(),
+        "caption": picture.caption,
+        "finding": finding(problem, results.board, results),
+        "seeds": seeds(results.board) if len(results.board) else "",
+        "board": [_board_row(row) for _, row in results.board.iterrows()],
+        "baselines": _baselines(results),
+        "costs": costs(results),
+        "selection": selection(results),
+        "runs": _runs(results),
+    }
+
+
+def overview(results: Results) -> Grid | None:
+    """Every method against equal weighting on every problem; None where there is one problem or no equal weighting."""
+    board = results.board
+    problems = results.problems_in(board)
+    if len(problems) < 2 or results.baseline is None:
+        return None
+    rows = []
+    for label in results.balancers_in(board):
+        mine = board[board["balancer"] == label]
+        against = {row["problem"]: _against(row) for _, row in mine.iterrows()}
+        cells = [against.get(problem, NOTHING) for problem in problems]
+        steps = mine["step_ratio"].astype(float).dropna()
+        rows.append([label, *cells, span(steps) + "×" if len(steps) else NOTHING])
+    header = ["Method", *problems, "Time of a step"]
+    return {"title": "", "header": header, "rows": rows, "marked": set()}
+
+
+def _against(row: pd.Series) -> str:
+    """The comparison, its verdict in the place of the interval: ``0.62× [better]``."""
+    if not pd.notna(row["relative"]):
+        return NOTHING
+    bare = relative(row["scale"], row["relative"], float("nan"), float("nan"))
+    return f"{bare} [{row['verdict']}]" if row["verdict"] else bare
 
 
 def _board_row(row: pd.Series) -> dict[str, str]:
@@ -55,30 +100,9 @@ def _board_row(row: pd.Series) -> dict[str, str]:
     }
 
 
-class Sheet(TypedDict):
-    """What there is to know of a problem; ``png`` is its picture in base64, empty where it has none."""
-
-    facts: Facts
-    png: str
-    caption: str
-    grid: Grid | None
-
-
-def sheets(results: Results) -> list[Sheet]:
-    """A sheet a problem."""
-    made: list[Sheet] = []
-    for problem in results.problems:
-        picture = results.picture(problem)
-        png = b64encode(picture.png).decode()
-        grid = _baselines(results, problem)
-        made.append({"facts": results.facts(problem), "png": png, "caption": picture.caption, "grid": grid})
-    return made
-
-
-def _baselines(results: Results, problem: str) -> Grid | None:
+def _baselines(results: Results) -> Grid | None:
     """Each task's metrics of a constant predictor, of equal weighting and of the task trained alone."""
-    table = results.tables["baselines"]
-    rows = table[table["problem"] == problem]
+    rows = results.tables["baselines"]
     columns = {"constant": "Constant", "equal": short(results.baseline or "equal"), "single_task": "Task alone"}
     columns = {name: head for name, head in columns.items() if rows[name].notna().any()}
     if len(columns) < 2:
@@ -103,14 +127,33 @@ def _with_deviation(mean: float, deviation: float) -> str:
     return number(mean) + (f" [± {number(deviation, 2)}]" if deviation > 0 else "")
 
 
+def _runs(results: Results) -> Grid:
+    """Every run, its score, and how to have it again."""
+    scores = primary_rows(results.tables["scores"], results.tables["problems"])
+    last = scores[scores["checkpoint"] == "last"].set_index(["key", "split"])["value"].astype(float)
+    last = last[~last.index.duplicated()]
+    rows = []
+    for _, run in results.tables["runs"].iterrows():
+        values = [last.get((run["key"], split), float("nan")) for split in ("validation", "test")]
+        rows.append(
+            [
+                *(run["balancer"], run["phase"], rate(run["lr"]), str(run["seed"]), run["status"]),
+                *(number(float(value), digits=4) for value in values),
+                f"lossbench once {results.name} {run['key']}",
+            ]
+        )
+    header = ["Method", "Phase", "Learning rate", "Seed", "Ended", "Validation", "Test", "Again"]
+    return {"title": "", "header": header, "rows": rows, "marked": set()}
+
+
 def costs(results: Results) -> list[Grid]:
     """What a step costs, a table per problem and device."""
     grids: list[Grid] = []
-    for (problem, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
+    for (_, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
         labels = results.balancers_in(rows)
         grids.append(
             {
-                "title": f"{problem}, {str(device).upper()}, {_threads(int(rows['threads'].iloc[0]))}",
+                "title": f"{results.machine(str(device))}, {_threads(int(rows['threads'].iloc[0]))}",
                 "header": [
                     *("Method", "Step, ms", "Forward", "Backward with balancing", "Optimiser"),
                     *("Step over equal", "Arithmetic", "Operator calls", "Peak memory"),
@@ -171,7 +214,7 @@ def selection(results: Results) -> list[Grid]:
             cells.append([label, *(number(score) for score in scores)])
             marked |= {(place, 1 + rates.index(lr)) for lr in mine.index[mine["chosen"].astype(bool)]}
         header = ["Method", *(rate(lr) for lr in rates)]
-        grids.append({"title": problem, "header": header, "rows": cells, "marked": marked})
+        grids.append({"title": "", "header": header, "rows": cells, "marked": marked})
     return grids
 
 

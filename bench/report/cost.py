@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .load import Results
-from .look import FAINT, INK, category_axis, label_ends, log_axis, panels, styles
+from .look import FAINT, INK, category_axis, label_ends, log_axis, mark, panels, styles
 from .words import short, step_ratio
 
 PARTS = {"forward": 0.35, "backward": 1.0, "optimizer": 0.6}  # and the strength of their colour
@@ -54,7 +54,9 @@ def _bars(panel: Axes, rows: pd.DataFrame, results: Results) -> None:
         medians = parts["median_ms"].reindex(list(PARTS)).astype(float)
         ends = ratio * np.cumsum(medians) / medians.sum()
         for end, width, alpha in zip(ends, np.diff(ends, prepend=0), PARTS.values(), strict=True):
-            panel.barh(place, width, left=end - width, height=0.62, color=looks[label].colour, alpha=alpha, linewidth=0)
+            colour = looks[label].colour
+            bar = panel.barh(place, width, left=end - width, height=0.62, color=colour, alpha=alpha, linewidth=0)
+            mark(bar.patches, label, results.balancers)
         text = step_ratio(ratio, low, high)
         panel.annotate(text, (max(ratio, 1), place), xytext=(4, 0), textcoords="offset points", va="center")
     category_axis(panel, labels)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from bench.analysis import band, primary_rows
 
 from .load import Results
-from .look import End, label_ends, log_axis, panels, spans_decades, step_axis, styles
+from .look import End, label_ends, log_axis, mark, panels, spans_decades, step_axis, styles
 from .words import short
 
 
@@ -23,7 +23,7 @@ def learning_curves(results: Results) -> tuple[Figure, str] | None:
         (panel, score_panel(panel, results, rows[rows["problem"] == problem]))
         for panel, problem in zip(axes, problems, strict=True)
     ]
-    label_ends(figure, ends)
+    label_ends(figure, ends, balancers=results.balancers)
     return figure, (
         "Learning curves: the primary score on the validation split over training. Line: mean over the reported seeds "
         "(geometric where the axis is logarithmic); band: from the lowest to the highest seed. A cross marks the "
@@ -50,7 +50,7 @@ def dynamics(results: Results) -> tuple[Figure, str] | None:
             panel.set(title=short(problem, 40), ylabel=name)
             if panel.get_yscale() == "linear":
                 panel.set_ylim(bottom=0)
-    label_ends(figure, ends)
+    label_ends(figure, ends, balancers=results.balancers)
     return figure, (
         "A method can win by changing the effective learning rate. Left: the sum of its weights, which equal "
         "weighting keeps at the number of tasks; right: the Euclidean norm of the change of the shared parameters in "
@@ -75,7 +75,8 @@ def score_panel(panel: Axes, results: Results, rows: pd.DataFrame) -> list[End]:
     failed = rows[rows["key"].isin(runs.loc[runs["status"] == "failed", "key"])]
     for _, run in failed.sort_values("step").groupby(["balancer", "key"]):
         end = run.iloc[-1]
-        panel.plot(end["step"], end["value"], "x", color=looks[end["balancer"]].colour, zorder=5)
+        crosses = panel.plot(end["step"], end["value"], "x", color=looks[end["balancer"]].colour, zorder=5)
+        mark(crosses, end["balancer"], results.balancers)
     panel.set(title=short(facts.problem, 28), ylabel=f"validation {facts.score}\n{facts.direction}")
     return ends
 
@@ -87,8 +88,9 @@ def _lines(panel: Axes, rows: pd.DataFrame, column: str, results: Results) -> li
     looks, ends = styles(results.balancers), []
     for label in results.balancers_in(table):
         line, look = table[table["balancer"] == label].sort_values("step"), looks[label]
-        panel.fill_between(line["step"], line["low"], line["high"], color=look.colour, alpha=0.14, linewidth=0)
-        panel.plot(line["step"], line["centre"], color=look.colour, dashes=look.dashes, linewidth=1.6)
+        shade = panel.fill_between(line["step"], line["low"], line["high"], color=look.colour, alpha=0.14, linewidth=0)
+        lines = panel.plot(line["step"], line["centre"], color=look.colour, dashes=look.dashes, linewidth=1.6)
+        mark([shade, *lines], label, results.balancers)
         ends.append((float(line["centre"].iloc[-1]), label, look.colour))
     step_axis(panel, results.facts(rows["problem"].iloc[0]).steps)
     if log:

@@ -1,6 +1,6 @@
 """Draw every figure of a results folder into ``results/<suite>/figures``, as SVG for the page and as PNG."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -13,38 +13,38 @@ from .summary import summary
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that was written: its file's stem, the section of the page it belongs to, and its caption."""
+    """A figure that was written: its file's stem, its kind, its caption, and its problem if it is of one."""
 
     name: str
-    section: str
+    kind: str
     caption: str
+    problem: str | None
 
 
 Drawn = tuple[Figure, str]  # a figure and its caption
+
+OF_PROBLEM: Mapping[str, Callable[[Results], Drawn | None]] = {
+    "scores": scores.final_scores,
+    "curves": curves.learning_curves,
+    "weights": weights.weight_trajectories,
+    "cost": cost.step_cost,
+    "learning-rates": scores.learning_rates,
+    "dynamics": curves.dynamics,
+}
 
 
 def draw(results: Results) -> list[Picture]:
     """Write all figures that there is data for, and the summary; those of an earlier time are removed."""
     for old in (results.path / "figures").glob("*.[sp][vn]g"):
         old.unlink()
-    whole: list[tuple[str, str, Callable[[Results], Drawn | None]]] = [
-        ("scores", "leaderboard", scores.final_scores),
-        ("curves", "curves", curves.learning_curves),
-        ("cost", "cost", cost.step_cost),
-        ("micro", "micro", cost.micro_benchmark),
-        ("learning-rates", "learning-rates", scores.learning_rates),
-        ("dynamics", "dynamics", curves.dynamics),
-    ]
     pictures = []
     with theme():
-        for name, section, figure_of in whole:
-            drawn = figure_of(results)
-            if drawn:
-                pictures.append(_keep(results, name, section, drawn))
         for number, problem in enumerate(results.problems, start=1):
-            drawn = weights.weight_trajectories(results, problem)
-            if drawn:
-                pictures.append(_keep(results, f"weights-{number}", "weights", drawn))
+            for kind, figure_of in OF_PROBLEM.items():
+                if drawn := figure_of(results.only(problem)):
+                    pictures.append(_keep(results, f"{kind}-{number}", kind, drawn, problem))
+        if drawn := cost.micro_benchmark(results):
+            pictures.append(_keep(results, "micro", "micro", drawn, None))
     with theme(size=12):
         overview = summary(results)
         if overview:
@@ -52,7 +52,7 @@ def draw(results: Results) -> list[Picture]:
     return pictures
 
 
-def _keep(results: Results, name: str, section: str, drawn: Drawn) -> Picture:
+def _keep(results: Results, name: str, kind: str, drawn: Drawn, problem: str | None) -> Picture:
     figure, caption = drawn
     save(figure, results.path / "figures", name)
-    return Picture(name, section, caption)
+    return Picture(name, kind, caption, problem)

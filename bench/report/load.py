@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +85,14 @@ class Results:
     def problems(self) -> list[str]:
         """The problems' labels in the suite's order."""
         return list(self.tables["problems"]["problem"])
+
+    def only(self, problem: str) -> "Results":
+        """The same with nothing but what concerns one problem."""
+        tables = {
+            name: table[table["problem"] == problem] if "problem" in table else table
+            for name, table in self.tables.items()
+        }
+        return replace(self, tables=tables, board=self.board[self.board["problem"] == problem])
 
     def problems_in(self, frame: pd.DataFrame) -> list[str]:
         """The problems that a table has rows of, in the suite's order."""

@@ -4,7 +4,7 @@ A figure is drawn for a page on which one point is :data:`PIXELS_PER_POINT` pixe
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -14,6 +14,7 @@ from typing import Literal
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -94,6 +95,12 @@ def theme(size: float = 9) -> Iterator[None]:
         yield
 
 
+def mark(artists: Artist | Iterable[Artist], label: str, balancers: Sequence[str]) -> None:
+    """Says of parts of a figure which method they belong to: in the SVG, they are of the class ``method-PLACE``."""
+    for artist in [artists] if isinstance(artists, Artist) else artists:
+        artist.set_gid(f"method-{balancers.index(label)}")
+
+
 def save(figure: Figure, folder: Path, name: str, dpi: float = 150) -> None:
     """Write ``name.svg`` and ``name.png`` into ``folder``; equal figures give equal files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +110,7 @@ def save(figure: Figure, folder: Path, name: str, dpi: float = 150) -> None:
     figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
     # A hundredth of a point is finer than any screen, and half the size of the file.
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing.getvalue())
+    svg = re.sub(r'id="(method-\d+)"', r'class="\1"', svg)
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     figure.savefig(folder / f"{name}.png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
@@ -147,10 +155,12 @@ def category_axis(panel: Axes, labels: Sequence[str]) -> None:
 End = tuple[float, str, str]  # the height at which a line ends, its name and its colour
 
 
-def label_ends(figure: Figure, ends: Sequence[tuple[Axes, Sequence[End]]], length: int = 24) -> None:
+def label_ends(
+    figure: Figure, ends: Sequence[tuple[Axes, Sequence[End]]], length: int = 24, balancers: Sequence[str] = ()
+) -> None:
     """Name the lines of each panel at their right end, in ``length`` characters, as little apart as legibility allows.
 
-    To be called once for all panels of a figure, when their limits are final.
+    To be called once for all panels of a figure, when their limits are final. Names that are ``balancers`` are marked.
     """
     figure.draw_without_rendering()  # only now does the layout know how tall the panels are
     for panel, named in ends:
@@ -159,10 +169,12 @@ def label_ends(figure: Figure, ends: Sequence[tuple[Axes, Sequence[End]]], lengt
         wanted = [panel.transLimits.transform(panel.transScale.transform((1, y)))[1] for y, _, _ in named]
         heights = np.clip(wanted, 0, 1)
         for place, height, (_, text, colour) in zip(spread(heights, gap), heights, named, strict=True):
-            panel.plot(
+            (line,) = panel.plot(
                 [1, 1.03], [height, place], color=colour, linewidth=0.7, transform=panel.transAxes, clip_on=False
             )
-            panel.text(1.055, place, short(text, length), color=colour, va="center", transform=panel.transAxes)
+            name = panel.text(1.055, place, short(text, length), color=colour, va="center", transform=panel.transAxes)
+            if text in balancers:
+                mark([line, name], text, balancers)
 
 
 def spread(heights: ArrayLike, gap: float) -> NDArray[np.float64]:

@@ -23,9 +23,9 @@ def write(results: Path) -> Path:
         FileNotFoundError: The folder isn't one that a suite wrote.
     """
     loaded = load(results)
-    figures: dict[str, list[dict[str, str]]] = {}
+    drawn: dict[tuple[str, str | None], dict[str, str]] = {}
     for picture in draw(loaded):
-        figures.setdefault(picture.section, []).append({"svg": _inline(loaded, picture), "caption": picture.caption})
+        drawn[picture.kind, picture.problem] = {"svg": _inline(loaded, picture), "caption": picture.caption}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -38,12 +38,11 @@ def write(results: Path) -> Path:
         title=title(loaded),
         reading=reading(loaded),
         colours={label: style.colour for label, style in styles(loaded.balancers).items()},
-        figures=figures,
-        boards=cells.boards(loaded),
+        places={label: place for place, label in enumerate(loaded.balancers)},
+        drawn=drawn,
+        overview=cells.overview(loaded),
         sheets=cells.sheets(loaded),
-        costs=cells.costs(loaded),
         micro=cells.micro(loaded),
-        selection=cells.selection(loaded),
         failures=cells.failures(loaded),
         environment=cells.flat(loaded.environment),
     )

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from bench.analysis import primary_rows
 
 from .load import Results
-from .look import FAINT, category_axis, label_ends, log_axis, panels, spans_decades, styles
+from .look import FAINT, category_axis, label_ends, log_axis, mark, panels, spans_decades, styles
 from .words import rate, short
 
 
@@ -46,9 +46,11 @@ def _absolute(panel: Axes, results: Results, rows: pd.DataFrame, last: pd.DataFr
         imputed = seeds["imputed"].astype(bool)
         for marker, kept in ((".", ~imputed), ("x", imputed)):
             beside = np.full(kept.sum(), place + 0.24)
-            panel.plot(seeds.loc[kept, "value"], beside, marker, color=colour, markersize=5, alpha=0.75)
-        panel.plot([row["score_low"], row["score_high"]], [place, place], color=colour, linewidth=1.8)
-        panel.plot(row["score"], place, looks[label].marker, color=colour, markersize=6.5)
+            dots = panel.plot(seeds.loc[kept, "value"], beside, marker, color=colour, markersize=5, alpha=0.75)
+            mark(dots, label, results.balancers)
+        interval = panel.plot([row["score_low"], row["score_high"]], [place, place], color=colour, linewidth=1.8)
+        mean = panel.plot(row["score"], place, looks[label].marker, color=colour, markersize=6.5)
+        mark([*interval, *mean], label, results.balancers)
     category_axis(panel, list(rows.index))
     if (rows["scale"] == "ratio").all():
         log_axis(panel, "x")
@@ -61,8 +63,9 @@ def _relative(panel: Axes, results: Results, rows: pd.DataFrame) -> None:
     panel.axvline(1 if ratio else 0, color=FAINT, linewidth=1)
     for place, label in enumerate(rows.index):
         colour, row = looks[label].colour, rows.loc[label]
-        panel.plot([row["relative_low"], row["relative_high"]], [place, place], color=colour, linewidth=1.8)
-        panel.plot(row["relative"], place, looks[label].marker, color=colour, markersize=6.5)
+        interval = panel.plot([row["relative_low"], row["relative_high"]], [place, place], color=colour, linewidth=1.8)
+        mean = panel.plot(row["relative"], place, looks[label].marker, color=colour, markersize=6.5)
+        mark([*interval, *mean], label, results.balancers)
     category_axis(panel, list(rows.index))
     if ratio:
         log_axis(panel, "x")
@@ -86,9 +89,11 @@ def learning_rates(results: Results) -> tuple[Figure, str] | None:
         for label in results.balancers_in(rows):
             line, look = rows[rows["balancer"] == label].sort_values("lr"), looks[label]
             chosen = line[line["chosen"].astype(bool)]
-            panel.plot(line["lr"], line["mean_validation_score"], color=look.colour, dashes=look.dashes, linewidth=1.6)
+            drawn = panel.plot(
+                line["lr"], line["mean_validation_score"], color=look.colour, dashes=look.dashes, linewidth=1.6
+            )
             for marked, marker, size in ((line, "o", 4), (chosen, look.marker, 9)):
-                panel.plot(
+                drawn += panel.plot(
                     marked["lr"],
                     marked["mean_validation_score"],
                     marker,
@@ -98,6 +103,7 @@ def learning_rates(results: Results) -> tuple[Figure, str] | None:
                     clip_on=False,
                     zorder=4,
                 )
+            mark(drawn, label, results.balancers)
             ends.append((float(line["mean_validation_score"].iloc[-1]), label, look.colour))
         facts = results.facts(problem)
         rates = sorted(rows["lr"].unique())
@@ -110,7 +116,7 @@ def learning_rates(results: Results) -> tuple[Figure, str] | None:
             log_axis(panel, "y")
         panel.set(title=short(problem, 48), xlabel="learning rate", ylabel=f"mean validation\n{facts.score}")
         named.append((panel, ends))
-    label_ends(figure, named)
+    label_ends(figure, named, balancers=results.balancers)
     return figure, (
         "How the learning rates were chosen: mean validation score of the last checkpoint over the tuning seeds; the "
         "large mark is the rate that was chosen."

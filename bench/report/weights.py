@@ -12,19 +12,20 @@ from matplotlib.lines import Line2D
 from bench.analysis import at_common_steps, band
 
 from .load import Results
-from .look import log_axis, panels, spans_decades, step_axis
+from .look import log_axis, mark, panels, spans_decades, step_axis
 from .words import short
 
 NAMED_TASKS = 12  # more tasks than this are a colour scale with a few names beside it
 POINTS = 100  # of a line: more of them would not be seen, only weigh
 
 
-def weight_trajectories(results: Results, problem: str) -> tuple[Figure, str] | None:
-    """Each task's weight over steps on one problem, all panels with the same axes."""
+def weight_trajectories(results: Results) -> tuple[Figure, str] | None:
+    """Each task's weight over steps, for results of one problem; all panels have the same axes."""
     rows = results.reported("trajectory")
-    rows = rows[(rows["problem"] == problem) & np.isfinite(rows["weight"].astype(float))]
+    rows = rows[np.isfinite(rows["weight"].astype(float))]
     if rows.empty:
         return None
+    (problem,) = results.problems
     tasks = _by_initial_loss(rows)
     # Its darkest shades would not be seen on a dark page.
     shades = sns.color_palette("flare", as_cmap=True)(np.linspace(0.8, 0, len(tasks)))
@@ -38,6 +39,7 @@ def weight_trajectories(results: Results, problem: str) -> tuple[Figure, str] | 
     for panel, label in zip(axes, labels, strict=True):
         _lines(panel, table[table["balancer"] == label], colours)
         panel.set(title=short(label, 40), ylabel="weight")
+        mark(panel, label, results.balancers)
         if log:
             panel.set_ylim(lowest / 1.3, highest * 1.3)
             log_axis(panel, "y")
@@ -45,9 +47,8 @@ def weight_trajectories(results: Results, problem: str) -> tuple[Figure, str] | 
             panel.set_ylim(min(0, 1.08 * lowest), 1.08 * highest)
         step_axis(panel, results.facts(problem).steps)
     _name_tasks(figure, axes, tasks, colours)
-    figure.suptitle(short(problem, 60), x=0.01, horizontalalignment="left", fontweight="bold")
     return figure, (
-        f"Weights on {problem}. Colour: the tasks, in the order of their loss at the first step, the largest "
+        "Weights over training. Colour: the tasks, in the order of their loss at the first step, the largest "
         "darkest. Line: mean over the reported seeds (geometric where the axis is logarithmic); band: from the "
         "lowest to the highest seed. All panels have the same axes."
     )

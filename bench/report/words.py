@@ -9,6 +9,7 @@ import pandas as pd
 from .load import Results
 
 NOTHING = "–"
+FEW_PROBLEMS = 2
 BOARD_TITLE = "Leaderboard"
 DEFAULTS_TITLE = "Defaults, not a ranking"
 ONE_SEED_TITLE = "One seed, not a ranking"
@@ -111,13 +112,15 @@ def reading(results: Results) -> str:
     if board.empty:
         return "No reported run has finished yet, so there is nothing to compare."
     sentences = [_how_made(results)]
-    for problem, rows in board.groupby("problem", sort=False):
-        sentences.append(_finding(str(problem), rows, results))
+    problems = board.groupby("problem", sort=False)
+    if len(problems) <= FEW_PROBLEMS or not results.ranking:
+        sentences += [finding(str(problem), rows, results) for problem, rows in problems]
+    else:
+        sentences += _counts(results)
     steps = board[(board["balancer"] != results.baseline) & np.isfinite(board["step_ratio"].astype(float))]
     if len(steps):
-        low, high = steps["step_ratio"].min(), steps["step_ratio"].max()
-        span = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-        sentences.append(f"A training step takes {span} times as long as with equal weighting.")
+        ratios = span(steps["step_ratio"])
+        sentences.append(f"A training step takes {ratios} times as long as with equal weighting.")
     failed, runs = board["failed"].sum(), len(results.reported("runs"))
     if failed:
         sentences.append(f"{failed} of {runs} reported runs failed and count with an imputed score.")
@@ -136,7 +139,28 @@ def _how_made(results: Results) -> str:
     )
 
 
-def _finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
+def _counts(results: Results) -> list[str]:
+    """On how many problems each method is better or worse than equal weighting."""
+    board = results.board
+    sentences = []
+    for label in results.balancers_in(board):
+        verdicts = board.loc[board["balancer"] == label, "verdict"]
+        counts = {verdict: int((verdicts == verdict).sum()) for verdict in ("better", "worse", "tie", "not settled")}
+        told = [f"{verdict} on {count}" for verdict, count in counts.items() if count]
+        if label != results.baseline and told:
+            name = short(results.baseline or "", 40)
+            sentences.append(f"{short(label, 40)}, against {name} on {len(verdicts)} problems: {', '.join(told)}.")
+    return sentences
+
+
+def span(values: pd.Series) -> str:
+    """``1.02 to 1.41``, to two decimals; one number where that is all."""
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
+    """What one problem's rows of the leaderboard say."""
     baseline, name = results.baseline, short(results.baseline or "", 40)
     if baseline not in set(rows["balancer"]):
         return f"{short(problem, 40)} has no run of equal weighting to compare with."

@@ -1,0 +1,94 @@
+// What makes the page more than a print: following methods through every figure, sorting tables, hiding problems.
+// Without it, everything is there and in its order.
+"use strict";
+
+(() => {
+  const MOST = 8;
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const methods = all("[data-follow]").map((chip) => chip.dataset.follow);
+  const followed = new Set();
+  let hovered = null;
+
+  // A followed method keeps its colours, and all others turn grey. Where there are many, the first eight are followed
+  // until someone chooses.
+  const paint = () => {
+    const few = methods.length > MOST ? methods.slice(0, MOST) : methods;
+    const chosen = hovered !== null ? new Set([hovered]) : followed.size ? followed : new Set(few);
+    const grey = methods.filter((place) => !chosen.has(place));
+    document.getElementById("followed").textContent = grey
+      .map((place) =>
+        `.method-${place} { filter: grayscale(1); opacity: 0.25; } [data-method="${place}"] { opacity: 0.45; }`)
+      .join("\n");
+    for (const chip of all("[data-follow]")) {
+      chip.setAttribute("aria-pressed", String(followed.has(chip.dataset.follow)));
+    }
+  };
+
+  const follow = (place) => {
+    if (followed.has(place)) followed.delete(place);
+    else if (followed.size < MOST) followed.add(place);
+    hovered = null;
+    paint();
+  };
+
+  const placeOf = (element) => {
+    const part = element.closest('[data-method], [data-follow], [class^="method-"]');
+    if (!part) return null;
+    return part.dataset.method ?? part.dataset.follow ?? part.getAttribute("class").replace("method-", "");
+  };
+
+  document.addEventListener("pointerover", (event) => {
+    const place = placeOf(event.target);
+    if (place !== hovered) {
+      hovered = place;
+      paint();
+    }
+  });
+  document.addEventListener("click", (event) => {
+    const place = placeOf(event.target);
+    if (place !== null && !event.target.closest("a, summary")) follow(place);
+  });
+
+  // Problems, in the overview's columns too.
+  for (const chip of all("[data-show]")) {
+    chip.addEventListener("click", () => {
+      const shown = chip.getAttribute("aria-pressed") !== "true";
+      chip.setAttribute("aria-pressed", String(shown));
+      for (const part of all(`[data-problem="${chip.dataset.show}"]`)) part.hidden = !shown;
+    });
+  }
+
+  // Tables: numbers by their value, what is no number after them, and texts by the alphabet.
+  const value = (row, column) => {
+    const text = row.cells[column].textContent.trim().replace("−", "-");
+    const number = parseFloat(text.replace("+", ""));
+    return { text, number };
+  };
+  const sort = (table, column) => {
+    const head = table.tHead.rows[0].cells[column];
+    const down = head.getAttribute("aria-sort") === "ascending";
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const rows = [...table.tBodies[0].rows].map((row) => ({ row, ...value(row, column) }));
+    const sign = down ? -1 : 1;
+    rows.sort((a, b) => {
+      const [none, also] = [Number.isNaN(a.number), Number.isNaN(b.number)];
+      if (none && also) return sign * a.text.localeCompare(b.text);
+      return none - also || sign * (a.number - b.number);
+    });
+    table.tBodies[0].append(...rows.map(({ row }) => row));
+  };
+  for (const table of all("table.sortable")) {
+    table.classList.add("can-sort");
+    [...table.tHead.rows[0].cells].forEach((head, column) => {
+      head.tabIndex = 0;
+      head.addEventListener("click", () => sort(table, column));
+      head.addEventListener("keydown", (event) => {
+        if (event.key === "Enter") sort(table, column);
+      });
+    });
+  }
+
+  document.getElementById("controls").hidden = false;
+  paint();
+})();

@@ -1,0 +1,59 @@
+"""One run of a suite, by its key."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from typer.testing import CliRunner
+
+from bench.cli import app
+
+LOSSBENCH = CliRunner()
+
+
+def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(suite_text(learning_rates=[0.001, 0.003], reported=[1], tuning=[11], baselines=True))
+    results = ["--results", str(tmp_path)]
+    assert LOSSBENCH.invoke(app, ["run", str(path), *results, "--jobs", "1"]).exit_code == 0
+    runs = pd.read_parquet(tmp_path / "mine" / "tables" / "runs.parquet")
+    assert set(runs["phase"]) == {"tuning", "reported", "baseline"}
+    for phase, of_phase in runs.groupby("phase"):
+        run = of_phase.iloc[-1]
+        again = LOSSBENCH.invoke(app, ["once", str(path), run["key"], *results])
+        assert again.exit_code == 0, again.output
+        assert again.output.startswith(f"{run['balancer']} on small, learning rate {run['lr']:g}, seed {run['seed']}")
+        assert again.output.strip().endswith("as stored")
+        assert ("last checkpoint, test: error" in again.output) == (phase != "tuning")
+
+    path.write_text(suite_text(learning_rates=None, reported=[5]))
+    gone = LOSSBENCH.invoke(app, ["once", str(path), runs["key"].iloc[0], *results])
+    assert gone.exit_code == 2
+    assert gone.output.startswith("error: no run of mine has the key")
+    assert LOSSBENCH.invoke(app, ["once", str(path), ""]).output.startswith("error: 2 runs of mine have a key")
+
+
+def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(suite_text(learning_rates=None, reported=[1, 2], balancers=[{"name": "equal"}]))
+    results = ["--results", str(tmp_path)]
+    LOSSBENCH.invoke(app, ["run", str(path), *results, "--jobs", "1"])
+    one, other = sorted((tmp_path / "mine" / "runs").glob("*.parquet"))
+    one.write_bytes(other.read_bytes())
+    again = LOSSBENCH.invoke(app, ["once", str(path), one.stem[:10], *results])
+    assert again.exit_code == 1
+    assert again.output.strip().endswith("not as stored")
+    elsewhere = LOSSBENCH.invoke(app, ["once", str(path), other.stem, "--results", str(tmp_path / "elsewhere")])
+    assert elsewhere.exit_code == 0
+    assert elsewhere.output.strip().endswith("nothing is stored to compare it with")
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(suite_text(learning_rates=None, reported=[1], balancers=[{"name": "equal"}, {"name": "failing"}]))
+    LOSSBENCH.invoke(app, ["run", str(path), "--results", str(tmp_path), "--jobs", "1"])
+    runs = pd.read_parquet(tmp_path / "mine" / "tables" / "runs.parquet")
+    (failed,) = runs.loc[runs["status"] == "failed", "key"]
+    again = LOSSBENCH.invoke(app, ["once", str(path), failed])
+    assert again.exit_code == 1
+    assert runs.loc[runs["key"] == failed, "reason"].item() in again.output
