@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import baselines, choose_learning_rates, impute_failures
+from bench.analysis import baselines, choose_learning_rates, delta_m, impute_failures
 
 from . import files, spec, store
 from .cost import micro
@@ -190,6 +190,8 @@ def assemble(
         "dynamics": dynamics(balanced),
     }
     equal = next((entry.label for entry in suite.balancers if entry.name == "equal"), None)
+    if suite.baselines:
+        tables["delta_m"] = delta_m(tables["scores"], tables["metrics"])
     tables["baselines"] = baselines(tables["scores"], constants(done), tables["metrics"], equal)
     if selection is not None:
         tables["selection"] = selection

@@ -6,6 +6,7 @@ file, and draw nothing. The columns they expect are those of the tables under ``
 
 from .bands import at_common_steps, band
 from .baselines import baselines
+from .delta import delta_m, interquartile_mean
 from .failures import impute_failures
 from .intervals import Comparison, Estimate, compare, comparison_scale, summarise, t_interval
 from .leaderboard import is_ranking, leaderboard
@@ -21,7 +22,9 @@ __all__ = [
     "choose_learning_rates",
     "compare",
     "comparison_scale",
+    "delta_m",
     "impute_failures",
+    "interquartile_mean",
     "is_ranking",
     "leaderboard",
     "primary_rows",

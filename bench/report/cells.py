@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import pandas as pd
 
-from bench.analysis import primary_rows
+from bench.analysis import interquartile_mean, primary_rows
 
 from .load import Facts, Results
 from .words import NOTHING, finding, interval, number, quantity, rate, relative, seeds, short, span, step_ratio
@@ -73,9 +73,21 @@ def overview(results: Results) -> Grid | None:
         against = {row["problem"]: _against(row) for _, row in mine.iterrows()}
         cells = [against.get(problem, NOTHING) for problem in problems]
         steps = mine["step_ratio"].astype(float).dropna()
-        rows.append([label, *cells, span(steps) + "×" if len(steps) else NOTHING])
-    header = ["Method", *problems, "Time of a step"]
+        change = [_change(results, label)] if len(results.tables["delta_m"]) else []
+        rows.append([label, *cells, *change, span(steps) + "×" if len(steps) else NOTHING])
+    change = ["Δm, %"] if len(results.tables["delta_m"]) else []
+    header = ["Method", *problems, *change, "Time of a step"]
     return {"title": "", "header": header, "rows": rows, "marked": set()}
+
+
+def _change(results: Results, label: str) -> str:
+    """The interquartile mean over problems and seeds of the relative change to single-task training, in percent."""
+    table = results.tables["delta_m"]
+    values = table[table["balancer"] == label].pivot(index="problem", columns="seed", values="delta_m")
+    if values.empty:
+        return NOTHING
+    found = interquartile_mean(values.to_numpy(dtype=float))
+    return relative("difference", found.mean, found.low, found.high)
 
 
 def _against(row: pd.Series) -> str:

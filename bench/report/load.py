@@ -31,6 +31,7 @@ COLUMNS = {
         *("problem", "name", "summary", "num_tasks", "tasks", "samples"),
         *("primary", "higher_is_better", "unit", "steps", "batch_size"),
     ),
+    "delta_m": ("problem", "balancer", "seed", "delta_m"),
     "baselines": (
         *("problem", "task", "metric", "unit", "higher_is_better", "seeds"),
         *("constant", "equal", "equal_sd", "single_task", "single_task_sd"),

@@ -1,0 +1,80 @@
+r"""Scores across problems: the relative change to single-task training, and its mean over problems and seeds.
+
+The literature's :math:`\Delta_m` (Maninis, Radosavovic and Kokkinos, "Attentive Single-Tasking of Multiple Tasks", CVPR
+2019, eq. 4) is the mean over tasks of the relative change of a metric to that of the task trained alone, signed so that
+positive is better. A task with several metrics counts once: they are averaged first, as in Liu, Johns and Davison,
+"End-to-End Multi-Task Learning with Attention", CVPR 2019, and what followed it.
+
+Over problems it is summarised by the interquartile mean of all its values, which no single problem decides, with a
+bootstrap interval that resamples seeds within each problem: Agarwal et al., "Deep Reinforcement Learning at the Edge of
+the Statistical Precipice", NeurIPS 2021, section 4.3. Such an interval is for other seeds of *these* problems, and says
+nothing of others.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from .intervals import CONFIDENCE, Estimate
+
+NEAR_ZERO = 1e-9
+"""A baseline smaller than this has no meaningful relative change."""
+RESAMPLES = 4_000
+
+
+def delta_m(scores: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """The relative change of every reported run to single-task training of the same seed, in percent.
+
+    Args:
+        scores: The scores table; its rows of phase "baseline" have the task that was trained alone as ``balancer``.
+        metrics: ``problem``, ``metric``, ``task``, ``higher_is_better``.
+
+    Returns:
+        ``problem``, ``balancer``, ``seed``, ``delta_m``: the mean over tasks of the mean over a task's metrics of the
+        change, on the test split at the last checkpoint; positive is better. Not-a-number where a task has no finite
+        value, or no baseline away from zero; no rows for a problem without single-task runs.
+    """
+    last = scores[(scores["checkpoint"] == "last") & (scores["split"] == "test") & scores["task"].notna()]
+    alone = last[(last["phase"] == "baseline") & (last["balancer"] == last["task"])]
+    beside = alone.set_index(["problem", "metric", "seed"])["value"].astype(float).rename("alone")
+    ours = last[(last["phase"] == "reported") & last["problem"].isin(alone["problem"])]
+    ours = ours.join(beside, on=["problem", "metric", "seed"])
+    ours = ours.merge(
+        metrics[["problem", "metric", "higher_is_better"]], on=["problem", "metric"], validate="many_to_one"
+    )
+    sign = np.where(ours["higher_is_better"].astype(bool), 100.0, -100.0)
+    baseline = ours["alone"].where(ours["alone"].abs() > NEAR_ZERO)
+    change = sign * (ours["value"].astype(float) - baseline) / baseline.abs()
+    of_tasks = ours.assign(change=change).groupby(["problem", "balancer", "seed", "task"], sort=False)["change"]
+    tasks = of_tasks.agg(lambda values: values.mean() if values.notna().all() else np.nan)
+    of_runs = tasks.groupby(["problem", "balancer", "seed"], sort=False)
+    runs = of_runs.agg(lambda values: values.mean() if values.notna().all() else np.nan)
+    return runs.rename("delta_m").reset_index()
+
+
+def interquartile_mean(values: NDArray[np.float64], seed: int = 0) -> Estimate:
+    """The mean of the middle half of ``values``, ``(problems, seeds)``, with a 95 % interval for other seeds.
+
+    The interval is the percentile bootstrap's, seeds being resampled within each problem, widened for their small number;
+    ``seed`` is its own. Bounds are not-a-number with fewer than two seeds, everything is where a value is.
+
+    Raises:
+        ValueError: ``values`` is empty or not of two dimensions.
+    """
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"values has shape {values.shape}; expected (problems, seeds), neither of them 0")
+    if not np.isfinite(values).all():
+        return Estimate(np.nan, np.nan, np.nan)
+    mean = float(stats.trim_mean(values, 0.25, axis=None))
+    problems, seeds = values.shape
+    if seeds < 2:
+        return Estimate(mean, np.nan, np.nan)
+    drawn = np.random.default_rng(seed).integers(seeds, size=(RESAMPLES, problems, seeds))
+    samples = np.take_along_axis(np.broadcast_to(values, (RESAMPLES, problems, seeds)), drawn, axis=2)
+    means = stats.trim_mean(samples.reshape(RESAMPLES, -1), 0.25, axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    # Resampling n seeds underestimates their variance by (n - 1)/n, and takes it for known.
+    wider = np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.5 + CONFIDENCE / 2, problems * (seeds - 1))
+    wider /= stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    return Estimate(mean, mean - wider * (mean - float(low)), mean + wider * (float(high) - mean))
