@@ -16,9 +16,9 @@ Navon et al. published with "Multi-Task Learning as a Bargaining Game" (Nash-MTL
 both papers' public code, which agree.
 
 One start, (0, 0), lies on the edge where both switches are zero: the way down from there is the derivative that PyTorch
-gives ``clamp`` at its bound, 1. Losses are negative in most places, which some methods refuse. That code's Adam
-makes 35,000 steps of 0.001. The recipe here makes fewer, larger ones, and shows the same: from (9, 9), equal weighting is
-still in a valley at the end. With steps of 0.03 or more it jumps out.
+gives ``clamp`` at its bound, 1. Losses are negative in most places, which some methods refuse. That code's Adam makes
+35,000 steps of 0.001. The recipe here makes fewer, larger ones and shows the same: from (9, 9), equal weighting is
+still in a valley at the end. With steps of 0.03 or 0.05 it jumps out.
 """
 
 import math

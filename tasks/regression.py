@@ -34,7 +34,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -45,6 +45,9 @@ from balancers import Fork, LinearHeads
 from .base import Metric, Problem, Recipe, Shared, Split, evaluating
 from .registry import register
 from .sampling import epochs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INPUTS, OUTPUTS, WIDTH, LAYERS = 250, 100, 100, 4
 HELD_OUT = 2_000
@@ -268,6 +271,45 @@ class Regression(Problem[RegressionData]):
     def constant(self, data: RegressionData) -> Constant:
         """The mean of the training set's targets."""
         return Constant(data.train.targets.mean(0))
+
+    def sizes(self, data: RegressionData) -> Mapping[str, int]:
+        """In a stream, the training set is that of one epoch."""
+        return {name: len(getattr(data, name).inputs) for name in ("train", "validation", "test")}
+
+    def draw(self, figure: "Figure", data: RegressionData, model: nn.Module | None = None) -> str:
+        """Of at most four tasks, the test targets' distribution; with a ``model``, its predictions of one target."""
+        shown = range(min(4, len(self.tasks)))
+        rows = 2 if model is None else 1
+        columns = figure.subplots(rows, len(shown), sharex="row", sharey="row", squeeze=False).T
+        columns[0, 0].set_xticks((-1, 0, 1))
+        inputs, targets = data.test
+        if model is None:
+            for i, (above, below) in zip(shown, columns, strict=True):
+                of_task = (targets[:, i] / self.sigmas[i]).cpu()  # (N, 100)
+                above.hist(of_task.flatten().numpy(), bins=40, range=(-1, 1), density=True, color="#0173b2")
+                above.set_title(self.tasks[i])
+                above.set_xlabel("target / sigma")
+                preactivations = (inputs @ data.maps[i, 0]).cpu()
+                below.scatter(preactivations.numpy(), of_task[:, 0].numpy(), s=3, color="#0173b2")
+                below.set_xlabel("(B + eps) x, first output")
+            columns[0, 0].set_ylabel("density, all outputs")
+            columns[0, 1].set_ylabel("target / sigma")
+            return (
+                "How the test targets of each task are distributed, in units of its sigma, and the first of its 100 "
+                "outputs over the number that tanh is taken of."
+            )
+        with evaluating(model):
+            outputs = model(inputs)
+            losses = [float(loss) for loss in self.losses(model, data.test)]
+        predictions = outputs.unbind(1) if isinstance(outputs, Tensor) else outputs
+        for i, [axes] in zip(shown, columns, strict=True):
+            truth, ours = ((part[:, 0] / self.sigmas[i]).cpu().numpy() for part in (targets[:, i], predictions[i]))
+            axes.plot((-1, 1), (-1, 1), color="#de8f05")
+            axes.scatter(truth, ours, s=3, color="#0173b2")
+            axes.set_title(f"{self.tasks[i]}\nloss/sigma^2 {losses[i] / self.sigmas[i] ** 2:.3f}")
+            axes.set_xlabel("target / sigma")
+        columns[0, 0].set_ylabel("prediction / sigma")
+        return "The first of each task's 100 outputs, predicted and true, in units of sigma, on the test set."
 
 
 def _sigmas(sigmas: Sequence[float] | str) -> tuple[float, ...]:

@@ -56,8 +56,8 @@ def delta_m(scores: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 def interquartile_mean(values: NDArray[np.float64], seed: int = 0) -> Estimate:
     """The mean of the middle half of ``values``, ``(problems, seeds)``, with a 95 % interval for other seeds.
 
-    The interval is the percentile bootstrap's, seeds being resampled within each problem, widened for their small number;
-    ``seed`` is its own. Bounds are not-a-number with fewer than two seeds, everything is where a value is.
+    The interval is the percentile bootstrap's, seeds being resampled within each problem, widened for their small
+    number; ``seed`` is its own. Bounds are not-a-number with fewer than two seeds, everything is where a value is.
 
     Raises:
         ValueError: ``values`` is empty or not of two dimensions.

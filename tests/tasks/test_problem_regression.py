@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import tasks
@@ -401,3 +402,36 @@ def test_equal_sigmas_still_give_each_task_a_name():
 def test_a_bad_option_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         Regression(**options)
+
+
+# What is shown of it
+
+
+def test_sizes_count_samples():
+    problem = small()
+    assert problem.sizes(problem.data(seeded(1), "cpu")) == {"train": 60, "validation": 2000, "test": 2000}
+
+
+@HEADS
+@pytest.mark.parametrize("sigmas", [(3,), (1, 100), "T=10"])
+def test_draw_shows_at_most_four_tasks(sigmas, heads):
+    problem = small(sigmas=sigmas, heads=heads)
+    data = problem.data(seeded(1), "cpu")
+    shown = problem.tasks[:4]
+    for model, rows in ((None, 2), (initial_model(problem), 1)):
+        figure = Figure((9, 5), layout="constrained")
+        assert "sigma" in problem.draw(figure, data, model)
+        assert len(figure.axes) == rows * len(shown)
+        assert [axes.get_title().split("\n")[0] for axes in figure.axes[: len(shown)]] == list(shown)
+        figure.draw_without_rendering()
+
+
+def test_draw_tells_each_tasks_test_loss():
+    problem = small(sigmas=(1, 100))
+    data = problem.data(seeded(1), "cpu")
+    model = initial_model(problem)
+    figure = Figure((9, 5), layout="constrained")
+    problem.draw(figure, data, model)
+    metrics = problem.evaluate(model, data, "test")
+    for axes, metric in zip(figure.axes, problem.metrics[1:], strict=True):
+        assert axes.get_title() == f"{metric.task}\nloss/sigma^2 {metrics[metric.name]:.3f}"
