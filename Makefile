@@ -1,5 +1,6 @@
 # make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
-# make reference   the same, and what of it is kept in results/reference
+# make problems    every problem beside a constant predictor and each task trained alone
+# make reference   both, and what of them is kept in results/reference
 # make bench-cost  what GradNorm and every other method add to a step; a quarter of an hour, nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make test        the tests
@@ -24,7 +25,7 @@ PEERS_PY := $(VENV)-peers/bin/python
 PEERS_ENVIRONMENT := $(VENV)-peers/.installed
 endif
 
-.PHONY: bench reference bench-cost bench-peers smoke test check clean
+.PHONY: bench problems reference bench-cost bench-peers smoke test check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -32,12 +33,20 @@ bench: $(ENVIRONMENT)
 		--benchmark-json=results/default/micro.json
 	$(PY) -m bench report default
 
-reference: bench
-	rm -rf results/reference/default
-	mkdir -p results/reference/default/tables results/reference/default/figures
-	cd results/default && cp report.html suite.toml environment.json ../reference/default
-	cd results/default && cp figures/summary.png ../reference/default/figures
-	cd results/default/tables && cp runs.csv scores.csv selection.csv costs.csv micro.csv ../../reference/default/tables
+problems: $(ENVIRONMENT)
+	$(PY) -m bench run all
+
+reference: bench problems
+	for suite in default all; do \
+		kept=results/reference/$$suite; \
+		rm -rf $$kept && mkdir -p $$kept/tables $$kept/figures && cd results/$$suite && \
+		cp report.html suite.toml environment.json ../../$$kept && cp figures/summary.png ../../$$kept/figures && \
+		cp tables/runs.csv tables/scores.csv tables/baselines.csv ../../$$kept/tables && \
+		for table in selection costs micro delta_m; do \
+			if [ -f tables/$$table.csv ]; then cp tables/$$table.csv ../../$$kept/tables; fi; \
+		done && cd ../.. || exit 1; \
+	done
+	$(PY) -m bench show conflict-2d --train --out results/reference/conflict-2d.png
 
 bench-cost: $(ENVIRONMENT)
 	$(PY) -m bench.cost

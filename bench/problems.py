@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 import tasks
-from tasks import MissingDataError, Problem
+from tasks import Metric, MissingDataError, Problem
 
 from . import estimate
 from .seeds import generator
@@ -22,11 +22,13 @@ class Entry(NamedTuple):
     name: str
     summary: str
     tasks: str
+    score: str
+    """The primary metric, with its unit and an arrow for its better direction."""
     metrics: str
-    """The primary one first, each with its unit and an arrow for its better direction."""
+    """The others."""
     sizes: str
     run: str
-    """How long a run of the default recipe takes on this machine, or why that can't be told."""
+    """How long the default recipe takes on this machine, or why that can't be told."""
 
 
 def entries() -> list[Entry]:
@@ -36,12 +38,17 @@ def entries() -> list[Entry]:
 
 def table(problems: list[Entry]) -> Table:
     """The entries for a terminal."""
-    shown = Table(box=None, pad_edge=False, show_lines=False)
-    for header in ("problem", "tasks", "metrics (↑ more is better)", "samples", "a default run here"):
-        shown.add_column(header, overflow="fold")
+    shown = Table.grid(padding=(0, 2, 0, 0))
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column(overflow="fold")
     for e in problems:
-        shown.add_row(Text(e.name, style="bold"), Text(e.tasks), Text(e.metrics), Text(e.sizes), Text(e.run))
-        shown.add_row("", Text(e.summary, style="dim"), end_section=True)
+        lines = {"tasks": e.tasks, "score": e.score, "metrics": e.metrics, "samples": e.sizes, "a run": e.run}
+        shown.add_row(Text(e.name), "", Text(e.summary))
+        for what, told in lines.items():
+            if told:
+                shown.add_row("", what, Text(told))
+        shown.add_row("", "", "")
     return shown
 
 
@@ -50,14 +57,16 @@ def _entry(name: str) -> Entry:
     try:
         problem = tasks.create(name)
     except (TypeError, ValueError) as error:  # an option that has no default
-        return Entry(name, cls.summary, "", "", "", str(error))
-    metrics = sorted(problem.metrics, key=lambda metric: metric.name != problem.primary)
-    told = [
-        f"{metric.name}{f', {metric.unit}' if metric.unit else ''} {'↑' if metric.higher_is_better else '↓'}"
-        for metric in metrics
-    ]
-    sizes, run = _tried(problem)
-    return Entry(name, cls.summary, ", ".join(problem.tasks), "; ".join(told), sizes, run)
+        return Entry(name, cls.summary, "", "", "", "", str(error))
+    score = next(_told(metric) for metric in problem.metrics if metric.name == problem.primary)
+    others = ", ".join(_told(metric) for metric in problem.metrics if metric.name != problem.primary)
+    return Entry(name, cls.summary, ", ".join(problem.tasks), score, others, *_tried(problem))
+
+
+def _told(metric: Metric) -> str:
+    """``absolute depth error (m) ↓``."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return f"{metric.name}{unit} {'↑' if metric.higher_is_better else '↓'}"
 
 
 def _tried(problem: Problem[Any]) -> tuple[str, str]:
@@ -71,4 +80,4 @@ def _tried(problem: Problem[Any]) -> tuple[str, str]:
     pace = estimate.pace(spec)
     sizes = problem.sizes(problem.data(generator(0, "data"), "cpu"))
     told = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-    return told, f"{problem.recipe.steps:,} steps, {estimate.in_words(pace.run(spec), pace.run(spec))}"
+    return told, f"{problem.recipe.steps:,} steps, {estimate.in_words(pace.run(spec), pace.run(spec))} on this machine"
