@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,12 @@ class Constant(nn.Module):
         return [value[:, None, None].expand(num_images, -1, height, width) for value in self.values]
 
 
+Reference = tuple[Constant, dict[Split, list[float]]]
+"""The constant predictor, and its errors on each split that was evaluated."""
+_references: WeakKeyDictionary[object, dict[type, Reference]] = WeakKeyDictionary()
+"""Of each data set, by the problem's class; kept as long as the data are."""
+
+
 class DensePrediction(Problem[D]):
     """Segmentation, depth and surface normals of images, or the first two, by a `SegNet`.
 
@@ -67,7 +74,6 @@ class DensePrediction(Problem[D]):
             Metric(self.primary, "error relative to the constant predictor's, geometric mean of the tasks", "", False),
             *(metric for task in self.tasks for metric in facts(task, self.depth_unit)),
         )
-        self._reference: tuple[D, Constant, dict[Split, list[float]]] | None = None
 
     @abstractmethod
     def held_out(self, data: D, split: Split) -> Iterator[Images]:
@@ -108,7 +114,7 @@ class DensePrediction(Problem[D]):
     def evaluate(
         self, model: nn.Module, data: D, split: Split, start: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """All metrics. With one set of data, a split's first evaluation measures the constant predictor as well.
+        """All metrics. A split's first evaluation with these data measures the constant predictor as well.
 
         Raises:
             ValueError: no pixel of the split has a target of some task.
@@ -142,11 +148,11 @@ class DensePrediction(Problem[D]):
         """
         return self._referred(data)[0]
 
-    def _referred(self, data: D) -> tuple[Constant, dict[Split, list[float]]]:
-        """The constant predictor, and its errors on each split that was evaluated, for the ``data`` seen last."""
-        if self._reference is None or self._reference[0] is not data:
-            self._reference = (data, self._fit(self.training_sample(data)), {})
-        return self._reference[1:]
+    def _referred(self, data: D) -> Reference:
+        of_data = _references.setdefault(data, {})
+        if type(self) not in of_data:
+            of_data[type(self)] = (self._fit(self.training_sample(data)), {})
+        return of_data[type(self)]
 
     def _fit(self, images: Images) -> Constant:
         values: list[Tensor] = []

@@ -1,0 +1,5 @@
+"""The problem ``scenes``: rooms drawn at random, rendered, and read by a network."""
+
+from .problem import Scenes
+
+__all__ = ["Scenes"]
