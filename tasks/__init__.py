@@ -11,22 +11,36 @@
 """
 
 from .base import Baseline, Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
+from .burgers import Burgers
+from .cityscapes import Cityscapes
 from .conflict_2d import Conflict2D
+from .digit_pairs import DigitPairs
+from .flights import Flights
+from .helmholtz import Helmholtz
 from .multi_token import MultiToken
+from .nyuv2 import NYUv2
 from .registry import create, get, names, register
 from .regression import Regression
 from .same_tasks import SameTasks
+from .scenes import Scenes
 
 __all__ = [
     "Baseline",
+    "Burgers",
+    "Cityscapes",
     "Conflict2D",
+    "DigitPairs",
+    "Flights",
+    "Helmholtz",
     "Metric",
     "MissingDataError",
     "MultiToken",
+    "NYUv2",
     "Problem",
     "Recipe",
     "Regression",
     "SameTasks",
+    "Scenes",
     "Shared",
     "Split",
     "create",

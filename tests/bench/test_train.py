@@ -115,9 +115,10 @@ def test_the_test_split_is_read_at_the_end_of_reported_runs_only(make_spec: Make
     evaluated().clear()
     result = train.run(spec)
     validations = ["validation"] * 5
-    assert evaluated() == [*validations, "test", "test", "test"]  # the initial model, the last, the best
+    ended = ["test", "test", "test", "validation", "test"]  # the initial model, the best, the last; twice the constant
+    assert evaluated() == [*validations, *ended]
     assert {(score.checkpoint, score.split) for score in result.scores} == {
-        (checkpoint, split) for checkpoint in ("last", "best") for split in ("validation", "test")
+        (checkpoint, split) for checkpoint in ("last", "best", "constant") for split in ("validation", "test")
     }
     evaluated().clear()
     train.run(replace(spec, phase="tuning"))

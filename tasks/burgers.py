@@ -1,0 +1,130 @@
+"""Burgers' equation, whose solution steepens into a shock: a residual, an initial and a boundary condition.
+
+``u_t + u u_x = nu u_xx`` for t in [0, 1] and x in [-1, 1], with ``u = -sin(pi x)`` at t = 0, ``u = 0`` at x = -1 and 1,
+and nu = 0.01 / pi. Sources: Raissi, Perdikaris and Karniadakis, "Physics-informed neural networks", Journal of
+Computational Physics 378, 2019; Basdevant et al., "Spectral and finite difference solutions of the Burgers equation",
+Computers & Fluids 14(1), 1986.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from .base import Recipe, evaluating
+from .physics import COLORS, EDGES, GRID, Box, Domain, Field, PhysicsProblem, TanhNetwork, edge, inside, known
+from .registry import register
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NU = 0.01 / math.pi
+NODES = 120
+"""Of the quadrature."""
+SLICES = (0.25, 0.5, 0.75)
+"""Times that are drawn as curves."""
+
+
+@register
+class Burgers(PhysicsProblem):
+    """The tasks: mean squares of the equation's residual, and of the errors at t = 0 and at x = -1 and 1.
+
+    Points are ``(t, x)``.
+
+    BY_HAND
+    """
+
+    name = "burgers"
+    summary = "A physics-informed network for Burgers' equation: residual, initial and boundary condition."
+    tasks = ("residual", "initial", "boundary")
+    recipe = Recipe("adam", lr=1e-2, schedule="cosine", batch_size=128, steps=1_500)
+    full = replace(recipe, steps=15_000)
+    static_weights = {"by-hand": (3 / 21, 30 / 21, 30 / 21)}
+    box: Box = ((0.0, 1.0), (-1.0, 1.0))
+
+    def pools(self, generator: Generator) -> dict[str, Tensor]:
+        """A Latin hypercube inside; for the conditions, points uniform along t = 0, and as many at either boundary."""
+        within = inside(self.box, generator)
+        start = edge(self.box, 0, 0.0, EDGES, generator)
+        sides = [edge(self.box, 1, side, EDGES // 2, generator) for side in self.box[1]]
+        return {"residual": within, "initial": start, "boundary": torch.cat(sides)}
+
+    @staticmethod
+    def solution(points: Tensor) -> Tensor:
+        r"""By the transform of Cole and Hopf, with Gauss-Hermite quadrature.
+
+        With :math:`y = x - 2 \sqrt{\nu t}\, z`, u is the mean of :math:`-\sin(\pi y)` over z under the density
+        proportional to :math:`\exp(-z^2 - \cos(\pi y) / (2 \pi \nu))`. The exponent is up to 50: its maximum over z is
+        subtracted first.
+
+        Source: Basdevant et al. 1986, equation (2.5) and after.
+        """
+        t, x = points.T[..., None]
+        z, weights = map(torch.from_numpy, np.polynomial.hermite.hermgauss(NODES))
+        y = x - 2 * (NU * t).sqrt() * z
+        exponents = weights.log() - torch.cos(math.pi * y) / (2 * math.pi * NU)
+        return -(exponents.softmax(1) * torch.sin(math.pi * y)).sum(1)
+
+    def model(self) -> TanhNetwork:
+        return TanhNetwork(20, 4, self.box, scale=(2.0, 1.0))
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Means of squares over the batch's points.
+
+        Raises:
+            TypeError: ``model`` is no `Field`.
+        """
+        of_residual = residual(known(model), batch["residual"])
+        start, sides = batch["initial"], batch["boundary"]
+        of_start = model(start) + torch.sin(math.pi * start[:, 1])
+        return [of_residual.square().mean(), of_start.square().mean(), model(sides).square().mean()]
+
+    def draw(self, figure: "Figure", data: Domain, model: nn.Module | None = None) -> str:
+        """The solution with the training points, or with what ``model`` makes of it; below, u at three times."""
+        grid = data.test
+        layout = figure.add_gridspec(2, 6, height_ratios=(1.5, 1))
+        columns = 2 if model is None else 3
+        width = 6 // columns
+        tops = [figure.add_subplot(layout[0, i * width : (i + 1) * width]) for i in range(columns)]
+        if model is None:
+            self.draw_points(tops[1], data)
+        else:
+            with evaluating(model):
+                values = model(grid.points)
+            self.draw_image(tops[1], values, "the network", limit=1)
+            self.draw_image(tops[2], (values - grid.solution).abs(), "absolute error")
+        self.draw_image(tops[0], grid.solution, "the solution u", limit=1)
+        for axes in tops:
+            axes.set_xlabel("t")
+        tops[0].set_ylabel("x")
+
+        places = grid.points[:GRID, 1].cpu()
+        for i, time in enumerate(SLICES):
+            axes = figure.add_subplot(layout[1, 2 * i : 2 * i + 2])
+            at = torch.stack([torch.full_like(places, time), places], 1)
+            axes.plot(places.numpy(), self.solution(at.double()).numpy(), color=COLORS[0], label="solution")
+            if model is not None:
+                with evaluating(model):
+                    curve = model(at.to(grid.points.device)).cpu()
+                axes.plot(places.numpy(), curve.numpy(), color=COLORS[1], ls="--", label="network")
+            axes.set(title=f"t = {time}", xlabel="x", ylim=(-1.15, 1.15))
+            if i == 0:
+                axes.set_ylabel("u")
+                axes.legend(frameon=False, loc="lower left")
+        if model is None:
+            return "The solution of Burgers' equation, where the three losses are computed, and the shock's formation."
+        error = self.evaluate(model, data, "test")[self.primary]
+        return (
+            f"Burgers' equation: solution, the network's and their difference; below, both at three times. "
+            f"Relative L2 error {error:.3f}."
+        )
+
+
+def residual(model: Field, points: Tensor) -> Tensor:
+    """``u_t + u u_x - nu u_xx`` of ``model`` at ``points`` ``(t, x)``, ``(N, 2)``: ``(N,)``."""
+    u, (u_t, u_x), u_xx = model.jet(points, along=(1,))
+    return u_t + u * u_x - NU * u_xx
