@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+import tasks
+
 from .cost.compare import WARM_UP
 from .plan import Planned
+from .seeds import generator
 from .spec import RunSpec
 from .suite import Suite
 from .train import Trial, reproducible
@@ -41,9 +44,10 @@ class Pace:
 def pace(spec: RunSpec) -> Pace:
     """Tries ``spec`` out. Whatever its problem or its method raises, this raises."""
     spec = replace(spec, phase="tuning")
+    trial = Trial(spec)
+    problem = tasks.create(spec.problem, **spec.problem_options)
     with reproducible(spec.device):
-        load = _seconds(Trial(spec).prepare)
-        trial = Trial(spec)
+        load = _seconds(lambda: problem.data(generator(spec.seed, "data"), trial.device))
         prepare = _seconds(trial.prepare)
         make_step = trial.stepper()
         steps = min(FIRST, spec.recipe.steps)

@@ -39,6 +39,8 @@ class Progress:
 
     def begin(self, stage: str, jobs: int, workers: int, reused: int = 0) -> None:
         """A stage of ``jobs`` begins, ``workers`` of them at a time; ``reused`` more had been done before."""
+        if self._done == self._reused:
+            self._begun = time.monotonic()
         self._stage, self._stage_left, self._workers = stage, jobs, workers
         self._done += reused
         self._reused += reused

@@ -21,6 +21,9 @@ from .progress import Progress
 from .suite import Suite
 from .tables import Done
 
+MANY = 10
+"""To try more kinds of runs than this takes so long that it is told."""
+
 
 class BusyError(Exception):
     """Another process is at work in the results folder."""
@@ -105,6 +108,8 @@ class _Work:
         if not missing and not timed:
             return
         tried = estimate.to_try([*missing, *timed])
+        if len(tried) > MANY:
+            self.console.print(f"trying a few steps of {len(tried)} kinds of runs, to tell how long it will take")
         paces = workers.paces(list(tried.values()), self.suite.plugins, self.jobs)
         found = dict(zip(tried, paces, strict=True))
         self.console.print(Text(estimate.sentence(self.suite, missing, timed, self.jobs, found)))

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -21,6 +22,9 @@ from .estimate import Pace
 from .plan import Planned
 from .spec import RunSpec
 from .train import Trial
+
+# A worker whose memory has grown much, as it does with each data set, is ended between two runs, and another started.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
 
 class WorkerError(Exception):
