@@ -11,7 +11,13 @@ from bench.analysis import choose_learning_rates, impute_failures
 
 METRIC = "normalised loss"
 STEPS = 2000
-SIGMAS = {2: (1, 100), 10: (48, 3, 54, 16, 9, 30, 52, 26, 47, 81), 40: tuple(range(1, 41))}
+SIGMAS = {
+    2: (1, 100),
+    3: (1, 10, 100),
+    4: (1, 5, 20, 100),
+    10: (48, 3, 54, 16, 9, 30, 52, 26, 47, 81),
+    40: tuple(range(1, 41)),
+}
 
 # label: registered name, factor of the loss, factor of a step's time, power of 1/sigma that its weights go to
 BALANCERS = {

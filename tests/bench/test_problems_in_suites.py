@@ -14,7 +14,8 @@ from matplotlib.image import imread
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench import plan, schedule, spec
+from bench import estimate, plan, schedule, spec
+from bench import problems as listing
 from bench.analysis import baselines
 from bench.cli import app
 from bench.report import page
@@ -212,8 +213,6 @@ def test_what_a_problem_looks_like(tmp_path: Path, make_suite: MakeSuite) -> Non
 
 
 def test_how_long_it_will_take_grows_with_what_there_is_to_do(make_suite: MakeSuite, tmp_path: Path) -> None:
-    from bench import estimate
-
     loaded = make_suite(learning_rates=[0.01, 0.1, 1.0], tuning=[11], reported=[1])
     tuning = plan.tuning(loaded, plan.grids(loaded))
     found = estimate.pace(tuning[0].spec)
@@ -228,3 +227,22 @@ def test_how_long_it_will_take_grows_with_what_there_is_to_do(make_suite: MakeSu
         f"6 runs: about {round(seconds / 60)} to {math.floor(most / 60 + 0.5)} minutes"
     )
     assert "6 runs: about 1 second," in estimate.sentence(loaded, tuning, [], 2, dict.fromkeys(paces))
+
+
+def test_problems_are_listed_with_all_that_is_known_of_them(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_suite(plugins=PLUGINS)  # registers them
+    monkeypatch.setattr("tasks.names", lambda: ["absent", "looks", "nyuv2", "small"])
+    listed = {entry.name: entry for entry in listing.entries()}
+    small = listed["small"]
+    assert (small.tasks, small.score) == ("a, b", "error ↓")
+    assert small.metrics == "loss of a (m) ↓, loss of b (m) ↓"
+    assert small.sizes == "train 64, validation 64, test 64"
+    assert small.run.startswith("12 steps, about 1 second")
+    assert listed["absent"].run == "absent needs a file that no one has"
+    assert listed["looks"].run == "drawn only: lossbench show looks"
+    assert listed["nyuv2"].run.startswith("nyuv2 needs the option root")
+    shown = " ".join(CliRunner().invoke(app, ["list", "problems"]).output.split())
+    for part in (small.name, small.summary, "samples train 64", "score error ↓"):
+        assert part in shown

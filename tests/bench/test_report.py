@@ -70,6 +70,14 @@ def hostile(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """A suite of five problems."""
+    folder = build(tmp_path_factory.mktemp("results") / "many", num_tasks=(2, 3, 4, 10, 40), seeds=(1, 2, 3))
+    page.write(folder)
+    return folder
+
+
 class TestPage:
     @pytest.mark.parametrize("folder", ["whole", "bare", "hostile"])
     def test_needs_no_network_and_no_other_file(self, folder, request):
@@ -109,6 +117,17 @@ class TestPage:
             "Size of the steps",
         ]
         assert parsed.headings("h3") == [*of_problem, *of_problem, "The suite"]
+
+    def test_many_problems_are_counted_not_recounted(self, many):
+        results = load(many)
+        verdicts = results.board[results.board["balancer"] == "GradNorm"]["verdict"].value_counts()
+        told = ", ".join(
+            f"{word} on {verdicts[word]}" for word in ("better", "worse", "not settled") if word in verdicts
+        )
+        assert f"GradNorm, against equal on 5 problems: {told}." in words.reading(results)
+        parsed = Page(many / "report.html")
+        for problem in results.problems:
+            assert words.finding(problem, results.only(problem).board, results) in " ".join(parsed.text.split())
 
     def test_leaves_out_sections_without_data(self, bare):
         parsed = Page(bare / "report.html")
@@ -194,6 +213,14 @@ class TestFigures:
 
     def test_summary_is_as_wide_as_a_readme(self, whole):
         assert imread(whole / "figures" / "summary.png").shape[:2] == (500, 1200)
+
+    def test_of_many_problems_the_summary_compares_methods(self, many):
+        height, width = imread(many / "figures" / "summary.png").shape[:2]
+        assert width == 1200
+        assert height > 400
+        svg = (many / "figures" / "summary.svg").read_text()
+        for title in ("regression, 2 tasks", "regression, 40 tasks", "Time of a step, a dot a problem"):
+            assert title in svg
 
     def test_labels_of_a_figure_lie_apart_and_in_order(self):
         heights = np.array([0.5, 0.51, 0.1, 0.5, 0.99, 1.0])
