@@ -17,8 +17,9 @@ from .words import short
 RELATIVE = ("relative", "relative_low", "relative_high")
 FEW = 3
 COLUMNS = 4
-WIDEST = 3.0
-"""Of many problems: a ratio further from 1 than this, either way, is marked at the panel's edge."""
+NARROWEST, WIDEST = 1.06, 3.0
+"""Of many problems: how far from 1 a panel reaches, either way, at least and at most; what is further is written."""
+ROUND = (1.05, 1.1, 1.25, 1.5, 2.0, 2.5)
 
 
 def summary(results: Results) -> Figure | None:
@@ -64,7 +65,7 @@ def _many(results: Results, problems: list[str]) -> Figure:
             panel.set_yticklabels([])
     figure.supxlabel(
         f"final test score compared with {short(results.baseline or '')}, seed by seed, with 95 % intervals: "
-        "left of the line is better",
+        "left of the line is better. Time of a step: a dot a problem.",
         fontsize="medium",
     )
     return figure
@@ -73,29 +74,38 @@ def _many(results: Results, problems: list[str]) -> Figure:
 def _scores(panel: Axes, results: Results, board: pd.DataFrame, others: list[str]) -> None:
     looks = styles(results.balancers)
     ratio = bool((board["scale"] == "ratio").all())
-    better_is_less = not results.facts(str(board["problem"].iloc[0])).higher_is_better
     panel.axvline(1 if ratio else 0, color=FAINT, linewidth=1)
+    furthest = NARROWEST
     for place, label in enumerate(others):
         if label not in board.index:
             continue
         look = looks[label]
         mean, low, high = board.loc[[label], list(RELATIVE)].astype(float).to_numpy()[0]
-        if ratio and mean > WIDEST:
-            panel.annotate(f"{mean:.1f}× →", (WIDEST, place), ha="right", va="center", color=look.colour)
+        if ratio and not 1 / WIDEST < mean < WIDEST:
+            text, edge, side = (f"{mean:.1f}× →", 1.0, "right") if mean > 1 else (f"← {mean:.2f}×", 0.0, "left")
+            where = panel.get_yaxis_transform()
+            panel.text(edge, place, text, ha=side, va="center", color=look.colour, transform=where)
+            furthest = WIDEST
             continue
-        panel.plot([low, high], [place, place], color=look.colour, linewidth=1.8, clip_on=True)
+        panel.plot([low, high], [place, place], color=look.colour, linewidth=1.8)
         panel.plot(mean, place, look.marker, color=look.colour, markersize=6)
+        if ratio:
+            furthest = max(furthest, *np.exp(np.abs(np.log([value for value in (mean, low, high) if value > 0]))))
     category_axis(panel, others)
     if ratio:
-        panel.set_xscale("log")
-        low, high = panel.get_xlim()
-        panel.set_xlim(max(low, 1 / WIDEST), min(max(high, 1.1), WIDEST))
-        ticks = [tick for tick in (0.4, 0.6, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3) if _between(tick, *panel.get_xlim())]
-        panel.xaxis.set_major_locator(FixedLocator(ticks[:: max(1, -(-len(ticks) // 4))]))
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    elif not better_is_less:
+        _ratio_axis(panel, min(furthest * 1.02, WIDEST))
+    elif results.facts(str(board["problem"].iloc[0])).higher_is_better:
         panel.invert_xaxis()
+
+
+def _ratio_axis(panel: Axes, furthest: float) -> None:
+    """Logarithmic, with 1 in the middle and the roundest ratio that fits on either side of it."""
+    tick = max(ratio for ratio in ROUND if ratio <= furthest)
+    panel.set_xscale("log")
+    panel.set_xlim(1 / furthest, furthest)
+    panel.xaxis.set_major_locator(FixedLocator([1 / tick, 1, tick]))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}×"))
 
 
 def _steps(panel: Axes, results: Results, others: list[str]) -> None:
@@ -106,13 +116,9 @@ def _steps(panel: Axes, results: Results, others: list[str]) -> None:
         ratios = results.board.loc[results.board["balancer"] == label, "step_ratio"].astype(float)
         panel.plot(ratios, np.full(len(ratios), place), "o", color=looks[label].colour, alpha=0.55, markersize=5)
     category_axis(panel, others)
-    panel.set_title(f"Time of a step, a dot a problem\n{short(results.machine(results.timed_on or ''), 30)}")
+    panel.set_title(f"Time of a step on\n{short(results.machine(results.timed_on or ''), 24)}")
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 
 
 def _timed(results: Results) -> bool:
     return bool(np.isfinite(results.board["step_ratio"].astype(float)).any())
-
-
-def _between(value: float, low: float, high: float) -> bool:
-    return low <= value <= high
