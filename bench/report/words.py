@@ -113,9 +113,9 @@ def reading(results: Results) -> str:
         return "No reported run has finished yet, so there is nothing to compare."
     sentences = [_how_made(results)]
     problems = board.groupby("problem", sort=False)
-    if len(problems) <= FEW_PROBLEMS or not results.ranking:
+    if len(problems) <= FEW_PROBLEMS:
         sentences += [finding(str(problem), rows, results) for problem, rows in problems]
-    else:
+    elif results.ranking:
         sentences += _counts(results)
     steps = board[(board["balancer"] != results.baseline) & np.isfinite(board["step_ratio"].astype(float))]
     if len(steps):
