@@ -45,11 +45,12 @@ def _all(suite: Suite) -> list[Planned]:
     grid = suite.learning_rates
     if not grid:
         reported = plan.reported(suite, None)
-        return [*reported, *plan.baselines(suite, reported)]
+        return [*reported, *plan.repeated(suite, reported), *plan.baselines(suite, reported)]
     wider = plan.widened(grid)
     grids = {entry.label: wider for entry in suite.problems}
     tuning = plan.tuning(suite, grids)
     chosen = plan.reported(suite, None)
     reported = [plan.at_rate(run, lr) for run, lr in itertools.product(chosen, wider)]
+    repeated = [plan.at_rate(run, lr) for run, lr in itertools.product(plan.repeated(suite, chosen), wider)]
     baselines = [plan.at_rate(run, lr) for run, lr in itertools.product(plan.baselines(suite, chosen), wider)]
-    return [*tuning, *reported, *baselines]
+    return [*tuning, *reported, *repeated, *baselines]

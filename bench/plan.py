@@ -69,6 +69,16 @@ def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
     return [replace(run, pictured=run is pictured.get(run.problem)) for run in planned]
 
 
+def repeated(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
+    """The ``reported`` runs on the suite's other seeds."""
+    cells = {(run.problem, run.balancer): run for run in reported}
+    return [
+        Planned(run.problem, run.balancer, replace(run.spec, phase="repeated", seed=seed))
+        for run in cells.values()
+        for seed in suite.repeated_seeds
+    ]
+
+
 def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
     """The models trained on one task's loss alone, where a problem has that baseline, labelled by the task.
 

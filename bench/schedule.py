@@ -77,19 +77,21 @@ class _Work:
         costs = plan.costs(suite) if suite.cost_rounds else []
         tuning = plan.tuning(suite, plan.grids(suite))
         fresh = plan.reported(suite, None)
-        fresh += plan.baselines(suite, fresh)
+        fresh += [*plan.repeated(suite, fresh), *plan.baselines(suite, fresh)]
         self.progress.expect(_distinct(tuning))
         self.progress.expect(_distinct(fresh) + len(costs))
         self.foretell(tuning, fresh, costs)
 
         tuning, selection = self.tune() if suite.learning_rates else ([], None)
         reported = plan.reported(suite, selection)
-        reported += plan.baselines(suite, reported)
-        self.compute("reported runs", reported)
+        repeated, baselines = plan.repeated(suite, reported), plan.baselines(suite, reported)
+        self.compute("reported runs", [*reported, *baselines])
+        if repeated:
+            self.compute("the same on other seeds", repeated)
         workers.stop()  # steps are timed alone on the machine
         cost_rows = self.time_steps(costs)
 
-        done = tables.load(suite, [*tuning, *reported], folder)
+        done = tables.load(suite, [*tuning, *reported, *baselines, *repeated], folder)
         tables.write(tables.assemble(suite, done, selection, cost_rows), folder / "tables")
         tables.add_micro(folder)
         files.write(folder / "suite.toml", suite.text.encode())

@@ -26,7 +26,8 @@ from .toml import Kind, SuiteError, Table, closest
 
 SUITES = Path(__file__).parent / "suites"
 FROM_PROBLEM = "problem:"
-"""An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY, ``"problem:first"`` for its first."""
+"""An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY, ``"problem:first"`` for its first and
+``"problem:ones"`` for a weight of one for each of its tasks."""
 
 
 TOP = (
@@ -91,7 +92,8 @@ class BalancerEntry:
 class Suite:
     """What is to be run.
 
-    Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned. ``baselines`` says whether models
+    Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned. On ``repeated_seeds`` the reported
+    runs are made once more, to see which verdicts that changes. ``baselines`` says whether models
     are trained on each task alone too. ``left_out`` names the problems whose data aren't there, and what is missing.
     """
 
@@ -104,6 +106,7 @@ class Suite:
     plugins: tuple[Path, ...]
     tuning_seeds: tuple[int, ...]
     reported_seeds: tuple[int, ...]
+    repeated_seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
     cost_rounds: int
     cost_devices: tuple[Device, ...]
@@ -146,10 +149,13 @@ def load(path: Path) -> Suite:
         raise SuiteError(f"{path.name}: {error}") from error
     files = _load_plugins(top, path.parent)
     device = _device(top)
-    seeds = top.table("seeds", ("tuning", "reported"))
+    seeds = top.table("seeds", ("tuning", "reported", "repeated"))
     tuning, reported = seeds.take("tuning", SEEDS, ()), seeds.take("reported", SEEDS)
-    if both := sorted(set(tuning) & set(reported)):
+    repeated = seeds.take("repeated", SEEDS, ())
+    if both := sorted(set(tuning) & {*reported, *repeated}):
         seeds.fail("tuning", f"{both} are reported seeds too, but a seed is for tuning or for reporting")
+    if both := sorted(set(repeated) & set(reported)):
+        seeds.fail("repeated", f"{both} are reported seeds too, but what is repeated is to have seeds of its own")
     rates = []
     if "learning_rates" in top.values:
         rates = sorted(map(float, top.table("learning_rates", ("grid",)).take("grid", RATES)))
@@ -175,6 +181,7 @@ def load(path: Path) -> Suite:
         plugins=files,
         tuning_seeds=tuple(tuning),
         reported_seeds=tuple(reported),
+        repeated_seeds=tuple(repeated),
         learning_rates=tuple(rates),
         cost_rounds=cost.take("rounds", ROUNDS, 0),
         cost_devices=tuple(cost.take("devices", DEVICES, (device,))),
@@ -291,6 +298,8 @@ def _resolve(table: Table, key: str, value: object, entry: ProblemEntry) -> obje
     if not isinstance(value, str) or not value.startswith(FROM_PROBLEM):
         return value
     weightings, name = entry.problem.static_weights, value.removeprefix(FROM_PROBLEM)
+    if name == "ones":
+        return [1.0] * len(entry.problem.tasks)
     if name == "first" and weightings:
         return list(next(iter(weightings.values())))
     if name not in weightings:

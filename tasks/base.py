@@ -100,6 +100,7 @@ class Problem(ABC, Generic[Data]):
         baselines: what a score can be held against. "constant": the best constant predictor, see `constant`.
             "single-task": the model trained on one task's loss alone.
         illustration: whether it is there to be looked at (``lossbench show``), and no measure of a method.
+        control: whether its result is known beforehand, so that it tests the benchmark and not the methods.
         static_weights: fixed weightings that anyone could work out beforehand, by name, the one to try first first;
             each sums to T.
     """
@@ -107,6 +108,7 @@ class Problem(ABC, Generic[Data]):
     name: ClassVar[str]
     summary: ClassVar[str]
     illustration: ClassVar[bool] = False
+    control: ClassVar[bool] = False
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
     primary: str

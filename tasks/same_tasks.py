@@ -117,6 +117,7 @@ class SameTasks(Problem[SameTasksData]):
 
     name = "same-tasks"
     summary = "A control: T copies of one task at different loss scales, which fixed weights can't tell apart."
+    control = True
     primary = "relative error"
     recipe = Recipe("adam", lr=3e-3, schedule="constant", batch_size=100, steps=2_000)
     full = replace(recipe, steps=10_000)
