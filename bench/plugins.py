@@ -11,13 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def module_name(path: Path) -> str:
+    """The name of the module that the file at ``path`` becomes."""
+    path = path.resolve()
+    return f"lossbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
 def load(paths: Iterable[Path]) -> None:
     """Executes each file, once a process. What a file raises, it raises here."""
     for path in paths:
-        path = path.resolve()
-        name = f"lossbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        name = module_name(path)
         if name in sys.modules:
             continue
+        path = path.resolve()
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"{path.name} is not a Python file")
