@@ -15,12 +15,16 @@ from tasks import Problem
 from . import build, estimate, plan, plugins, suite, workers
 from .estimate import Pace, Place
 from .plan import Planned
+from .seeds import generator, stream_seed
 from .spec import Method
 from .suite import Suite
 from .toml import SuiteError
 
 METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "random")
 """What is tried: the protocol's core methods, and a control."""
+
+TUNING = 101
+"""The first of the tuning seeds."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,9 @@ def _methods(file: Path, problems: Sequence[Problem[Any]], said: list[str]) -> d
     methods: dict[str, Mapping[str, Any]] = {}
     for name in (*METHODS, *own):
         options: Mapping[str, Any] = {}
-        if name == "static":
-            if not all(problem.static_weights for problem in problems):
-                said.append(
-                    "static is left out: the problem states no static_weights (one over the scale of each loss?)"
-                )
-                continue
-            options = {"weights": "problem:first"}
         try:
+            if name == "static":
+                options = {"weights": _weights(problems, said)}
             for problem in problems:
                 _make(name, problem)
         except Exception as error:
@@ -114,12 +113,36 @@ def _methods(file: Path, problems: Sequence[Problem[Any]], said: list[str]) -> d
     return methods
 
 
+def _weights(problems: Sequence[Problem[Any]], said: list[str]) -> str | list[float]:
+    """What static weights to try: those that the problems state, else one over the first losses of an untrained model.
+
+    Raises:
+        ValueError: there are neither.
+    """
+    if all(problem.static_weights for problem in problems):
+        return "problem:first"
+    if len(problems) > 1:
+        raise ValueError("not every problem in the file states static_weights")
+    (problem,) = problems
+    data = problem.data(generator(TUNING, "data"), "cpu")
+    batch = next(problem.batches(data, generator(TUNING, "batches"), problem.recipe.batch_size))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(stream_seed(TUNING, "initial values"))
+        losses = problem.losses(problem.model(), batch)
+    values = torch.stack([*(losses.values() if isinstance(losses, Mapping) else losses)]).double()
+    if not ((values > 0) & values.isfinite()).all():
+        raise ValueError("the problem states no static_weights, and not all of its first losses are positive")
+    said.append("static has weights of one over an untrained model's losses: the problem states no static_weights")
+    weights: list[float] = (len(values) / values / (1 / values).sum()).tolist()
+    return [float(f"{weight:.4g}") for weight in weights]
+
+
 def _make(name: str, problem: Problem[Any]) -> None:
     """Makes a method on the problem's model, or raises what keeps it from that."""
     cls = balancers.get(name)
     with torch.random.fork_rng(devices=[]):
         model = problem.model()
-        options = {"weights": next(iter(problem.static_weights.values()))} if name == "static" else {}
+        options = {"weights": [1.0] * len(problem.tasks)} if name == "static" else {}
         build.balancer(Method(name, build.default_wrt(cls, problem.shared(model)), options), problem, model)
 
 
@@ -136,7 +159,7 @@ def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, A
         "baselines = true",
         f"plugins = {json.dumps([str(file.resolve())])}",
         "\n[seeds]",
-        f"tuning = {list(range(101, 101 + size.tuning))}",
+        f"tuning = {list(range(TUNING, TUNING + size.tuning))}",
         f"reported = {list(range(1, 1 + size.reported))}",
         "\n[learning_rates]",
         f"grid = {json.dumps(rates)}",

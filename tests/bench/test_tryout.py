@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench import suite, tryout
+from bench import plan, suite, tryout
 from bench.cli import app
 from bench.report.answer import answer
 from bench.report.load import Results, load
+from bench.seeds import generator
 from bench.toml import SuiteError
+from bench.train import Trial
 
 from .reports import build
 
@@ -71,12 +73,39 @@ def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
     assert labels(again) == labels(made)
 
 
-def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path):
+def without_weights(file: Path) -> None:
     file.write_text(file.read_text().replace('static_weights = {"inverse": (1.8, 0.2)}', ""))
+
+
+def test_without_stated_weights_static_ones_are_one_over_the_first_losses(file, tmp_path):
+    without_weights(file)
     made, said = tryout.make(file, tmp_path / "results", minutes=0, jobs=1)
+    assert said[0].startswith("static has weights of one over an untrained model's losses")
+    (problem,) = made.problems
+    static = next(entry for entry in made.balancers if entry.label == "static")
+    weights = static.methods[problem.label].options["weights"]
+    trial = Trial(replace(plan.reported(made, None)[0].spec, seed=tryout.TUNING))
+    trial.prepare()
+    batch = next(trial.problem.batches(trial.data, generator(tryout.TUNING, "batches"), trial.spec.recipe.batch_size))
+    losses = [float(loss.detach()) for loss in trial.problem.losses(trial.model, batch)]
+    assert weights[0] / weights[1] == pytest.approx(losses[1] / losses[0], rel=1e-3)
+    assert sum(weights) == pytest.approx(2, abs=1e-3)
+
+
+def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path, monkeypatch):
+    without_weights(file)
+    file.write_text(
+        file.read_text().replace(
+            "    def losses(", "    def losses(self, *_):\n        return -torch.ones(2)\n\n    def unused("
+        )
+    )
+    monkeypatch.setattr(tryout, "METHODS", ("equal", "static"))
+    made, said = tryout.make(file, tmp_path / "results", minutes=0, jobs=1)
+    assert labels(made)[0] == "equal"
     assert "static" not in labels(made)
-    assert "equal" in labels(made)
-    assert "static is left out: the problem states no static_weights" in said[0]
+    assert said[0].startswith(
+        "static is left out: the problem states no static_weights, and not all of its first losses"
+    )
 
 
 @pytest.mark.parametrize(
