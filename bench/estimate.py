@@ -61,8 +61,11 @@ def pace(spec: RunSpec) -> Pace:
 
 
 def place(run: Planned) -> Place:
-    """Runs of the same place take the same time a step: those of a problem and a balancer, and all baselines."""
-    return run.problem, "" if run.spec.phase == "baseline" else run.balancer
+    """Runs of the same place take the same time a step: those of a problem and a balancer.
+
+    Baselines and the points of a front are all of static weights.
+    """
+    return run.problem, "" if run.spec.phase in ("baseline", "front") else run.balancer
 
 
 def to_try(runs: Iterable[Planned]) -> dict[Place, RunSpec]:
@@ -76,16 +79,17 @@ def to_try(runs: Iterable[Planned]) -> dict[Place, RunSpec]:
 def sentence(
     suite: Suite, missing: Sequence[Planned], timed: Sequence[Planned], jobs: int, paces: Mapping[Place, Pace | None]
 ) -> str:
-    """``315 runs and 42 step timings, about 14 to 17 minutes``; what can't be tried is left out of the time.
+    """``315 runs and 42 step timings: about 14 to 17 minutes, ...``; what can't be tried is left out of the time.
 
-    The longer time is what it takes if the best learning rates lie at both edges of every grid.
+    The longer time is what it takes if the best learning rates lie at both edges of every grid. Beside it stands the
+    time that all workers together are at work.
 
     Args:
         missing: the runs to be done, ``jobs`` at a time.
         timed: the steps to be timed, one after another.
         paces: of all their places.
     """
-    seconds, tuning = 0.0, 0.0
+    seconds, tuning, work = 0.0, 0.0, 0.0
     distinct = {run.key: run for run in missing}
     loads: dict[str, float] = {}
     for run in (*distinct.values(), *timed):
@@ -94,15 +98,27 @@ def sentence(
             continue
         loads[run.problem] = max(loads.get(run.problem, 0.0), found.load)
         if run.spec.phase == "cost":
-            seconds += (WARM_UP + suite.cost_rounds) * 2 * found.step
+            work += (spent := (WARM_UP + suite.cost_rounds) * 2 * found.step)
+            seconds += spent
         else:
+            work += found.run(run.spec)
             share = found.run(run.spec) / min(jobs, len(distinct))
             seconds += share
             tuning += share if run.spec.phase == "tuning" else 0.0
     seconds += sum(loads.values())
     parts = [counted(count, what) for count, what in ((len(distinct), "run"), (len(timed), "step timing")) if count]
-    most = seconds + 2 * tuning / max(1, len(suite.learning_rates))
-    return f"{' and '.join(parts)}: {in_words(seconds, most)}, going by a few steps of each ({jobs} at a time)"
+    grows = 0.0 if suite.searches else 2 / max(1, len(suite.learning_rates))
+    time_taken = in_words(seconds, seconds + grows * tuning)
+    about = f"{jobs} at a time, {core_time(work)}"
+    return f"{' and '.join(parts)}: {time_taken}, going by a few steps of each ({about})"
+
+
+def core_time(seconds: float) -> str:
+    """``24 core-seconds``, ``7.4 core-minutes``, ``2.3 core-hours``."""
+    if seconds < 60:
+        return f"{seconds:.0f} core-seconds"
+    unit, name = (3600.0, "core-hours") if seconds >= 3600 else (60.0, "core-minutes")
+    return f"{seconds / unit:.1f} {name}"
 
 
 def in_words(least: float, most: float) -> str:

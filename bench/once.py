@@ -1,6 +1,5 @@
 """One run of a suite by its key: to see it again, and that it gives the same."""
 
-import itertools
 from pathlib import Path
 
 from . import plan, store
@@ -11,7 +10,7 @@ from .train import Result, Trial
 
 
 def find(suite: Suite, key: str) -> Planned:
-    """The run of ``suite`` whose key begins with ``key``, at whatever learning rate of the grid or next to it.
+    """The run of ``suite`` whose key begins with ``key``, at whatever learning rate that may be tried.
 
     Raises:
         SuiteError: there is none, or more than one.
@@ -42,15 +41,15 @@ def agrees(planned: Planned, result: Result, folder: Path) -> bool | None:
 
 def _all(suite: Suite) -> list[Planned]:
     """Every run that the suite may come to."""
-    grid = suite.learning_rates
-    if not grid:
-        reported = plan.reported(suite, None)
-        return [*reported, *plan.repeated(suite, reported), *plan.baselines(suite, reported)]
-    wider = plan.widened(grid)
-    grids = {entry.label: wider for entry in suite.problems}
-    tuning = plan.tuning(suite, grids)
-    chosen = plan.reported(suite, None)
-    reported = [plan.at_rate(run, lr) for run, lr in itertools.product(chosen, wider)]
-    repeated = [plan.at_rate(run, lr) for run, lr in itertools.product(plan.repeated(suite, chosen), wider)]
-    baselines = [plan.at_rate(run, lr) for run, lr in itertools.product(plan.baselines(suite, chosen), wider)]
-    return [*tuning, *reported, *repeated, *baselines]
+    if not suite.learning_rates:
+        return _reported(suite, None)
+    rates = suite.learning_rates if suite.searches else plan.widened(suite.learning_rates)
+    found = plan.tuning(suite, {entry.label: rates for entry in suite.problems})
+    found += plan.front(suite, {entry.label: rates for entry in suite.problems})
+    return [*found, *(run for lr in rates for run in _reported(suite, lr))]
+
+
+def _reported(suite: Suite, lr: float | None) -> list[Planned]:
+    """All runs but those for tuning, at one learning rate; None is each problem's own."""
+    reported = plan.reported_at(suite, lambda problem, balancer: lr)
+    return [*reported, *plan.repeated(suite, reported), *plan.baselines(suite, reported)]

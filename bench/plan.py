@@ -1,6 +1,9 @@
-"""Which runs a suite consists of. The order is that of the suite: problems, then balancers, learning rates, seeds."""
+"""Which runs a suite consists of. The order is that of the suite: problems, then balancers, learning rates, seeds.
 
-from collections.abc import Mapping, Sequence
+In a suite that searches, a learning rate stands for a trial: the method's options go with it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -55,12 +58,13 @@ def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
         chosen = selection[selection["chosen"]]
         pairs = zip(chosen["problem"], chosen["balancer"], strict=True)
         rates = dict(zip(pairs, chosen["lr"].tolist(), strict=True))
+    return reported_at(suite, lambda problem, balancer: rates.get((problem, balancer)))
 
-    def rate(problem: ProblemEntry, balancer: BalancerEntry) -> float:
-        return rates.get((problem.label, balancer.label), problem.recipe.lr)
 
+def reported_at(suite: Suite, rate: Callable[[str, str], float | None]) -> list[Planned]:
+    """The runs that are reported, at the learning rate of a problem's and a balancer's label; None is the problem's."""
     planned = [
-        _planned(suite, problem, balancer, "reported", rate(problem, balancer), seed)
+        _planned(suite, problem, balancer, "reported", rate(problem.label, balancer.label) or problem.recipe.lr, seed)
         for problem in suite.problems
         for balancer in suite.balancers
         for seed in suite.reported_seeds
@@ -98,6 +102,28 @@ def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
     return planned
 
 
+def front(suite: Suite, rates: Mapping[str, Sequence[float]]) -> list[Planned]:
+    """The static weights of the trials with these learning rates, by problem, on the reported seeds."""
+    return [
+        replace(_planned(suite, problem, balancer, "front", lr, seed), balancer=trial_label(suite, balancer.label, lr))
+        for balancer in suite.balancers
+        if balancer.searches_weights
+        for problem in suite.problems
+        for lr in rates.get(problem.label, ())
+        for seed in suite.reported_seeds
+    ]
+
+
+def trial_label(suite: Suite, balancer: str, lr: float) -> str:
+    """What a trial's method is called where it stands for itself: ``static, trial 3``."""
+    return f"{balancer}, trial {trial(suite, lr)}"
+
+
+def trial(suite: Suite, lr: float) -> int:
+    """The number of the trial of a search with this learning rate, from 1."""
+    return 1 + suite.learning_rates.index(lr)
+
+
 def costs(suite: Suite) -> list[Planned]:
     """The steps that are timed: one a problem, a balancer and a device that this machine has."""
     devices = [device for device in suite.cost_devices if device == "cpu" or torch.cuda.is_available()]
@@ -124,11 +150,6 @@ def widened(grid: Sequence[float]) -> Sequence[float]:
     return _extended(grid, {grid[0], grid[-1]})
 
 
-def at_rate(run: Planned, lr: float) -> Planned:
-    """The same run at another learning rate."""
-    return replace(run, spec=replace(run.spec, recipe=replace(run.spec.recipe, lr=lr)))
-
-
 def _extended(grid: Sequence[float], best: set[float]) -> Sequence[float]:
     below = [_rounded(grid[0] ** 2 / grid[1])] if grid[0] in best else []
     above = [_rounded(grid[-1] ** 2 / grid[-2])] if grid[-1] in best else []
@@ -146,7 +167,7 @@ def _planned(
         problem=problem.name,
         problem_options=problem.options,
         recipe=replace(problem.recipe, lr=lr),
-        method=balancer.methods[problem.label],
+        method=balancer.method(problem.label, lr),
         seed=seed,
         phase=phase,
         device=suite.device,

@@ -14,6 +14,8 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from bench.analysis.front import MOST_POINTS
+
 from . import environment, estimate, files, pictures, plan, store, tables, workers
 from .cost import step
 from .plan import Planned
@@ -77,7 +79,8 @@ class _Work:
         costs = plan.costs(suite) if suite.cost_rounds else []
         tuning = plan.tuning(suite, plan.grids(suite))
         fresh = plan.reported(suite, None)
-        fresh += [*plan.repeated(suite, fresh), *plan.baselines(suite, fresh)]
+        at_most = {entry.label: suite.learning_rates[:MOST_POINTS] for entry in suite.problems}
+        fresh += [*plan.repeated(suite, fresh), *plan.baselines(suite, fresh), *plan.front(suite, at_most)]
         self.progress.expect(_distinct(tuning))
         self.progress.expect(_distinct(fresh) + len(costs))
         self.foretell(tuning, fresh, costs)
@@ -85,13 +88,15 @@ class _Work:
         tuning, selection = self.tune() if suite.learning_rates else ([], None)
         reported = plan.reported(suite, selection)
         repeated, baselines = plan.repeated(suite, reported), plan.baselines(suite, reported)
-        self.compute("reported runs", [*reported, *baselines])
+        front = plan.front(suite, self.front(tuning))
+        self.progress.expect(_distinct(front) - _distinct(plan.front(suite, at_most)))
+        self.compute("reported runs", [*reported, *baselines, *front])
         if repeated:
             self.compute("the same on other seeds", repeated)
         workers.stop()  # steps are timed alone on the machine
         cost_rows = self.time_steps(costs)
 
-        done = tables.load(suite, [*tuning, *reported, *baselines, *repeated], folder)
+        done = tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
         tables.write(tables.assemble(suite, done, selection, cost_rows), folder / "tables")
         tables.add_micro(folder)
         files.write(folder / "suite.toml", suite.text.encode())
@@ -128,6 +133,8 @@ class _Work:
     def tune(self) -> tuple[list[Planned], pd.DataFrame]:
         """The tuning runs, and the rates chosen by them; a grid is extended once where the best lies at its edge."""
         grids = plan.grids(self.suite)
+        if self.suite.searches:
+            return self.try_rates("trials", grids)
         runs, selection = self.try_rates("learning rates", grids)
         extended = plan.extended(grids, selection)
         if extended == grids:
@@ -140,6 +147,13 @@ class _Work:
         runs = plan.tuning(self.suite, grids)
         self.compute(stage, runs)
         return runs, tables.selection(tables.load(self.suite, runs, self.folder), self.suite)
+
+    def front(self, tuning: Sequence[Planned]) -> dict[str, list[float]]:
+        """The learning rates that stand for the points of the front of static weights, by problem."""
+        if not any(entry.searches_weights for entry in self.suite.balancers):
+            return {}
+        points = tables.front(tables.load(self.suite, tuning, self.folder), self.suite)
+        return {str(problem): list(rows["lr"].unique()) for problem, rows in points.groupby("problem")}
 
     def compute(self, stage: str, runs: Sequence[Planned]) -> None:
         """Does those of ``runs`` that have no result yet."""

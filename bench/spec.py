@@ -26,8 +26,9 @@ Options = Mapping[str, Any]
 """Keyword arguments, of what TOML and JSON can both say: texts, finite numbers, true and false, lists and tables."""
 Device = Literal["cpu", "cuda"]
 Wrt = Literal["features", "layer", "parameters"]
-Phase = Literal["tuning", "reported", "repeated", "baseline", "cost"]
-"""A "baseline" is a run of the model on one task's loss alone; "repeated" are the reported runs on other seeds."""
+Phase = Literal["tuning", "reported", "repeated", "baseline", "front", "cost"]
+"""A "baseline" is a run of the model on one task's loss alone; "repeated" are the reported runs on other seeds; the
+"front" are those of static weights that a search found."""
 
 FOLDER = Path(__file__).parent
 PROTOCOL = FOLDER / "PROTOCOL.md"

@@ -9,7 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,22 +17,26 @@ import torch
 
 import balancers
 import tasks
-from balancers import GradientBalancer
+from balancers import GradientBalancer, StaticWeighting
 from tasks import MissingDataError, Problem, Recipe
 
-from . import build, plugins
+from . import build, plugins, search
 from .spec import Device, Method, Options, Wrt
 from .toml import Kind, SuiteError, Table, closest
 
 SUITES = Path(__file__).parent / "suites"
+KEPT = "suite.toml"
+"""What a suite's file is called in its results folder, which has the suite's name."""
 FROM_PROBLEM = "problem:"
 """An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY, ``"problem:first"`` for its first and
 ``"problem:ones"`` for a weight of one for each of its tasks."""
+SEARCH = "search"
+"""The weights of static weighting in a suite that searches for them."""
 
 
 TOP = (
     *("description", "device", "evaluations", "baselines", "plugins"),
-    *("seeds", "learning_rates", "cost", "problems", "balancers"),
+    *("seeds", "learning_rates", "search", "cost", "problems", "balancers"),
 )
 PROBLEM = ("name", "label", "recipe", "steps", "batch_size", "options")
 BALANCER = ("name", "label", "wrt", "options")
@@ -50,6 +54,7 @@ TEXT = Kind("a text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
 YES_OR_NO = Kind("true or false", lambda value: isinstance(value, bool))
 RECIPE = Kind('"default" or "full"', lambda value: value in ("default", "full"))
+TRIALS = Kind("a whole number, 4 or more", lambda value: _whole(value, 4))
 COUNT = Kind("a whole number, 1 or more", lambda value: _whole(value, 1))
 ROUNDS = Kind("a whole number, 0 or more", lambda value: _whole(value, 0))
 DEVICE = Kind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
@@ -66,6 +71,9 @@ RATES = Kind(
     "a list of different positive numbers, two or more",
     lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
 )
+LIMITS = Kind(
+    "two positive numbers, the smaller first", lambda value: RATES.accepts(value) and [*value] == sorted(value)[:2]
+)
 
 
 @dataclass(frozen=True)
@@ -81,18 +89,29 @@ class ProblemEntry:
 
 @dataclass(frozen=True)
 class BalancerEntry:
-    """A balancer of a suite; ``methods`` says how it is made, by the problem's label."""
+    """A balancer of a suite; ``methods`` says how it is made, by the problem's label.
+
+    In a suite that searches, ``trials`` says how it is made in each trial, by the problem's label and the trial's
+    learning rate; ``searches_weights`` is true of static weighting whose weights are searched for.
+    """
 
     label: str
     name: str
     methods: Mapping[str, Method]
+    trials: Mapping[str, Mapping[float, Method]] = field(default_factory=dict)
+    searches_weights: bool = False
+
+    def method(self, problem: str, lr: float) -> Method:
+        """How it is made on ``problem`` at the learning rate ``lr``, which matters where that is a trial's."""
+        return self.trials.get(problem, {}).get(lr, self.methods[problem])
 
 
 @dataclass(frozen=True)
 class Suite:
     """What is to be run.
 
-    Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned. On ``repeated_seeds`` the reported
+    Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned. Where the suite ``searches``, they
+    are the trials' learning rates, all different, in the order of trials. On ``repeated_seeds`` the reported
     runs are made once more, to see which verdicts that changes. ``baselines`` says whether models
     are trained on each task alone too. ``left_out`` names the problems whose data aren't there, and what is missing.
     """
@@ -108,6 +127,7 @@ class Suite:
     reported_seeds: tuple[int, ...]
     repeated_seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
+    searches: bool
     cost_rounds: int
     cost_devices: tuple[Device, ...]
     problems: tuple[ProblemEntry, ...]
@@ -120,8 +140,10 @@ def names() -> list[str]:
     return sorted(path.stem for path in SUITES.glob("*.toml"))
 
 
-def find(suite: str) -> Path:
+def find(suite: str, results: Path | None = None) -> Path:
     """The file of a suite: ``suite`` is its path, or its name where it comes with the benchmark.
+
+    The name of a folder in ``results`` finds the suite that is kept there.
 
     Raises:
         SuiteError: there is none.
@@ -132,6 +154,8 @@ def find(suite: str) -> Path:
             raise SuiteError(f"there is no file {suite}")
         return path
     if suite not in names():
+        if results is not None and (results / suite / KEPT).is_file():
+            return results / suite / KEPT
         raise SuiteError(f"no suite is called {suite!r}{closest(suite, names())}; or give the path of a .toml file")
     return SUITES / f"{suite}.toml"
 
@@ -156,11 +180,10 @@ def load(path: Path) -> Suite:
         seeds.fail("tuning", f"{both} are reported seeds too, but a seed is for tuning or for reporting")
     if both := sorted(set(repeated) & set(reported)):
         seeds.fail("repeated", f"{both} are reported seeds too, but what is repeated is to have seeds of its own")
-    rates = []
-    if "learning_rates" in top.values:
-        rates = sorted(map(float, top.table("learning_rates", ("grid",)).take("grid", RATES)))
-        if not tuning:
-            seeds.fail("tuning", "missing; a learning rate is chosen from the grid on seeds of its own")
+    rates = _learning_rates(top)
+    if rates and not tuning:
+        seeds.fail("tuning", "missing; a learning rate is chosen on seeds of its own")
+    searches = "search" in top.values
     cost = top.table("cost", ("rounds", "devices"))
     problem_tables, balancer_tables = top.tables("problems", PROBLEM), top.tables("balancers", BALANCER)
     for tables in (problem_tables, balancer_tables):
@@ -170,9 +193,12 @@ def load(path: Path) -> Suite:
     problems = [entry for entry in problems if entry.label not in left_out]
     if not problems:
         raise SuiteError(f"{path.name}: no problem can be run: {'; '.join(left_out.values())}")
-    methods = [_balancer(table, problems) for table in balancer_tables]
+    methods = [_balancer(table, problems, rates if searches else ()) for table in balancer_tables]
+    searching = [i for i, entry in enumerate(methods) if entry.searches_weights]
+    if len(searching) > 1:
+        balancer_tables[searching[1]].fail("options.weights", f"balancers[{searching[0]}] searches for weights already")
     return Suite(
-        name=path.stem,
+        name=path.resolve().parent.name if path.name == KEPT else path.stem,
         description=top.take("description", TEXT, ""),
         text=text,
         device=device,
@@ -182,7 +208,8 @@ def load(path: Path) -> Suite:
         tuning_seeds=tuple(tuning),
         reported_seeds=tuple(reported),
         repeated_seeds=tuple(repeated),
-        learning_rates=tuple(rates),
+        learning_rates=rates,
+        searches=searches,
         cost_rounds=cost.take("rounds", ROUNDS, 0),
         cost_devices=tuple(cost.take("devices", DEVICES, (device,))),
         problems=tuple(problems),
@@ -225,6 +252,19 @@ def _load_plugins(top: Table, folder: Path) -> tuple[Path, ...]:
     return files
 
 
+def _learning_rates(top: Table) -> tuple[float, ...]:
+    """The grid, or the learning rates of the search's trials; empty where there is neither."""
+    if "search" not in top.values:
+        if "learning_rates" not in top.values:
+            return ()
+        return tuple(sorted(map(float, top.table("learning_rates", ("grid",)).take("grid", RATES))))
+    if "learning_rates" in top.values:
+        top.fail("search", "learning_rates is there too, but they are tuned on a grid or by a search")
+    table = top.table("search", ("trials", "rates"))
+    low, high = map(float, table.take("rates", LIMITS))
+    return search.learning_rates(table.take("trials", TRIALS), low, high)
+
+
 def _device(top: Table) -> Device:
     device = top.take("device", DEVICE, "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -250,7 +290,8 @@ def _problem(table: Table) -> ProblemEntry:
     return ProblemEntry(_label(table), name, options, replace(recipe, **changes), problem)
 
 
-def _balancer(table: Table, problems: list[ProblemEntry]) -> BalancerEntry:
+def _balancer(table: Table, problems: list[ProblemEntry], rates: tuple[float, ...]) -> BalancerEntry:
+    """``rates`` are those of the trials of a search; empty where there is none."""
     name = table.take("name", TEXT)
     if name not in balancers.names():
         table.fail("name", f"no balancer is called {name!r}{closest(name, balancers.names())}")
@@ -259,22 +300,33 @@ def _balancer(table: Table, problems: list[ProblemEntry]) -> BalancerEntry:
     if wrt is not None and not issubclass(cls, GradientBalancer):
         table.fail("wrt", f"{name} doesn't read gradients, so there is nothing to take them with respect to")
     options = _options(table, cls)
-    methods = {}
+    searches_weights = issubclass(cls, StaticWeighting) and options.get("weights") == SEARCH
+    if searches_weights and not rates:
+        table.fail("options.weights", f'"{SEARCH}" is for a suite that has a table [search]')
+    methods, trials = {}, {}
     for entry in problems:
         try:
             with torch.random.fork_rng(devices=[]):
                 model = entry.problem.model()
                 where = wrt or build.default_wrt(cls, entry.problem.shared(model))
-                resolved = {key: _resolve(table, key, value, entry) for key, value in options.items()}
-                method = Method(name, where, resolved)
-                build.balancer(method, entry.problem, model)
+                fixed = {key: _resolve(table, key, value, entry) for key, value in options.items()}
+                if searches_weights:
+                    own = next(iter(entry.problem.static_weights.values()), None)
+                    drawn = search.weights(own, len(entry.problem.tasks), len(rates))
+                    tried: list[Options] = [{**fixed, "weights": weights} for weights in drawn]
+                    fixed = dict(tried[0])
+                else:
+                    tried = search.options(cls.tunable, fixed, len(rates)) if rates else []
+                made = [Method(name, where, options) for options in (fixed, *tried)]
+                for method in made:
+                    build.balancer(method, entry.problem, model)
         except SuiteError:
             raise
         except Exception as error:
             key = "wrt" if "wrt" in str(error) else _culprit(options, error)
             table.fail(key, f"{error} (on {entry.label})")
-        methods[entry.label] = method
-    return BalancerEntry(_label(table), name, methods)
+        methods[entry.label], trials[entry.label] = made[0], dict(zip(rates, made[1:], strict=True))
+    return BalancerEntry(_label(table), name, methods, trials if rates else {}, searches_weights)
 
 
 def _options(table: Table, cls: type) -> dict[str, Any]:

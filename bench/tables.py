@@ -4,6 +4,7 @@ Each table is written as Parquet, with the same as CSV beside it. What wasn't me
 """
 
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import baselines, choose_learning_rates, delta_m, impute_failures
+from bench.analysis import baselines, choose_learning_rates, delta_m, front_points, impute_failures
 
-from . import files, spec, store
+from . import files, plan, spec, store
 from .cost import micro
 from .plan import Planned
 from .suite import ProblemEntry, Suite
@@ -171,8 +172,24 @@ def trajectory(done: Sequence[Done]) -> pd.DataFrame:
 
 
 def selection(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
-    """The learning rate chosen for each method on each problem, by its tuning runs."""
-    return choose_learning_rates(scores(done, suite), problems(suite))
+    """The learning rate chosen for each method on each problem, by its tuning runs; in a search, the trial."""
+    table = choose_learning_rates(scores(done, suite), problems(suite))
+    return _with_trials(table, suite) if suite.searches else table
+
+
+def front(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
+    """The points of the front of static weights, by the tuning runs; empty where the suite searches for no weights."""
+    searching = next((entry.label for entry in suite.balancers if entry.searches_weights), "")
+    points = _with_trials(front_points(scores(done, suite), metrics(suite), searching), suite)
+    return points.assign(balancer=[plan.trial_label(suite, searching, lr) for lr in points["lr"]])
+
+
+def _with_trials(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:
+    """With the number and the method's options of each row's trial, the latter as JSON."""
+    entries = {entry.label: entry for entry in suite.balancers}
+    rows = list(zip(table["problem"], table["balancer"], table["lr"], strict=True))
+    options = [json.dumps(entries[balancer].method(problem, lr).options) for problem, balancer, lr in rows]
+    return table.assign(trial=[plan.trial(suite, lr) for _, _, lr in rows], options=options)
 
 
 def assemble(
@@ -195,6 +212,8 @@ def assemble(
     tables["baselines"] = baselines(tables["scores"], constants(done), tables["metrics"], equal)
     if selection is not None:
         tables["selection"] = selection
+    if any(entry.searches_weights for entry in suite.balancers):
+        tables["front"] = front(done, suite)
     if cost_rows:
         tables["costs"] = pd.DataFrame(cost_rows).astype(dict.fromkeys(COUNTED, "Int64"))
     return tables

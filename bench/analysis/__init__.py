@@ -8,6 +8,7 @@ from .bands import at_common_steps, band
 from .baselines import baselines
 from .delta import delta_m, interquartile_mean
 from .failures import impute_failures
+from .front import beyond, front_points
 from .intervals import Comparison, Estimate, compare, comparison_scale, summarise, t_interval
 from .leaderboard import is_ranking, leaderboard
 from .primary import primary_rows
@@ -19,10 +20,12 @@ __all__ = [
     "at_common_steps",
     "band",
     "baselines",
+    "beyond",
     "choose_learning_rates",
     "compare",
     "comparison_scale",
     "delta_m",
+    "front_points",
     "impute_failures",
     "interquartile_mean",
     "is_ranking",
