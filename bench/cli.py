@@ -16,7 +16,7 @@ from rich.text import Text
 import balancers
 import tasks
 
-from . import catalogue, problems, schedule, shown, suite, tables, tryout
+from . import catalogue, problems, schedule, shown, suite, tables, tryout, tune
 from . import once as once_more
 from .cost import devices, own
 from .cost import terminal as cost_tables
@@ -104,6 +104,35 @@ def try_out(
     _run(loaded, results / loaded.name, workers, console)
 
 
+@app.command("tune")
+def tune_all(
+    name: SuiteArgument,
+    trials: Annotated[int, typer.Option(min=4, help="Trials of each method on each problem.")] = 16,
+    problem: Annotated[
+        list[str] | None, typer.Option(help="A problem of the suite, by label or name.", show_default="all")
+    ] = None,
+    balancer: Annotated[
+        list[str] | None, typer.Option(help="A balancer of the suite, or another's name.", show_default="all")
+    ] = None,
+    results: ResultsOption = Path("results"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one a core, on CUDA one.", show_default=False)
+    ] = None,
+) -> None:
+    """Run a suite with every method tuned on the same number of trials, and say which lie beyond static weights.
+
+    Trials are of learning rate, of the ranges that a method declares for its options and of static weights; they are
+    chosen by validation, and compared on the test split of fresh seeds. The front of the static weights is run on these
+    seeds too. Results are kept in a folder called SUITE-tuned, with the suite that was made.
+
+    Exit codes: 0, all is well; 1, some runs failed; 2, the suite can't be run.
+    """
+    console = _messages()
+    with _told(console):
+        loaded, folder = tune.make(suite.find(name), results, trials, problem or (), balancer or ())
+    _run(loaded, folder, jobs, console)
+
+
 @app.command()
 def once(
     name: SuiteArgument,
@@ -115,7 +144,7 @@ def once(
     Exit codes: 0, all is well; 1, the run failed, or scored otherwise than what is stored; 2, there is no such run.
     """
     with _told(_messages()):
-        loaded = suite.load(suite.find(name))
+        loaded = suite.load(suite.find(name, results))
         planned = once_more.find(loaded, key)
     console = Console(highlight=False, soft_wrap=True)
     spec = planned.spec
