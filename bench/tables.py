@@ -181,7 +181,8 @@ def front(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
     """The points of the front of static weights, by the tuning runs; empty where the suite searches for no weights."""
     searching = next((entry.label for entry in suite.balancers if entry.searches_weights), "")
     points = _with_trials(front_points(scores(done, suite), metrics(suite), searching), suite)
-    return points.assign(balancer=[plan.trial_label(suite, searching, lr) for lr in points["lr"]])
+    labels = [plan.trial_label(suite, searching, lr) for lr in points["lr"]]
+    return points.assign(balancer=labels, searched=searching)
 
 
 def _with_trials(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:

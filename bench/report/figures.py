@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from . import cost, curves, scores, weights
+from . import cost, curves, front, scores, weights
 from .load import Results
 from .look import save, theme
 from .summary import summary
@@ -25,6 +25,7 @@ Drawn = tuple[Figure, str]  # a figure and its caption
 
 OF_PROBLEM: Mapping[str, Callable[[Results], Drawn | None]] = {
     "scores": scores.final_scores,
+    "front": front.static_front,
     "curves": curves.learning_curves,
     "weights": weights.weight_trajectories,
     "cost": cost.step_cost,

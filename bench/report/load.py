@@ -27,6 +27,8 @@ COLUMNS = {
     ),
     "micro": ("num_tasks", "what", "cpu_ms"),
     "selection": ("problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge"),
+    "metrics": ("problem", "metric", "task", "unit", "higher_is_better"),
+    "front": ("problem", "balancer", "lr", "task", "metric", "higher_is_better", "validation", "searched"),
     "problems": (
         *("problem", "name", "summary", "num_tasks", "tasks", "samples"),
         *("primary", "higher_is_better", "unit", "steps", "batch_size"),

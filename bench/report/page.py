@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from . import cells
+from . import cells, front
 from .figures import Picture, draw
 from .load import Results, load
 from .look import FAINT, GRID, INK, PAPER, PIXELS_PER_POINT, styles
@@ -42,6 +42,7 @@ def write(results: Path) -> Path:
         drawn=drawn,
         overview=cells.overview(loaded),
         sheets=cells.sheets(loaded),
+        fronts=[_front(loaded.only(problem)) for problem in loaded.problems],
         micro=cells.micro(loaded),
         failures=cells.failures(loaded),
         environment=cells.flat(loaded.environment),
@@ -49,6 +50,11 @@ def write(results: Path) -> Path:
     page = loaded.path / "report.html"
     page.write_text(html, encoding="utf-8")
     return page
+
+
+def _front(results: Results) -> dict[str, object]:
+    """What the page says of one problem's front of static weights, and of the trials that a search chose."""
+    return {"grid": front.grid(results), "finding": front.finding(results), "chosen": front.chosen(results)}
 
 
 def _inline(results: Results, picture: Picture) -> Markup:

@@ -80,6 +80,7 @@ def learning_rates(results: Results) -> tuple[Figure, str] | None:
     if selection.empty:
         return None
     looks = styles(results.balancers)
+    searched = "trial" in selection  # what differs then is not the rate alone, so nothing joins the trials
     problems = results.problems_in(selection)
     figure, axes = panels(len(problems), height=2.6)
     named = []
@@ -90,7 +91,11 @@ def learning_rates(results: Results) -> tuple[Figure, str] | None:
             line, look = rows[rows["balancer"] == label].sort_values("lr"), looks[label]
             chosen = line[line["chosen"].astype(bool)]
             drawn = panel.plot(
-                line["lr"], line["mean_validation_score"], color=look.colour, dashes=look.dashes, linewidth=1.6
+                line["lr"],
+                line["mean_validation_score"],
+                color=look.colour,
+                dashes=look.dashes,
+                linewidth=0 if searched else 1.6,
             )
             for marked, marker, size in ((line, "o", 4), (chosen, look.marker, 9)):
                 drawn += panel.plot(
@@ -108,7 +113,8 @@ def learning_rates(results: Results) -> tuple[Figure, str] | None:
         facts = results.facts(problem)
         rates = sorted(rows["lr"].unique())
         log_axis(panel, "x")
-        panel.set_xticks(rates, [rate(lr) for lr in rates])
+        if not searched:
+            panel.set_xticks(rates, [rate(lr) for lr in rates])
         panel.minorticks_off()
         if len(rates) > 1:
             panel.set_xlim(rates[0], rates[-1])

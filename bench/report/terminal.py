@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .front import print_search
 from .load import Results, load
 from .words import NOTHING, interval, rate, relative, seeds, short, step_ratio, title
 
@@ -31,6 +32,7 @@ def print_leaderboard(results: Path) -> None:
         facts = loaded.facts(str(problem))
         head = f"{problem}: {facts.score} on test at the last checkpoint ({facts.direction}), {seeds(rows)}"
         console.print("", Text(head), _table(rows, loaded), sep="\n", end="")
+    print_search(loaded, console)
 
 
 def _table(rows: pd.DataFrame, results: Results) -> Table:

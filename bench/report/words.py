@@ -129,8 +129,11 @@ def reading(results: Results) -> str:
 
 def _how_made(results: Results) -> str:
     if results.ranking:
+        searched = "trial" in results.tables["selection"]
+        tuned = "learning rate and the options" if searched else "learning rate"
         return (
-            "Every method ran at the learning rate that validation chose for it from one grid; the "
+            f"Every method ran at the {tuned} that validation chose for it from "
+            f"{'as many trials as any other' if searched else 'one grid'}; the "
             f"test scores are of {seeds(results.board)} that played no part in that choice."
         )
     return (
