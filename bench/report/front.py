@@ -58,7 +58,8 @@ def static_front(results: Results) -> tuple[Figure, str] | None:
         "The front of static weights. Grey: their trials, on validation. Black: the trials that no other one equals or "
         "beats in every task (evenly spread ones, where there are many), trained anew on the reported seeds and scored "
         "on test, as the methods are. Marks and lines: means and 95 % intervals over seeds, geometric where a metric "
-        "is positive and less is better. Trials far off are not shown."
+        "is positive and less is better; what a seed does to all of them alike widens these lines, and not the "
+        "table's intervals. Trials far off are not shown."
     )
 
 
