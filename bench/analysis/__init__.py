@@ -6,31 +6,44 @@ file, and draw nothing. The columns they expect are those of the tables under ``
 
 from .bands import at_common_steps, band
 from .baselines import baselines
-from .delta import delta_m, interquartile_mean
+from .claims import CORE_METHODS, Cast, Role, cast
+from .controls import controls
+from .delta import delta_m, interquartile_mean, mean_change
 from .failures import impute_failures
 from .front import beyond, front_points
-from .intervals import Comparison, Estimate, compare, comparison_scale, summarise, t_interval
+from .intervals import Comparison, Estimate, compare, comparison_scale, median_interval, summarise, t_interval
 from .leaderboard import is_ranking, leaderboard
 from .primary import primary_rows
+from .repeated import repeated_verdicts
 from .selection import choose_learning_rates
+from .target import time_to_target
 
 __all__ = [
+    "CORE_METHODS",
+    "Cast",
     "Comparison",
     "Estimate",
+    "Role",
     "at_common_steps",
     "band",
     "baselines",
     "beyond",
+    "cast",
     "choose_learning_rates",
     "compare",
     "comparison_scale",
+    "controls",
     "delta_m",
     "front_points",
     "impute_failures",
     "interquartile_mean",
     "is_ranking",
     "leaderboard",
+    "mean_change",
+    "median_interval",
     "primary_rows",
+    "repeated_verdicts",
     "summarise",
     "t_interval",
+    "time_to_target",
 ]

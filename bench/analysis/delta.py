@@ -11,6 +11,8 @@ the Statistical Precipice", NeurIPS 2021, section 4.3. Such an interval is for o
 nothing of others.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -51,6 +53,33 @@ def delta_m(scores: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     of_runs = tasks.groupby(["problem", "balancer", "seed"], sort=False)
     runs = of_runs.agg(lambda values: values.mean() if values.notna().all() else np.nan)
     return runs.rename("delta_m").reset_index()
+
+
+def mean_change(changes: pd.DataFrame, problems: pd.DataFrame, balancers: Sequence[str]) -> pd.DataFrame:
+    """The interquartile mean of each method's relative change to single-task training, over problems and seeds.
+
+    Args:
+        changes: What `delta_m` returns.
+        problems: ``problem`` and ``control``; a control takes no part.
+        balancers: The labels in the suite's order.
+
+    Returns:
+        ``balancer``, ``delta_m``, ``low``, ``high``, ``problems`` (the list of their labels, the same for all: those
+        on which some method has a value for every seed). Not-a-number where a method lacks one of the values.
+    """
+    others = set(problems.loc[~problems["control"].astype(bool), "problem"])
+    finite = changes.groupby(["problem", "balancer"])["delta_m"].agg(lambda values: np.isfinite(values).all())
+    usable = set(finite[finite.astype(bool)].index.get_level_values("problem")) & others
+    kept = [problem for problem in problems["problem"] if problem in usable]
+    rows = []
+    for balancer in balancers:
+        mine = changes[(changes["balancer"] == balancer) & changes["problem"].isin(kept)]
+        values = mine.pivot(index="problem", columns="seed", values="delta_m").reindex(kept)
+        if not mine.empty:
+            found = interquartile_mean(values.to_numpy(dtype=float))
+            row = {"balancer": balancer, "delta_m": found.mean, "low": found.low, "high": found.high}
+            rows.append({**row, "problems": kept})
+    return pd.DataFrame(rows, columns=["balancer", "delta_m", "low", "high", "problems"])
 
 
 def interquartile_mean(values: NDArray[np.float64], seed: int = 0) -> Estimate:

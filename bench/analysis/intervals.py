@@ -1,4 +1,4 @@
-"""Student's t-intervals of a mean and of a paired comparison, and the word that such an interval supports.
+"""Intervals of a mean, of a paired comparison and of a median, and the word that such an interval supports.
 
 Why ratios: the score of a regression problem is a positive loss whose zero is perfection, seeds scale it (a harder
 draw of the data makes every method's loss larger by a factor), and methods can differ by a decade. On the scale of
@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
 EQUIVALENCE = 0.02
@@ -58,6 +58,34 @@ def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     mean = float(sample.mean())
     half = float(stats.t.ppf(0.5 + confidence / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
     return Estimate(mean, mean - half, mean + half)
+
+
+def median_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Median of ``values``, shape ``(n,)``, and an interval for that of their distribution, whatever its shape.
+
+    How many values lie below the median is binomial with probability one half, so that order statistics bound it; but
+    of ten values, the second and the ninth do so in 98 % of cases, and the third and the eighth in 89 %. The bounds lie
+    between those, by the rule of Hettmansperger and Sheather, "Confidence intervals based on interpolated order
+    statistics", Statistics & Probability Letters 4(2), 1986, which is near the ``confidence`` for all usual shapes.
+    Values may be infinite: the median is as soon as half of them are. With fewer than six values the bounds are NaN.
+    """
+    ordered = np.sort(np.asarray(values, dtype=float))
+    count = ordered.size
+    below = special.bdtr(np.arange(count), count, 0.5)
+    rank = int((below <= (1 - confidence) / 2).sum())
+    median = float(np.median(ordered)) if count else np.nan
+    if rank == 0:
+        return Estimate(median, np.nan, np.nan)
+    wide, narrow = 1 - 2 * below[rank - 1], 1 - 2 * below[rank]
+    part = (wide - confidence) / (wide - narrow)
+    inward = (count - rank) * part / (rank + (count - 2 * rank) * part)
+    low = _between(ordered[rank - 1], ordered[rank], inward)
+    return Estimate(median, low, _between(ordered[-rank], ordered[-rank - 1], inward))
+
+
+def _between(outer: float, inner: float, part: float) -> float:
+    """``part`` of the way from ``outer`` to ``inner``; ``outer`` where either is infinite."""
+    return float(outer + part * (inner - outer)) if np.isfinite([outer, inner]).all() else float(outer)
 
 
 def comparison_scale(scores: ArrayLike, higher_is_better: bool) -> Scale:
