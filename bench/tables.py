@@ -5,6 +5,7 @@ Each table is written as Parquet, with the same as CSV beside it. What wasn't me
 
 import io
 import json
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import baselines, choose_learning_rates, delta_m, front_points, impute_failures
+from bench.analysis import (
+    Cast,
+    baselines,
+    cast,
+    choose_learning_rates,
+    controls,
+    delta_m,
+    front_points,
+    impute_failures,
+    leaderboard,
+    repeated_verdicts,
+    time_to_target,
+)
 
 from . import files, plan, spec, store
 from .cost import micro
@@ -27,6 +40,8 @@ MOST_STEPS = 200
 MICRO = "micro.json"
 """Where in a results folder the micro-benchmark saves its times."""
 COUNTED = ("flops", "operator_calls", "peak_bytes")
+TIMES = ("problem", "balancer", "part", "median_ms", "ratio_to_equal", "ratio_low", "ratio_high", "flops")
+"""What the analysis reads of the costs."""
 
 Row = dict[str, Any]
 
@@ -76,6 +91,7 @@ def problems(suite: Suite, done: Sequence[Done] = ()) -> pd.DataFrame:
                 "unit": primary.unit,
                 "steps": entry.recipe.steps,
                 "batch_size": entry.recipe.batch_size,
+                "control": entry.problem.control,
             }
         )
     return pd.DataFrame(rows)
@@ -207,17 +223,50 @@ def assemble(
         "trajectory": trajectory(balanced),
         "dynamics": dynamics(balanced),
     }
-    equal = next((entry.label for entry in suite.balancers if entry.name == "equal"), None)
+    parts = cast(suite.name, tomllib.loads(suite.text)["balancers"])
     if suite.baselines:
         tables["delta_m"] = delta_m(tables["scores"], tables["metrics"])
-    tables["baselines"] = baselines(tables["scores"], constants(done), tables["metrics"], equal)
+    tables["baselines"] = baselines(tables["scores"], constants(done), tables["metrics"], parts.equal)
+    checked = controls(tables["scores"], tables["problems"], tables["metrics"], parts)
+    if len(checked):
+        tables["controls"] = checked
     if selection is not None:
         tables["selection"] = selection
+        tables["target"] = _target(tables, cost_rows, parts)
+        if suite.repeated_seeds:
+            tables["repeated"] = _repeated(tables, parts)
     if any(entry.searches_weights for entry in suite.balancers):
         tables["front"] = front(done, suite)
     if cost_rows:
         tables["costs"] = pd.DataFrame(cost_rows).astype(dict.fromkeys(COUNTED, "Int64"))
     return tables
+
+
+def _target(tables: dict[str, pd.DataFrame], cost_rows: Sequence[Row], parts: Cast) -> pd.DataFrame:
+    """Time-to-target, its times being those of the first device that was measured."""
+    costs = pd.DataFrame(cost_rows, columns=None if cost_rows else [*TIMES])
+    if cost_rows:
+        costs = costs[costs["device"] == costs["device"].iloc[0]]
+    return time_to_target(tables["curves"], tables["scores"], tables["runs"], tables["problems"], costs, parts.equal)
+
+
+def _repeated(tables: dict[str, pd.DataFrame], parts: Cast) -> pd.DataFrame:
+    """The verdicts of the reported runs beside those of the repeated ones."""
+    first, again = (
+        leaderboard(
+            tables["runs"],
+            tables["scores"],
+            tables["problems"],
+            tables["selection"],
+            pd.DataFrame(columns=[*TIMES]),
+            list(parts.roles),
+            parts.equal,
+            parts.static,
+            phase,
+        )
+        for phase in ("reported", "repeated")
+    )
+    return repeated_verdicts(first, again)
 
 
 def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from bench import pictures
-from bench.analysis import is_ranking, leaderboard
+from bench.analysis import Cast, cast, is_ranking, leaderboard
+from bench.analysis.controls import COLUMNS as CONTROLS
+from bench.analysis.repeated import COLUMNS as REPEATED
+from bench.analysis.target import COLUMNS as TARGET
 from bench.pictures import Picture
 
 # What a table has at least, so that one that wasn't written (no timing, no grid) reads as an empty one.
@@ -31,8 +34,11 @@ COLUMNS = {
     "front": ("problem", "balancer", "lr", "task", "metric", "higher_is_better", "validation", "searched"),
     "problems": (
         *("problem", "name", "summary", "num_tasks", "tasks", "samples"),
-        *("primary", "higher_is_better", "unit", "steps", "batch_size"),
+        *("primary", "higher_is_better", "unit", "steps", "batch_size", "control"),
     ),
+    "target": tuple(TARGET),
+    "repeated": tuple(REPEATED),
+    "controls": tuple(CONTROLS),
     "delta_m": ("problem", "balancer", "seed", "delta_m"),
     "baselines": (
         *("problem", "task", "metric", "unit", "higher_is_better", "seeds"),
@@ -65,8 +71,9 @@ class Facts:
 class Results:
     """A results folder in memory.
 
-    ``balancers`` are the labels in the suite's order, ``baseline`` that of equal weighting (None where it isn't in the
-    suite); ``board`` is the leaderboard and ``ranking`` whether it may be read as one.
+    ``balancers`` are the labels in the suite's order, ``parts`` says which of them is what, and ``baseline`` is that of
+    equal weighting (None where it isn't in the suite); ``board`` is the leaderboard and ``ranking`` whether it may be
+    read as one.
     """
 
     path: Path
@@ -75,6 +82,7 @@ class Results:
     environment: dict[str, object]
     balancers: tuple[str, ...]
     baseline: str | None
+    parts: Cast
     tables: dict[str, pd.DataFrame] = field(repr=False)
     board: pd.DataFrame = field(repr=False)
     ranking: bool
@@ -88,6 +96,12 @@ class Results:
     def problems(self) -> list[str]:
         """The problems' labels in the suite's order."""
         return list(self.tables["problems"]["problem"])
+
+    @property
+    def evidence(self) -> pd.DataFrame:
+        """The leaderboard of the problems that are no controls."""
+        table = self.tables["problems"]
+        return self.board[~self.board["problem"].isin(table.loc[table["control"].astype(bool), "problem"])]
 
     def only(self, problem: str) -> "Results":
         """The same with nothing but what concerns one problem."""
@@ -160,8 +174,8 @@ def load(path: Path) -> Results:
             raise FileNotFoundError(f"{path} is not the results folder of a suite: it has no {needed}")
     suite_toml = (path / "suite.toml").read_text(encoding="utf-8")
     suite = tomllib.loads(suite_toml)
-    labels = {entry.get("label", entry["name"]): entry["name"] for entry in suite["balancers"]}
-    baseline = next((label for label, name in labels.items() if name == "equal"), None)
+    parts = cast(path.name, suite["balancers"])
+    labels = tuple(parts.roles)
     tables = {name: _read(path / "tables" / f"{name}.parquet", columns) for name, columns in COLUMNS.items()}
     costs = tables["costs"]
     return Results(
@@ -169,8 +183,9 @@ def load(path: Path) -> Results:
         description=suite.get("description", ""),
         suite_toml=suite_toml,
         environment=json.loads((path / "environment.json").read_text(encoding="utf-8")),
-        balancers=tuple(labels),
-        baseline=baseline,
+        balancers=labels,
+        baseline=parts.equal,
+        parts=parts,
         tables=tables,
         board=leaderboard(
             tables["runs"],
@@ -178,8 +193,9 @@ def load(path: Path) -> Results:
             tables["problems"],
             tables["selection"],
             costs[costs["device"] == costs["device"].iloc[0]] if len(costs) else costs,
-            tuple(labels),
-            baseline,
+            labels,
+            parts.equal,
+            parts.static,
         ),
         ranking=is_ranking(tables["runs"], tables["selection"]),
     )

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.analysis import choose_learning_rates, impute_failures
+from bench.analysis import (
+    cast,
+    choose_learning_rates,
+    controls,
+    impute_failures,
+    leaderboard,
+    repeated_verdicts,
+    time_to_target,
+)
 
 METRIC = "normalised loss"
 STEPS = 2000
@@ -17,6 +25,7 @@ SIGMAS = {
     4: (1, 5, 20, 100),
     10: (48, 3, 54, 16, 9, 30, 52, 26, 47, 81),
     40: tuple(range(1, 41)),
+    5: (1, 2, 4, 8, 16),
 }
 
 # label: registered name, factor of the loss, factor of a step's time, power of 1/sigma that its weights go to
@@ -26,6 +35,20 @@ BALANCERS = {
     "uncertainty": ("uncertainty", 1.0, 1.08, 1.5),
     "GradNorm": ("gradnorm", 0.7, 1.2, 1),
 }
+SECOND = "equal, under a second name"
+CORE = {
+    "equal": ("equal", 1.0, 1.0, 0),
+    "static": ("static", 0.8, 1.01, 2),
+    "uncertainty": ("uncertainty", 0.82, 1.05, 1.5),
+    "dwa": ("dwa", 1.01, 1.01, 0.1),
+    "famo": ("famo", 0.9, 1.1, 0.8),
+    "gradnorm": ("gradnorm", 0.86, 1.2, 1),
+    "pcgrad": ("pcgrad", 1.1, 1.9, 0.1),
+    "nash-mtl": ("nash-mtl", 0.97, 2.4, 0.9),
+    "random": ("random", 1.06, 1.02, 0.1),
+    SECOND: ("static", 1.0, 1.0, 0),
+}
+OPTIONS = {"static": {"weights": "problem:first"}, SECOND: {"weights": "problem:ones"}}
 HOSTILE = ('<script>alert("x")</script>', 'it\'s "quoted" & $\\frac{$ [red]', "x" * 200)
 
 
@@ -39,8 +62,16 @@ def build(
     timed=True,
     cuda=False,
     failing="uncertainty",
+    options=None,
+    repeated=(),
+    alone=(),
+    noise=0.04,
 ) -> Path:
-    """Write what a suite leaves in ``results/<suite>``; the first seed of ``failing`` fails on the last problem."""
+    """Write what a suite leaves in ``results/<suite>``; the first seed of ``failing`` fails on the last problem.
+
+    ``options`` are the methods', by label; ``repeated`` are the seeds of the repeated runs. With ``alone``, factors of
+    the tasks' metrics in single-task training, the last problem is a control, on which methods differ little.
+    """
     random = np.random.default_rng(0)
     problems = pd.DataFrame(
         {
@@ -55,9 +86,17 @@ def build(
             "unit": "",
             "steps": STEPS,
             "batch_size": 100,
+            "control": [bool(alone) and place == len(num_tasks) - 1 for place in range(len(num_tasks))],
         }
     )
+    entries = [
+        {"name": name, "label": label} | ({"options": options[label]} if label in (options or {}) else {})
+        for label, (name, *_) in balancers.items()
+    ]
+    parts = cast(folder.name, entries)
     phases = [("tuning", lr, seed) for lr in grid for seed in (101, 102)] + [("reported", 1e-3, seed) for seed in seeds]
+    phases += [("repeated", 1e-3, seed) for seed in repeated]
+    of_equal: dict[tuple, float] = {}
     hardness = {seed: np.exp(random.normal(0, 0.2)) for _, _, seed in phases}
     rows: dict[str, list[dict]] = {name: [] for name in ("runs", "scores", "curves", "trajectory", "dynamics")}
     for (problem, count), label in product(zip(problems["problem"], num_tasks, strict=True), balancers):
@@ -70,11 +109,18 @@ def build(
             rows["runs"].append(
                 {**run, "status": "failed" if failed else "ok", "reason": reason * failed, "steps": STEPS}
             )
+            if problem in set(problems.loc[problems["control"], "problem"]):
+                factor = factor**0.02
             final = (
-                0.2 * count * factor * hardness[seed] * (1 + abs(np.log(lr / 1e-3))) * np.exp(random.normal(0, 0.04))
+                0.2 * count * factor * hardness[seed] * (1 + abs(np.log(lr / 1e-3))) * np.exp(random.normal(0, noise))
             )
+            place = (problem, phase, lr, seed)
+            if label == parts.equal:
+                of_equal[place] = final
+            if label == parts.second:
+                final = of_equal[place]
             for checkpoint, split in product(("last", "best"), ("validation", "test")):
-                if phase == "reported" or split == "validation":
+                if phase != "tuning" or split == "validation":
                     about = {"checkpoint": checkpoint, "split": split, "metric": METRIC, "task": None, "imputed": False}
                     rows["scores"].append({**run, **about, "value": np.nan if failed else final})
             for step in np.linspace(0, STEPS, 21).round():
@@ -88,6 +134,19 @@ def build(
                     rows["dynamics"].append(
                         {**run, "step": step, "weight_sum": float(count), "trunk_update_norm": norm}
                     )
+    metrics = [{"problem": problem, "metric": METRIC, "task": None} for problem in problems["problem"]]
+    for task, factor in enumerate(alone):
+        problem, count = problems["problem"].iloc[-1], num_tasks[-1]
+        metrics.append({"problem": problem, "metric": f"loss of {task}", "task": f"task {task}"})
+        for seed in seeds:
+            about = {"key": f"alone/{task}/{seed}", "problem": problem, "balancer": f"task {task}", "seed": seed}
+            rows["runs"].append(
+                {**about, "phase": "baseline", "lr": 1e-3, "status": "ok", "reason": "", "steps": STEPS}
+            )
+            value = 0.2 * count * factor * hardness[seed] * np.exp(random.normal(0, noise))
+            for metric, of in ((f"loss of {task}", f"task {task}"), (METRIC, None)):
+                about |= {"phase": "baseline", "lr": 1e-3, "checkpoint": "last", "split": "test", "imputed": False}
+                rows["scores"].append({**about, "metric": metric, "task": of, "value": value})
     tables = {name: pd.DataFrame(content) for name, content in rows.items()} | {"problems": problems}
     constants = pd.DataFrame(
         [
@@ -103,15 +162,46 @@ def build(
         devices = ["cpu", "cuda"] if cuda else ["cpu"]
         tables["costs"] = costs(problems, balancers, devices)
         tables["micro"] = micro(devices)
+    metrics = pd.DataFrame(metrics).assign(unit="", higher_is_better=False)
+    tables["metrics"] = metrics
+    tables["controls"] = controls(tables["scores"], problems, metrics, parts)
+    if grid:
+        timing = (
+            tables["costs"]
+            if timed
+            else pd.DataFrame(columns=["problem", "balancer", "part", "median_ms", "ratio_to_equal", "flops"])
+        )
+        first = timing[timing["device"] == "cpu"] if timed else timing
+        of_runs = (tables["curves"], tables["scores"], tables["runs"], problems)
+        tables["target"] = time_to_target(*of_runs, first, parts.equal)
+    if repeated:
+        boards = (
+            leaderboard(
+                *(
+                    tables["runs"],
+                    tables["scores"],
+                    problems,
+                    tables["selection"],
+                    tables["costs"].query("device=='cpu'"),
+                ),
+                *(list(balancers), parts.equal, parts.static, phase),
+            )
+            for phase in ("reported", "repeated")
+        )
+        tables["repeated"] = repeated_verdicts(*boards)
+        tables["delta_m"] = changes(problems, balancers, seeds, random)
     (folder / "tables").mkdir(parents=True)
     for name, table in tables.items():
         table.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
-    entries = [f'[[problems]]\nname = "regression"\nlabel = {json.dumps(label)}' for label in problems["problem"]]
-    entries += [
-        f"[[balancers]]\nname = {json.dumps(name)}\nlabel = {json.dumps(label, ensure_ascii=False)}"
-        for label, (name, *_) in balancers.items()
-    ]
-    suite = "\n\n".join(['description = "GradNorm and its baselines"\ndevice = "cpu"', *entries])
+    texts = [f'[[problems]]\nname = "regression"\nlabel = {json.dumps(label)}' for label in problems["problem"]]
+    for entry in entries:
+        lines = [
+            "[[balancers]]",
+            *(f"{key} = {json.dumps(entry[key], ensure_ascii=False)}" for key in ("name", "label")),
+        ]
+        lines += [f"options = {{ {key} = {json.dumps(value)} }}" for key, value in entry.get("options", {}).items()]
+        texts.append("\n".join(lines))
+    suite = "\n\n".join(['description = "GradNorm and its baselines"\ndevice = "cpu"', *texts])
     (folder / "suite.toml").write_text(suite, encoding="utf-8")
     environment = {
         "commit": "0f3c2a9d1b",
@@ -122,6 +212,30 @@ def build(
     }
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
     return folder
+
+
+def core(folder: Path, seeds=range(11, 21), repeated=range(21, 31), **changes) -> Path:
+    """Write what the suite ``core`` leaves: eight methods and two controls, five problems and one that is a control."""
+    defaults = {"options": OPTIONS, "alone": (1.2, 0.8), "problem_label": "problem of {}", "noise": 0.08}
+    counts = (2, 3, 4, 10, 40, 5)
+    return build(folder, counts, CORE, seeds=tuple(seeds), repeated=tuple(repeated), **(defaults | changes))
+
+
+def changes(problems, balancers, seeds, random) -> pd.DataFrame:
+    """Relative changes to single-task training, in percent."""
+    return pd.DataFrame(
+        [
+            {
+                "problem": problem,
+                "balancer": label,
+                "seed": seed,
+                "delta_m": 3 * place - 4 + 20 * (1 - factor) + random.normal(0, 2),
+            }
+            for place, problem in enumerate(problems["problem"])
+            for label, (_, factor, *_) in balancers.items()
+            for seed in seeds
+        ]
+    )
 
 
 def trajectory(run, sigmas, power, random) -> list[dict]:
