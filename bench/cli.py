@@ -1,6 +1,7 @@
 """The command ``lossbench``: run a suite, show its report, list what there is, measure one's own model."""
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -16,7 +17,7 @@ from rich.text import Text
 import balancers
 import tasks
 
-from . import catalogue, problems, schedule, shown, suite, tables, tryout, tune
+from . import catalogue, estimate, problems, schedule, shown, suite, tables, tryout, tune
 from . import once as once_more
 from .cost import devices, own
 from .cost import terminal as cost_tables
@@ -30,8 +31,8 @@ from .suite import Suite
 from .toml import SuiteError
 from .workers import WorkerError
 
-MOST_FAILURES = 5
-"""So many failed runs are told of one by one."""
+MOST_FAILURES = 20
+"""So many ways in which runs failed are told of one by one."""
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or the path of its .toml file.")]
 ResultsOption = Annotated[Path, typer.Option(help="The folder in which each suite has a folder of results.")]
@@ -298,12 +299,11 @@ def _show(folder: Path) -> None:
 
 def _tell(summary: Summary, folder: Path, console: Console) -> None:
     console.print(f"{summary.computed} runs computed, {summary.reused} found from before, {len(summary.failed)} failed")
-    for one in summary.failed[:MOST_FAILURES]:
-        run = one.planned
-        where = f"{run.balancer} on {run.problem}, learning rate {run.spec.lr:g}, seed {run.spec.seed}"
-        console.print(Text(f"  {where}: {one.result.reason}"))
-    if len(summary.failed) > MOST_FAILURES:
-        console.print(f"  and {len(summary.failed) - MOST_FAILURES} more")
+    ways = Counter((one.planned.balancer, one.planned.problem, one.result.reason) for one in summary.failed)
+    for (balancer, problem, reason), count in list(ways.items())[:MOST_FAILURES]:
+        console.print(Text(f"  {balancer} on {problem}, {estimate.counted(count, 'run')}: {reason}"))
+    if len(ways) > MOST_FAILURES:
+        console.print(f"  and otherwise {sum(list(ways.values())[MOST_FAILURES:])} more")
     if summary.failed:
         console.print(Text(f"Failed runs are kept too, with their keys in {folder / 'tables' / 'runs.csv'}."))
         console.print(Text(f"To have one done again, remove {folder / 'runs' / 'KEY.parquet'}."))

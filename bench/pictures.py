@@ -67,6 +67,11 @@ def save(trial: Trial, about: Path) -> None:
     files.write(about, json.dumps({"caption": picture.caption}).encode())
 
 
+def save_none(about: Path, why: str) -> None:
+    """Leaves word that there is no picture."""
+    files.write(about, json.dumps({"caption": why}).encode())
+
+
 def load(about: Path) -> Picture:
     """Reads a picture; empty where there is none."""
     if not about.is_file():

@@ -43,6 +43,8 @@ class Summary:
 def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
     """Does what has not been done of ``suite`` yet, ``jobs`` runs at a time, and writes its tables into ``folder``.
 
+    With 0 jobs, everything is done in this process, which a run may then end.
+
     Raises:
         BusyError: another process is doing so.
     """
@@ -65,6 +67,7 @@ class _Work:
         self.suite = suite
         self.folder = folder
         self.jobs = jobs
+        self.at_a_time = max(1, jobs)
         self.progress = progress
         self.console = console
         self.computed = 0
@@ -119,7 +122,7 @@ class _Work:
             self.console.print(f"trying a few steps of {len(tried)} kinds of runs, to tell how long it will take")
         paces = workers.paces(list(tried.values()), self.suite.plugins, self.jobs)
         found = dict(zip(tried, paces, strict=True))
-        self.console.print(Text(estimate.sentence(self.suite, missing, timed, self.jobs, found)))
+        self.console.print(Text(estimate.sentence(self.suite, missing, timed, self.at_a_time, found)))
 
     def is_done(self, run: Planned) -> bool:
         """Whether the run's result is there, and its picture if it has one."""
@@ -165,8 +168,8 @@ class _Work:
         self.seen.update(new)
         about = self.folder / "environment.json"
         if missing or not about.is_file():
-            environment.write(about, self.jobs)
-        self.progress.begin(stage, len(missing), self.jobs, reused=len(new) - len(missing))
+            environment.write(about, self.at_a_time)
+        self.progress.begin(stage, len(missing), self.at_a_time, reused=len(new) - len(missing))
         for failed in workers.compute(missing, self.folder, self.suite.plugins, self.jobs):
             self.computed += 1
             self.progress.finish(failed)
@@ -185,12 +188,16 @@ class _Work:
         return rows
 
     def measure(self, run: Planned) -> dict[str, object]:
-        """What a step of ``run`` costs; no rows, and a reason, where the step fails."""
+        """What a step of ``run`` costs, and of what; no rows, and a reason, where the step fails."""
         facts = {"spec": asdict(run.spec), "rounds": self.suite.cost_rounds}
         try:
-            return {**facts, "rows": step.measure(run.spec, self.suite.cost_rounds), "reason": ""}
+            return {**facts, "rows": self.step_cost(run), "reason": ""}
         except Exception as error:
             return {**facts, "rows": [], "reason": f"{type(error).__name__}: {error}"}
+
+    def step_cost(self, run: Planned) -> list[tables.Row]:
+        """The rows alone."""
+        return workers.step_cost(run.spec, self.suite.cost_rounds, self.suite.plugins, self.jobs)
 
 
 def _distinct(runs: Sequence[Planned]) -> int:

@@ -1,7 +1,8 @@
-"""Does runs in parallel processes, each of which stores the results of its runs itself.
+"""Does runs in processes of their own, each of which stores the results of its runs itself.
 
 A finished run is therefore safe whatever happens to the process that asked for it. Workers end soon after that process,
-however it ends.
+however it ends. A run that ends its worker's process, for lack of memory say, harms no other: the runs that were under
+way then are done again, each alone, and one that does so again has failed.
 """
 
 import os
@@ -9,67 +10,101 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
-from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import ShutdownExecutorError
+
+import tasks
 
 from . import estimate, pictures, plugins, store
+from .cost import step
 from .estimate import Pace
 from .plan import Planned
 from .spec import RunSpec
-from .train import Trial
+from .train import Result, Trial
 
 # A worker whose memory has grown much, as it does with each data set, is ended between two runs, and another started.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
+
+IN_THIS_PROCESS = 0
+"""So many jobs at a time: one after another, without a worker."""
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+KILLED = "its process was killed, and once more when it ran alone: for lack of memory, perhaps"
+CHANGED = "a source file has changed since the suite was started; start it again"
+
+P = ParamSpec("P")
+Given = TypeVar("Given")
 
 
 class WorkerError(Exception):
     """The workers can't go on; what they have finished is kept."""
 
 
-def compute(runs: Sequence[Planned], folder: Path, files: Sequence[Path], jobs: int) -> Iterator[bool]:
+def compute(runs: Sequence[Planned], folder: Path, plugin_files: Sequence[Path], jobs: int) -> Iterator[bool]:
     """Does ``runs``, ``jobs`` at a time, and tells of each one that has ended whether it failed.
 
-    The order is that in which they end. ``folder`` is the suite's results folder, ``files`` are its plugins.
+    The order is that in which they end. ``folder`` is the suite's results folder.
 
     Raises:
-        WorkerError: something other than this benchmark ended a worker, or a source file was changed meanwhile.
+        WorkerError: no worker can be started, or a source file was changed meanwhile.
     """
-    # Without this, a worker's first imports would look into the folder that the benchmark was started from.
-    os.environ["PYTHONSAFEPATH"] = "1"
-    work = (delayed(_work)(run, run.key, folder, files, os.getpid()) for run in runs)
-    try:
-        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-            yield from Parallel(return_as="generator_unordered", batch_size=1)(work)
-    except BrokenProcessPool:
-        raise WorkerError(
-            "a worker process was killed, for lack of memory perhaps; what was finished is kept, and the same command "
-            "goes on from here (with a smaller --jobs it needs less memory)"
-        ) from None
+    if jobs == IN_THIS_PROCESS:
+        for run in runs:
+            yield _work(run, run.key, folder, plugin_files, os.getpid())
+        return
+    left = {run.key: run for run in runs}
+    suspects = [run for run in runs if _mark(folder, run.key).exists()]  # under way when an earlier process was killed
+    while left:
+        for run in suspects:
+            yield _alone(left.pop(run.key), folder, plugin_files)
+        before = len(left)
+        futures = [_submit(jobs, _work, run, key, folder, plugin_files, os.getpid()) for key, run in left.items()]
+        keys = dict(zip(futures, left, strict=True))
+        try:
+            for future in as_completed(futures):
+                failed = future.result()
+                del left[keys[future]]
+                yield failed
+        except (BrokenProcessPool, ShutdownExecutorError):
+            for key in [key for key in left if _is_finished(folder, key)]:
+                del left[key]
+                yield store.load(store.run_path(folder, key)).status == "failed"
+        suspects = [run for key, run in left.items() if _mark(folder, key).exists()]
+        if left and not suspects and len(left) == before:
+            raise WorkerError("the workers end as soon as they start; what was finished is kept") from None
 
 
-def paces(specs: Sequence[RunSpec], files: Sequence[Path], jobs: int) -> list[Pace | None]:
+def paces(specs: Sequence[RunSpec], plugin_files: Sequence[Path], jobs: int) -> list[Pace | None]:
     """Tries each of ``specs`` out, ``jobs`` at a time; None for what fails, and for all where one ends its process."""
-    os.environ["PYTHONSAFEPATH"] = "1"
+    if jobs == IN_THIS_PROCESS:
+        return [_pace(spec, plugin_files, os.getpid()) for spec in specs]
     try:
-        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-            return list(Parallel(batch_size=1)(delayed(_pace)(spec, files, os.getpid()) for spec in specs))
-    except BrokenProcessPool:
+        futures = [_submit(jobs, _pace, spec, plugin_files, os.getpid()) for spec in specs]
+        return [future.result() for future in futures]
+    except (BrokenProcessPool, ShutdownExecutorError):
         return [None] * len(specs)
 
 
-def _pace(spec: RunSpec, files: Sequence[Path], parent: int) -> Pace | None:
-    if os.getpid() != parent:
-        _belong_to(parent)
-    plugins.load(files)
+def step_cost(spec: RunSpec, rounds: int, plugin_files: Sequence[Path], jobs: int) -> list[dict[str, Any]]:
+    """What a step of ``spec`` costs, see `bench.cost.step.measure`; whatever that raises, this raises.
+
+    Raises:
+        WorkerError: the step ended its process.
+    """
+    if jobs == IN_THIS_PROCESS:
+        return step.measure(spec, rounds)
     try:
-        return estimate.pace(spec)
-    except Exception:
-        return None
+        return _submit(1, _step_cost, spec, rounds, plugin_files, os.getpid()).result()
+    except (BrokenProcessPool, ShutdownExecutorError):
+        raise WorkerError("its process was killed") from None
 
 
 def stop() -> None:
@@ -77,18 +112,71 @@ def stop() -> None:
     get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
-def _work(run: Planned, key: str, folder: Path, files: Sequence[Path], parent: int) -> bool:
-    if os.getpid() != parent:
-        _belong_to(parent)
-    plugins.load(files)
+def _submit(jobs: int, work: Callable[P, Given], *args: P.args, **kwargs: P.kwargs) -> Future[Given]:
+    """Has ``work`` done by one of ``jobs`` workers; those there are go on, if they are as many and none was killed."""
+    # Without this, a worker's first imports would look into the folder that the benchmark was started from.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    future: Future[Given] = get_reusable_executor(max_workers=jobs, env=ONE_THREAD).submit(work, *args, **kwargs)
+    return future
+
+
+def _alone(run: Planned, folder: Path, plugin_files: Sequence[Path]) -> bool:
+    """Does a run that may end its process, with no other under way; whether it failed."""
+    try:
+        return _submit(1, _work, run, run.key, folder, plugin_files, os.getpid()).result()
+    except (BrokenProcessPool, ShutdownExecutorError):
+        pass
+    if not store.run_path(folder, run.key).is_file():
+        names = tasks.get(run.spec.problem)(**run.spec.problem_options).tasks
+        store.save(store.run_path(folder, run.key), run.spec, Result(tasks=names, status="failed", reason=KILLED))
+    if run.pictured and not pictures.path(folder, run.key).is_file():
+        pictures.save_none(pictures.path(folder, run.key), f"No picture: {KILLED}")
+    _mark(folder, run.key).unlink(missing_ok=True)
+    return store.load(store.run_path(folder, run.key)).status == "failed"
+
+
+def _mark(folder: Path, key: str) -> Path:
+    """What is there while a run is under way, and stays when its process is killed."""
+    return folder / "running" / key
+
+
+def _is_finished(folder: Path, key: str) -> bool:
+    return store.run_path(folder, key).is_file() and not _mark(folder, key).exists()
+
+
+def _work(run: Planned, key: str, folder: Path, plugin_files: Sequence[Path], parent: int) -> bool:
+    _begin(plugin_files, parent)
     if run.spec.key != key:  # this process has read a newer file than the one that asks
-        raise WorkerError("a source file has changed since the suite was started; start it again")
+        raise WorkerError(CHANGED)
+    mark = _mark(folder, key)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
     trial = Trial(run.spec)
     trial.run()
     store.save(store.run_path(folder, key), run.spec, trial.result)
     if run.pictured:
         pictures.save(trial, pictures.path(folder, key))
+    mark.unlink()
     return trial.result.status == "failed"
+
+
+def _pace(spec: RunSpec, plugin_files: Sequence[Path], parent: int) -> Pace | None:
+    _begin(plugin_files, parent)
+    try:
+        return estimate.pace(spec)
+    except Exception:
+        return None
+
+
+def _step_cost(spec: RunSpec, rounds: int, plugin_files: Sequence[Path], parent: int) -> list[dict[str, Any]]:
+    _begin(plugin_files, parent)
+    return step.measure(spec, rounds)
+
+
+def _begin(plugin_files: Sequence[Path], parent: int) -> None:
+    if os.getpid() != parent:
+        _belong_to(parent)
+    plugins.load(plugin_files)
 
 
 @cache

@@ -33,7 +33,7 @@ UNTIMED = ("problems", "runs", "scores", "curves", "trajectory", "dynamics", "se
 def run(make_suite: MakeSuite, tmp_path: Path) -> Run:
     """Runs such a suite in this process, in the same folder every time."""
 
-    def run(jobs: int = 1, **parts: Any) -> Summary:
+    def run(jobs: int = 0, **parts: Any) -> Summary:
         return schedule.run(make_suite(**parts), tmp_path / "results", jobs, Console(quiet=True))
 
     return run
@@ -206,13 +206,6 @@ def test_failed_runs_are_reported_with_the_worse_score(run: Run, table: Table, c
     else:
         assert (failed["value"] == worst).all()
     assert set(table("costs")["balancer"]) == {"equal", "diverging"}
-
-
-def test_a_worker_that_is_killed_ends_the_suite_with_a_sentence(run: Run) -> None:
-    methods = [{"name": "equal"}, {"name": "killing"}]
-    with pytest.raises(WorkerError, match="the same command goes on"):
-        run(jobs=2, learning_rates=None, balancers=methods)
-    assert run(learning_rates=None, balancers=methods[:1]).reused > 0
 
 
 def test_a_file_edited_on_the_way_stops_the_suite(make_suite: MakeSuite, tmp_path: Path) -> None:
