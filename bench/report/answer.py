@@ -33,6 +33,9 @@ def _of_problem(others: pd.DataFrame, results: Results) -> str:
         cheapest = better.sort_values("step_ratio", kind="stable").iloc[0]
         if cheapest["balancer"] != best["balancer"]:
             said += f" The cheapest that is better: {_told(cheapest)}{_cost(cheapest)}."
+    if results.parts.static not in (None, best["balancer"]) and best["static_verdict"] not in ("", "better"):
+        against = {"tie": "a tie", "worse": "worse"}.get(best["static_verdict"], "not settled")
+        said += f" Against {short(results.parts.static or '', 40)}, it is {against}."
     if best["failed"]:
         said += f" {best['failed']} of its {best['seeds']} runs failed."
     return said

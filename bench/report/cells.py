@@ -5,8 +5,10 @@ from typing import TypedDict
 
 import pandas as pd
 
-from bench.analysis import interquartile_mean, primary_rows
+from bench.analysis import primary_rows
 
+from . import evidence
+from .grid import Grid
 from .load import Facts, Results
 from .words import NOTHING, finding, interval, number, quantity, rate, relative, seeds, short, span, step_ratio
 
@@ -14,13 +16,14 @@ TIMED = ("step", "forward", "backward", "optimizer")
 OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")
 
 
-class Grid(TypedDict):
-    """A table with a header; ``marked`` holds the (row, column) of cells to set off."""
+class Overview(TypedDict):
+    """Methods on several problems; the columns ``places`` are of the problems with these places in the suite."""
 
-    title: str
+    caption: str
     header: list[str]
+    places: list[int]
+    first: int
     rows: list[list[str]]
-    marked: set[tuple[int, int]]
 
 
 class Sheet(TypedDict):
@@ -34,6 +37,8 @@ class Sheet(TypedDict):
     seeds: str
     board: list[dict[str, str]]
     baselines: Grid | None
+    target: Grid | None
+    target_score: str
     costs: list[Grid]
     selection: list[Grid]
     runs: Grid
@@ -55,47 +60,83 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
         "seeds": seeds(results.board) if len(results.board) else "",
         "board": [_board_row(row) for _, row in results.board.iterrows()],
         "baselines": _baselines(results),
+        "target": evidence.target_grid(results),
+        "target_score": evidence.target_value(results),
         "costs": costs(results),
         "selection": selection(results),
         "runs": _runs(results),
     }
 
 
-def overview(results: Results) -> Grid | None:
-    """Every method against equal weighting on every problem; None where there is one problem or no equal weighting."""
-    board = results.board
+def overviews(results: Results) -> list[Overview]:
+    """Every method on every problem but the controls: against equal weighting, against static weights, time-to-target.
+
+    None where there are fewer than two such problems or no equal weighting.
+    """
+    board = results.evidence
     problems = results.problems_in(board)
     if len(problems) < 2 or results.baseline is None:
-        return None
-    rows = []
-    for label in results.balancers_in(board):
-        mine = board[board["balancer"] == label]
-        against = {row["problem"]: _against(row) for _, row in mine.iterrows()}
-        cells = [against.get(problem, NOTHING) for problem in problems]
-        steps = mine["step_ratio"].astype(float).dropna()
-        change = [_change(results, label)] if len(results.tables["delta_m"]) else []
-        rows.append([label, *cells, *change, span(steps) + "×" if len(steps) else NOTHING])
-    change = ["Δm, %"] if len(results.tables["delta_m"]) else []
-    header = ["Method", *problems, *change, "Time of a step"]
-    return {"title": "", "header": header, "rows": rows, "marked": set()}
+        return []
+    roles = results.parts.roles
+    claimed = "confirmatory" in roles.values()
+    changes, _ = evidence.change(results)
+    head = ["Method", "Claim"] if claimed else ["Method"]
+    labels = results.balancers_in(board)
+    found: list[Overview] = []
+
+    def add(caption: str, cells: dict[tuple[str, str], str], beside: dict[str, dict[str, str]]) -> None:
+        rows = [
+            [
+                *([label, roles[label]] if claimed else [label]),
+                *(cells.get((label, problem), NOTHING) for problem in problems),
+                *(column.get(label, NOTHING) for column in beside.values()),
+            ]
+            for label in labels
+        ]
+        places = [results.problems.index(problem) for problem in problems]
+        header = [*head, *problems, *beside]
+        found.append({"caption": caption, "header": header, "places": places, "first": len(head), "rows": rows})
+
+    for against, relative_column, verdict_column in (
+        (results.baseline, "relative", "verdict"),
+        (results.parts.static, "static_relative", "static_verdict"),
+    ):
+        compared = against is not None and board[relative_column].notna().any()
+        if compared:
+            cells = {
+                (row["balancer"], row["problem"]): _against(row["scale"], row[relative_column], row[verdict_column])
+                for _, row in board.iterrows()
+            }
+            beside = {} if found else ({"Δm, %": changes} if changes else {}) | _step_times(board, labels)
+            add(f"Against {against}", cells, beside)
+    target = results.tables["target"]
+    if len(target):
+        timed = bool(target["of_seconds"].notna().any())
+        column = "of_seconds" if timed else "of_steps"
+        cells = {
+            (row["balancer"], row["problem"]): evidence.part(
+                *row[[column, f"{column}_low", f"{column}_high"]].astype(float)
+            )
+            for _, row in target.iterrows()
+        }
+        add(f"{'Time' if timed else 'Steps'} until {results.baseline}'s final score, of its training", cells, {})
+    return found
 
 
-def _change(results: Results, label: str) -> str:
-    """The interquartile mean over problems and seeds of the relative change to single-task training, in percent."""
-    table = results.tables["delta_m"]
-    values = table[table["balancer"] == label].pivot(index="problem", columns="seed", values="delta_m")
-    if values.empty:
-        return NOTHING
-    found = interquartile_mean(values.to_numpy(dtype=float))
-    return relative("difference", found.mean, found.low, found.high)
+def _step_times(board: pd.DataFrame, labels: list[str]) -> dict[str, dict[str, str]]:
+    spans = {}
+    for label in labels:
+        steps = board.loc[board["balancer"] == label, "step_ratio"].astype(float).dropna()
+        spans[label] = span(steps) + "×" if len(steps) else NOTHING
+    return {"Time of a step": spans}
 
 
-def _against(row: pd.Series) -> str:
+def _against(scale: str, mean: float, verdict: str) -> str:
     """The comparison, its verdict in the place of the interval: ``0.62× [better]``."""
-    if not pd.notna(row["relative"]):
+    if not pd.notna(mean):
         return NOTHING
-    bare = relative(row["scale"], row["relative"], float("nan"), float("nan"))
-    return f"{bare} [{row['verdict']}]" if row["verdict"] else bare
+    bare = relative(scale, mean, float("nan"), float("nan"))
+    return f"{bare} [{verdict}]" if verdict else bare
 
 
 def _board_row(row: pd.Series) -> dict[str, str]:
@@ -107,6 +148,8 @@ def _board_row(row: pd.Series) -> dict[str, str]:
         "best_score": interval(row["best_score"], row["best_score_low"], row["best_score_high"]),
         "relative": relative(row["scale"], row["relative"], row["relative_low"], row["relative_high"]),
         "verdict": row["verdict"],
+        "static": relative(row["scale"], row["static_relative"], row["static_low"], row["static_high"]),
+        "static_verdict": row["static_verdict"],
         "step_ratio": step_ratio(row["step_ratio"], row["step_ratio_low"], row["step_ratio_high"]),
         "failed": f"{row['failed']} of {row['seeds']}" if row["failed"] else "",
     }

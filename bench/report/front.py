@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bench.analysis import Estimate, beyond, comparison_scale, summarise
 
-from .cells import Grid
+from .grid import Grid
 from .load import Results
 from .look import FAINT, INK, log_axis, mark, panels, spans_decades, styles
 from .words import NOTHING, join, number, rate, short, step_ratio

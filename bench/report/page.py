@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from . import cells, front
+from . import cells, evidence, front
 from .figures import Picture, draw
 from .load import Results, load
 from .look import FAINT, GRID, INK, PAPER, PIXELS_PER_POINT, styles
@@ -40,7 +40,12 @@ def write(results: Path) -> Path:
         colours={label: style.colour for label, style in styles(loaded.balancers).items()},
         places={label: place for place, label in enumerate(loaded.balancers)},
         drawn=drawn,
-        overview=cells.overview(loaded),
+        overviews=cells.overviews(loaded),
+        claims=evidence.claims(loaded),
+        alarm=evidence.alarm(loaded),
+        controls=evidence.controls(loaded),
+        change_of=evidence.change(loaded)[1],
+        repeated={"finding": evidence.repeated(loaded), "grid": evidence.repeated_grid(loaded)},
         sheets=cells.sheets(loaded),
         fronts=[_front(loaded.only(problem)) for problem in loaded.problems],
         micro=cells.micro(loaded),

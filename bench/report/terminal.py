@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import evidence
 from .front import print_search
 from .load import Results, load
 from .words import NOTHING, interval, rate, relative, seeds, short, step_ratio, title
@@ -33,6 +34,15 @@ def print_leaderboard(results: Path) -> None:
         head = f"{problem}: {facts.score} on test at the last checkpoint ({facts.direction}), {seeds(rows)}"
         console.print("", Text(head), _table(rows, loaded), sep="\n", end="")
     print_search(loaded, console)
+    notes = [f"Control {'holds' if one['holds'] else 'FAILED'}: {one['text']}" for one in evidence.controls(loaded)]
+    if changed := evidence.repeated(loaded):
+        notes.append(f"On other seeds: {changed}")
+    if claimed := evidence.claims(loaded):
+        notes.append(claimed)
+    if notes:
+        console.print("")
+    for note in notes:
+        console.print(Text(note, style="bold red" if " FAILED" in note else ""))
 
 
 def _table(rows: pd.DataFrame, results: Results) -> Table:
@@ -43,25 +53,29 @@ def _table(rows: pd.DataFrame, results: Results) -> Table:
         "score [95 %]": [interval(row["score"], row["score_low"], row["score_high"]) for row in each],
     }
     if results.baseline:
-        columns[f"against {short(results.baseline)}"] = [
+        columns[f"against {short(results.baseline, 13)}"] = [
             relative(row["scale"], row["relative"], row["relative_low"], row["relative_high"]) for row in each
         ]
     if results.ranking:
         columns["verdict"] = [row["verdict"] or NOTHING for row in each]
+        if (rows["static_verdict"] != "").any():
+            columns[f"against\n{short(results.parts.static or '', 11)}"] = [
+                row["static_verdict"] or NOTHING for row in each
+            ]
     if np.isfinite(rows["step_ratio"].astype(float)).any():
-        columns["step time"] = [step_ratio(row["step_ratio"], np.nan, np.nan) for row in each]
-    if rows["failed"].any():
-        columns["failed"] = [f"{row['failed']} of {row['seeds']}" if row["failed"] else NOTHING for row in each]
+        columns["step\ntime"] = [step_ratio(row["step_ratio"], np.nan, np.nan) for row in each]
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in columns:
         if head == "method":
-            table.add_column(head, overflow="fold", min_width=12, max_width=26)
+            table.add_column(head, overflow="fold", min_width=10, max_width=26)
         else:
             table.add_column(Text(head), justify="right", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell) for cell in cells))
-    if rows["grid_edge"].any():
-        table.caption = "* at the edge of the grid of learning rates"
+    notes = ["* at the edge of the grid of learning rates"] if rows["grid_edge"].any() else []
+    notes += [f"{row['failed']} of {row['seeds']} runs of {row['balancer']} failed" for row in each if row["failed"]]
+    if notes:
+        table.caption = Text("\n".join(notes))
         table.caption_justify = "left"
     return table

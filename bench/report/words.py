@@ -112,7 +112,7 @@ def reading(results: Results) -> str:
     if board.empty:
         return "No reported run has finished yet, so there is nothing to compare."
     sentences = [_how_made(results)]
-    problems = board.groupby("problem", sort=False)
+    problems = results.evidence.groupby("problem", sort=False)
     if len(problems) <= FEW_PROBLEMS:
         sentences += [finding(str(problem), rows, results) for problem, rows in problems]
     elif results.ranking:
@@ -143,17 +143,27 @@ def _how_made(results: Results) -> str:
 
 
 def _counts(results: Results) -> list[str]:
-    """On how many problems each method is better or worse than equal weighting."""
-    board = results.board
-    sentences = []
-    for label in results.balancers_in(board):
-        verdicts = board.loc[board["balancer"] == label, "verdict"]
-        counts = {verdict: int((verdicts == verdict).sum()) for verdict in ("better", "worse", "tie", "not settled")}
-        told = [f"{verdict} on {count}" for verdict, count in counts.items() if count]
-        if label != results.baseline and told:
-            name = short(results.baseline or "", 40)
-            sentences.append(f"{short(label, 40)}, against {name} on {len(verdicts)} problems: {', '.join(told)}.")
-    return sentences
+    """On how many problems which methods are better and worse: than static weights, then than equal weighting."""
+    static, equal = results.parts.static, results.baseline
+    names = ((static, "static_verdict"), (equal, "verdict"))
+    return [_count(results, name, column) for name, column in names if name is not None]
+
+
+def _count(results: Results, name: str, column: str) -> str:
+    """Controls are counted neither among the problems nor among the methods."""
+    board = results.evidence
+    board = board[(board["balancer"].map(results.parts.roles) != "control") & (board["balancer"] != name)]
+    problems, told = board["problem"].nunique(), {}
+    for verdict in ("better", "worse"):
+        counts = board.loc[board[column] == verdict, "balancer"].value_counts()
+        order = sorted(results.balancers_in(board[board[column] == verdict]), key=lambda label: -counts[label])
+        told[verdict] = [f"{short(label, 40)} on {counts[label]}" for label in order]
+    against = f"than {short(name, 40)} beyond noise, of {problems} problems"
+    if not told["better"]:
+        worse = f"; worse: {join(told['worse'])}" if told["worse"] else "; nor is any worse"
+        return f"No method is better {against}{worse}."
+    worse = f"; worse: {join(told['worse'])}" if told["worse"] else "; none is worse"
+    return f"Better {against}: {join(told['better'])}{worse}."
 
 
 def span(values: pd.Series) -> str:
@@ -183,7 +193,21 @@ def finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
         found = others[others["verdict"] == verdict]
         if len(found):
             clauses.append(f"{_methods(found)} {one if len(found) == 1 else many} {name}")
-    return f"On {short(problem, 40)}, {'; '.join(clauses)}."
+    return f"On {short(problem, 40)}, {'; '.join(clauses)}.{_against_static(rows, results)}"
+
+
+def _against_static(rows: pd.DataFrame, results: Results) -> str:
+    """Which methods are better than static weights."""
+    compared, name = rows[rows["static_verdict"] != ""], short(results.parts.static or "", 40)
+    if compared.empty:
+        return ""
+    better = compared[compared["static_verdict"] == "better"]
+    if better.empty:
+        return f" None is better than {name} beyond noise."
+    values = (
+        f"{short(row['balancer'], 40)} ({_brief(row['scale'], row['static_relative'])})" for _, row in better.iterrows()
+    )
+    return f" Better than {name}: {join(values)}."
 
 
 def _methods(rows: pd.DataFrame) -> str:

@@ -1,0 +1,205 @@
+"""What stands behind the verdicts: what may be claimed, the controls, other seeds, time-to-target, all problems."""
+
+from typing import TypedDict
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis import mean_change
+from bench.analysis.claims import CORE
+
+from .grid import Grid
+from .load import Results
+from .words import NOTHING, join, number, quantity, rate, relative, short
+
+ENDLESS = "∞"
+
+
+class Control(TypedDict):
+    """One of the controls in words; ``holds`` is whether it came out as it has to."""
+
+    name: str
+    holds: bool
+    text: str
+
+
+def claims(results: Results) -> str:
+    """Which of the verdicts were fixed beforehand; empty where there are none."""
+    if not results.ranking:
+        return ""
+    named = [label for label, role in results.parts.roles.items() if role == "confirmatory"]
+    if not named:
+        return f"Everything here is exploratory: confirmatory claims are made on the suite {CORE} alone."
+    others = [label for label, role in results.parts.roles.items() if role == "exploratory"]
+    rest = f"; {join(short(label, 40) for label in others)}: exploratory" if others else ""
+    return f"Verdicts on {join(named)} are confirmatory, these methods being named before the suite was run{rest}."
+
+
+def controls(results: Results) -> list[Control]:
+    """The controls that could be checked."""
+    table = results.tables["controls"]
+    texts = {"random": _random, "second name": _second, "same tasks": _same}
+    names = {
+        "random": "Random weights",
+        "second name": "Equal weighting under a second name",
+        "same tasks": "Tasks that are all the same",
+    }
+    found: list[Control] = []
+    for control, text in texts.items():
+        rows = table[table["control"] == control]
+        if len(rows):
+            holds = bool(rows["holds"].astype(bool).all())
+            found.append({"name": names[control], "holds": holds, "text": text(rows, results)})
+    return found
+
+
+def _random(rows: pd.DataFrame, results: Results) -> str:
+    label, equal, count = short(rows["balancer"].iloc[0], 40), short(results.baseline or "", 40), len(rows)
+    beaten = rows[~rows["holds"].astype(bool)]
+    if beaten.empty:
+        where = f"any of {count} problems" if count > 1 else short(rows["problem"].iloc[0], 40)
+        return f"{label} is not better than {equal} on {where}."
+    where = join(f"{short(row['problem'], 40)} ({_brief(row)})" for _, row in beaten.iterrows())
+    return f"{label} IS BETTER than {equal} on {where}: a method that is no better than that has learned nothing."
+
+
+def _second(rows: pd.DataFrame, results: Results) -> str:
+    label, pairs, different = (
+        short(rows["balancer"].iloc[0], 40),
+        int(rows["pairs"].sum()),
+        int(rows["different"].sum()),
+    )
+    compared = f"{pairs:,} scores at the same learning rates and seeds as {short(results.baseline or '', 40)}"
+    if not different:
+        return f"{label}: bit-identical, {compared}."
+    where = join(short(problem, 40) for problem in rows.loc[rows["different"] > 0, "problem"])
+    return f"{label}: NOT bit-identical. Of {compared}, {different:,} differ, on {where}."
+
+
+def _same(rows: pd.DataFrame, results: Results) -> str:
+    sentences = []
+    for _, row in rows.iterrows():
+        value = relative(row["scale"], row["relative"], row["low"], row["high"])
+        alone = "the mean of its tasks trained alone"
+        said = f"{value} {'of' if row['scale'] == 'ratio' else 'on'} {alone}"
+        verdict = "which is within the interval" if row["holds"] else "which is NOT within the interval"
+        rates = row["lr"], row["baseline_lr"]
+        differing = f" (at learning rates {rate(rates[0])} and {rate(rates[1])})" if rates[0] != rates[1] else ""
+        problem, label = short(row["problem"], 40), short(row["balancer"], 40)
+        sentences.append(f"On {problem}, {label} scores {said}{differing}, {verdict}.")
+    return " ".join(sentences)
+
+
+def _brief(row: pd.Series) -> str:
+    return relative(row["scale"], row["relative"], np.nan, np.nan)
+
+
+def alarm(results: Results) -> str:
+    """What is to be said before anything else: that a control failed; empty where none did."""
+    failed = [control["name"].lower() for control in controls(results) if not control["holds"]]
+    if not failed:
+        return ""
+    return f"{'A control' if len(failed) == 1 else 'Controls'} FAILED: {join(failed)}. See there before you read on."
+
+
+def repeated_rows(results: Results) -> pd.DataFrame:
+    """The verdicts that are compared: of no control; each comparison once; on the core suite, the confirmatory ones."""
+    table, roles = results.tables["repeated"], results.parts.roles
+    roles_of = table["balancer"].map(roles)
+    wanted = "confirmatory" if "confirmatory" in roles.values() else "exploratory"
+    mirrored = (table["against"] == "static") & (table["balancer"] == results.baseline)
+    known = table["problem"].isin(results.evidence["problem"])
+    rows: pd.DataFrame = table[known & (roles_of == wanted) & ~mirrored]
+    return rows
+
+
+def repeated(results: Results) -> str:
+    """How many verdicts other seeds changed; empty where nothing was repeated."""
+    rows = repeated_rows(results)
+    if rows.empty:
+        return ""
+    flipped, changed = rows[rows["flipped"].astype(bool)], rows[rows["changed"].astype(bool)]
+    told = "none flipped"
+    if len(flipped):
+        named = join(f"{short(row['balancer'], 40)} on {short(row['problem'], 40)}" for _, row in flipped.iterrows())
+        told = f"{len(flipped)} flipped between better and worse ({named})"
+    open_once = (changed[["verdict", "again_verdict"]] == "not settled").any(axis=1)
+    sentence = f"Of {len(rows)} verdicts, {told}; {int(open_once.sum())} changed between settled and not settled"
+    others = int((~open_once).sum())
+    return f"{sentence}{f', {others} between a tie and a difference' if others else ''}."
+
+
+def repeated_grid(results: Results) -> Grid | None:
+    """The verdicts that other seeds changed; None where they changed none."""
+    rows = repeated_rows(results)
+    rows = rows[rows["flipped"].astype(bool) | rows["changed"].astype(bool)]
+    if rows.empty:
+        return None
+    names = {"equal": results.baseline, "static": results.parts.static}
+    cells = []
+    for _, row in rows.sort_values("flipped", ascending=False, kind="stable").iterrows():
+        pairs = [
+            (
+                relative(row["scale"], *row[[f"{which}{value}" for value in ("relative", "low", "high")]]),
+                row[which + word],
+            )
+            for which, word in (("", "verdict"), ("again_", "verdict"))
+        ]
+        first, again = pairs
+        place = [row["balancer"], row["problem"], short(names[row["against"]] or "", 24)]
+        cells.append([*place, *first, *again])
+    header = ["Method", "Problem", "Against", "First seeds", "Verdict", "Other seeds", "Verdict"]
+    return {"title": "", "header": header, "rows": cells, "marked": set()}
+
+
+def part(mean: float, low: float, high: float) -> str:
+    """A part of equal weighting's whole training: ``0.62 [0.55, 0.70]``; ``∞`` for never."""
+    if np.isnan(mean):
+        return NOTHING
+    values = [f"{value:.2f}" if np.isfinite(value) else ENDLESS for value in (mean, low, high)]
+    return values[0] if np.isnan(low) else f"{values[0]} [{values[1]}, {values[2]}]"
+
+
+def target_grid(results: Results) -> Grid | None:
+    """How soon one problem's methods are as good as equal weighting in the end; None where that isn't known."""
+    table = results.tables["target"]
+    if table.empty:
+        return None
+    timed, counted = (bool(table[column].notna().any()) for column in ("of_seconds", "of_flops"))
+    rows = []
+    for label in results.balancers_in(table):
+        row = table[table["balancer"] == label].iloc[0]
+        cells = [label, f"{row['reached']} of {row['seeds']}", f"{row['steps']:,.0f}" if _reached(row) else ENDLESS]
+        cells.append(part(*row[["of_steps", "of_steps_low", "of_steps_high"]].astype(float)))
+        if timed:
+            cells.append(f"{number(row['seconds'])} s" if _reached(row) else ENDLESS)
+            cells.append(part(*row[["of_seconds", "of_seconds_low", "of_seconds_high"]].astype(float)))
+        if counted:
+            cells.append(quantity(row["flops"], "FLOP") if _reached(row) else ENDLESS)
+            cells.append(part(*row[["of_flops", "of_flops_low", "of_flops_high"]].astype(float)))
+        rows.append(cells)
+    header = ["Method", "Runs that get there", "Steps", "of its steps"]
+    header += ["Time", "of its time"] * timed + ["Arithmetic", "of its arithmetic"] * counted
+    return {"title": "", "header": header, "rows": rows, "marked": set()}
+
+
+def _reached(row: pd.Series) -> bool:
+    return bool(np.isfinite(row["steps"]))
+
+
+def target_value(results: Results) -> str:
+    """The score that is the target on one problem, with what it is."""
+    table = results.tables["target"]
+    return "" if table.empty else number(float(table["target"].iloc[0]), 4)
+
+
+def change(results: Results) -> tuple[dict[str, str], list[str]]:
+    """Each method's relative change to single-task training over problems, and which problems that is of."""
+    table = results.tables["delta_m"]
+    if table.empty:
+        return {}, []
+    found = mean_change(table, results.tables["problems"], results.balancers)
+    texts = {
+        row["balancer"]: relative("difference", row["delta_m"], row["low"], row["high"]) for _, row in found.iterrows()
+    }
+    return texts, list(found["problems"].iloc[0]) if len(found) else []
