@@ -18,6 +18,7 @@ import balancers
 import tasks
 
 from . import catalogue, estimate, problems, schedule, shown, suite, tables, tryout, tune
+from . import compare as comparing
 from . import once as once_more
 from .cost import devices, own
 from .cost import terminal as cost_tables
@@ -175,6 +176,27 @@ def report(
             raise SuiteError(f"there are no tables in {folder}; run `lossbench run {name}` first, and to its end")
         tables.add_micro(folder)
         _show(folder)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder, such as results/reference/core.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another, such as results/core.")],
+) -> None:
+    """Tell what changed beyond noise from results folder A to results folder B.
+
+    Exit codes: 0, nothing is worse beyond noise; 1, something is; 2, they can't be compared.
+    """
+    with _told(_messages()):
+        found = comparing.differences(first, second)
+    console = cost_tables.console()
+    for note in found.notes:
+        console.print(Text(note))
+    if not all(cell.identical for cell in found.cells):
+        console.print(comparing.table(found))
+    console.print(comparing.summary(found))
+    if found.worse:
+        raise typer.Exit(1)
 
 
 @app.command("list")

@@ -11,7 +11,16 @@ from .controls import controls
 from .delta import delta_m, interquartile_mean, mean_change
 from .failures import impute_failures
 from .front import beyond, front_points
-from .intervals import Comparison, Estimate, compare, comparison_scale, median_interval, summarise, t_interval
+from .intervals import (
+    Comparison,
+    Estimate,
+    compare,
+    compare_unpaired,
+    comparison_scale,
+    median_interval,
+    summarise,
+    t_interval,
+)
 from .leaderboard import is_ranking, leaderboard
 from .primary import primary_rows
 from .repeated import repeated_verdicts
@@ -31,6 +40,7 @@ __all__ = [
     "cast",
     "choose_learning_rates",
     "compare",
+    "compare_unpaired",
     "comparison_scale",
     "controls",
     "delta_m",

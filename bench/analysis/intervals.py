@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 CONFIDENCE = 0.95
@@ -117,10 +117,38 @@ def compare(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scal
         raise ValueError(f"scores are paired by seed, but there are {ours.size} and {theirs.size} of them")
     if scale == "ratio":
         _require_positive([*ours, *theirs])
-        estimate, none, margin = summarise(ours / theirs, scale), 1.0, (1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE)
+    estimate = summarise(ours / theirs if scale == "ratio" else ours - theirs, scale)
+    return _judged(estimate, theirs, higher_is_better, scale)
+
+
+def compare_unpaired(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scale: Scale) -> Comparison:
+    """Compare ``scores``, shape ``(n,)``, with a ``baseline`` of other seeds, shape ``(m,)``: Welch's t-interval.
+
+    Raises:
+        ValueError: A ratio was asked for and a score isn't positive.
+    """
+    ours, theirs = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
+    values = ours, theirs
+    if scale == "ratio":
+        _require_positive([*ours, *theirs])
+        values = np.log(ours), np.log(theirs)
+    difference = float(values[0].mean() - values[1].mean()) if ours.size and theirs.size else np.nan
+    estimate = Estimate(difference, np.nan, np.nan)
+    if min(ours.size, theirs.size) >= 2:
+        interval = stats.ttest_ind(*values, equal_var=False).confidence_interval(CONFIDENCE)
+        estimate = Estimate(difference, float(interval.low), float(interval.high))
+    if scale == "ratio":
+        estimate = Estimate(*(float(np.exp(value)) for value in (estimate.mean, estimate.low, estimate.high)))
+    return _judged(estimate, theirs, higher_is_better, scale)
+
+
+def _judged(estimate: Estimate, baseline: NDArray[np.float64], higher_is_better: bool, scale: Scale) -> Comparison:
+    """The estimate, and the word that it supports."""
+    if scale == "ratio":
+        none, margin = 1.0, (1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE)
     else:
-        width = EQUIVALENCE * abs(float(theirs.mean())) if theirs.size else 0.0
-        estimate, none, margin = summarise(ours - theirs, scale), 0.0, (-width, width)
+        width = EQUIVALENCE * abs(float(baseline.mean())) if baseline.size else 0.0
+        none, margin = 0.0, (-width, width)
     verdict = _verdict(estimate, none, margin, higher_is_better)
     return Comparison(estimate.mean, estimate.low, estimate.high, scale, verdict)
 
