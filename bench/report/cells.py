@@ -80,14 +80,15 @@ def overviews(results: Results) -> list[Overview]:
     roles = results.parts.roles
     claimed = "confirmatory" in roles.values()
     changes, _ = evidence.change(results)
-    head = ["Method", "Claim"] if claimed else ["Method"]
     labels = results.balancers_in(board)
     found: list[Overview] = []
 
     def add(caption: str, cells: dict[tuple[str, str], str], beside: dict[str, dict[str, str]]) -> None:
+        said = claimed and not found  # once is enough
+        head = ["Method", "Claim"] if said else ["Method"]
         rows = [
             [
-                *([label, roles[label]] if claimed else [label]),
+                *([label, roles[label]] if said else [label]),
                 *(cells.get((label, problem), NOTHING) for problem in problems),
                 *(column.get(label, NOTHING) for column in beside.values()),
             ]
@@ -119,7 +120,11 @@ def overviews(results: Results) -> list[Overview]:
             )
             for _, row in target.iterrows()
         }
-        add(f"{'Time' if timed else 'Steps'} until {results.baseline}'s final score, of its training", cells, {})
+        add(
+            f"{'Time' if timed else 'Steps'} until {results.baseline}'s final score, as a part of its whole training",
+            cells,
+            {},
+        )
     return found
 
 

@@ -25,10 +25,16 @@ ROUND = (1.05, 1.1, 1.25, 1.5, 2.0, 2.5)
 def summary(results: Results) -> Figure | None:
     """One picture; None where there is nothing to show yet."""
     rows = validation_scores(results)
-    problems = results.problems_in(rows)
+    problems = [problem for problem in results.problems_in(rows) if problem not in _controls(results)]
     if len(problems) > FEW and results.baseline is not None and len(results.balancers) > 1:
         return _many(results, problems)
     return _few(results, rows, problems[:FEW]) if problems else None
+
+
+def _controls(results: Results) -> set[str]:
+    """The problems that test the benchmark and not the methods."""
+    table = results.tables["problems"]
+    return set(table.loc[table["control"].astype(bool), "problem"])
 
 
 def _few(results: Results, rows: pd.DataFrame, problems: list[str]) -> Figure:
@@ -48,12 +54,16 @@ def _few(results: Results, rows: pd.DataFrame, problems: list[str]) -> Figure:
 
 
 def _many(results: Results, problems: list[str]) -> Figure:
-    """A panel a problem: each method's final test score against equal weighting's; and one of what a step costs."""
-    others = [label for label in results.balancers if label != results.baseline]
+    """A panel a problem: each method's final test score against equal weighting's; and one of what a step costs.
+
+    Controls are left out but for random weights.
+    """
+    others = [label for label in results.balancers if label not in (results.baseline, results.parts.second)]
     count = len(problems) + _timed(results)
-    rows = -(-count // COLUMNS)
+    columns = COLUMNS if -(-count // COLUMNS) < -(-count // (COLUMNS - 1)) else COLUMNS - 1
+    rows = -(-count // columns)
     figure = Figure(figsize=(12, rows * (1.25 + 0.3 * len(others))), layout="constrained")
-    axes = [figure.add_subplot(rows, COLUMNS, place + 1) for place in range(count)]
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
     for panel, problem in zip(axes, problems, strict=False):
         board = results.board[results.board["problem"] == problem].set_index("balancer")
         _scores(panel, results, board, others)
@@ -61,7 +71,7 @@ def _many(results: Results, problems: list[str]) -> Figure:
     if _timed(results):
         _steps(axes[-1], results, others)
     for place, panel in enumerate(axes):
-        if place % COLUMNS:
+        if place % columns:
             panel.set_yticklabels([])
     figure.supxlabel(
         f"final test score compared with {short(results.baseline or '')}, seed by seed, with 95 % intervals: "

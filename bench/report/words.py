@@ -116,7 +116,7 @@ def reading(results: Results) -> str:
     if len(problems) <= FEW_PROBLEMS:
         sentences += [finding(str(problem), rows, results) for problem, rows in problems]
     elif results.ranking:
-        sentences += _counts(results)
+        sentences = [*_counts(results), *sentences]
     steps = board[(board["balancer"] != results.baseline) & np.isfinite(board["step_ratio"].astype(float))]
     if len(steps):
         ratios = span(steps["step_ratio"])
@@ -158,12 +158,12 @@ def _count(results: Results, name: str, column: str) -> str:
         counts = board.loc[board[column] == verdict, "balancer"].value_counts()
         order = sorted(results.balancers_in(board[board[column] == verdict]), key=lambda label: -counts[label])
         told[verdict] = [f"{short(label, 40)} on {counts[label]}" for label in order]
-    against = f"than {short(name, 40)} beyond noise, of {problems} problems"
-    if not told["better"]:
-        worse = f"; worse: {join(told['worse'])}" if told["worse"] else "; nor is any worse"
-        return f"No method is better {against}{worse}."
-    worse = f"; worse: {join(told['worse'])}" if told["worse"] else "; none is worse"
-    return f"Better {against}: {join(told['better'])}{worse}."
+    than = f"better than {short(name, 40)} beyond noise"
+    if told["better"]:
+        sentence = f"On {problems} problems, {than}: {join(told['better'])}"
+    else:
+        sentence = f"On none of {problems} problems is a method {than}"
+    return f"{sentence}; worse: {join(told['worse'])}." if told["worse"] else f"{sentence}; none is worse."
 
 
 def span(values: pd.Series) -> str:

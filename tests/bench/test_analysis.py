@@ -72,10 +72,17 @@ class TestIntervals:
         found = t_interval([1, 2, 3])
         assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), 1e-4)
 
-    def test_covers_the_true_mean_as_often_as_it_says(self):
-        samples = np.random.default_rng(0).normal(3, 2, size=(4000, 5))
-        covered = [found.low <= 3 <= found.high for found in map(t_interval, samples)]
-        assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+    @pytest.mark.parametrize("seeds", [3, 5, 10])
+    @pytest.mark.parametrize("scale", ["ratio", "difference"])
+    def test_covers_the_true_comparison_as_often_as_it_says(self, scale, seeds):
+        """Pairs that share how hard a seed is, at the numbers of seeds that are used."""
+        random = np.random.default_rng(seeds)
+        hardness, ours, theirs = random.normal(size=(3, 2000, seeds)) * np.array([[[0.5]], [[0.1]], [[0.2]]])
+        pairs = zip(0.05 + hardness + ours, hardness + theirs, strict=True)
+        transform = np.exp if scale == "ratio" else np.asarray
+        truth = float(transform(0.05))
+        found = [compare(transform(one), transform(other), False, scale) for one, other in pairs]
+        assert 0.93 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.97
 
     def test_ratio_does_not_depend_on_how_hard_a_seed_is(self):
         ours, theirs, hardness = np.random.default_rng(0).lognormal(size=(3, 6))
@@ -238,11 +245,21 @@ class TestImputation:
 class TestLeaderboard:
     VALUES = {"equal": (1.0, 2.0, 4.0), "half": (0.5, 1.1, 1.9), "noisy": (0.5, 3.0, 4.0)}
 
-    def make(self, tuned=True, values=VALUES, lr=0.1, failed=(), baseline="equal"):
+    def make(
+        self,
+        tuned=True,
+        values=VALUES,
+        lr=0.1,
+        failed=(),
+        baseline="equal",
+        static=None,
+        phase="reported",
+        made="reported",
+    ):
         shift = {"last": 1, "best": 0.9, "test": 1, "validation": 5}
         rows = [
             score(value * shift[checkpoint] * shift[split], balancer, seed, lr, split=split, checkpoint=checkpoint,
-                  phase="reported")
+                  phase=made)
             for balancer, seeds in values.items()
             for seed, value in enumerate(seeds)
             for checkpoint in ("last", "best")
@@ -252,7 +269,7 @@ class TestLeaderboard:
         scores = pd.DataFrame(rows + tried)
         runs = runs_of(scores, failed)
         selection = choose_learning_rates(scores, PROBLEMS) if tuned else NO_SELECTION
-        board = leaderboard(runs, scores, PROBLEMS, selection, NO_COSTS, list(values), baseline)
+        board = leaderboard(runs, scores, PROBLEMS, selection, NO_COSTS, list(values), baseline, static, phase)
         return board.set_index("balancer"), is_ranking(runs, selection)
 
     def test_a_tuned_suite_is_ranked_with_verdicts(self):
@@ -273,6 +290,22 @@ class TestLeaderboard:
         assert not ranking
         assert list(board.index) == list(self.VALUES)
         assert (board["verdict"] == "").all()
+
+    def test_every_method_is_compared_with_static_weights_too(self):
+        board, _ = self.make(static="half")
+        assert board["static_verdict"].to_dict() == {"half": "", "noisy": "not settled", "equal": "worse"}
+        assert board["static_relative"]["equal"] == pytest.approx(1 / board["relative"]["half"])
+        assert np.isnan(board["static_relative"]["half"])
+        plain, _ = self.make()
+        assert plain["static_relative"].isna().all()
+        assert (plain["static_verdict"] == "").all()
+        pd.testing.assert_series_equal(plain["relative"], board["relative"])
+
+    def test_runs_of_another_phase_are_another_leaderboard(self):
+        board, _ = self.make(phase="repeated")
+        assert board.empty
+        again, _ = self.make(phase="repeated", made="repeated")
+        pd.testing.assert_frame_equal(again, self.make()[0])
 
     def test_other_rates_than_the_chosen_ones_are_no_ranking(self):
         assert not self.make(lr=0.2)[1]

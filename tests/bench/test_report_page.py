@@ -149,7 +149,7 @@ def test_problems_are_hidden_and_shown_again(whole: Path) -> None:
     assert found["errors"] == []
     assert found["before"] == found["after"] == [False, False, 0]
     assert found["hidden"] == [True, False, found["cells"]]
-    assert found["cells"] == 1 + 4
+    assert found["cells"] == 3 * (1 + 4)  # against equal and static weights, and the time until equal's score
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
