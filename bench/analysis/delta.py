@@ -85,8 +85,10 @@ def mean_change(changes: pd.DataFrame, problems: pd.DataFrame, balancers: Sequen
 def interquartile_mean(values: NDArray[np.float64], seed: int = 0) -> Estimate:
     """The mean of the middle half of ``values``, ``(problems, seeds)``, with a 95 % interval for other seeds.
 
-    The interval is the percentile bootstrap's, seeds being resampled within each problem, widened for their small
-    number; ``seed`` is its own. Bounds are not-a-number with fewer than two seeds, everything is where a value is.
+    The interval is Student's, with the bootstrap's standard error, seeds being resampled within each problem. Problems
+    differ in their noise, and those in the middle count most, so that its degrees of freedom are those of Welch and
+    Satterthwaite for the problems' variances after the values outside the middle half were drawn to its ends. ``seed``
+    is the bootstrap's own. Bounds are not-a-number with fewer than two seeds, everything is where a value is.
 
     Raises:
         ValueError: ``values`` is empty or not of two dimensions.
@@ -102,8 +104,12 @@ def interquartile_mean(values: NDArray[np.float64], seed: int = 0) -> Estimate:
     drawn = np.random.default_rng(seed).integers(seeds, size=(RESAMPLES, problems, seeds))
     samples = np.take_along_axis(np.broadcast_to(values, (RESAMPLES, problems, seeds)), drawn, axis=2)
     means = stats.trim_mean(samples.reshape(RESAMPLES, -1), 0.25, axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    # Resampling n seeds underestimates their variance by (n - 1)/n, and takes it for known.
-    wider = np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.5 + CONFIDENCE / 2, problems * (seeds - 1))
-    wider /= stats.norm.ppf(0.5 + CONFIDENCE / 2)
-    return Estimate(mean, mean - wider * (mean - float(low)), mean + wider * (float(high) - mean))
+    cut, ordered = values.size // 4, np.sort(values, axis=None)
+    variances = values.clip(ordered[cut], ordered[-cut - 1]).var(axis=1, ddof=1)
+    if not variances.any():
+        return Estimate(mean, mean, mean)
+    freedom = variances.sum() ** 2 / (variances**2).sum() * (seeds - 1)
+    # Resampling n seeds underestimates their variance by (n - 1)/n.
+    error = float(means.std()) * np.sqrt(seeds / (seeds - 1))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
+    return Estimate(mean, mean - half, mean + half)

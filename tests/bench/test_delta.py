@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bench.analysis import delta_m, interquartile_mean
+from bench.analysis import delta_m, interquartile_mean, mean_change
 
 METRICS = pd.DataFrame(
     [
@@ -104,16 +104,56 @@ def test_the_interval_is_for_seeds_within_problems() -> None:
         interquartile_mean(np.empty((0, 3)))
 
 
-@pytest.mark.parametrize("seeds", [5, 10])
-def test_the_interval_covers_as_often_as_it_says(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five problems of unlike means and noise, at the numbers of seeds that are used."""
+@pytest.mark.parametrize("problems", [4, 5])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(([-8, -3, -1, 0.5, 4], [2, 0.7, 1, 1, 1.5]), id="apart"),
+        pytest.param(([0, 0, 0, 0, 0], [1, 1, 1, 1, 1]), id="alike"),
+    ],
+)
+def test_the_interval_covers_as_often_as_it_says(
+    problems: int, seeds: int, kind: tuple[list[float], list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Problems of unlike means and noise, and of the same, at the numbers of problems and seeds that are used."""
     monkeypatch.setattr("bench.analysis.delta.RESAMPLES", 400)
     random = np.random.default_rng(seeds)
-    means, noise = np.array([[-8], [-3], [-1], [0.5], [4]]), np.array([[2], [0.7], [1], [1], [1.5]])
-    truth = stats.trim_mean(means + noise * random.normal(size=(5, 200_000)), 0.25, axis=None)
-    found = [interquartile_mean(means + noise * random.normal(size=(5, seeds))) for _ in range(1200)]
+    means, noise = (np.array(column)[:problems, None] for column in kind)
+    truth = stats.trim_mean(means + noise * random.normal(size=(problems, 200_000)), 0.25, axis=None)
+    found = [interquartile_mean(means + noise * random.normal(size=(problems, seeds))) for _ in range(1000)]
     covered = np.mean([one.low <= truth <= one.high for one in found])
     assert 0.93 <= covered <= 0.97
+
+
+def changes(values: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"problem": problem, "balancer": balancer, "seed": seed, "delta_m": value}
+            for (problem, balancer), ours in values.items()
+            for seed, value in enumerate(ours)
+        ]
+    )
+
+
+def test_over_problems_a_control_takes_no_part() -> None:
+    problems = pd.DataFrame({"problem": ["p", "control", "q", "near zero"], "control": [False, True, False, False]})
+    table = changes(
+        {
+            ("q", "ours"): [1.0, 3.0],
+            ("p", "ours"): [5.0, 7.0],
+            ("control", "ours"): [99.0, 99.0],
+            ("near zero", "ours"): [np.nan, 1.0],
+            ("p", "other"): [1.0, np.nan],
+            ("q", "other"): [1.0, 1.0],
+        }
+    )
+    found = mean_change(table, problems, ["other", "absent", "ours"]).set_index("balancer")
+    assert list(found.index) == ["other", "ours"]
+    assert found["problems"].tolist() == [["p", "q"], ["p", "q"]]
+    assert np.isnan(found.loc["other", "delta_m"])
+    expected = interquartile_mean(np.array([[5.0, 7.0], [1.0, 3.0]]))
+    assert tuple(found.loc["ours", ["delta_m", "low", "high"]]) == (expected.mean, expected.low, expected.high)
 
 
 def test_every_combination_is_there() -> None:
