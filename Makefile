@@ -1,6 +1,7 @@
 # make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
 # make problems    every problem beside a constant predictor and each task trained alone
 # make reference   both, and what of them is kept in results/reference
+# make evidence    the suite that README's conclusions rest on: an hour and a half on 2 cores; goes on where it was
 # make bench-cost  what GradNorm and every other method add to a step; a quarter of an hour, nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make test        the tests
@@ -25,7 +26,7 @@ PEERS_PY := $(VENV)-peers/bin/python
 PEERS_ENVIRONMENT := $(VENV)-peers/.installed
 endif
 
-.PHONY: bench problems reference bench-cost bench-peers smoke test check clean
+.PHONY: bench problems reference evidence bench-cost bench-peers smoke test check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -37,16 +38,25 @@ problems: $(ENVIRONMENT)
 	$(PY) -m bench run all
 
 reference: bench problems
-	for suite in default all; do \
+	$(call keep,default all)
+	$(PY) -m bench show conflict-2d --train --out results/reference/conflict-2d.png
+
+evidence: $(ENVIRONMENT)
+	$(PY) -m bench run core
+	$(call keep,core)
+
+# What of suites' results is kept: the report, what it was made by, and the tables, but for those of every step.
+define keep
+	for suite in $(1); do \
 		kept=results/reference/$$suite; \
 		rm -rf $$kept && mkdir -p $$kept/tables $$kept/figures && cd results/$$suite && \
 		cp report.html suite.toml environment.json ../../$$kept && cp figures/summary.png ../../$$kept/figures && \
-		cp tables/runs.csv tables/scores.csv tables/baselines.csv ../../$$kept/tables && \
-		for table in selection costs micro delta_m; do \
+		cp tables/runs.csv tables/scores.parquet tables/baselines.csv tables/problems.csv ../../$$kept/tables && \
+		for table in selection costs micro delta_m controls target repeated front; do \
 			if [ -f tables/$$table.csv ]; then cp tables/$$table.csv ../../$$kept/tables; fi; \
 		done && cd ../.. || exit 1; \
 	done
-	$(PY) -m bench show conflict-2d --train --out results/reference/conflict-2d.png
+endef
 
 bench-cost: $(ENVIRONMENT)
 	$(PY) -m bench.cost
