@@ -45,7 +45,8 @@ class KilledOnce(EqualWeighting):
 @pytest.fixture
 def results(make_suite: MakeSuite, tmp_path: Path) -> Path:
     """The folder of such a suite, run by the command, which is to exit with 1."""
-    make_suite(balancers=METHODS, problems=[{"name": "small", "steps": 60}], learning_rates=None, reported=[1], rounds=2)
+    problems = [{"name": "small", "steps": 60}]
+    make_suite(balancers=METHODS, problems=problems, learning_rates=None, reported=[1], rounds=2)
     command = ["run", str(tmp_path / "mine.toml"), "--results", str(tmp_path), "--jobs", "2"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1, done.output
