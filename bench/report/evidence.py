@@ -163,7 +163,7 @@ def part(mean: float, low: float, high: float) -> str:
 def target_grid(results: Results) -> Grid | None:
     """How soon one problem's methods are as good as equal weighting in the end; None where that isn't known."""
     table = results.tables["target"]
-    if table.empty:
+    if table.empty or results.board.empty:
         return None
     timed, counted = (bool(table[column].notna().any()) for column in ("of_seconds", "of_flops"))
     rows = []

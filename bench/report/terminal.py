@@ -59,16 +59,16 @@ def _table(rows: pd.DataFrame, results: Results) -> Table:
     if results.ranking:
         columns["verdict"] = [row["verdict"] or NOTHING for row in each]
         if (rows["static_verdict"] != "").any():
-            columns[f"against\n{short(results.parts.static or '', 11)}"] = [
-                row["static_verdict"] or NOTHING for row in each
-            ]
+            columns["against\nstatic"] = [row["static_verdict"] or NOTHING for row in each]
     if np.isfinite(rows["step_ratio"].astype(float)).any():
         columns["step\ntime"] = [step_ratio(row["step_ratio"], np.nan, np.nan) for row in each]
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for head in columns:
         if head == "method":
-            table.add_column(head, overflow="fold", min_width=10, max_width=26)
+            table.add_column(head, overflow="fold", min_width=12, max_width=26)
+        elif head in ("verdict", "against\nstatic"):
+            table.add_column(Text(head), justify="right", min_width=7)  # "not settled" is broken rather than a number
         else:
             table.add_column(Text(head), justify="right", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):

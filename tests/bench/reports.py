@@ -217,8 +217,8 @@ def build(
 def core(folder: Path, seeds=range(11, 21), repeated=range(21, 31), **changes) -> Path:
     """Write what the suite ``core`` leaves: eight methods and two controls, five problems and one that is a control."""
     defaults = {"options": OPTIONS, "alone": (1.2, 0.8), "problem_label": "problem of {}", "noise": 0.08}
-    counts = (2, 3, 4, 10, 40, 5)
-    return build(folder, counts, CORE, seeds=tuple(seeds), repeated=tuple(repeated), **(defaults | changes))
+    defaults |= {"num_tasks": (2, 3, 4, 10, 40, 5), "balancers": CORE}
+    return build(folder, seeds=tuple(seeds), repeated=tuple(repeated), **(defaults | changes))
 
 
 def changes(problems, balancers, seeds, random) -> pd.DataFrame:

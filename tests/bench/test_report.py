@@ -1,6 +1,8 @@
 """The report of a made-up results folder: what it shows, what it doesn't, and that its figures aren't blank."""
 
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import pytest
 from matplotlib.image import imread
 
 from bench.report import figures, page, terminal, words
+from bench.report.evidence import repeated
 from bench.report.load import load
 from bench.report.look import spread, styles
 
-from .reports import BALANCERS, HOSTILE, build
+from .reports import BALANCERS, CORE, HOSTILE, OPTIONS, SECOND, build, core
 
 
 class Page(HTMLParser):
@@ -110,6 +113,7 @@ class TestPage:
         ]
         of_problem = [
             "Leaderboard",
+            "Until equal's final score",
             "Learning curves",
             "Weights",
             "Cost of a step",
@@ -198,6 +202,70 @@ class TestPage:
             page.write(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory) -> Path:
+    """The suite ``core``, with few seeds and only four problems, and one that is a control."""
+    folder = tmp_path_factory.mktemp("results") / "core"
+    core(folder, num_tasks=(2, 3, 4, 10, 5), seeds=range(11, 14), repeated=range(21, 24))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "OF_PROBLEM", {})  # the summary is enough
+        page.write(folder)
+    return folder
+
+
+class TestEvidence:
+    def test_the_page_has_what_stands_behind_the_verdicts(self, evidence):
+        parsed = Page(evidence / "report.html")
+        assert parsed.headings()[:3] == ["Leaderboard", "Controls", "On other seeds"]
+        text = " ".join(parsed.text.split())
+        assert "gradnorm, pcgrad and nash-mtl are confirmatory" in text
+        assert "bit-identical" in text
+        assert "FAILED" not in text
+        assert "Δm is of the problems problem of 2; problem of 3; problem of 4; problem of 10," in text
+        for caption in ("Against equal", "Against static", "Time until equal&#39;s final score"):
+            assert f"<caption>{caption}" in parsed.source
+
+    def test_controls_are_counted_neither_as_problems_nor_as_methods(self, evidence):
+        results = load(evidence)
+        told = words.reading(results)
+        assert "of 4 problems" in told
+        assert "random" not in told
+        assert SECOND not in told
+        (summary,) = (evidence / "figures").glob("summary.svg")
+        drawn = summary.read_text()
+        assert "problem of 10" in drawn
+        assert "problem of 5" not in drawn
+        assert "second name" not in drawn
+        assert "random" in drawn
+
+    def test_a_control_that_fails_is_told_first(self, evidence, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(page, "draw", lambda results: [])
+        folder = tmp_path / "core"
+        shutil.copytree(evidence, folder)
+        path = folder / "tables" / "controls.parquet"
+        table = pd.read_parquet(path)
+        second = table["control"] == "second name"
+        table.assign(different=table["different"].mask(second, 3), holds=~second).to_parquet(path)
+        parsed = Page(page.write(folder))
+        assert 'class="alarm">A control FAILED: equal weighting under a second name.' in parsed.source
+        assert parsed.source.index("A control FAILED") < parsed.source.index('class="reading"')
+        assert "NOT bit-identical" in parsed.text
+        terminal.print_leaderboard(folder)
+        assert "Control FAILED: equal, under a second name: NOT bit-identical." in capsys.readouterr().out
+
+    def test_a_verdict_that_flips_is_named(self, evidence):
+        results = load(evidence)
+        table = results.tables["repeated"].copy()
+        place = table.index[(table["balancer"] == "pcgrad") & (table["problem"] == "problem of 3")][0]
+        table.loc[place, ["verdict", "again_verdict", "flipped", "changed"]] = ["better", "worse", True, False]
+        flipped = replace(results, tables=results.tables | {"repeated": table})
+        assert "1 flipped between better and worse (pcgrad on problem of 3)" in repeated(flipped)
+        assert "none flipped" in repeated(results)
+
+    def test_another_suite_is_exploratory(self, whole):
+        assert "Everything here is exploratory" in Page(whole / "report.html").text
+
+
 class TestFigures:
     def test_all_are_written_and_not_blank(self, whole):
         kinds = ("scores", "curves", "cost", "learning-rates", "dynamics", "weights")
@@ -251,7 +319,21 @@ class TestTerminal:
         assert lines[0].startswith("Leaderboard: whole")
         assert max(map(len, lines)) <= 100
         for label in BALANCERS:
-            assert sum(line.strip().startswith(label) for line in lines) == 2
+            assert sum(line.strip().startswith(label.split()[0]) for line in lines) == 2
+
+    def test_wide_numbers_are_whole(self, whole, tmp_path, capsys):
+        """Of ten methods with differences of four decimals, none of whose numbers is cut."""
+        folder = build(
+            tmp_path / "core", num_tasks=(2,), balancers=CORE, options=OPTIONS, timed=True, failing=None, noise=0.3
+        )
+        problems = pd.read_parquet(folder / "tables" / "problems.parquet").assign(higher_is_better=True)
+        problems.to_parquet(folder / "tables" / "problems.parquet")
+        terminal.print_leaderboard(folder)
+        out = capsys.readouterr().out
+        assert "…" not in out
+        assert max(map(len, out.splitlines())) <= 100
+        for word in ("confirmatory", "against", "step"):
+            assert word in out
 
     def test_without_a_grid_nothing_is_ranked(self, bare, capsys):
         terminal.print_leaderboard(bare)
