@@ -2,6 +2,7 @@
 # make problems    every problem beside a constant predictor and each task trained alone
 # make reference   both, and what of them is kept in results/reference
 # make evidence    the suite that README's conclusions rest on: an hour and a half on 2 cores; goes on where it was
+# make paper       what the GradNorm paper claims, each claim with a verdict: half an hour; FLAGS=--full for more seeds
 # make bench-cost  what GradNorm and every other method add to a step; a quarter of an hour, nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make test        the tests
@@ -26,7 +27,7 @@ PEERS_PY := $(VENV)-peers/bin/python
 PEERS_ENVIRONMENT := $(VENV)-peers/.installed
 endif
 
-.PHONY: bench problems reference evidence bench-cost bench-peers smoke test check clean
+.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -57,6 +58,9 @@ define keep
 		done && cd ../.. || exit 1; \
 	done
 endef
+
+paper: $(ENVIRONMENT)
+	$(PY) -m bench paper $(FLAGS)
 
 bench-cost: $(ENVIRONMENT)
 	$(PY) -m bench.cost

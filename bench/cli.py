@@ -25,6 +25,10 @@ from .cost import terminal as cost_tables
 from .cost.devices import DeviceName
 from .cost.subject import SubjectError
 from .files import BadFileError
+from .paper import everything
+from .paper import page as paper_page
+from .paper.everything import CLAIMS, judge
+from .paper.lab import FULL, QUICK
 from .report import answer, load, page, terminal
 from .schedule import BusyError, Summary
 from .shown import NothingToDrawError
@@ -133,6 +137,41 @@ def tune_all(
     with _told(console):
         loaded, folder = tune.make(suite.find(name), results, trials, problem or (), balancer or ())
     _run(loaded, folder, jobs, console)
+
+
+@app.command("paper")
+def paper_claims(
+    full: Annotated[bool, typer.Option("--full", help="Three times as many seeds; takes hours.")] = False,
+    only: Annotated[
+        list[int] | None, typer.Option(min=1, max=len(CLAIMS), help="The number of a claim.", show_default="all")
+    ] = None,
+    results: ResultsOption = Path("results"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one a core.", show_default=False)
+    ] = None,
+) -> None:
+    """Test what the GradNorm paper claims, each claim by an experiment with a verdict.
+
+    Each is tested with one learning rate for all methods, as in the paper, and with each method's own, chosen on
+    validation. A stopped command goes on where it was. Nothing else should be running when steps are timed, at the end.
+
+    Exit codes: 0, all claims are judged, whatever the verdicts; 1, the workers can't go on; 2, they can't be tested.
+    """
+    console = _messages()
+    folder = results / ("paper-full" if full else "paper")
+    judged = []
+    with _told(console):
+        try:
+            for one in judge(folder, FULL if full else QUICK, jobs or joblib.cpu_count(), console, only or ()):
+                console.print(f"claim {one.claim.number}, {one.claim.short}: {' / '.join(dict.fromkeys(one.verdicts))}")
+                judged.append(one)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+        everything.write(judged, folder)
+        page_of_claims = paper_page.write(judged, folder)
+    cost_tables.console().print(everything.table(judged))
+    Console(soft_wrap=True).print(Text(f"report: {page_of_claims}"))
 
 
 @app.command()

@@ -142,15 +142,16 @@ def extended(grids: Grids, selection: pd.DataFrame) -> Grids:
     """
     different = selection.groupby(["problem", "balancer"])["mean_validation_score"].transform("nunique") > 1
     best = selection[selection["chosen"] & different].groupby("problem")["lr"].agg(set).to_dict()
-    return {problem: _extended(grid, best.get(problem, set())) for problem, grid in grids.items()}
+    return {problem: grown(grid, best.get(problem, set())) for problem, grid in grids.items()}
 
 
 def widened(grid: Sequence[float]) -> Sequence[float]:
     """The grid with the value beyond each edge that it may be extended by."""
-    return _extended(grid, {grid[0], grid[-1]})
+    return grown(grid, {grid[0], grid[-1]})
 
 
-def _extended(grid: Sequence[float], best: set[float]) -> Sequence[float]:
+def grown(grid: Sequence[float], best: set[float]) -> Sequence[float]:
+    """The grid with one more value beyond each edge that is among the ``best``."""
     below = [_rounded(grid[0] ** 2 / grid[1])] if grid[0] in best else []
     above = [_rounded(grid[-1] ** 2 / grid[-2])] if grid[-1] in best else []
     return (*below, *grid, *above)

@@ -12,6 +12,7 @@ from .delta import delta_m, interquartile_mean, mean_change
 from .failures import impute_failures
 from .front import beyond, front_points
 from .intervals import (
+    CONFIDENCE,
     Comparison,
     Estimate,
     compare,
@@ -28,6 +29,7 @@ from .selection import choose_learning_rates
 from .target import time_to_target
 
 __all__ = [
+    "CONFIDENCE",
     "CORE_METHODS",
     "Cast",
     "Comparison",

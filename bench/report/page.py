@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from . import cells, evidence, front
-from .figures import Picture, draw
+from .figures import draw
 from .load import Results, load
 from .look import FAINT, GRID, INK, PAPER, PIXELS_PER_POINT, styles
 from .words import reading, title
@@ -25,15 +25,11 @@ def write(results: Path) -> Path:
     loaded = load(results)
     drawn: dict[tuple[str, str | None], dict[str, str]] = {}
     for picture in draw(loaded):
-        drawn[picture.kind, picture.problem] = {"svg": _inline(loaded, picture), "caption": picture.caption}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+        drawn[picture.kind, picture.problem] = {
+            "svg": inline(loaded.path / "figures", picture.name, picture.caption),
+            "caption": picture.caption,
+        }
+    html = template("report.html.j2").render(
         results=loaded,
         title=title(loaded),
         reading=reading(loaded),
@@ -57,27 +53,39 @@ def write(results: Path) -> Path:
     return page
 
 
+def template(name: str, *folders: Path) -> Template:
+    """A template here, or in one of the ``folders``; it may include those here. What it is given is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def _front(results: Results) -> dict[str, object]:
     """What the page says of one problem's front of static weights, and of the trials that a search chose."""
     return {"grid": front.grid(results), "finding": front.finding(results), "chosen": front.chosen(results)}
 
 
-def _inline(results: Results, picture: Picture) -> Markup:
+def inline(folder: Path, name: str, caption: str) -> Markup:
     """A figure's SVG as an element of the page, as large as its type is meant to be, with ids of its own.
 
-    Matplotlib has escaped the labels in it.
+    Matplotlib has escaped the labels in it. ``folder`` is the one in which it was saved, as ``name``.
     """
-    text = (results.path / "figures" / f"{picture.name}.svg").read_text(encoding="utf-8")
+    text = (folder / f"{name}.svg").read_text(encoding="utf-8")
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     if box is None:
-        raise ValueError(f"{picture.name}.svg has no viewBox")
+        raise ValueError(f"{name}.svg has no viewBox")
     width, height = (float(side) for side in box.groups())
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", body)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     for colour, variable in SCHEME.items():
         body = re.sub(rf"((?:fill|stroke): ){colour}", rf"\g<1>{variable}", body)
     return Markup(
-        f'<svg role="img" aria-label="{escape(picture.caption)}" viewBox="0 0 {width:g} {height:g}" '
+        f'<svg role="img" aria-label="{escape(caption)}" viewBox="0 0 {width:g} {height:g}" '
         f'style="width:{width * PIXELS_PER_POINT:.0f}px; stroke-linejoin:round; stroke-linecap:butt">{body}'
     )
