@@ -1,7 +1,8 @@
 # make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
 # make problems    every problem beside a constant predictor and each task trained alone
 # make reference   both, and what of them is kept in results/reference
-# make evidence    the suite that README's conclusions rest on: an hour and a half on 2 cores; goes on where it was
+# make evidence    what README's conclusions rest on: the suites core and tuned, and the paper's claims. Two and a half
+#                  hours on 2 cores; goes on where it was. What is kept of it is in results/reference
 # make paper       what the GradNorm paper claims, each claim with a verdict: half an hour; FLAGS=--full for more seeds
 # make bench-cost  what GradNorm and every other method add to a step; a quarter of an hour, nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
@@ -44,7 +45,10 @@ reference: bench problems
 
 evidence: $(ENVIRONMENT)
 	$(PY) -m bench run core
-	$(call keep,core)
+	$(PY) -m bench run tuned
+	$(PY) -m bench paper
+	$(call keep,core tuned)
+	$(call keep-claims)
 
 # What of suites' results is kept: the report, what it was made by, and the tables, but for those of every step.
 define keep
@@ -61,6 +65,13 @@ endef
 
 paper: $(ENVIRONMENT)
 	$(PY) -m bench paper $(FLAGS)
+
+# The same of the paper's claims.
+define keep-claims
+	kept=results/reference/paper && rm -rf $$kept && mkdir -p $$kept/tables $$kept/figures && cd results/paper && \
+	cp report.html environment.json ../../$$kept && cp figures/claim-*.png ../../$$kept/figures && \
+	cp tables/claims.csv tables/findings.csv tables/claim-4.csv tables/claim-5.csv tables/claim-6.csv ../../$$kept/tables
+endef
 
 bench-cost: $(ENVIRONMENT)
 	$(PY) -m bench.cost

@@ -61,6 +61,19 @@ class Outcome:
     caption: str
     table: pd.DataFrame
 
+    @property
+    def settings(self) -> list[Setting]:
+        """In which anything was found."""
+        return list(dict.fromkeys(one.setting for one in self.findings))
+
+    @property
+    def by_text(self) -> dict[str, dict[Setting, Finding]]:
+        """What was found of one and the same thing in each setting."""
+        found: dict[str, dict[Setting, Finding]] = {}
+        for one in self.findings:
+            found.setdefault(one.text, {})[one.setting] = one
+        return found
+
     def verdict(self, setting: Setting) -> Verdict | None:
         """Of the whole claim: it holds where all its parts do; None where nothing was found in this setting."""
         parts = [one.verdict for one in self.findings if one.setting == setting and one.verdict is not None]

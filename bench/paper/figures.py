@@ -185,7 +185,7 @@ def overhead(table: pd.DataFrame) -> Figure:
     panel.axvline(1.05, color=FAINT, linewidth=1, dashes=(4, 3))
     category_axis(panel, models)
     panel.set_xlabel("time of a step over that with equal weighting")
-    panel.legend(loc="upper right")
+    figure.legend(loc="outside upper right", ncols=len(kinds))
     return figure
 
 

@@ -73,8 +73,7 @@ def _deteriorates(setting: Setting, on: Bench, results: Sequence[Result], best: 
     last, then = (
         [np.exp(one[begin : begin + WINDOW].mean()) for one in scores] for begin in (on.evaluations - WINDOW, best)
     )
-    step = round((best + (WINDOW + 1) / 2) * on.recipe.steps / on.evaluations)
-    text = f"{on.label}: validation loss at the end, over that about step {step:,}, where it is lowest on another seed"
+    text = f"{on.label}: validation loss at the end, over that where it is lowest on another seed"
     ratio = compare(last, then, higher_is_better=False, scale="ratio")
     return Finding.of(setting, text, ratio, of_comparison(compare(then, last, higher_is_better=False, scale="ratio")))
 

@@ -30,7 +30,7 @@ class Scale:
         seeds, few_seeds: reported ones, the second for what takes long.
         tuning_seeds: learning rates are chosen on these.
         grid, coarse_grid: the learning rates tried, the second for what takes long.
-        draws: of random static weights.
+        draws, draws_grid: how many random static weights there are, and the learning rates that each has.
         rounds: of step timing.
     """
 
@@ -40,12 +40,13 @@ class Scale:
     grid: Sequence[float]
     coarse_grid: Sequence[float]
     draws: int
+    draws_grid: Sequence[float]
     rounds: int
 
 
 GRID, COARSE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2, 3e-2)
-QUICK = Scale(range(1, 11), range(1, 6), (101, 102), GRID, COARSE, draws=100, rounds=40)
-FULL = Scale(range(1, 31), range(1, 11), (101, 102), GRID, GRID, draws=300, rounds=100)
+QUICK = Scale(range(1, 11), range(1, 6), (101, 102), GRID, COARSE, draws=100, draws_grid=COARSE[1:], rounds=40)
+FULL = Scale(range(1, 31), range(1, 11), (101, 102), GRID, GRID, draws=300, draws_grid=GRID, rounds=100)
 
 
 @dataclass(frozen=True)

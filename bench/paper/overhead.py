@@ -32,8 +32,7 @@ MOST = 1.10
 """About 5 % is no more than this."""
 SEED, BATCHES = 1, 10
 COLUMNS = ("model", "method", "ratio", "ratio_low", "ratio_high", "median_ms")
-SCENES = "scenes' SegNet"
-NAMES = {"ResNet-18": "ResNet-18, two dense heads", "transformer": "transformer, four heads"}
+SCENES = "SegNet of scenes"
 
 
 def _double(subject: Subject, num_tasks: int) -> LossBalancer:
@@ -82,7 +81,7 @@ def _cases() -> list[tuple[str, int, MakeStep]]:
     data = problem.data(generator(SEED, "data"), cpu)
     batches = problem.batches(data, generator(SEED, "batches"), problem.recipe.batch_size)
     scenes = of_problem(problem, list(itertools.islice(batches, BATCHES)), cpu)
-    others = [(NAMES[case.problem], case.num_tasks, case.make_step) for case in networks(cpu)]
+    others = [(case.problem, case.num_tasks, case.make_step) for case in networks(cpu)]
     return [(SCENES, len(problem.tasks), scenes), *others]
 
 

@@ -7,8 +7,14 @@ from bench.report.cells import flat
 from bench.report.page import inline, template
 from bench.report.words import join
 
-from .claim import SETTINGS
 from .everything import HEADER, Judged
+
+WORDS = {
+    "holds": ("holds", "hold"),
+    "does not hold": ("does not hold", "do not hold"),
+    "not settled": ("is not settled", "are not settled"),
+}
+"""Of one claim and of several."""
 
 
 def write(judged: list[Judged], folder: Path) -> Path:
@@ -18,7 +24,6 @@ def write(judged: list[Judged], folder: Path) -> Path:
         header=HEADER,
         reading=reading(judged),
         judged=judged,
-        settings=(*SETTINGS, ""),
         drawn={
             one.claim.number: inline(folder / "figures", f"claim-{one.claim.number}", one.outcome.caption)
             for one in judged
@@ -31,16 +36,14 @@ def write(judged: list[Judged], folder: Path) -> Path:
 
 
 def reading(judged: list[Judged]) -> str:
-    """How many claims hold, and for which it matters that learning rates are tuned."""
-    sentences = []
-    for place, setting in enumerate(SETTINGS):
+    """How many claims hold with one learning rate, and how many with each method's own."""
+    parts = []
+    for place, how in enumerate(("one learning rate for all", "each method's own, chosen on validation")):
         verdicts = [one.verdicts[place] for one in judged]
-        words = {"holds": "hold", "does not hold": "do not hold", "not settled": "are not settled"}
-        parts = [f"{verdicts.count(verdict)} {many}" for verdict, many in words.items() if verdict in verdicts]
-        how = (
-            "With one learning rate for all"
-            if setting == SETTINGS[0]
-            else "With each method's own, chosen on validation"
-        )
-        sentences.append(f"{how}, {join(parts)}.")
-    return f"Of {len(judged)} claims of the GradNorm paper: {' '.join(sentences)}"
+        counts = [_counted(verdicts.count(verdict), *words) for verdict, words in WORDS.items() if verdict in verdicts]
+        parts.append(f"with {how}, {join(counts)}")
+    return f"Of {len(judged)} claims of the GradNorm paper, {'; '.join(parts)}."
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

@@ -36,7 +36,7 @@ def static(lab: Lab) -> Outcome:
     equal = [1.0] * len(ON.problem.tasks)
     drawn = {f"draw {place}": row.tolist() for place, row in enumerate(draws(lab.scale.draws, len(equal)), 1)}
     for setting in SETTINGS:
-        rates = [ON.recipe.lr] if setting == "one learning rate" else lab.scale.coarse_grid
+        rates = [ON.recipe.lr] if setting == "one learning rate" else lab.scale.draws_grid
         others = {label: fixed(weights) for label, weights in drawn.items()}
         found = _at_best(lab, setting, {"gradnorm": GRADNORM, "equal": EQUAL, **others}, rates)
         average = average_weights(found["gradnorm"])
@@ -90,7 +90,8 @@ STATIC = Claim(
     "worse a network does.",
     "section 5.3 and figure 4",
     f"The score worsens with distance (the correlation's interval is above zero), and fewer than {FEW:.0%} of random "
-    "weights score better than GradNorm static (by an exact binomial interval). Tuned, each network has the best, on "
-    "validation, of three learning rates. Intervals are for other weights on this one seed.",
+    "weights score better than GradNorm static (by an exact binomial interval). Tuned, each network has the learning "
+    "rate that is best for it on validation, of two (with --full, of five). Intervals are for other weights on this "
+    "one seed.",
     static,
 )

@@ -25,6 +25,9 @@ PROBLEMS = tuple(bench(T, "regression", EVALUATIONS, STEPS, sigmas=T) for T in (
 EQUAL = Method("equal", None, {})
 UNCERTAINTY = Method("uncertainty", None, {})
 GRADNORM = Method("gradnorm", "layer", {"alpha": 0.12})
+RANDOM = Method("random", None, {})
+SECOND = "equal, under a second name"
+"""Static weights of one each: a control, as random ones are."""
 STATIC, TWIN = "static 1/σ²", "gradnorm static"
 """Weights from the labels' scale; those of GradNorm's time average, of the run of the same seed."""
 
@@ -41,6 +44,7 @@ def runs(lab: Lab, on: Bench, setting: Setting) -> ByMethod:
     problem = on.problem
     (inverse,) = problem.static_weights.values()
     methods = {"equal": EQUAL, "uncertainty": UNCERTAINTY, "gradnorm": GRADNORM, STATIC: fixed(inverse)}
+    methods["random"] = RANDOM
     seeds, scale = lab.scale.seeds, lab.scale
     rates = dict.fromkeys((*methods, TWIN), on.recipe.lr)
     if setting == "tuned":
@@ -52,6 +56,8 @@ def runs(lab: Lab, on: Bench, setting: Setting) -> ByMethod:
     cells: dict[str, list[RunSpec]] = {
         label: [on.run(method, seed, lr=rates[label]) for seed in seeds] for label, method in methods.items()
     }
+    ones = fixed([1.0] * len(problem.tasks))
+    cells[SECOND] = [on.run(ones, seed, lr=rates["equal"]) for seed in seeds]
     found = lab.by_cell(f"{setting}, {on.label}", cells)
     twins = _twins(lab, on, rates["gradnorm"], seeds, "reported")
     again = [on.run(twins[seed], seed, lr=rates[TWIN]) for seed in seeds]
@@ -78,6 +84,8 @@ def score(lab: Lab) -> Outcome:
                 (STATIC, "equal", False),
                 (TWIN, "equal", False),
                 ("gradnorm", STATIC, False),
+                ("random", "equal", False),
+                (SECOND, "equal", False),
             ):
                 comparison = compare(scores[ours], scores[theirs], higher_is_better=False, scale="ratio")
                 text = f"{on.label}: {ours} against {theirs}"
@@ -140,13 +148,14 @@ SCORE = Claim(
     "weighting and than uncertainty weighting.",
     "section 4",
     f"GradNorm's score over the other's, seed by seed, is below one. {_RULE} Beside it stand static weights 1/σ², "
-    "which anyone could compute from the labels, and GradNorm's own average weights, held still.",
+    "which anyone could compute from the labels, GradNorm's own average weights, held still, and two controls: random "
+    "weights, and equal ones under a second name.",
     score,
 )
 ORDER = Claim(
     2,
     "the smaller σ, the larger the weight",
-    "GradNorm gives larger weights to tasks of smaller σ, and its weights are stable.",
+    "GradNorm gives larger weights to tasks of smaller σ.",
     "section 4",
     f"The time-averaged weights fall as σ rises. {_RULE}",
     order,

@@ -309,7 +309,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_tables(tmp_path: Path, suit
 
 @needs_proc
 def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path: Path, suite_text: Callable[..., str]) -> None:
-    (tmp_path / "mine.toml").write_text(suite_text(**SLOW))
+    slower = {"name": "slow", "options": {"seconds": 0.1}}
+    (tmp_path / "mine.toml").write_text(suite_text(**SLOW | {"balancers": [{"name": "equal"}, slower]}))
     process = start(tmp_path)
     wait_until(lambda: finished_runs(tmp_path) >= 2)
     assert stop(process, signal.SIGINT) == 130
