@@ -27,7 +27,10 @@ METHODS = ("equal", "static 1/σ²", "uncertainty", "gradnorm", "gradnorm static
 """Their places decide their colours, which are those of the report of the suite `core`."""
 SETTINGS = ("one learning rate", "tuned")
 LOOKS = styles(METHODS)
-LOW, HIGH = 0.14, 1.6  # how opaque bands are, and how thick lines
+SHADE, LINE = 0.14, 1.6
+"""How opaque bands are, and how thick lines."""
+HIGHEST = 1.6
+"""Scores above so many times the initial one are not shown."""
 
 
 def curves(found: Mapping[str, Sequence[Result]], primary: str) -> pd.DataFrame:
@@ -56,12 +59,12 @@ def learning(table: pd.DataFrame) -> Figure:
         for method in [label for label in METHODS if label in set(rows["method"])]:
             look = LOOKS[method]
             line = band(rows[rows["method"] == method], ["step"], "score", log=True).sort_values("step")
-            panel.fill_between(line["step"], line["low"], line["high"], color=look.colour, alpha=LOW, linewidth=0)
-            panel.plot(line["step"], line["centre"], color=look.colour, dashes=look.dashes, linewidth=HIGH)
+            panel.fill_between(line["step"], line["low"], line["high"], color=look.colour, alpha=SHADE, linewidth=0)
+            panel.plot(line["step"], line["centre"], color=look.colour, dashes=look.dashes, linewidth=LINE)
             lines.append((float(line["centre"].iloc[-1]), method, look.colour))
         start = rows.loc[rows["step"] == 0, "score"].max()
         panel.set(title=f"{problem}, {setting}", ylabel="Σ L(t) / L(0)")
-        panel.set_ylim(top=min(panel.get_ylim()[1], 1.6 * start))
+        panel.set_ylim(rows["score"].min() / 1.1, min(1.1 * rows["score"].max(), HIGHEST * start))
         log_axis(panel, "y")
         step_axis(panel, rows["step"].max())
         ends.append((panel, lines))
@@ -80,8 +83,8 @@ def weights(table: pd.DataFrame) -> Figure:
         log = spans_decades(rows["weight"])
         for sigma, shade in zip(sigmas, map(to_hex, shades), strict=True):
             line = band(rows[rows["sigma"] == sigma], ["step"], "weight", log).sort_values("step")
-            panel.fill_between(line["step"], line["low"], line["high"], color=shade, alpha=LOW, linewidth=0)
-            panel.plot(line["step"], line["centre"], color=shade, linewidth=HIGH)
+            panel.fill_between(line["step"], line["low"], line["high"], color=shade, alpha=SHADE, linewidth=0)
+            panel.plot(line["step"], line["centre"], color=shade, linewidth=LINE)
             lines.append((float(line["centre"].iloc[-1]), f"σ = {sigma:g}", shade))
         panel.set(title=f"{problem}, {setting}", ylabel="weight")
         if log:
@@ -109,8 +112,8 @@ def growth(table: pd.DataFrame) -> Figure:
                 line = band(of_problem[of_problem["setting"] == setting], ["step"], column, log=True).sort_values(
                     "step"
                 )
-                panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=LOW, linewidth=0)
-                panel.plot(line["step"], line["centre"], color=colour, linewidth=HIGH)
+                panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=SHADE, linewidth=0)
+                panel.plot(line["step"], line["centre"], color=colour, linewidth=LINE)
                 lines.append((float(line["centre"].iloc[-1]), setting, colour))
             panel.set(title=problem, ylabel=name)
             log_axis(panel, "y")
@@ -122,27 +125,21 @@ def growth(table: pd.DataFrame) -> Figure:
 
 def distances(table: pd.DataFrame) -> Figure:
     """Scores of static weights against their distance to GradNorm's average ones, a panel a setting."""
-    figure, axes = panels(2, width=5.2, height=3.4)
-    ends = []
+    figure, axes = panels(2, width=5.2, height=3.7)
     for panel, setting in zip(axes, SETTINGS, strict=True):
         rows = table[table["setting"] == setting]
         random, named = rows[rows["random"]], rows[~rows["random"]].set_index("weights")
         scores, places = named["score"].to_dict(), named["distance"].to_dict()
-        panel.plot(random["distance"], random["score"], ".", color=FAINT, markersize=6, linestyle="none")
-        level = scores["gradnorm"]
-        panel.axhline(level, color=LOOKS["gradnorm"].colour, linewidth=1)
-        lines: list[End] = [(level, "gradnorm", LOOKS["gradnorm"].colour)]
+        panel.axhline(scores["gradnorm"], color=LOOKS["gradnorm"].colour, linewidth=1, label="gradnorm")
+        panel.plot(random["distance"], random["score"], ".", color=FAINT, markersize=6, label="random static weights")
         for label in ("gradnorm static", "equal"):
-            look, distance, value = LOOKS[label], places[label], scores[label]
-            panel.plot(distance, value, look.marker, color=look.colour, markersize=8, markeredgecolor="white", zorder=5)
-            panel.annotate(
-                label, (distance, value), (9, -4), textcoords="offset points", color=look.colour, va="top", zorder=6
-            )
+            look, place = LOOKS[label], (places[label], scores[label])
+            [dot] = panel.plot(*place, look.marker, color=look.colour, markersize=8, zorder=5, label=label)
+            dot.set_markeredgecolor("white")
         panel.set(title=setting, xlabel="distance to GradNorm's average weights", ylabel="test score, less is better")
         panel.set_xlim(left=-0.08)
         log_axis(panel, "y")
-        ends.append((panel, lines))
-    label_ends(figure, ends)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

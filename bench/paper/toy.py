@@ -94,7 +94,8 @@ def score(lab: Lab) -> Outcome:
     table = pd.concat(curves, ignore_index=True)
     caption = (
         "The task-normalised loss on the validation split over training, as in the paper's figures of the toy problem. "
-        f"Line: geometric mean over {len(lab.scale.seeds)} seeds; band: from the lowest to the highest."
+        f"Line: geometric mean over {len(lab.scale.seeds)} seeds; band: from the lowest to the highest. What rises "
+        f"above {figures.HIGHEST:g} times the initial loss leaves the panel."
     )
     return Outcome(findings, lambda: figures.learning(table), caption, table)
 
