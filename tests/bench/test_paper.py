@@ -115,6 +115,15 @@ def test_the_interval_of_a_share_is_that_of_its_definition() -> None:
     assert share(0, 40).low == 0
 
 
+@pytest.mark.parametrize("draws", [100, 300])
+def test_the_interval_of_a_share_covers_it_near_the_bound_that_decides(draws: int) -> None:
+    intervals = [share(count, draws) for count in range(draws + 1)]
+    for truth in (0.1, 0.16, 0.3):
+        chances = stats.binom.pmf(np.arange(draws + 1), draws, truth)
+        inside = [found.low <= truth <= found.high for found in intervals]
+        assert 0.93 <= chances[inside].sum() <= 0.97
+
+
 def test_a_failed_run_scores_worst() -> None:
     nan = float("nan")
     assert imputed([1.0, nan, 3.0, np.inf], [2.0] * 4).tolist() == [1, 3, 3, 3]
