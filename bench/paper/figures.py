@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -17,7 +18,6 @@ from bench.report.look import (
     label_ends,
     log_axis,
     panels,
-    spans_decades,
     step_axis,
     styles,
 )
@@ -58,10 +58,8 @@ def learning(table: pd.DataFrame) -> Figure:
         lines: list[End] = []
         for method in [label for label in METHODS if label in set(rows["method"])]:
             look = LOOKS[method]
-            line = band(rows[rows["method"] == method], ["step"], "score", log=True).sort_values("step")
-            panel.fill_between(line["step"], line["low"], line["high"], color=look.colour, alpha=SHADE, linewidth=0)
-            panel.plot(line["step"], line["centre"], color=look.colour, dashes=look.dashes, linewidth=LINE)
-            lines.append((float(line["centre"].iloc[-1]), method, look.colour))
+            end = _line(panel, rows[rows["method"] == method], "score", look.colour, look.dashes)
+            lines.append((end, method, look.colour))
         start = rows.loc[rows["step"] == 0, "score"].max()
         panel.set(title=f"{problem}, {setting}", ylabel="Σ L(t) / L(0)")
         panel.set_ylim(rows["score"].min() / 1.1, min(1.1 * rows["score"].max(), HIGHEST * start))
@@ -80,17 +78,10 @@ def weights(table: pd.DataFrame) -> Figure:
         sigmas = sorted(rows["sigma"].unique())
         shades = sns.color_palette("flare", as_cmap=True)(np.linspace(0.85, 0, len(sigmas)))
         lines: list[End] = []
-        log = spans_decades(rows["weight"])
         for sigma, shade in zip(sigmas, map(to_hex, shades), strict=True):
-            line = band(rows[rows["sigma"] == sigma], ["step"], "weight", log).sort_values("step")
-            panel.fill_between(line["step"], line["low"], line["high"], color=shade, alpha=SHADE, linewidth=0)
-            panel.plot(line["step"], line["centre"], color=shade, linewidth=LINE)
-            lines.append((float(line["centre"].iloc[-1]), f"σ = {sigma:g}", shade))
+            lines.append((_line(panel, rows[rows["sigma"] == sigma], "weight", shade), f"σ = {sigma:g}", shade))
         panel.set(title=f"{problem}, {setting}", ylabel="weight")
-        if log:
-            log_axis(panel, "y")
-        else:
-            panel.set_ylim(bottom=0)
+        log_axis(panel, "y")
         step_axis(panel, rows["step"].max())
         ends.append((panel, lines))
     label_ends(figure, ends)
@@ -109,12 +100,8 @@ def growth(table: pd.DataFrame) -> Figure:
         ):
             lines: list[End] = []
             for setting, colour in zip(SETTINGS, _settings_colours(), strict=True):
-                line = band(of_problem[of_problem["setting"] == setting], ["step"], column, log=True).sort_values(
-                    "step"
-                )
-                panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=SHADE, linewidth=0)
-                panel.plot(line["step"], line["centre"], color=colour, linewidth=LINE)
-                lines.append((float(line["centre"].iloc[-1]), setting, colour))
+                of_setting = of_problem[of_problem["setting"] == setting]
+                lines.append((_line(panel, of_setting, column, colour), setting, colour))
             panel.set(title=problem, ylabel=name)
             log_axis(panel, "y")
             step_axis(panel, of_problem["step"].max())
@@ -184,6 +171,14 @@ def overhead(table: pd.DataFrame) -> Figure:
     panel.set_xlabel("time of a step over that with equal weighting")
     figure.legend(loc="outside upper right", ncols=len(kinds))
     return figure
+
+
+def _line(panel: Axes, rows: pd.DataFrame, column: str, colour: str, dashes: Sequence[float] = ()) -> float:
+    """A geometric mean over seeds, step by step, in a band from the lowest to the highest; where it ends."""
+    line = band(rows, ["step"], column, log=True).sort_values("step")
+    panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=SHADE, linewidth=0)
+    panel.plot(line["step"], line["centre"], color=colour, dashes=dashes, linewidth=LINE)
+    return float(line["centre"].iloc[-1])
 
 
 def _by_panel(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
