@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from .labels import short
 from .load import Results
-from .words import relative, short
+from .words import relative
 
 
 def answer(results: Results) -> list[str]:

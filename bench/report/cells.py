@@ -9,8 +9,9 @@ from bench.analysis import primary_rows
 
 from . import evidence
 from .grid import Grid
+from .labels import short
 from .load import Facts, Results
-from .words import NOTHING, finding, interval, number, quantity, rate, relative, seeds, short, span, step_ratio
+from .words import NOTHING, finding, interval, number, quantity, rate, relative, seeds, span, step_ratio
 
 TIMED = ("step", "forward", "backward", "optimizer")
 OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")

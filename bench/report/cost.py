@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from .labels import short
 from .load import Results
 from .look import FAINT, INK, category_axis, label_ends, log_axis, mark, panels, styles
-from .words import short, step_ratio
+from .words import step_ratio
 
 PARTS = {"forward": 0.35, "backward": 1.0, "optimizer": 0.6}  # and the strength of their colour
 MOST_BARS = 16  # in the summary

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 from bench.analysis import band, primary_rows
 
+from .labels import short
 from .load import Results
 from .look import End, label_ends, log_axis, mark, panels, spans_decades, step_axis, styles
-from .words import short
 
 
 def learning_curves(results: Results) -> tuple[Figure, str] | None:

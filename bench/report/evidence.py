@@ -9,8 +9,9 @@ from bench.analysis import mean_change
 from bench.analysis.claims import CORE
 
 from .grid import Grid
+from .labels import short
 from .load import Results
-from .words import NOTHING, join, number, quantity, rate, relative, short
+from .words import NOTHING, join, number, quantity, rate, relative
 
 ENDLESS = "∞"
 

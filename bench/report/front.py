@@ -18,9 +18,10 @@ from rich.text import Text
 from bench.analysis import Estimate, beyond, comparison_scale, summarise
 
 from .grid import Grid
+from .labels import short
 from .load import Results
 from .look import FAINT, INK, log_axis, mark, panels, spans_decades, styles
-from .words import NOTHING, join, number, rate, short, step_ratio
+from .words import NOTHING, join, number, rate, step_ratio
 
 MOST_TASKS = 3
 """Of more tasks, no figure: it has a panel for each pair."""

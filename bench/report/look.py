@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
-from .words import short
+from .labels import short
 
 PIXELS_PER_POINT = 1.45
 INK, FAINT, GRID, PAPER = "#262626", "#8a8a8a", "#e3e3e3", "#ffffff"

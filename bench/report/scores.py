@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from bench.analysis import primary_rows
 
+from .labels import short
 from .load import Results
 from .look import FAINT, category_axis, label_ends, log_axis, mark, panels, spans_decades, styles
-from .words import rate, short
+from .words import rate
 
 
 def final_scores(results: Results) -> tuple[Figure, str] | None:

@@ -10,9 +10,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .cost import draw_ratios
 from .curves import score_panel, validation_scores
+from .labels import short
 from .load import Results
 from .look import FAINT, category_axis, label_ends, styles
-from .words import short
 
 RELATIVE = ("relative", "relative_low", "relative_high")
 FEW = 3

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from . import evidence
 from .front import print_search
+from .labels import short
 from .load import Results, load
-from .words import NOTHING, interval, rate, relative, seeds, short, step_ratio, title
+from .words import NOTHING, interval, rate, relative, seeds, step_ratio, title
 
 WIDTH = 100  # where the output isn't a terminal, which would know its own
 

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 
 from bench.analysis import at_common_steps, band
 
+from .labels import short
 from .load import Results
 from .look import log_axis, mark, panels, spans_decades, step_axis
-from .words import short
 
 NAMED_TASKS = 12  # more tasks than this are a colour scale with a few names beside it
 POINTS = 100  # of a line: more of them would not be seen, only weigh

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from .labels import short
 from .load import Results
 
 NOTHING = "–"
@@ -20,14 +21,6 @@ def title(results: Results) -> str:
     if not results.ranking:
         return DEFAULTS_TITLE
     return BOARD_TITLE if (results.board["seeds"] > 1).all() else ONE_SEED_TITLE
-
-
-def short(label: str, length: int = 24) -> str:
-    """``label`` in at most ``length`` characters, its middle left out: its ends tell it from others."""
-    if len(label) <= length:
-        return label
-    head = (length - 1) // 2
-    return f"{label[:head]}…{label[-(length - 1 - head) :]}"
 
 
 def number(value: float, digits: int = 3) -> str:
