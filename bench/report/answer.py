@@ -9,11 +9,14 @@ from .words import relative
 
 
 def answer(results: Results) -> list[str]:
-    """A sentence or three for each problem; none where methods aren't ranked or have too few seeds to be told apart."""
+    """A sentence or three for each problem but controls.
+
+    None where methods aren't ranked or have too few seeds to be told apart.
+    """
     if not results.ranking or results.baseline is None:
         return []
     found = []
-    for problem, rows in results.board.groupby("problem", sort=False):
+    for problem, rows in results.evidence.groupby("problem", sort=False):
         others = rows[rows["balancer"] != results.baseline]
         if (others["verdict"] != "").any():
             found.append(f"{short(str(problem), 40)}: {_of_problem(others, results)}")

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,11 @@ from .load import Results, load
 from .words import NOTHING, interval, rate, relative, seeds, step_ratio, title
 
 WIDTH = 100  # where the output isn't a terminal, which would know its own
+SCORE = "score [95 %]"
+NARROW = {"method": 12, "verdict": 7, "against\nstatic": 7}
+"""Columns whose words are broken into lines before a number is, and how narrow they may become."""
+WIDEST = 26
+"""The column of methods is no wider."""
 
 
 def print_leaderboard(results: Path) -> None:
@@ -33,7 +39,7 @@ def print_leaderboard(results: Path) -> None:
     for problem, rows in loaded.board.groupby("problem", sort=False):
         facts = loaded.facts(str(problem))
         head = f"{problem}: {facts.score} on test at the last checkpoint ({facts.direction}), {seeds(rows)}"
-        console.print("", Text(head), _table(rows, loaded), sep="\n", end="")
+        console.print("", Text(head), _table(rows, loaded, console.width), sep="\n", end="")
     print_search(loaded, console)
     notes = [f"Control {'holds' if one['holds'] else 'FAILED'}: {one['text']}" for one in evidence.controls(loaded)]
     if changed := evidence.repeated(loaded):
@@ -46,12 +52,32 @@ def print_leaderboard(results: Path) -> None:
         console.print(Text(note, style="bold red" if " FAILED" in note else ""))
 
 
-def _table(rows: pd.DataFrame, results: Results) -> Table:
+def _fit(columns: dict[str, list[str]], width: int) -> dict[str, int]:
+    """How wide each column is to be for all to fit into ``width`` characters.
+
+    Methods are broken into lines first, then verdicts; then the ``columns``' scores are: their intervals go below them.
+    """
+    widths = {head: max(map(len, (*cells, *head.split("\n")))) for head, cells in columns.items()}
+    widths["method"] = min(widths["method"], WIDEST)
+
+    def over() -> int:
+        return sum(widths.values()) + 2 * len(widths) - width  # two spaces between, one at each side
+
+    for head, least in NARROW.items():
+        if head in widths and over() > 0:
+            widths[head] = max(min(widths[head], least), widths[head] - over())
+    if over() > 0:
+        columns[SCORE] = [cell.replace(" [", "\n[") for cell in columns[SCORE]]
+        widths[SCORE] = max(len(line) for cell in (SCORE, *columns[SCORE]) for line in cell.split("\n"))
+    return widths
+
+
+def _table(rows: pd.DataFrame, results: Results, width: int) -> Table:
     each = [row for _, row in rows.iterrows()]
     columns = {
         "method": [row["balancer"] for row in each],
         "rate": [rate(row["lr"]) + ("*" if row["grid_edge"] else "") for row in each],
-        "score [95 %]": [interval(row["score"], row["score_low"], row["score_high"]) for row in each],
+        SCORE: [interval(row["score"], row["score_low"], row["score_high"]) for row in each],
     }
     if results.baseline:
         columns[f"against {short(results.baseline, 13)}"] = [
@@ -64,14 +90,11 @@ def _table(rows: pd.DataFrame, results: Results) -> Table:
     if np.isfinite(rows["step_ratio"].astype(float)).any():
         columns["step\ntime"] = [step_ratio(row["step_ratio"], np.nan, np.nan) for row in each]
 
+    widths = _fit(columns, width)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for head in columns:
-        if head == "method":
-            table.add_column(head, overflow="fold", min_width=12, max_width=26)
-        elif head in ("verdict", "against\nstatic"):
-            table.add_column(Text(head), justify="right", min_width=7)  # "not settled" is broken rather than a number
-        else:
-            table.add_column(Text(head), justify="right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if head == "method" else "right"
+        table.add_column(Text(head), justify=justify, overflow="fold", width=widths[head])
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell) for cell in cells))
     notes = ["* at the edge of the grid of learning rates"] if rows["grid_edge"].any() else []

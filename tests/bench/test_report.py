@@ -334,6 +334,22 @@ class TestTerminal:
         assert max(map(len, out.splitlines())) <= 100
         for word in ("confirmatory", "against", "step"):
             assert word in out
+        for ratio in load(folder).board["step_ratio"]:
+            assert f" {words.step_ratio(ratio, np.nan, np.nan)}" in out
+
+    @pytest.mark.parametrize("score", ["0.1994 [0.1985, 0.2004]", "0.000604 [0.000519, 0.000702]"])
+    @pytest.mark.parametrize("verdict", ["better", "not settled"])
+    @pytest.mark.parametrize("method", ["equal", "equal, under a second name", "x" * 200])
+    def test_columns_are_narrowed_until_they_fit_and_numbers_are_never_cut(self, score, verdict, method):
+        numbers = {"rate": "0.00713*", terminal.SCORE: score, "against equal": "1.000× [1.000, 1.000]"}
+        last = {"verdict": verdict, "against\nstatic": verdict, "step\ntime": "12.34×"}
+        columns = {head: [cell] for head, cell in {"method": method, **numbers, **last}.items()}
+        widths = terminal._fit(columns, 100)
+        assert sum(widths.values()) + 2 * len(widths) <= 100
+        for head in (*numbers, "step\ntime"):
+            assert widths[head] >= max(map(len, columns[head][0].split("\n")))
+        assert widths["verdict"] >= len("verdict")
+        assert ("\n" in columns[terminal.SCORE][0]) == ("0.000604" in score and widths["method"] == 12)
 
     def test_without_a_grid_nothing_is_ranked(self, bare, capsys):
         terminal.print_leaderboard(bare)
