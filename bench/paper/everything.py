@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench import environment, files, workers
+from bench import files, workers
 from bench.progress import Progress
 from bench.report.look import save, theme
 from bench.report.words import NOTHING
@@ -60,7 +60,6 @@ def judge(folder: Path, scale: Scale, jobs: int, console: Console, only: Collect
     try:
         with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
             files.remove_unfinished(folder)
-            environment.write(folder / "environment.json", jobs)
             lab = Lab(folder, scale, jobs, progress)
             try:
                 for claim in CLAIMS:

@@ -23,9 +23,10 @@ from bench.report.look import (
 )
 from bench.train import Result
 
+from .claim import SETTINGS
+
 METHODS = ("equal", "static 1/σ²", "uncertainty", "gradnorm", "gradnorm static")
-"""Their places decide their colours, which are those of the report of the suite `core`."""
-SETTINGS = ("one learning rate", "tuned")
+"""Their places decide their colours."""
 LOOKS = styles(METHODS)
 SHADE, LINE = 0.14, 1.6
 """How opaque bands are, and how thick lines."""

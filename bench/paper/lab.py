@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tasks
-from bench import files, plan, store, workers
+from bench import environment, files, plan, store, workers
 from bench.plan import Planned
 from bench.progress import Progress
 from bench.spec import Method, Options, Phase, RunSpec, digest
@@ -96,6 +96,7 @@ class Lab:
         """The results of ``specs``, in their order; those that aren't stored are computed first."""
         runs = {run.key: run for run in (Planned(spec.problem, spec.method.name, spec) for spec in specs)}
         missing = [run for key, run in runs.items() if not store.run_path(self.folder, key).is_file()]
+        self._tell_environment(bool(missing))
         self._progress.expect(len(runs))
         self._progress.begin(f"{self.claim}, {stage}", len(missing), max(1, self.jobs), len(runs) - len(missing))
         for failed in workers.compute(missing, self.folder, (), self.jobs):
@@ -150,6 +151,7 @@ class Lab:
     def once(self, stage: str, about: object, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """What ``measure`` returns, kept under ``about``, which must name all that it depends on."""
         path = self.folder / "costs" / f"{digest(about)}.json"
+        self._tell_environment(not path.is_file())
         self._progress.expect(1)
         self._progress.begin(f"{self.claim}, {stage}", 1, workers=1)
         if not path.is_file():
@@ -157,6 +159,11 @@ class Lab:
         self._progress.finish()
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return rows
+
+    def _tell_environment(self, computing: bool) -> None:
+        about = self.folder / "environment.json"
+        if computing or not about.is_file():
+            environment.write(about, self.jobs)
 
 
 def finals(on: Bench, cells: Mapping[Cell, Sequence[Result]], split: Split) -> dict[Cell, NDArray[np.float64]]:
