@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import ShutdownExecutorError
+from joblib.externals.loky.process_executor import ShutdownExecutorError, _ExecutorManagerThread
 
 import tasks
 
@@ -109,7 +109,20 @@ def step_cost(spec: RunSpec, rounds: int, plugin_files: Sequence[Path], jobs: in
 
 def stop() -> None:
     """Ends all workers at once, whatever they are doing."""
+    _let_jobs_be_taken_away()
     get_reusable_executor(reuse=True).shutdown(kill_workers=True)
+
+
+@cache
+def _let_jobs_be_taken_away() -> None:
+    """The thread of loky's that hands out jobs ends without a traceback when those are gone that it was to hand out."""
+    usual = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not (failure.exc_type is KeyError and isinstance(failure.thread, _ExecutorManagerThread)):
+            usual(failure)
+
+    threading.excepthook = hook
 
 
 def _submit(jobs: int, work: Callable[P, Given], *args: P.args, **kwargs: P.kwargs) -> Future[Given]:

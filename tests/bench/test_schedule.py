@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from filelock import FileLock
+from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 
 from bench import plan, schedule, suite, workers
@@ -242,10 +244,22 @@ SLOW = {
 }
 
 
+def heed_ctrl_c() -> None:
+    """Where the tests run in a background job it is ignored, and would be by what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bench", "run", "mine.toml", "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(TREE)}
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=heed_ctrl_c,
+    )
 
 
 def finished_runs(folder: Path) -> int:
@@ -315,3 +329,16 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path: Path, suite_text:
     wait_until(lambda: finished_runs(tmp_path) >= 2)
     assert stop(process, signal.SIGINT) == 130
     assert finished_runs(tmp_path) >= 2
+
+
+def test_only_the_thread_that_hands_out_jobs_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: told.append(failure.exc_type))
+    workers._let_jobs_be_taken_away.__wrapped__()
+    executor = get_reusable_executor(max_workers=1)
+    executor.submit(int).result()
+    for thread in (executor._executor_manager_thread, threading.current_thread()):
+        for error in (KeyError(8), ValueError()):
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, None, thread)))
+    workers.stop()
+    assert told == [ValueError, KeyError, ValueError]
