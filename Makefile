@@ -1,8 +1,8 @@
 # make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
 # make problems    every problem beside a constant predictor and each task trained alone
 # make reference   both, and what of them is kept in results/reference
-# make evidence    what README's conclusions rest on: the suites core and tuned, and the paper's claims. Two and a half
-#                  hours on 2 cores; goes on where it was. What is kept of it is in results/reference
+# make evidence    what README's conclusions rest on: the suites core and tuned, and the paper's claims. Two hours on
+#                  2 cores; goes on where it was. What is kept of it is in results/reference
 # make paper       what the GradNorm paper claims, each claim with a verdict: half an hour; FLAGS=--full for more seeds
 # make bench-cost  what GradNorm and every other method add to a step; a quarter of an hour, nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
