@@ -13,9 +13,9 @@ little with each of the first iterations. Two tasks need one scalar equation.
 import torch
 from torch import Tensor
 
-NASH_ITERATIONS = 20
-ITERATIONS = 24
-APPROACH = 10
+NASH_ITERATIONS = 16
+ITERATIONS = 18
+APPROACH = 8
 """The iterations in which the fairness goes from Nash's to the one asked for."""
 PAIR_ITERATIONS = 5
 TO_BOUNDARY = 0.99

@@ -1,26 +1,24 @@
 r"""CAGrad's problem: the combination of gradients that gives the worst-off task the most within a ball.
 
 A linear function plus a norm, minimised on the simplex. Where the norm vanishes (a Pareto-stationary point) it has no
-derivative, and a gradient or Newton method on :math:`\lambda` alone stalls nearby. So the maximisation that the
-minimisation came from is solved along with it, where the norm is a constraint :math:`|e| \le 1`, by a primal-dual
-interior point method: :math:`e` stays well inside the ball at such a point. Two tasks have a closed form.
+derivative, and Newton's method on :math:`\lambda` alone stalls nearby. Instead the gain of the worst-off task is raised
+until the ball is reached: for any gain that is asked for, the shortest way there is a quadratic program, linear in its
+multipliers and the gain but for their complementarity, and how far the gain may rise in a step is the root of a
+quadratic equation, taken exactly. Two tasks have a closed form.
 """
 
 import torch
 from torch import Tensor
 
-from .interior import EQUAL, TINY, rounding, share_among_equals
+from .interior import EQUAL, TINY, TO_BOUNDARY, rounding, share_among_equals, steps
 
-STEPS = 15
 GAP = 1e-10
-"""The part of the duality gap that belongs to the simplex, at which its barrier stays."""
-BALL_GAP = 1e-7
-r"""The ball's, :math:`\theta s`. Its effect on the objective is mostly of second order. Rounding in
-:math:`M \lambda / \theta` is a reason not to go lower: at a Pareto-stationary point :math:`\theta` is about this."""
-TO_BOUNDARY = 0.99
-TO_BALL = 0.8
-"""The part of the way that a step goes, to the simplex's boundary and to the ball's. The ball is curved: with longer
-steps, `s` and theta stick to zero and one problem in a hundred stalls."""
+"""The duality gap at which the barrier stays, of weights whose sum is 1."""
+TO_CENTRE = 0.2
+"""What becomes of the duality gap in a step that no boundary cuts short."""
+RISE = 4.0
+"""In a step the gain may rise so many times (times the root of T) as far as its slowest slack allows. Where the ball
+can't be reached, steps of any size would run into that slack; where it can, short ones would take too many."""
 RIDGE = 1e-13
 
 
@@ -80,97 +78,65 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
 
     With :math:`|g_0| = 1` and :math:`b_i = g_i^\top g_0`, the minimum over the simplex equals
 
-    .. math:: \max_{|e| \le 1} \min_i \; b_i + c\, g_i^\top e,
+    .. math:: \max_{|e| \le c} \min_i \; b_i + g_i^\top e.
 
-    whose conditions, for :math:`e = G^\top a`, slacks :math:`z, s \ge 0` and multipliers :math:`\lambda, \theta \ge 0`,
+    The shortest :math:`e` that gives every task at least the gain `s` is :math:`G^\top v` with
 
-    .. math:: z = b + c M a - \nu,\quad s = \tfrac12(1 - a^\top M a),\quad c M \lambda = \theta M a,\quad
-              \lambda z = \theta s = 0,
+    .. math:: z = b + M v - s \ge 0, \quad v \ge 0, \quad v_i z_i = 0,
 
-    are solved by Newton's method with :math:`\lambda_i z_i` and :math:`\theta s` going to zero. As the objective is
-    homogeneous, :math:`\nu = \tau - \sum_i \lambda_i` leaves the direction of :math:`\lambda` as it is and makes the
-    constraint on the simplex superfluous; :math:`\tau = c + \tfrac32` is above the minimum. Eliminating `a`,
+    and for the `s` at which :math:`v^\top M v = c^2`, :math:`v` is in the direction of :math:`\lambda`. A step of Newton's
+    method that sends :math:`v_i z_i` to :math:`\mu` is :math:`v = v_0 + s\,v_1` with
 
-    .. math:: \begin{pmatrix} c^2 M + \theta (11^\top + \mathrm{diag}(z / \lambda)) & -c M a \\
-              -c (M a)^\top & 1 - s \end{pmatrix}
-              \begin{pmatrix} \Delta\lambda \\ \Delta\theta \end{pmatrix} = -
-              \begin{pmatrix} c^2 M \lambda + \theta (b - \nu) \\ \theta (1 - s) - c \lambda^\top M a \end{pmatrix}
-              + \theta \begin{pmatrix} \mu / \lambda \\ \mu / \theta \end{pmatrix}
+    .. math:: (M + \mathrm{diag}(z / v))\, (v_0, v_1) = (z + \mu / v - b,\; 1), \qquad
+              s = \max \{ s : |G^\top (v_0 + s\,v_1)| \le c \}.
 
-    and :math:`\Delta a = (c(\lambda + \Delta\lambda) - a(\theta + \Delta\theta)) / \theta`, in each step first with
-    :math:`\mu = 0` (predictor), then with second-order terms (corrector).
+    The duality gap of :math:`\lambda = v / \sum_i v_i` is :math:`(v^\top z + |e| (c - |e|)) / \sum_i v_i`. Where no gain
+    takes :math:`e` to the ball (an exact conflict), `v` grows until it is small.
     """
     batch, tasks = M.shape[:2]
-    tau = c + 1.5
     M = M / M.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY**2)[:, None, None]
-    M.diagonal(dim1=1, dim2=2).add_(2 * indefinite)
     b = M.mean(2, keepdim=True)
     b = b / b.mean(1, keepdim=True).clamp_min_(RIDGE).sqrt_()
-    linear = b - tau
+    matrix = M
+    diagonal = matrix.diagonal(dim1=1, dim2=2).unsqueeze(2)
+    diagonal += max(2 * indefinite, RIDGE)
+    M, curvature = matrix.clone(), diagonal.clone()
 
-    # Lambda and theta lie in one tensor, z and s in another, a and its step in a third: what concerns both is one call.
-    X = torch.cat([M.new_full((batch, tasks, 1), tau / tasks), M.new_ones(batch, 1, 1)], 1)
-    Z = torch.cat([b - b.amin(1, keepdim=True) + 1, M.new_full((batch, 1, 1), 0.5)], 1)
-    A = M.new_zeros(batch, tasks, 2)
-    weights, theta, s = X[:, :tasks], X[:, tasks:], Z[:, tasks:]
-    a, a_step = A[:, :, :1], A[:, :, 1:]
-    X_row, weights_row, A_row, a_row = X.mT, weights.mT, A.mT, a.mT
-    floor = torch.cat([M.new_full((tasks, 1), GAP / tasks), M.new_full((1, 1), BALL_GAP)])
-    one, half = M.new_ones(1, 1, 1), M.new_full((1, 1, 1), 0.5)
+    # v, z and s lie in one tensor, and where they are to go in another: what concerns several is one call.
+    state = M.new_ones(batch, 2 * tasks + 1, 1)
+    new = torch.empty_like(state)
+    (v, z, s), (v_new, z_new, s_new) = state.split([tasks, tasks, 1], 1), new.split([tasks, tasks, 1], 1)
+    positive, step, v_row = state[:, : 2 * tasks], new[:, : 2 * tasks], v.mT
+    v.mul_(max(c, RIDGE) / M.mean((1, 2), keepdim=True).sqrt() / tasks)
+    gains = torch.baddbmm(b, M, v)
+    torch.sub(gains.amin(1, keepdim=True), 1, out=s)
+    torch.sub(gains, s, out=z)
 
-    scaled = c * c * M
-    ridged = scaled.clone()
-    ridged.diagonal(dim1=1, dim2=2).add_(c * c * RIDGE)
-    matrix, gradient = M.new_zeros(batch, tasks + 1, tasks + 1), torch.empty_like(X)
-    block, corner, border = matrix[:, :tasks, :tasks], matrix[:, tasks:, tasks:], matrix[:, tasks:, :tasks].mT
-    diagonal = block.diagonal(dim1=1, dim2=2).unsqueeze(2)
-    weights_gradient, theta_gradient = gradient[:, :tasks], gradient[:, tasks:]
+    square, floor, rise = (M.new_full((1, 1, 1), x) for x in (c * c + RIDGE, GAP / tasks, RISE * tasks**0.5))
+    right = M.new_ones(batch, tasks, 2)
+    right_0 = right[:, :, :1]
+    solutions = M.new_empty(batch, 2, tasks).mT
+    v_0, v_1 = solutions.split(1, 2)
+    products = M.new_empty(batch, 2, 2)
+    of_0, of_both, of_1 = products[:, :1, :1], products[:, :1, 1:], products[:, 1:, 1:]
+    factor, failed = torch.empty_like(M), torch.empty(batch, dtype=torch.int32, device=M.device)
+    for _ in range(steps(tasks)):
+        ratio = z / v
+        torch.add(curvature, ratio, out=diagonal)
+        target = torch.bmm(v_row, torch.add(floor, z, alpha=TO_CENTRE / tasks))
+        pull = torch.addcdiv(z, target, v)
+        torch.sub(pull, b, out=right_0)
+        torch.linalg.cholesky_ex(matrix, out=(factor, failed))
+        torch.cholesky_solve(right, factor, out=solutions)
 
-    for _ in range(STEPS):
-        Ma = torch.bmm(M, a)
-        torch.clamp_min(torch.baddbmm(half, a_row, Ma, alpha=-0.5), RIDGE, out=s)
-        ratio = Z / X
-        torch.add(ridged, theta, out=block)
-        diagonal.addcmul_(theta, ratio[:, :tasks])
-        torch.mul(Ma, -c, out=border)
-        torch.sub(one, s, out=corner)
-        factor = torch.linalg.cholesky_ex(matrix)[0]
-        excess = linear + weights.sum(1, keepdim=True)
-        torch.addcmul(torch.bmm(scaled, weights), theta, excess, out=weights_gradient)
-        torch.sub(theta * corner, torch.bmm(weights_row, Ma), alpha=c, out=theta_gradient)
+        torch.bmm(solutions.mT, torch.bmm(M, solutions), out=products)
+        root = torch.sub(square, of_0).mul_(of_1).addcmul_(of_both, of_both).clamp_min_(0).sqrt_()
+        nearest = torch.addcdiv(s, rise, (v_1 / v).amax(1, keepdim=True))
+        torch.minimum(root.sub_(of_both).div_(of_1), nearest, out=s_new)
 
-        # The predictor: X goes to X (1 - u) and Z to Z u.
-        X_down = torch.cholesky_solve(gradient, factor)
-        u = X_down / X
-        rest = u - 1
-        target_a = weights * (c / theta)
-        change = target_a - a
-        torch.addcmul(torch.addcmul(change, target_a, u[:, :tasks], value=-1), a, u[:, tasks:], out=a_step)
-        M_step = torch.bmm(M, a_step)
-        along, square = torch.bmm(A_row, M_step).split(1, 1)
-        length = torch.maximum(u, -rest).amax(1, keepdim=True).clamp_min_(1).reciprocal_()
-        mu = torch.maximum((length - 1).square_() * torch.bmm(X_row, Z) / (tasks + 1), floor)
-
-        # The corrector: what the predictor missed in X Z, in theta M a and in a^T M a, faded as in `nonnegative_qp`.
-        fade = (2 * length).clamp_max_(1)
-        pull = torch.addcmul(mu / X, (u * rest).mul_(Z), fade)
-        right = torch.addcmul(gradient, theta, pull, value=-1)
-        missed = fade * X_down[:, tasks:]
-        right[:, :tasks].addcmul_(M_step, missed, value=c)
-        right[:, tasks:].sub_(torch.addcmul(missed * along, fade * theta, square, value=0.5))
-        X_down = torch.cholesky_solve(right, factor)
-        Z_down = torch.addcmul(Z - pull, ratio, X_down, value=-1)
-        u = X_down / X
-        theta_u = u[:, tasks:]
-        change = torch.addcmul(change, a_step, missed / theta)
-        torch.addcmul(torch.addcmul(change, target_a, u[:, :tasks], value=-1), a, theta_u, out=a_step)
-
-        # 1 / blocked is the step that meets a boundary; the ball's is the root of a quadratic equation.
-        along, square = (torch.bmm(A_row, torch.bmm(M, a_step)) / (s + s)).split(1, 1)
-        ball = torch.addcmul(square, along, along).clamp_min_(0).sqrt_().add_(along)
-        blocked = torch.maximum(u, Z_down / Z)[:, :tasks].amax(1, keepdim=True)
-        blocked = torch.maximum(blocked, torch.maximum(ball, theta_u) * (TO_BOUNDARY / TO_BALL)).clamp_min_(TO_BOUNDARY)
-        a.addcdiv_(a_step, blocked, value=TO_BOUNDARY)
-        X.addcdiv_(X_down, blocked, value=-TO_BOUNDARY)
-        Z.addcdiv_(Z_down, blocked, value=-TO_BOUNDARY)
-    return weights
+        torch.addcmul(v_0, s_new, v_1, out=v_new)
+        torch.addcmul(pull, ratio, v_new, value=-1, out=z_new)
+        new.sub_(state)
+        shrinks = (step / positive).amin(1, keepdim=True).clamp_max_(-TO_BOUNDARY)
+        state.addcdiv_(new, shrinks, value=-TO_BOUNDARY)
+    return v
