@@ -1,5 +1,6 @@
 """Balancers that need no more of the tasks' gradients than all their inner products: the Gramian."""
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -42,7 +43,8 @@ class GramianBalancer(CombiningBalancer):
             # Each rank's features are variables of their own, in a loss that is the mean over ranks.
             dist.all_reduce(gramian)
             gramian = gramian / world_size() ** 2
-        valid = gramian.isfinite().all()
-        gramian = torch.where(valid, gramian, self.identity[: len(gramian), : len(gramian)])
+        valid = gramian.trace() < math.inf  # no product is larger than the squares of both
+        identity = self.identity if len(gramian) == self.num_tasks else self.identity[: len(gramian), : len(gramian)]
+        gramian = torch.where(valid, gramian, identity)
         self.statistics["gramian"] = gramian
         return Combination(self.decide(gramian, valid), valid)

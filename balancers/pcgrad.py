@@ -44,7 +44,15 @@ class PCGrad(GramianBalancer):
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Weights ``(..., T)``, each at least 1."""
+        if gramian.shape[-1] == 2:
+            return of_two(gramian)
         return surgery(gramian, orders(gramian, self._draws))
+
+
+def of_two(gramian: Tensor) -> Tensor:
+    r"""The weights ``(..., 2)`` for two tasks: :math:`1 - \min(0, g_1^\top g_2) / |g_i|^2`."""
+    squares = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(gramian.dtype).tiny)
+    return 1 - gramian[..., 0, 1:].clamp(max=0) / squares
 
 
 def orders(gramian: Tensor, draws: Draws) -> Tensor:

@@ -17,7 +17,7 @@ NASH_ITERATIONS = 16
 ITERATIONS = 18
 APPROACH = 8
 """The iterations in which the fairness goes from Nash's to the one asked for."""
-PAIR_ITERATIONS = 5
+PAIR_ITERATIONS = 4
 TO_BOUNDARY = 0.99
 """How far towards zero a step may take a variable."""
 
@@ -78,18 +78,21 @@ def _centre(C: Tensor, d: Tensor, alpha: float) -> Tensor:
     K, factor = C.clone(), torch.empty_like(C)
     C_diagonal, K_diagonal = (matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) for matrix in (C, K))
     failed = torch.empty(C.shape[:-2], dtype=torch.int32, device=C.device)
+    stays = failed[..., None, None]
     for k in range(NASH_ITERATIONS if alpha == 1 else ITERATIONS):
         # Newton's step to v_new and y_new = C v_new solves (C + E) v_new = right, E diagonal. The targets are
         # linearised in the variable in which they are concave, and only where they are below v y: E stays positive.
         now = alpha ** min(1, (k + 1) / APPROACH)
+        if alpha != 1 and k < APPROACH:
+            of_norms = d.pow(1 / now - 1 if now > 1 else 1 - now)
         if now == 1:
             E, right = y / v, y + v.reciprocal()
         elif now > 1:
-            target = d.pow(1 / now - 1) * v.pow(-1 / now)  # of y
+            target = of_norms * v.pow(-1 / now)  # of y
             rest = torch.sub(y, torch.minimum(y, target), alpha=1 - 1 / now)
             E, right = rest / v, rest + target
         else:
-            target = d.pow(1 - now) * y.pow(-now)  # of v
+            target = of_norms * y.pow(-now)  # of v
             rest = torch.sub(v, torch.minimum(v, target), alpha=1 - now)
             E = y / rest
             right = torch.addcmul(y, E, target)
@@ -98,7 +101,7 @@ def _centre(C: Tensor, d: Tensor, alpha: float) -> Tensor:
         torch.cholesky_solve(right, factor, out=v_new)
         torch.addcmul(right, E, v_new, value=-1, out=y_new)
         # Rounding of more than epsilon can leave no factor: then stay.
-        step = (new - state).masked_fill_(failed.bool()[..., None, None], 0)
+        step = (new - state).masked_fill_(stays != 0, 0)
         shrinks = (step / state).amin(-2, keepdim=True).clamp_(max=-TO_BOUNDARY)
         state.addcdiv_(step, shrinks, value=-TO_BOUNDARY)
     return v

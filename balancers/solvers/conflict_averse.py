@@ -19,6 +19,8 @@ TO_CENTRE = 0.2
 RISE = 4.0
 """In a step the gain may rise so many times (times the root of T) as far as its slowest slack allows. Where the ball
 can't be reached, steps of any size would run into that slack; where it can, short ones would take too many."""
+MORE_STEPS = 2
+"""Than a quadratic program takes."""
 RIDGE = 1e-13
 
 
@@ -114,29 +116,29 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
 
     square, floor, rise = (M.new_full((1, 1, 1), x) for x in (c * c + RIDGE, GAP / tasks, RISE * tasks**0.5))
     right = M.new_ones(batch, tasks, 2)
-    right_0 = right[:, :, :1]
-    solutions = M.new_empty(batch, 2, tasks).mT
-    v_0, v_1 = solutions.split(1, 2)
-    products = M.new_empty(batch, 2, 2)
+    solutions, images, products = M.new_empty(batch, 2, tasks).mT, M.new_empty(batch, tasks, 2), M.new_empty(batch, 2, 2)
+    (v_0, v_1), v_0_right = solutions.split(1, 2), right[:, :, :1]
     of_0, of_both, of_1 = products[:, :1, :1], products[:, :1, 1:], products[:, 1:, 1:]
-    factor, failed = torch.empty_like(M), torch.empty(batch, dtype=torch.int32, device=M.device)
-    for _ in range(steps(tasks)):
-        ratio = z / v
+    ratio, pull, relative = M.new_empty(3, batch, tasks, 1).unbind()
+    fastest, root, target, shrinks = M.new_empty(4, batch, 1, 1).unbind()
+    factor, failed = torch.empty_like(M).mT, torch.empty(batch, dtype=torch.int32, device=M.device)
+    for _ in range(steps(tasks) + MORE_STEPS):
+        torch.div(z, v, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
-        target = torch.bmm(v_row, torch.add(floor, z, alpha=TO_CENTRE / tasks))
-        pull = torch.addcdiv(z, target, v)
-        torch.sub(pull, b, out=right_0)
+        torch.bmm(v_row, torch.add(floor, z, alpha=TO_CENTRE / tasks, out=relative), out=target)
+        torch.addcdiv(z, target, v, out=pull)
+        torch.sub(pull, b, out=v_0_right)
         torch.linalg.cholesky_ex(matrix, out=(factor, failed))
         torch.cholesky_solve(right, factor, out=solutions)
 
-        torch.bmm(solutions.mT, torch.bmm(M, solutions), out=products)
-        root = torch.sub(square, of_0).mul_(of_1).addcmul_(of_both, of_both).clamp_min_(0).sqrt_()
-        nearest = torch.addcdiv(s, rise, (v_1 / v).amax(1, keepdim=True))
-        torch.minimum(root.sub_(of_both).div_(of_1), nearest, out=s_new)
+        torch.bmm(solutions.mT, torch.bmm(M, solutions, out=images), out=products)
+        torch.sub(square, of_0, out=root).mul_(of_1).addcmul_(of_both, of_both).clamp_min_(0).sqrt_()
+        torch.amax(torch.div(v_1, v, out=relative), 1, keepdim=True, out=fastest)
+        torch.minimum(root.sub_(of_both).div_(of_1), torch.addcdiv(s, rise, fastest, out=fastest), out=s_new)
 
         torch.addcmul(v_0, s_new, v_1, out=v_new)
         torch.addcmul(pull, ratio, v_new, value=-1, out=z_new)
         new.sub_(state)
-        shrinks = (step / positive).amin(1, keepdim=True).clamp_max_(-TO_BOUNDARY)
-        state.addcdiv_(new, shrinks, value=-TO_BOUNDARY)
+        torch.amin(step / positive, 1, keepdim=True, out=shrinks)
+        state.addcdiv_(new, shrinks.clamp_max_(-TO_BOUNDARY), value=-TO_BOUNDARY)
     return v

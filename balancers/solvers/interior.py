@@ -1,6 +1,6 @@
 r"""Convex quadratic programs over :math:`x \ge 0` by an interior point method of a fixed number of steps.
 
-Newton's method on the optimality conditions, each step sending :math:`x_i z_i` to a tenth of its mean: one Cholesky
+Newton's method on the optimality conditions, each step sending :math:`x_i z_i` to a twentieth of its mean: one Cholesky
 factor, one solve, fourteen operator calls, and no decision that the host has to take. A predictor and a corrector
 (Mehrotra) would save a third of the steps and more than double their calls; and a few problems in ten thousand then go
 round in circles near the boundary (Cartis 2009), which steps that aim at the centre do not. Two habits make the fixed
@@ -15,13 +15,15 @@ Friedlander and Orban, "A Primal-Dual Regularized Interior-Point Method for Conv
 Comput. 2012.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-PROXIMAL_STEPS = 3
+PROXIMAL_STEPS = 2
 GAP = 1e-10
 """The duality gap :math:`x^\\top z` at which the barrier stays."""
-TO_CENTRE = 0.1
+TO_CENTRE = 0.05
 """What becomes of the duality gap in a step that no boundary cuts short."""
 TO_BOUNDARY = 0.99
 """The part of the way to the boundary that a step goes."""
@@ -39,7 +41,7 @@ def rounding(gramian: Tensor) -> float:
 
 def steps(tasks: int) -> int:
     """As many as reach the accuracy asked for from the worst Gramians tried."""
-    return 17 + tasks.bit_length()
+    return 16 + math.isqrt(tasks)
 
 
 def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor:
@@ -56,23 +58,26 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
     diagonal += max(RIDGE, 4 * indefinite)
     ridged, curvature = matrix.clone(), diagonal.clone()
     # x and z lie in one tensor, and how far each is to go down in another: what concerns both is one call.
-    state = torch.ones_like(torch.cat([linear, linear], 1))
-    down, pull = torch.empty_like(state), torch.empty_like(linear)
+    state = linear.new_ones(batch, 2 * tasks, 1)
+    down, parts = torch.empty_like(state), torch.empty_like(state)
     (x, z), (x_down, z_down) = state.split(tasks, 1), down.split(tasks, 1)
+    gradient, ratio, pull = linear.new_empty(3, batch, tasks, 1).unbind()
     x_row, floor = x.mT, linear.new_full((1, 1, 1), GAP / tasks)
-    factor, failed = torch.empty_like(matrix), torch.empty(batch, dtype=torch.int32, device=linear.device)
+    target, blocked = linear.new_empty(2, batch, 1, 1).unbind()
+    factor, failed = torch.empty_like(matrix).mT, torch.empty(batch, dtype=torch.int32, device=linear.device)
     count = steps(tasks)
     for step in range(count):
-        gradient = torch.baddbmm(linear, hessian if step >= count - PROXIMAL_STEPS else ridged, x)
-        ratio = z / x
+        torch.baddbmm(linear, hessian if step >= count - PROXIMAL_STEPS else ridged, x, out=gradient)
+        torch.div(z, x, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
         torch.linalg.cholesky_ex(matrix, out=(factor, failed))
         # x z = target, to first order: (Q + z / x) x_down = gradient - target / x.
-        torch.div(torch.baddbmm(floor, x_row, z, alpha=TO_CENTRE / tasks), x, out=pull)
+        torch.baddbmm(floor, x_row, z, alpha=TO_CENTRE / tasks, out=target)
+        torch.div(target, x, out=pull)
         torch.cholesky_solve(gradient.sub_(pull), factor, out=x_down)
-        torch.addcmul(z - pull, ratio, x_down, value=-1, out=z_down)
-        blocked = (down / state).amax(1, keepdim=True).clamp_min_(TO_BOUNDARY)
-        state.addcdiv_(down, blocked, value=-TO_BOUNDARY)
+        torch.addcmul(torch.sub(z, pull, out=pull), ratio, x_down, value=-1, out=z_down)
+        torch.amax(torch.div(down, state, out=parts), 1, keepdim=True, out=blocked)
+        state.addcdiv_(down, blocked.clamp_min_(TO_BOUNDARY), value=-TO_BOUNDARY)
     return x
 
 

@@ -36,7 +36,7 @@ from balancers import (
     UPGrad,
 )
 from balancers.grad_vac import vaccinate
-from balancers.pcgrad import surgery
+from balancers.pcgrad import of_two, surgery
 
 CASES = 200
 double = torch.float64
@@ -180,6 +180,15 @@ def test_pcgrad_is_its_algorithm() -> None:
         torch.testing.assert_close(
             direction(surgery(rows @ rows.T, order), rows), in_plain_python(rows, order), rtol=1e-8, atol=1e-9
         )
+
+
+def test_pcgrad_of_two_tasks_needs_no_order() -> None:
+    order, generator = torch.tensor([[1], [0]]), torch.Generator().manual_seed(12)
+    for _ in range(50):
+        rows = torch.randn(2, 5, dtype=torch.float64, generator=generator)
+        torch.testing.assert_close(direction(of_two(rows @ rows.T), rows), in_plain_python(rows, order))
+    with_zero = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    torch.testing.assert_close(of_two(with_zero @ with_zero.T), torch.ones(2))
 
 
 def vaccine_in_plain_python(rows: Tensor, usual: Tensor, order: Tensor, beta: float) -> Tensor:
