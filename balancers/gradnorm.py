@@ -18,6 +18,7 @@ from .window import Pass
 
 LOWEST_WEIGHT = 1e-4
 """Plain algorithm 1 lets weights fall below zero; here they stop at this."""
+CUBE_ROOT = 1 / 3
 
 
 @register
@@ -118,8 +119,8 @@ class GradNorm(GradientBalancer):
         weighted_norms = weights * gradient_norms
         targets = torch.dot(weighted_norms, shares) * rates**self.alpha
         gradient = torch.sign(weighted_norms - targets) * gradient_norms
-        # Not finite where any loss, norm or target is not; the root is for losses below zero.
-        valid = torch.dot(losses.sqrt(), targets) < math.inf
+        # Not finite where any loss, norm or target is not; the root, a power as above, is for losses below zero.
+        valid = torch.dot(losses**CUBE_ROOT, targets) < math.inf
 
         known = valid if given is None else valid & given
 

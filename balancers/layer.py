@@ -80,7 +80,8 @@ def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
     if getattr(getattr(node, f"_raw_saved_{saved}"), "unpack_hook", node) is not None:
         return None  # a checkpoint's input can be unpacked but once
     inputs: Tensor = getattr(node, f"_saved_{saved}")
-    flat, parts = z.reshape(len(inputs), -1), tuple(leaves[parameter][1] for parameter in wrt)
+    flat = z if z.ndim == 2 and len(z) == len(inputs) else z.reshape(len(inputs), -1)
+    parts = tuple(leaves[parameter][1] for parameter in wrt)
     if any(part == "bias" and parameter.shape != flat.shape[1:] for parameter, part in zip(wrt, parts, strict=True)):
         return None
     return Linear(inputs, flat if relu else None, parts)

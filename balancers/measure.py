@@ -129,17 +129,17 @@ class Measurement:
         return self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
 
     def _closed_form(self, layer: Linear, gradients: Tensor, overwrite: bool) -> list[Tensor]:
-        gradients = gradients.reshape(len(gradients), len(layer.inputs), -1)
+        if gradients.ndim != 3 or gradients.shape[1] != len(layer.inputs):
+            gradients = gradients.reshape(len(gradients), len(layer.inputs), -1)
         if self._adds_up:
             return layer.gradients(gradients, overwrite)
         num_rows, num_inputs = layer.inputs.shape
         # Where a layer's gradient is larger than that of its features: at a time half the memory that these take.
         at_once = len(gradients) if num_rows >= num_inputs else max(1, len(gradients) * num_rows // (2 * num_inputs))
-        chunks = [
-            [row_norms(part, self._dtype) if part.ndim > 2 else part for part in layer.gradients(chunk, overwrite)]
-            for chunk in (gradients.split(at_once) if at_once < len(gradients) else [gradients])
-        ]
-        return chunks[0] if len(chunks) == 1 else [torch.cat(column) for column in zip(*chunks, strict=True)]
+        if at_once == len(gradients):
+            return [joint_norms(layer.gradients(gradients, overwrite), self._dtype)]
+        chunks = gradients.split(at_once)
+        return [torch.cat([joint_norms(layer.gradients(chunk, overwrite), self._dtype) for chunk in chunks])]
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None

@@ -4,6 +4,7 @@ A row is a case and a method. Beside what `compare` says, it has ``ratio_to_fast
 equal-weighting step of this problem and batch, with whichever kind of heads, so that no ratio is won by a slow
 baseline. For methods that measure in every step, ``flops_bound`` and ``peak_bytes_bound`` stand beside ``extra_flops``
 and ``extra_peak_bytes`` (see `Bounds`); of the one that updates every ten steps, a step between two updates is counted.
+Of time the least that can be measured is that of a `Floor`, which forms the same products and norms and nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,12 @@ from .bounds import bounds
 from .cases import Case, networks, regression
 from .compare import WARM_UP, compare, start, warm_up
 from .contenders import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, Contender
+from .floor import FEATURES_FLOOR, LAYER_FLOOR
 from .timing import interleave
 
 CONTENDERS = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
+FLOORS = (LAYER_FLOOR, FEATURES_FLOOR)
+"""For the regression problem."""
 SIZES = ((2, 100), (10, 100), (40, 100), (2, 1000), (10, 1000))
 """Numbers of tasks and batch sizes of the regression problem."""
 ROUNDS, OF_NETWORKS, QUICK = 200, 100, 10
@@ -27,17 +31,18 @@ ROUNDS, OF_NETWORKS, QUICK = 200, 100, 10
 def measure(device: torch.device, quick: bool) -> Iterator[pd.DataFrame]:
     """The rows of one problem and batch after the other; when ``quick``, of the smallest alone."""
     for num_tasks, batch in SIZES[:1] if quick else SIZES:
-        yield rows_beside_fastest(list(regression(num_tasks, batch, device)), QUICK if quick else ROUNDS)
+        cases = list(regression(num_tasks, batch, device))
+        yield rows_beside_fastest(cases, CONTENDERS + FLOORS, QUICK if quick else ROUNDS)
     if not quick:
         for case in networks(device):
-            yield rows_beside_fastest([case], OF_NETWORKS)
+            yield rows_beside_fastest([case], CONTENDERS, OF_NETWORKS)
 
 
-def rows_beside_fastest(cases: Sequence[Case], rounds: int) -> pd.DataFrame:
+def rows_beside_fastest(cases: Sequence[Case], contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
     """The rows of the kinds of heads of one problem and batch, with ``ratio_to_fastest``."""
     parts = []
     for case, slowness in zip(cases, slownesses(cases, rounds), strict=True):
-        part = rows(case, CONTENDERS, rounds)
+        part = rows(case, contenders, rounds)
         part.insert(list(part.columns).index("ratio_high") + 1, "ratio_to_fastest", part["ratio"] * slowness)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)

@@ -16,6 +16,7 @@ from bench.cost.__main__ import main
 from bench.cost.cases import networks, regression
 from bench.cost.compiled import compiled
 from bench.cost.contenders import FEATURES, LAYER
+from bench.cost.floor import Floor
 from bench.cost.subject import features, in_order, make
 from bench.cost.training import Training, adam
 
@@ -45,7 +46,7 @@ def test_the_limits_stand_beside_the_bounds(quick: tuple[Path, str]) -> None:
     folder, output = quick
     table = pd.read_csv(folder / "limits.csv")
     assert list(table.columns) == COLUMNS
-    assert table["heads"].value_counts().to_dict() == {"separate": 5, "batched": 5}
+    assert table["heads"].value_counts().to_dict() == {"separate": 7, "batched": 7}
     layer, of_features = (table[table["method"] == one.name] for one in (LAYER, FEATURES))
     assert (layer["extra_flops"] == layer["flops_bound"]).all()
     assert (of_features["extra_flops"] == 0).all()
@@ -58,8 +59,25 @@ def test_the_fastest_is_of_both_kinds_of_heads(monkeypatch: pytest.MonkeyPatch) 
     seconds = np.array([[2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
     monkeypatch.setattr(limits, "interleave", lambda trainings, rounds: seconds)
     monkeypatch.setattr(limits, "rows", lambda case, *_: pd.DataFrame({"ratio": [1.0, 1.5], "ratio_high": 2.0}))
-    table = limits.rows_beside_fastest(list(regression(2, 10, CPU)), rounds=3)
+    table = limits.rows_beside_fastest(list(regression(2, 10, CPU)), [], rounds=3)
     assert table["ratio_to_fastest"].tolist() == [2, 3, 1, 1.5]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("of_layer", [True, False])
+def test_the_floor_forms_what_gradnorm_measures(place: int, of_layer: bool) -> None:
+    """One task's gradient of the layer's weight, or of the features, by a backward pass of its own."""
+    case = list(regression(3, 20, CPU))[place]
+    subject = make(case.make_step)
+    floor = Floor(subject, 3, of_layer)
+    floor(subject.losses()).backward()
+    found = floor.norms[None] if None in floor.norms else torch.stack([floor.norms[i] for i in range(3)])
+    assert subject.fork is not None
+    subject.fork.reading.recording = False
+    [z], losses = features(subject)
+    of = subject.layer[0] if of_layer else z
+    expected = [torch.autograd.grad(loss, of, retain_graph=True)[0].norm() for loss in in_order(losses)]
+    torch.testing.assert_close(found, torch.stack(expected))
 
 
 def test_growth_is_drawn(quick: tuple[Path, str]) -> None:
