@@ -28,6 +28,12 @@ class Linear(NamedTuple):
     parts: tuple[Part, ...]
     """What each parameter asked for is."""
 
+    def gradient(self, gradient: Tensor) -> list[Tensor]:
+        """Of each parameter, for one task's gradient of ``z``, ``(N, out)``."""
+        if self.relu is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, self.relu, 0)
+        return [gradient.sum(0) if part == "bias" else torch.mm(gradient.t(), self.inputs) for part in self.parts]
+
     def gradients(self, gradients: Tensor, overwrite: bool) -> list[Tensor]:
         """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``z``, ``(T, N, out)``; these are lost where
         ``overwrite`` allows it.

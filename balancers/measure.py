@@ -2,8 +2,7 @@
 
 Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
 layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
-than one task's is held, small ones apart, which wait for others (`AT_ONCE`), unless gradients are to be averaged before
-their norm is taken.
+than one task's is held, unless gradients are to be averaged before their norm is taken.
 """
 
 from collections.abc import Sequence
@@ -14,9 +13,6 @@ from torch import Tensor, nn
 
 from .audit import ForkError
 from .layer import Linear, linear
-
-AT_ONCE = 2**15
-"""Small gradients wait for others, up to so many entries: one product for several tasks takes fewer calls."""
 
 
 class Measurement:
@@ -46,8 +42,6 @@ class Measurement:
         self._of_task: list[list[Tensor] | None] = [None] * num_tasks
         self._of_all: list[Tensor] | None = None
         self._layer: tuple[Tensor, Linear | None] | None = None
-        self._waiting: list[tuple[int, Tensor]] = []
-        self._missing = 0
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
         """Takes what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
@@ -56,19 +50,12 @@ class Measurement:
             self._keep(task, norms)
             return
         if self._layer is None or self._layer[0] is not z:
-            self._flush()
             self._layer = z, linear(z, self._wrt)
-            self._missing = len(self._of_task)
         layer = self._layer[1]
         if task is None:
-            self._keep(None, self._all(z, layer, gradients, self._overwrite))
-        elif layer is None:
-            self._keep(task, self._differentiated(z, gradients))
+            self._keep(None, self._all(z, layer, gradients))
         else:
-            self._waiting.append((task, gradients))
-            self._missing -= 1
-            if self._missing == 0 or (len(self._waiting) + 1) * gradients.numel() > AT_ONCE:
-                self._flush()
+            self._keep(task, self._differentiated(z, gradients) if layer is None else self._of_one(layer, gradients))
 
     def add(self, task: int, gradients: Sequence[Tensor | None]) -> None:
         """Takes one task's gradients of the parameters; None is a zero."""
@@ -79,7 +66,6 @@ class Measurement:
 
         The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
         """
-        self._flush()
         some = next((parts for parts in self._of_task if parts is not None), None)
         if some is None:
             return self._of_all or []
@@ -103,23 +89,10 @@ class Measurement:
         combine = torch.hypot if self._wrt is None else torch.add
         return [combine(a, b) for a, b in zip(before, new, strict=True)]
 
-    def _flush(self) -> None:
-        """Measures the gradients that wait for others, of several tasks at once."""
-        if self._waiting and self._layer is not None:
-            tasks = [task for task, _ in self._waiting]
-            alone = len(tasks) == 1
-            gradients = [gradient for _, gradient in self._waiting]
-            together = gradients[0].unsqueeze(0) if alone else torch.stack(gradients)
-            del gradients
-            self._waiting.clear()
-            columns = self._all(*self._layer, together, overwrite=not alone)
-            for task, *parts in zip(tasks, *(column.unbind() for column in columns), strict=True):
-                self._keep(task, parts)
-
-    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, overwrite: bool) -> list[Tensor]:
+    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor) -> list[Tensor]:
         """What is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
         if layer is not None:
-            return self._closed_form(layer, gradients, overwrite)
+            return self._of_several(layer, gradients)
         rows = [self._differentiated(z, gradient) for gradient in gradients]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
@@ -128,18 +101,21 @@ class Measurement:
         assert self._wrt is not None
         return self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
 
-    def _closed_form(self, layer: Linear, gradients: Tensor, overwrite: bool) -> list[Tensor]:
-        if gradients.ndim != 3 or gradients.shape[1] != len(layer.inputs):
-            gradients = gradients.reshape(len(gradients), len(layer.inputs), -1)
+    def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
+        parts = layer.gradient(_rows(gradient, layer, 0))
+        return parts if self._adds_up else [self._norm(part) for part in parts]
+
+    def _of_several(self, layer: Linear, gradients: Tensor) -> list[Tensor]:
+        gradients = _rows(gradients, layer, 1)
         if self._adds_up:
-            return layer.gradients(gradients, overwrite)
+            return layer.gradients(gradients, self._overwrite)
         num_rows, num_inputs = layer.inputs.shape
         # Where a layer's gradient is larger than that of its features: at a time half the memory that these take.
         at_once = len(gradients) if num_rows >= num_inputs else max(1, len(gradients) * num_rows // (2 * num_inputs))
         if at_once == len(gradients):
-            return [joint_norms(layer.gradients(gradients, overwrite), self._dtype)]
+            return [joint_norms(layer.gradients(gradients, self._overwrite), self._dtype)]
         chunks = gradients.split(at_once)
-        return [torch.cat([joint_norms(layer.gradients(chunk, overwrite), self._dtype) for chunk in chunks])]
+        return [torch.cat([joint_norms(layer.gradients(chunk, self._overwrite), self._dtype) for chunk in chunks])]
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None
@@ -156,6 +132,13 @@ class Measurement:
     def _norm(self, tensor: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(tensor, dtype=self._dtype)
         return norm
+
+
+def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
+    """The dimensions from ``dim`` on as the layer has them, ``(N, out)``."""
+    if gradients.ndim == dim + 2 and gradients.shape[dim] == len(layer.inputs):
+        return gradients
+    return gradients.reshape(*gradients.shape[:dim], len(layer.inputs), -1)
 
 
 def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
