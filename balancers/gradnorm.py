@@ -71,6 +71,8 @@ class GradNorm(GradientBalancer):
     weights_sum: Tensor
     """The sum over updates of the weights that the step was made with, ``(T,)``."""
     _frozen = False
+    _copied: tuple[Tensor, int] | None = None
+    """What `weights` is a copy of, and how often that had been changed."""
 
     def __init__(
         self,
@@ -108,7 +110,11 @@ class GradNorm(GradientBalancer):
 
     def weigh(self, losses: Tensor) -> Tensor:
         """:math:`w_i(t)`, ``(T,)``."""
-        return self.next_weights.clone()
+        latest = self.next_weights, self.next_weights._version
+        if self._copied is None or self._copied[0] is not latest[0] or self._copied[1] != latest[1]:
+            self._copied = latest
+            return latest[0].clone()
+        return self.weights  # no update since
 
     def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
         weights = self.next_weights

@@ -86,23 +86,22 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
 
     .. math:: z = b + M v - s \ge 0, \quad v \ge 0, \quad v_i z_i = 0,
 
-    and for the `s` at which :math:`v^\top M v = c^2`, :math:`v` is in the direction of :math:`\lambda`. A step of Newton's
-    method that sends :math:`v_i z_i` to :math:`\mu` is :math:`v = v_0 + s\,v_1` with
+    and for the `s` at which :math:`v^\top M v = c^2`, :math:`v` is in the direction of :math:`\lambda`. A step of
+    Newton's method that sends :math:`v_i z_i` to :math:`\mu` goes to :math:`v = v_0 + s\,v_1` with
 
     .. math:: (M + \mathrm{diag}(z / v))\, (v_0, v_1) = (z + \mu / v - b,\; 1), \qquad
               s = \max \{ s : |G^\top (v_0 + s\,v_1)| \le c \}.
 
-    The duality gap of :math:`\lambda = v / \sum_i v_i` is :math:`(v^\top z + |e| (c - |e|)) / \sum_i v_i`. Where no gain
-    takes :math:`e` to the ball (an exact conflict), `v` grows until it is small.
+    The duality gap of :math:`\lambda = v / \sum_i v_i` is :math:`(v^\top z + |e| (c - |e|)) / \sum_i v_i`. Where no
+    gain takes :math:`e` to the ball (an exact conflict), `v` grows until it is small.
     """
     batch, tasks = M.shape[:2]
     M = M / M.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY**2)[:, None, None]
     b = M.mean(2, keepdim=True)
     b = b / b.mean(1, keepdim=True).clamp_min_(RIDGE).sqrt_()
-    matrix = M
-    diagonal = matrix.diagonal(dim1=1, dim2=2).unsqueeze(2)
-    diagonal += max(2 * indefinite, RIDGE)
-    M, curvature = matrix.clone(), diagonal.clone()
+    M.diagonal(dim1=1, dim2=2).add_(max(2 * indefinite, RIDGE))
+    matrix = M.clone()
+    curvature, diagonal = (each.diagonal(dim1=1, dim2=2).unsqueeze(2) for each in (M, matrix))
 
     # v, z and s lie in one tensor, and where they are to go in another: what concerns several is one call.
     state = M.new_ones(batch, 2 * tasks + 1, 1)
@@ -116,7 +115,8 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
 
     square, floor, rise = (M.new_full((1, 1, 1), x) for x in (c * c + RIDGE, GAP / tasks, RISE * tasks**0.5))
     right = M.new_ones(batch, tasks, 2)
-    solutions, images, products = M.new_empty(batch, 2, tasks).mT, M.new_empty(batch, tasks, 2), M.new_empty(batch, 2, 2)
+    solutions, images = M.new_empty(batch, 2, tasks).mT, M.new_empty(batch, tasks, 2)
+    products = M.new_empty(batch, 2, 2)
     (v_0, v_1), v_0_right = solutions.split(1, 2), right[:, :, :1]
     of_0, of_both, of_1 = products[:, :1, :1], products[:, :1, 1:], products[:, 1:, 1:]
     ratio, pull, relative = M.new_empty(3, batch, tasks, 1).unbind()
@@ -141,4 +141,4 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
         new.sub_(state)
         torch.amin(step / positive, 1, keepdim=True, out=shrinks)
         state.addcdiv_(new, shrinks.clamp_max_(-TO_BOUNDARY), value=-TO_BOUNDARY)
-    return v
+    return state[:, :tasks]

@@ -78,7 +78,7 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
         torch.addcmul(torch.sub(z, pull, out=pull), ratio, x_down, value=-1, out=z_down)
         torch.amax(torch.div(down, state, out=parts), 1, keepdim=True, out=blocked)
         state.addcdiv_(down, blocked.clamp_min_(TO_BOUNDARY), value=-TO_BOUNDARY)
-    return x
+    return state[:, :tasks]
 
 
 def share_among_equals(gramian: Tensor, values: Tensor, eps: float) -> Tensor:

@@ -4,6 +4,8 @@ A balancer that weighs equally, and in the same backward pass forms what GradNor
 checked, kept or updated. What it takes more than equal weighting no balancer that measures the same can do without.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -50,5 +52,5 @@ class Floor(EqualWeighting):
         self.norms[task] = torch.linalg.vector_norm(gradients, dim=(-2, -1))
 
 
-LAYER_FLOOR = Contender("layer, products alone", lambda subject, num_tasks: Floor(subject, num_tasks, of_layer=True))
-FEATURES_FLOOR = Contender("features, norms alone", lambda subject, num_tasks: Floor(subject, num_tasks, of_layer=False))
+LAYER_FLOOR = Contender("layer, products alone", partial(Floor, of_layer=True))
+FEATURES_FLOOR = Contender("features, norms alone", partial(Floor, of_layer=False))
