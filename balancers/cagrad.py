@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .base import Range
@@ -55,10 +54,10 @@ class CAGrad(GramianBalancer):
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Weights ``(..., T)``."""
-        num_tasks = gramian.shape[-1]
-        shares = conflict_averse(gramian, self.c)
-        squared_norm = (shares * torch.einsum("...ij,...j->...i", gramian, shares)).sum(-1, keepdim=True)
-        mean_squared_norm = gramian.mean((-2, -1)).clamp(min=0).unsqueeze(-1)
-        trace = gramian.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-        length = self.c * (mean_squared_norm / squared_norm).sqrt()
-        return torch.where(squared_norm > STATIONARY**2 * trace, 1 / num_tasks + length * shares, 0.0)
+        shares = conflict_averse(gramian, self.c).unsqueeze(-1)
+        squared_norm = shares.mT @ gramian @ shares
+        mean_squared_norm = gramian.mean((-2, -1), keepdim=True).clamp_(min=0)
+        trace = gramian.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        length = (mean_squared_norm / squared_norm).sqrt_()
+        weights = (shares * length).mul_(self.c).add_(1 / gramian.shape[-1])
+        return weights.masked_fill_(squared_norm <= STATIONARY**2 * trace, 0).squeeze(-1)

@@ -73,12 +73,13 @@ def _centre(C: Tensor, d: Tensor, alpha: float) -> Tensor:
     ``(..., T, T)`` and norms ``(..., T, 1)``.
     """
     state = torch.ones_like(torch.stack([d, d]))
-    new = torch.empty_like(state)
+    new, parts = torch.empty_like(state), torch.empty_like(state)
     (v, y), (v_new, y_new) = state.unbind(), new.unbind()
-    K, factor = C.clone(), torch.empty_like(C)
+    E, right, target, rest = torch.empty_like(torch.stack([d, d, d, d])).unbind()
+    K, factor = C.clone(), torch.empty_like(C).mT
     C_diagonal, K_diagonal = (matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) for matrix in (C, K))
     failed = torch.empty(C.shape[:-2], dtype=torch.int32, device=C.device)
-    stays = failed[..., None, None]
+    stays, shrinks = failed[..., None, None], d.new_empty(2, *d.shape[:-2], 1, 1)
     for k in range(NASH_ITERATIONS if alpha == 1 else ITERATIONS):
         # Newton's step to v_new and y_new = C v_new solves (C + E) v_new = right, E diagonal. The targets are
         # linearised in the variable in which they are concave, and only where they are below v y: E stays positive.
@@ -86,25 +87,27 @@ def _centre(C: Tensor, d: Tensor, alpha: float) -> Tensor:
         if alpha != 1 and k < APPROACH:
             of_norms = d.pow(1 / now - 1 if now > 1 else 1 - now)
         if now == 1:
-            E, right = y / v, y + v.reciprocal()
+            torch.div(y, v, out=E)
+            torch.add(torch.reciprocal(v, out=right), y, out=right)
         elif now > 1:
-            target = of_norms * v.pow(-1 / now)  # of y
-            rest = torch.sub(y, torch.minimum(y, target), alpha=1 - 1 / now)
-            E, right = rest / v, rest + target
+            torch.pow(v, -1 / now, out=target).mul_(of_norms)  # of y
+            torch.sub(y, torch.minimum(y, target, out=rest), alpha=1 - 1 / now, out=rest)
+            torch.div(rest, v, out=E)
+            torch.add(rest, target, out=right)
         else:
-            target = of_norms * y.pow(-now)  # of v
-            rest = torch.sub(v, torch.minimum(v, target), alpha=1 - now)
-            E = y / rest
-            right = torch.addcmul(y, E, target)
+            torch.pow(y, -now, out=target).mul_(of_norms)  # of v
+            torch.sub(v, torch.minimum(v, target, out=rest), alpha=1 - now, out=rest)
+            torch.div(y, rest, out=E)
+            torch.addcmul(y, E, target, out=right)
         torch.add(C_diagonal, E, out=K_diagonal)
         torch.linalg.cholesky_ex(K, out=(factor, failed))
         torch.cholesky_solve(right, factor, out=v_new)
         torch.addcmul(right, E, v_new, value=-1, out=y_new)
         # Rounding of more than epsilon can leave no factor: then stay.
-        step = (new - state).masked_fill_(stays != 0, 0)
-        shrinks = (step / state).amin(-2, keepdim=True).clamp_(max=-TO_BOUNDARY)
-        state.addcdiv_(step, shrinks, value=-TO_BOUNDARY)
-    return v
+        new.sub_(state).masked_fill_(stays != 0, 0)
+        torch.amin(torch.div(new, state, out=parts), -2, keepdim=True, out=shrinks)
+        state.addcdiv_(new, shrinks.clamp_max_(-TO_BOUNDARY), value=-TO_BOUNDARY)
+    return state[0]
 
 
 def _pair(C: Tensor, d: Tensor, alpha: float) -> Tensor:
