@@ -9,6 +9,7 @@ quadratic equation, taken exactly. Two tasks have a closed form.
 
 import torch
 from torch import Tensor
+from torch.linalg import cholesky_ex, solve_triangular
 
 from .interior import EQUAL, TINY, TO_BOUNDARY, rounding, share_among_equals, steps
 
@@ -105,7 +106,7 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
 
     # v, z and s lie in one tensor, and where they are to go in another: what concerns several is one call.
     state = M.new_ones(batch, 2 * tasks + 1, 1)
-    new = torch.empty_like(state)
+    new, parts = torch.empty_like(state), M.new_empty(batch, 2 * tasks, 1)
     (v, z, s), (v_new, z_new, s_new) = state.split([tasks, tasks, 1], 1), new.split([tasks, tasks, 1], 1)
     positive, step, v_row = state[:, : 2 * tasks], new[:, : 2 * tasks], v.mT
     v.mul_(max(c, RIDGE) / M.mean((1, 2), keepdim=True).sqrt() / tasks)
@@ -117,21 +118,24 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
     right = M.new_ones(batch, tasks, 2)
     solutions, images = M.new_empty(batch, 2, tasks).mT, M.new_empty(batch, tasks, 2)
     products = M.new_empty(batch, 2, 2)
-    (v_0, v_1), v_0_right = solutions.split(1, 2), right[:, :, :1]
+    transposed, (v_0, v_1), v_0_right = solutions.mT, solutions.split(1, 2), right[:, :, :1]
     of_0, of_both, of_1 = products[:, :1, :1], products[:, :1, 1:], products[:, 1:, 1:]
     ratio, pull, relative = M.new_empty(3, batch, tasks, 1).unbind()
     fastest, root, target, shrinks = M.new_empty(4, batch, 1, 1).unbind()
     factor, failed = torch.empty_like(M).mT, torch.empty(batch, dtype=torch.int32, device=M.device)
+    upper = factor.mT
     for _ in range(steps(tasks) + MORE_STEPS):
         torch.div(z, v, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
         torch.bmm(v_row, torch.add(floor, z, alpha=TO_CENTRE / tasks, out=relative), out=target)
         torch.addcdiv(z, target, v, out=pull)
         torch.sub(pull, b, out=v_0_right)
-        torch.linalg.cholesky_ex(matrix, out=(factor, failed))
-        torch.cholesky_solve(right, factor, out=solutions)
+        cholesky_ex(matrix, out=(factor, failed))
+        solve_triangular(factor, right, upper=False, out=solutions)
+        solve_triangular(upper, solutions, upper=True, out=solutions)
 
-        torch.bmm(solutions.mT, torch.bmm(M, solutions, out=images), out=products)
+        torch.addcmul(right, ratio, solutions, value=-1, out=images)  # M (v_0, v_1)
+        torch.bmm(transposed, images, out=products)
         torch.sub(square, of_0, out=root).mul_(of_1).addcmul_(of_both, of_both).clamp_min_(0).sqrt_()
         torch.amax(torch.div(v_1, v, out=relative), 1, keepdim=True, out=fastest)
         torch.minimum(root.sub_(of_both).div_(of_1), torch.addcdiv(s, rise, fastest, out=fastest), out=s_new)
@@ -139,6 +143,6 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
         torch.addcmul(v_0, s_new, v_1, out=v_new)
         torch.addcmul(pull, ratio, v_new, value=-1, out=z_new)
         new.sub_(state)
-        torch.amin(step / positive, 1, keepdim=True, out=shrinks)
+        torch.amin(torch.div(step, positive, out=parts), 1, keepdim=True, out=shrinks)
         state.addcdiv_(new, shrinks.clamp_max_(-TO_BOUNDARY), value=-TO_BOUNDARY)
     return state[:, :tasks]

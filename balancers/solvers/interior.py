@@ -19,6 +19,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import cholesky_ex, solve_triangular
 
 PROXIMAL_STEPS = 2
 GAP = 1e-10
@@ -65,16 +66,18 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
     x_row, floor = x.mT, linear.new_full((1, 1, 1), GAP / tasks)
     target, blocked = linear.new_empty(2, batch, 1, 1).unbind()
     factor, failed = torch.empty_like(matrix).mT, torch.empty(batch, dtype=torch.int32, device=linear.device)
+    upper = factor.mT
     count = steps(tasks)
     for step in range(count):
         torch.baddbmm(linear, hessian if step >= count - PROXIMAL_STEPS else ridged, x, out=gradient)
         torch.div(z, x, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
-        torch.linalg.cholesky_ex(matrix, out=(factor, failed))
+        cholesky_ex(matrix, out=(factor, failed))
         # x z = target, to first order: (Q + z / x) x_down = gradient - target / x.
         torch.baddbmm(floor, x_row, z, alpha=TO_CENTRE / tasks, out=target)
         torch.div(target, x, out=pull)
-        torch.cholesky_solve(gradient.sub_(pull), factor, out=x_down)
+        solve_triangular(factor, gradient.sub_(pull), upper=False, out=gradient)
+        solve_triangular(upper, gradient, upper=True, out=x_down)
         torch.addcmul(torch.sub(z, pull, out=pull), ratio, x_down, value=-1, out=z_down)
         torch.amax(torch.div(down, state, out=parts), 1, keepdim=True, out=blocked)
         state.addcdiv_(down, blocked.clamp_min_(TO_BOUNDARY), value=-TO_BOUNDARY)
