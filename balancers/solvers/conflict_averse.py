@@ -66,14 +66,15 @@ def conflict_averse(gramian: Tensor, c: float) -> Tensor:
 
 
 def _two(M: Tensor, squares: Tensor, c: float, eps: float) -> Tensor:
-    delta, product = squares.flip(-1) - squares, M[..., 0, 1:]
-    total, both = squares.sum(-1, keepdim=True), squares.prod(-1, keepdim=True)
-    # A rounding of both is added, so that equal gradients share alike and no difference is below zero.
-    distance = torch.sub(total, product, alpha=2).add_(total, alpha=eps).clamp_min_(TINY**2)
-    area = torch.addcmul(both, product, product, value=-1).add_(both, alpha=eps).clamp_min_(TINY**2)
-    inverse = (delta * delta / area).clamp_max_(1e60).mul_((c * c - 1) / 4).add_(c * c)
-    reach = inverse.clamp_min_(1e-60).rsqrt_().add_(1) * delta
-    return torch.div(reach, distance).mul_(0.5).add_(0.5).clamp_(0, 1)
+    (first, second), product = squares.split(1, -1), M[..., 0, 1:]
+    delta = second - first
+    # The product is a rounding smaller, so that equal gradients share alike and no difference is below zero.
+    distance = torch.add(first, second).sub_(product, alpha=2 - 2 * eps).clamp_min_(TINY**2)
+    area = torch.mul(first, second).addcmul_(product, product, value=eps - 1).clamp_min_(TINY**2)
+    inverse = torch.mul(area, c * c).addcmul_(delta, delta, value=(c * c - 1) / 4).div_(area)
+    reach = inverse.clamp_min_(1e-60).rsqrt_().add_(1).mul_(delta)
+    share = reach.div_(distance).mul_(0.5).add_(0.5).clamp_(0, 1)
+    return torch.cat([share, 1 - share], -1)
 
 
 def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
