@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from bench.report.look import FAINT, INK, Style, category_axis, label_ends, log_axis, panels, step_axis, styles
 
 from .cases import HEADS
-from .contenders import AGAIN, EQUAL
+from .contenders import AGAIN, EQUAL, LAYER
+from .floor import LAYER_FLOOR
 from .gradients import Gradients
 from .growth import AT_BATCH, AT_TASKS
 
@@ -23,7 +24,10 @@ MOST_NUMBERS = 8
 
 
 def growth(table: pd.DataFrame, machine: str) -> Figure:
-    """Time, arithmetic and memory that GradNorm adds, against the number of tasks (above) and the batch (below)."""
+    """Time, arithmetic and memory that GradNorm adds, against the number of tasks (above) and the batch (below).
+
+    The bound of time is what was measured of the same products and norms alone.
+    """
     figure, axes = panels(6, columns=3, width=3.6, height=2.9)
     by_tasks, by_batch = table[table["batch"] == AT_BATCH], table[table["tasks"] == AT_TASKS]
     for rows, against, (time, flops, memory) in ((by_tasks, "tasks", axes[:3]), (by_batch, "batch", axes[3:])):
@@ -48,13 +52,16 @@ def growth(table: pd.DataFrame, machine: str) -> Figure:
 def _ratios(panel: Axes, rows: pd.DataFrame, against: str) -> None:
     panel.axhline(1, color=FAINT, linewidth=0.8)
     for heads, look in styles(HEADS).items():
-        line = rows[rows["heads"] == heads].sort_values(against)
+        own = rows[rows["heads"] == heads].sort_values(against)
+        line, floor = (own[own["method"] == contender.name] for contender in (LAYER, LAYER_FLOOR))
+        panel.plot(floor[against], floor["ratio"], color=look.colour, alpha=0.3, linewidth=5)
         panel.fill_between(line[against], line["ratio_low"], line["ratio_high"], color=look.colour, alpha=0.2, lw=0)
         _line(panel, line[against], line["ratio"], look, heads)
 
 
 def _with_bound(panel: Axes, rows: pd.DataFrame, against: str, what: str) -> None:
     """In millions, on a logarithmic axis; what is next to nothing falls below it."""
+    rows = rows[rows["method"] == LAYER.name]
     bound = rows.drop_duplicates(against).sort_values(against)
     panel.plot(bound[against], bound[f"{what}_bound"] / 1e6, color=INK, alpha=0.25, linewidth=5, label="bound")
     for heads, look in styles(HEADS).items():

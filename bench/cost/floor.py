@@ -52,5 +52,5 @@ class Floor(EqualWeighting):
         self.norms[task] = torch.linalg.vector_norm(gradients, dim=(-2, -1))
 
 
-LAYER_FLOOR = Contender("layer, products alone", partial(Floor, of_layer=True))
-FEATURES_FLOOR = Contender("features, norms alone", partial(Floor, of_layer=False))
+LAYER_FLOOR = Contender("products alone", partial(Floor, of_layer=True))
+FEATURES_FLOOR = Contender("norms alone", partial(Floor, of_layer=False))

@@ -53,7 +53,8 @@ def times(table: pd.DataFrame) -> Table:
 
 KEY = (
     "time: over equal weighting's, a median and its interval; fastest: over the problem's fastest equal weighting; "
-    "+: more than equal weighting; every 10: times are means over ten steps, the rest is of one between updates"
+    "+: more than equal weighting; every 10: times are means over ten steps, the rest is of one between updates; "
+    "products alone, norms alone: what the layer's and the features' gradients take without a method, the floor"
 )
 """What the columns of the limits table mean."""
 

@@ -15,7 +15,7 @@ import torch
 from bench import plan
 from bench.cost import micro, step
 from bench.cost.count import count
-from bench.cost.timing import median_interval
+from bench.cost.timing import median_interval, single_thread
 from bench.cost.training import PARTS
 from bench.spec import RunSpec
 from bench.suite import Suite
@@ -156,3 +156,16 @@ def test_the_micro_benchmark_runs_and_names_no_machine(tmp_path: Path) -> None:
     assert table["what"].tolist() == ["gradient-norm step", "whole step"]
     assert table["cpu_ms"].between(0.01, 1000).all()
     assert os.uname().nodename not in path.read_text()
+
+
+def test_denormal_numbers_slow_no_step() -> None:
+    denormal = torch.tensor(1e-40)
+    threads = torch.get_num_threads()
+    with single_thread():
+        assert torch.get_num_threads() == 1
+        assert denormal * 1 == 0
+        with single_thread():
+            pass
+        assert denormal * 1 == 0
+    assert torch.get_num_threads() == threads
+    assert denormal * 1 > 0
