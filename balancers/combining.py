@@ -111,7 +111,7 @@ class CombiningBalancer(GradientBalancer):
                 if self._wrt is not None:
                     measurement = Measurement(self.num_tasks, self._wrt, True, self.weights.dtype, overwrite=False)
                     for source, gradients in zip(held.sources, stacked, strict=True):
-                        measurement.observe(source, None, gradients)
+                        measurement.observe(source, None, gradients, 0)
                     columns = measurement.columns()
                 directions = self._decide(this, columns, present)
                 held.combined = directions
@@ -180,7 +180,7 @@ class _Held:
         self._num_tasks = num_tasks
         self._gradients: list[list[Tensor | None] | Tensor] = []
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Takes what a `Fork` observed."""
         if self.complete:
             raise ForkError(

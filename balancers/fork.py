@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
-Observer = Callable[[Tensor, int | None, Tensor], None]
-"""Takes features ``z``, a task, and the gradient of its loss with respect to ``z``, of the same shape. Where heads are
-one product, the task is None and the gradients are all tasks', ``(T, *z.shape)``, the observer's to keep or lose.
+Observer = Callable[[Tensor, int | None, Tensor, int], None]
+"""Takes features ``z``, a task, the gradient of its loss with respect to ``z``, of the same shape, and 0. Where heads
+are one product, the task is None and the gradients are all tasks', ``(T, *z.shape)``, the observer's to keep or lose;
+the number is of entries that the heads will take next, and the observer can take before without more memory at peak.
 """
 
 
@@ -131,11 +132,11 @@ class Fork(nn.Module):
         """Who decides, in this backward pass, what goes on into the trunk."""
         return None if torch.is_grad_enabled() else self.reading.combiner
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int = 0) -> None:
         """Hands what came back to whoever observes this backward pass, unless that pass is itself differentiated."""
         # With create_graph=True (a gradient penalty, say) the pass is being differentiated, not trained on.
         if self.reading.observer is not None and not torch.is_grad_enabled():
-            self.reading.observer(z, task, gradients)
+            self.reading.observer(z, task, gradients, spare)
 
     def mark(self, node: Any) -> None:
         """Marks the node, of the recorded graph, of all heads as one."""

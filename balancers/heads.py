@@ -84,7 +84,7 @@ class _Recorded(torch.autograd.Function):
         of_features = torch.bmm(gradient.transpose(0, 1), weight)  # (T, N, in)
         combiner = ctx.fork.combiner()
         combined = None if combiner else of_features.sum(0)  # before the observer may overwrite them
-        ctx.fork.observe(features, None, of_features)
+        ctx.fork.observe(features, None, of_features, spare=weight.numel() if ctx.needs_input_grad[1] else 0)
         if combiner:
             combined = combiner(features)
         del of_features  # before the gradient of the weight, often as large

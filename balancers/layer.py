@@ -34,13 +34,16 @@ class Linear(NamedTuple):
             gradient = torch.ops.aten.threshold_backward(gradient, self.relu, 0)
         return [gradient.sum(0) if part == "bias" else torch.mm(gradient.t(), self.inputs) for part in self.parts]
 
-    def gradients(self, gradients: Tensor, overwrite: bool) -> list[Tensor]:
-        """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``z``, ``(T, N, out)``; these are lost where
-        ``overwrite`` allows it.
-        """
-        if self.relu is not None:
-            out = gradients if overwrite else torch.empty_like(gradients)
-            gradients = torch.ops.aten.threshold_backward.grad_input(gradients, self.relu, 0, grad_input=out)
+    def before_relu(self, gradients: Tensor, overwrite: bool) -> Tensor:
+        """T tasks' gradients of ``x W^T + b`` for those of ``z``, ``(T, N, out)``, in place where that is allowed."""
+        if self.relu is None:
+            return gradients
+        out = gradients if overwrite else torch.empty_like(gradients)
+        before: Tensor = torch.ops.aten.threshold_backward.grad_input(gradients, self.relu, 0, grad_input=out)
+        return before
+
+    def gradients(self, gradients: Tensor) -> list[Tensor]:
+        """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``x W^T + b``, ``(T, N, out)``."""
         return [
             gradients.sum(1)
             if part == "bias"

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from .audit import ForkError
 from .layer import Linear, linear
 
+LITTLE = 2**18
+"""Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
+
 
 class Measurement:
     """Takes the tasks' gradients, in whatever order they come.
@@ -43,7 +46,7 @@ class Measurement:
         self._of_all: list[Tensor] | None = None
         self._layer: tuple[Tensor, Linear | None] | None = None
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Takes what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
         if self._wrt is None:
             norms = [row_norms(gradients, self._dtype) if task is None else self._norm(gradients)]
@@ -53,7 +56,7 @@ class Measurement:
             self._layer = z, linear(z, self._wrt)
         layer = self._layer[1]
         if task is None:
-            self._keep(None, self._all(z, layer, gradients))
+            self._keep(None, self._all(z, layer, gradients, spare))
         else:
             self._keep(task, self._differentiated(z, gradients) if layer is None else self._of_one(layer, gradients))
 
@@ -89,10 +92,10 @@ class Measurement:
         combine = torch.hypot if self._wrt is None else torch.add
         return [combine(a, b) for a, b in zip(before, new, strict=True)]
 
-    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor) -> list[Tensor]:
+    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, spare: int) -> list[Tensor]:
         """What is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
         if layer is not None:
-            return self._of_several(layer, gradients)
+            return self._of_several(layer, gradients, spare)
         rows = [self._differentiated(z, gradient) for gradient in gradients]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
@@ -105,17 +108,17 @@ class Measurement:
         parts = layer.gradient(_rows(gradient, layer, 0))
         return parts if self._adds_up else [self._norm(part) for part in parts]
 
-    def _of_several(self, layer: Linear, gradients: Tensor) -> list[Tensor]:
-        gradients = _rows(gradients, layer, 1)
+    def _of_several(self, layer: Linear, gradients: Tensor, spare: int) -> list[Tensor]:
+        gradients = layer.before_relu(_rows(gradients, layer, 1), self._overwrite)
         if self._adds_up:
-            return layer.gradients(gradients, self._overwrite)
-        num_rows, num_inputs = layer.inputs.shape
-        # Where a layer's gradient is larger than that of its features: at a time half the memory that these take.
-        at_once = len(gradients) if num_rows >= num_inputs else max(1, len(gradients) * num_rows // (2 * num_inputs))
-        if at_once == len(gradients):
-            return [joint_norms(layer.gradients(gradients, self._overwrite), self._dtype)]
-        chunks = gradients.split(at_once)
-        return [torch.cat([joint_norms(layer.gradients(chunk, self._overwrite), self._dtype) for chunk in chunks])]
+            return layer.gradients(gradients)
+        num_tasks, num_rows, num_outputs = gradients.shape
+        size = num_outputs * layer.inputs.shape[1]
+        # As many products at a time as fit into what is spare, a copy of the features and two of the layer's gradient.
+        at_once = 2 + (max(spare, LITTLE) + num_rows * num_outputs) // size
+        if at_once >= num_tasks:
+            return [joint_norms(layer.gradients(gradients), self._dtype)]
+        return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None

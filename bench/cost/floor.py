@@ -39,7 +39,7 @@ class Floor(EqualWeighting):
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self._inputs = inputs[0].detach()
 
-    def _of_layer(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+    def _of_layer(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         assert self._inputs is not None
         if task is None:
             torch.ops.aten.threshold_backward.grad_input(gradients, z, 0, grad_input=gradients)
@@ -48,7 +48,7 @@ class Floor(EqualWeighting):
             products = torch.mm(torch.ops.aten.threshold_backward(gradients, z, 0).t(), self._inputs)
         self.norms[task] = torch.linalg.vector_norm(products, dim=(-2, -1))
 
-    def _of_features(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+    def _of_features(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         self.norms[task] = torch.linalg.vector_norm(gradients, dim=(-2, -1))
 
 

@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from balancers import EqualWeighting, Fork, GradNorm, LinearHeads
+from balancers import EqualWeighting, Fork, GradNorm, LinearHeads, measure
+from balancers.measure import Measurement
 from bench.cost.count import count
 
 TASKS, INPUTS, WIDTH = 3, 5, 4
@@ -524,7 +526,13 @@ def test_a_tasks_gradient_is_freed_before_the_next_ones_is_computed(num_tasks: i
         assert most[0] == 2
 
 
-SIZES = {"as wide as the batch": (100, 100, 100), "wide layer": (16, 128, 1), "large batch": (1024, 64, 4)}
+SIZES = {
+    "as wide as the batch": (100, 100, 100),
+    "wide layer": (16, 128, 1),
+    "wide layer and heads": (16, 128, 128),
+    "small heads": (64, 64, 1),
+    "large batch": (1024, 64, 4),
+}
 """Samples, width of the layer, outputs of a head."""
 
 
@@ -560,13 +568,41 @@ def peak(num_tasks: int, kind: str, wrt: str | None, sizes: tuple[int, int, int]
     return count(step, torch.device("cpu")).peak_bytes
 
 
+@pytest.mark.parametrize(("spare", "products"), [(0, 3), (24, 2), (96, 1), (1000, 1)])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch):
+    """Those of five tasks by twos, by threes, or as one: the norms are the same."""
+    monkeypatch.setattr(measure, "LITTLE", 0)
+    layer = nn.Linear(6, WIDTH).double()
+    z = layer(torch.randn(2, 6, dtype=torch.float64)).relu()
+    gradients = torch.randn(5, 2, WIDTH, dtype=torch.float64)
+    of_weight = [torch.autograd.grad(z, layer.weight, each, retain_graph=True)[0] for each in gradients]
+    measurement = Measurement(5, [layer.weight], False, torch.float64, overwrite)
+    given = gradients.clone()
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        measurement.observe(z, None, given, spare)
+    assert sum(event.name == "aten::bmm" for event in profiler.events()) == products
+    [norms] = measurement.columns()
+    torch.testing.assert_close(norms, torch.stack([each.norm() for each in of_weight]))
+    assert given.equal(gradients) != overwrite
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("wrt", ["features", "layer"])
 @pytest.mark.parametrize("num_tasks", [2, 10, 40])
 @HEADS
-def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str):
+def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str, monkeypatch: pytest.MonkeyPatch):
     """Over equal weighting: a copy of the features for each task and one more, and two gradients of the layer."""
+    monkeypatch.setattr(measure, "LITTLE", 0)
     samples, width, _ = SIZES[size]
     extra = peak(num_tasks, heads, wrt, SIZES[size]) - peak(num_tasks, heads, None, SIZES[size])
     features, layer = 4 * samples * width, 4 * (width * width + width)
     assert extra <= (num_tasks + 1) * features + (2 * layer if wrt == "layer" else 0) + 4096  # of T numbers each
+
+
+def test_products_of_little_memory_are_one():
+    """Over that bound by what this takes, and by no more where it isn't little."""
+    small, large = (16, 64, 1), (16, 512, 1)
+    extra = [peak(10, "batched", "layer", sizes) - peak(10, "batched", None, sizes) for sizes in (small, large)]
+    assert extra[0] > 10 * 4 * 64 * 64
+    assert extra[1] <= 11 * 4 * 16 * 512 + 2 * 4 * (512 * 512 + 512) + 4 * measure.LITTLE + 4096
