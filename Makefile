@@ -4,7 +4,7 @@
 # make evidence    what README's conclusions rest on: the suites core and tuned, and the paper's claims. Two hours on
 #                  2 cores; goes on where it was. What is kept of it is in results/reference
 # make paper       what the GradNorm paper claims, each claim with a verdict: half an hour; FLAGS=--full for more seeds
-# make bench-cost  what GradNorm and every other method add to a step; a quarter of an hour, nothing else running
+# make bench-cost  what GradNorm and every other method add to a step; twenty minutes, nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make test        the tests
 # make check       ruff and mypy

@@ -111,7 +111,7 @@ class CombiningBalancer(GradientBalancer):
                 if self._wrt is not None:
                     measurement = Measurement(self.num_tasks, self._wrt, True, self.weights.dtype, overwrite=False)
                     for source, gradients in zip(held.sources, stacked, strict=True):
-                        measurement.observe(source, None, gradients, 0)
+                        measurement.observe(source, None, gradients, spare=0)
                     columns = measurement.columns()
                 directions = self._decide(this, columns, present)
                 held.combined = directions

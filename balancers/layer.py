@@ -28,19 +28,18 @@ class Linear(NamedTuple):
     parts: tuple[Part, ...]
     """What each parameter asked for is."""
 
-    def gradient(self, gradient: Tensor) -> list[Tensor]:
-        """Of each parameter, for one task's gradient of ``z``, ``(N, out)``."""
-        if self.relu is not None:
-            gradient = torch.ops.aten.threshold_backward(gradient, self.relu, 0)
-        return [gradient.sum(0) if part == "bias" else torch.mm(gradient.t(), self.inputs) for part in self.parts]
-
     def before_relu(self, gradients: Tensor, overwrite: bool) -> Tensor:
-        """T tasks' gradients of ``x W^T + b`` for those of ``z``, ``(T, N, out)``, in place where that is allowed."""
-        if self.relu is None:
-            return gradients
-        out = gradients if overwrite else torch.empty_like(gradients)
-        before: Tensor = torch.ops.aten.threshold_backward.grad_input(gradients, self.relu, 0, grad_input=out)
+        """Gradients of ``x W^T + b`` for those of ``z``, ``(..., N, out)``, in place where that is allowed."""
+        before = gradients
+        if self.relu is not None and overwrite:
+            torch.ops.aten.threshold_backward.grad_input(gradients, self.relu, 0, grad_input=gradients)
+        elif self.relu is not None:
+            before = torch.ops.aten.threshold_backward(gradients, self.relu, 0)
         return before
+
+    def gradient(self, gradient: Tensor) -> list[Tensor]:
+        """Of each parameter, for one task's gradient of ``x W^T + b``, ``(N, out)``."""
+        return [gradient.sum(0) if part == "bias" else torch.mm(gradient.t(), self.inputs) for part in self.parts]
 
     def gradients(self, gradients: Tensor) -> list[Tensor]:
         """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``x W^T + b``, ``(T, N, out)``."""

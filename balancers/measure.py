@@ -2,7 +2,7 @@
 
 Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
 layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
-than one task's is held, unless gradients are to be averaged before their norm is taken.
+than one task's is held, of heads as one product a few, unless gradients are to be averaged before their norm is taken.
 """
 
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ class Measurement:
         return self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
 
     def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
-        parts = layer.gradient(_rows(gradient, layer, 0))
+        parts = layer.gradient(layer.before_relu(_rows(gradient, layer, 0), overwrite=False))
         return parts if self._adds_up else [self._norm(part) for part in parts]
 
     def _of_several(self, layer: Linear, gradients: Tensor, spare: int) -> list[Tensor]:

@@ -12,7 +12,8 @@ little with each of the first iterations. Two tasks need one scalar equation.
 
 import torch
 from torch import Tensor
-from torch.linalg import cholesky_ex, solve_triangular
+
+from .factor import Cholesky
 
 NASH_ITERATIONS = 16
 ITERATIONS = 17
@@ -77,11 +78,9 @@ def _centre(C: Tensor, d: Tensor, alpha: float) -> Tensor:
     new, parts = torch.empty_like(state), torch.empty_like(state)
     (v, y), (v_new, y_new) = state.unbind(), new.unbind()
     E, right, target, rest = torch.empty_like(torch.stack([d, d, d, d])).unbind()
-    K, factor = C.clone(), torch.empty_like(C).mT
-    upper = factor.mT
+    K, cholesky = C.clone(), Cholesky(C)
     C_diagonal, K_diagonal = (matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) for matrix in (C, K))
-    failed = torch.empty(C.shape[:-2], dtype=torch.int32, device=C.device)
-    stays, shrinks = failed[..., None, None], d.new_empty(2, *d.shape[:-2], 1, 1)
+    stays, shrinks = cholesky.failed[..., None, None], d.new_empty(2, *d.shape[:-2], 1, 1)
     for k in range(NASH_ITERATIONS if alpha == 1 else ITERATIONS):
         # Newton's step to v_new and y_new = C v_new solves (C + E) v_new = right, E diagonal. The targets are
         # linearised in the variable in which they are concave, and only where they are below v y: E stays positive.
@@ -102,9 +101,7 @@ def _centre(C: Tensor, d: Tensor, alpha: float) -> Tensor:
             torch.div(y, rest, out=E)
             torch.addcmul(y, E, target, out=right)
         torch.add(C_diagonal, E, out=K_diagonal)
-        cholesky_ex(K, out=(factor, failed))
-        solve_triangular(factor, right, upper=False, out=rest)
-        solve_triangular(upper, rest, upper=True, out=v_new)
+        cholesky.solve(K, right, half=rest, out=v_new)
         torch.addcmul(right, E, v_new, value=-1, out=y_new)
         # Rounding of more than epsilon can leave no factor: then stay.
         new.sub_(state).masked_fill_(stays != 0, 0)

@@ -9,8 +9,8 @@ quadratic equation, taken exactly. Two tasks have a closed form.
 
 import torch
 from torch import Tensor
-from torch.linalg import cholesky_ex, solve_triangular
 
+from .factor import Cholesky
 from .interior import EQUAL, TINY, TO_BOUNDARY, rounding, share_among_equals, steps
 
 GAP = 1e-10
@@ -123,17 +123,14 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
     of_0, of_both, of_1 = products[:, :1, :1], products[:, :1, 1:], products[:, 1:, 1:]
     ratio, pull, relative = M.new_empty(3, batch, tasks, 1).unbind()
     fastest, root, target, shrinks = M.new_empty(4, batch, 1, 1).unbind()
-    factor, failed = torch.empty_like(M).mT, torch.empty(batch, dtype=torch.int32, device=M.device)
-    upper = factor.mT
+    cholesky = Cholesky(M)
     for _ in range(steps(tasks) + MORE_STEPS):
         torch.div(z, v, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
         torch.bmm(v_row, torch.add(floor, z, alpha=TO_CENTRE / tasks, out=relative), out=target)
         torch.addcdiv(z, target, v, out=pull)
         torch.sub(pull, b, out=v_0_right)
-        cholesky_ex(matrix, out=(factor, failed))
-        solve_triangular(factor, right, upper=False, out=solutions)
-        solve_triangular(upper, solutions, upper=True, out=solutions)
+        cholesky.solve(matrix, right, half=solutions, out=solutions)
 
         torch.addcmul(right, ratio, solutions, value=-1, out=images)  # M (v_0, v_1)
         torch.bmm(transposed, images, out=products)

@@ -1,7 +1,7 @@
 r"""The shortest combination of gradients with weights no smaller than given: UPGrad's and DualProj's problem.
 
 :math:`\sum_i v_i g_i` is the projection of :math:`\sum_i w_i g_i` on the dual cone, the directions along which no loss
-rises. A quadratic program over :math:`v \ge w`, solved by an interior point method in a dozen steps whatever the
+rises. A quadratic program over :math:`v \ge w`, solved by an interior point method in twenty steps whatever the
 Gramian; two tasks have a closed form.
 """
 

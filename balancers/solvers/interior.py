@@ -1,7 +1,7 @@
 r"""Convex quadratic programs over :math:`x \ge 0` by an interior point method of a fixed number of steps.
 
 Newton's method on the optimality conditions, each step sending :math:`x_i z_i` to a twentieth of its mean: one Cholesky
-factor, one solve, fourteen operator calls, and no decision that the host has to take. A predictor and a corrector
+factor, one solve, fifteen operator calls, and no decision that the host has to take. A predictor and a corrector
 (Mehrotra) would save a third of the steps and more than double their calls; and a few problems in ten thousand then go
 round in circles near the boundary (Cartis 2009), which steps that aim at the centre do not. Two habits make the fixed
 number safe. The barrier never falls below the accuracy asked for, so that further steps stay where they are instead of
@@ -19,7 +19,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.linalg import cholesky_ex, solve_triangular
+
+from .factor import Cholesky
 
 PROXIMAL_STEPS = 2
 GAP = 1e-10
@@ -65,19 +66,15 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
     gradient, ratio, pull = linear.new_empty(3, batch, tasks, 1).unbind()
     x_row, floor = x.mT, linear.new_full((1, 1, 1), GAP / tasks)
     target, blocked = linear.new_empty(2, batch, 1, 1).unbind()
-    factor, failed = torch.empty_like(matrix).mT, torch.empty(batch, dtype=torch.int32, device=linear.device)
-    upper = factor.mT
-    count = steps(tasks)
+    cholesky, count = Cholesky(matrix), steps(tasks)
     for step in range(count):
         torch.baddbmm(linear, hessian if step >= count - PROXIMAL_STEPS else ridged, x, out=gradient)
         torch.div(z, x, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
-        cholesky_ex(matrix, out=(factor, failed))
         # x z = target, to first order: (Q + z / x) x_down = gradient - target / x.
         torch.baddbmm(floor, x_row, z, alpha=TO_CENTRE / tasks, out=target)
         torch.div(target, x, out=pull)
-        solve_triangular(factor, gradient.sub_(pull), upper=False, out=gradient)
-        solve_triangular(upper, gradient, upper=True, out=x_down)
+        cholesky.solve(matrix, gradient.sub_(pull), half=gradient, out=x_down)
         torch.addcmul(torch.sub(z, pull, out=pull), ratio, x_down, value=-1, out=z_down)
         torch.amax(torch.div(down, state, out=parts), 1, keepdim=True, out=blocked)
         state.addcdiv_(down, blocked.clamp_min_(TO_BOUNDARY), value=-TO_BOUNDARY)

@@ -1,7 +1,7 @@
 r"""The shortest convex combination of gradients: MGDA's problem.
 
 A quadratic program on the simplex. Scaled by the gradients' norms it becomes one over :math:`x \ge 0` (the simplex's
-constraint is a square added to the objective, see below), for which an interior point method needs a dozen steps
+constraint is a square added to the objective, see below), for which an interior point method needs twenty steps
 whatever the Gramian; Frank-Wolfe, the usual choice, takes a number of steps that grows with the accuracy. Two tasks
 have a closed form.
 """

@@ -1,4 +1,4 @@
-"""``python -m bench.cost``: the limits table, and how costs grow. Takes ten minutes on one core.
+"""``python -m bench.cost``: the limits table, and how costs grow. Takes a quarter of an hour on one core.
 
 Into ``results/cost`` go ``limits.csv``, ``growth.csv`` and ``growth.png``, with ``--compile`` ``compiled.csv`` too, and
 ``environment.json``, what they were measured on; what was measured on CUDA has ``-cuda`` in its name. Nothing else

@@ -26,7 +26,7 @@ MOST_NUMBERS = 8
 def growth(table: pd.DataFrame, machine: str) -> Figure:
     """Time, arithmetic and memory that GradNorm adds, against the number of tasks (above) and the batch (below).
 
-    The bound of time is what was measured of the same products and norms alone.
+    The bound of time is what was measured of the products and their norms alone.
     """
     figure, axes = panels(6, columns=3, width=3.6, height=2.9)
     by_tasks, by_batch = table[table["batch"] == AT_BATCH], table[table["tasks"] == AT_TASKS]

@@ -1,7 +1,8 @@
 """The least time that measuring can take with a `Fork` and PyTorch's operators, for the limits table.
 
-A balancer that weighs equally, and in the same backward pass forms what GradNorm measures: nothing is looked for,
-checked, kept or updated. What it takes more than equal weighting no balancer that measures the same can do without.
+A balancer that weighs equally, and in the same backward pass forms what GradNorm measures, of a layer its weight alone
+and not its bias: nothing is looked for, checked, kept or updated. What it takes more than equal weighting no balancer
+that measures the same can do without.
 """
 
 from functools import partial

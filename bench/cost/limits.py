@@ -4,7 +4,7 @@ A row is a case and a method. Beside what `compare` says, it has ``ratio_to_fast
 equal-weighting step of this problem and batch, with whichever kind of heads, so that no ratio is won by a slow
 baseline. For methods that measure in every step, ``flops_bound`` and ``peak_bytes_bound`` stand beside ``extra_flops``
 and ``extra_peak_bytes`` (see `Bounds`); of the one that updates every ten steps, a step between two updates is counted.
-Of time the least that can be measured is that of a `Floor`, which forms the same products and norms and nothing else.
+Of time the least that can be measured is that of a `Floor`, which forms the products and their norms, nothing else.
 """
 
 from collections.abc import Iterator, Sequence
