@@ -75,11 +75,11 @@ endef
 
 bench-cost: $(ENVIRONMENT)
 	$(PY) -m bench.cost
-	$(PY) -m bench.cost.methods
+	$(PY) -m bench.cost.method_costs
 
 bench-peers: $(PEERS_ENVIRONMENT)
 	$(PEERS_PY) -m bench.peers
-	$(PEERS_PY) -m bench.peers.solvers
+	$(PEERS_PY) -m bench.peers.solver_times
 
 smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke

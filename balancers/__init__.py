@@ -9,39 +9,39 @@
 
 from .aligned_mtl import AlignedMTL
 from .analytic_uncertainty import AnalyticUncertaintyWeighting
-from .annealing import LearningRateAnnealing
-from .audit import ForkError
-from .base import LossBalancer, Range
 from .cagrad import CAGrad
-from .capture import CapturedStep
 from .coefficient_of_variation import CoefficientOfVariation
-from .combining import Combination, CombiningBalancer
 from .conflict_free import ConFIG
 from .db_mtl import DBMTL
 from .dual_proj import DualProj
 from .dynamic_average import DynamicWeightAverage
+from .engine.base import LossBalancer, Range
+from .engine.captured_step import CapturedStep
+from .engine.combining import Combination, CombiningBalancer
+from .engine.fork import Fork
+from .engine.fork_audit import ForkError
+from .engine.gradients import GradientBalancer
+from .engine.gramian import GramianBalancer
+from .engine.linear_heads import LinearHeads
+from .engine.method_registry import create, get, names, register
 from .equal import EqualWeighting
 from .excess_risk import ExcessMTL
 from .fair_grad import FairGrad
 from .famo import FAMO
-from .fork import Fork
 from .geometric_loss import GeometricLossStrategy
 from .grad_drop import GradDrop
 from .grad_vac import GradVac
-from .gradients import GradientBalancer
 from .gradnorm import GradNorm
-from .gramian import GramianBalancer
-from .heads import LinearHeads
 from .imtl import IMTL
 from .imtl_gradient import IMTLGradient
 from .imtl_loss import IMTLLoss
 from .inverse_dirichlet import InverseDirichlet
+from .lr_annealing import LearningRateAnnealing
 from .mgda import MGDA
 from .moco import MoCo
 from .nash_mtl import NashMTL
 from .pcgrad import PCGrad
 from .random_loss import RandomLossWeighting
-from .registry import create, get, names, register
 from .relobralo import ReLoBRaLo
 from .revised_uncertainty import RevisedUncertaintyWeighting
 from .scale_invariant import ScaleInvariant

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer, Range
-from .registry import register
+from .engine.base import LossBalancer, Range
+from .engine.method_registry import register
 
 
 @register

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Range
-from .gramian import GramianBalancer
-from .registry import register
+from .engine.base import Range
+from .engine.gramian import GramianBalancer
+from .engine.method_registry import register
 from .solvers.conflict_averse import conflict_averse
 
 STATIONARY = 1e-4

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer
-from .registry import register
+from .engine.base import LossBalancer
+from .engine.method_registry import register
 
 EPSILON = 1e-8
 """Added to the variance, so that losses which have not moved at all weigh the same."""

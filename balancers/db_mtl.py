@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Range, over_ranks, world_size
-from .combining import Combination, CombiningBalancer
-from .measure import joint_norms
-from .memory import keep, rows
-from .registry import register
+from .engine.base import Range, over_ranks, world_size
+from .engine.combining import Combination, CombiningBalancer
+from .engine.measure import joint_norms
+from .engine.method_registry import register
+from .engine.per_task_state import keep, rows
 
 
 @register

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer, Range
-from .periods import PeriodMeans
-from .registry import register
+from .engine.base import LossBalancer, Range
+from .engine.method_registry import register
+from .engine.period_means import PeriodMeans
 
 
 @register

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Range
-from .combining import Combination, CombiningBalancer
-from .memory import keep, rows
-from .registry import register
+from .engine.base import Range
+from .engine.combining import Combination, CombiningBalancer
+from .engine.method_registry import register
+from .engine.per_task_state import keep, rows
 
 EPSILON = 1e-7
 """Added to the sums of squared gradients before their root."""

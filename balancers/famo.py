@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer, Range, over_ranks, world_size
-from .losses import Entries, Losses, per_task, stack
-from .optimizer import StateOptimizer
-from .registry import register
-from .window import Pass
+from .engine.base import LossBalancer, Range, over_ranks, world_size
+from .engine.loss_input import Entries, Losses, per_task, stack
+from .engine.method_registry import register
+from .engine.state_optimizer import StateOptimizer
+from .engine.window import Pass
 
 
 @register

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from .base import LossBalancer
-from .registry import register
+from .engine.base import LossBalancer
+from .engine.method_registry import register
 
 
 @register

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .combining import Combination, CombiningBalancer
-from .draws import Draws
-from .losses import per_task
-from .memory import rows
-from .registry import register
+from .engine.combining import Combination, CombiningBalancer
+from .engine.loss_input import per_task
+from .engine.method_registry import register
+from .engine.per_task_state import rows
+from .engine.rng import Draws
 
 
 @register

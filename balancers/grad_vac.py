@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Range
-from .draws import Draws
-from .gramian import GramianBalancer
+from .engine.base import Range
+from .engine.gramian import GramianBalancer
+from .engine.method_registry import register
+from .engine.rng import Draws
 from .pcgrad import orders
-from .registry import register
 
 
 @register

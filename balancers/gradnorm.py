@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import Range
-from .fork import Fork
-from .gradients import GradientBalancer
-from .later import Later
-from .losses import Entries, entries
-from .optimizer import OptimizerName, StateOptimizer
-from .registry import register
+from .engine.base import Range
+from .engine.fork import Fork
+from .engine.gradients import GradientBalancer
+from .engine.host_flag import Later
+from .engine.loss_input import Entries, entries
+from .engine.method_registry import register
+from .engine.state_optimizer import OptimizerName, StateOptimizer
+from .engine.window import Pass
 from .static import StaticWeighting
-from .window import Pass
 
 LOWEST_WEIGHT = 1e-4
 """Plain algorithm 1 lets weights fall below zero; here they stop at this."""

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Range
+from .engine.base import Range
+from .engine.method_registry import register
+from .engine.state_optimizer import OptimizerName, StateOptimizer
 from .imtl_gradient import IMTLGradient
-from .optimizer import OptimizerName, StateOptimizer
-from .registry import register
 
 
 @register

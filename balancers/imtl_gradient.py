@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .gramian import GramianBalancer
-from .registry import register
+from .engine.gramian import GramianBalancer
+from .engine.method_registry import register
 from .solvers.spectrum import pseudo_solve
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer, Range, _positive
-from .optimizer import OptimizerName, StateOptimizer
-from .registry import register
+from .engine.base import LossBalancer, Range, _positive
+from .engine.method_registry import register
+from .engine.state_optimizer import OptimizerName, StateOptimizer
 
 
 @register

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from .gramian import GramianBalancer
-from .registry import register
+from .engine.gramian import GramianBalancer
+from .engine.method_registry import register
 from .solvers.minimum_norm import minimum_norm
 
 

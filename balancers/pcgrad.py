@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .draws import Draws
-from .gramian import GramianBalancer
-from .registry import register
+from .engine.gramian import GramianBalancer
+from .engine.method_registry import register
+from .engine.rng import Draws
 
 
 @register

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer
-from .draws import Draws
-from .registry import register
+from .engine.base import LossBalancer
+from .engine.method_registry import register
+from .engine.rng import Draws
 
 
 @register

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer, Range, _positive
-from .draws import Draws
-from .registry import register
+from .engine.base import LossBalancer, Range, _positive
+from .engine.method_registry import register
+from .engine.rng import Draws
 
 
 @register

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .base import LossBalancer
-from .registry import register
+from .engine.base import LossBalancer
+from .engine.method_registry import register
 
 
 @register

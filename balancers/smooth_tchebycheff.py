@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import Range
-from .registry import register
+from .engine.base import Range
+from .engine.method_registry import register
 from .tchebycheff import Tchebycheff
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer
-from .losses import per_task
-from .registry import register
+from .engine.base import LossBalancer
+from .engine.loss_input import per_task
+from .engine.method_registry import register
 
 
 @register

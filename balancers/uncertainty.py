@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import LossBalancer, Range
-from .losses import entries
-from .optimizer import OptimizerName, StateOptimizer
-from .registry import register
+from .engine.base import LossBalancer, Range
+from .engine.loss_input import entries
+from .engine.method_registry import register
+from .engine.state_optimizer import OptimizerName, StateOptimizer
 
 Likelihood = Literal["gaussian", "softmax"]
 

@@ -17,24 +17,26 @@ from rich.text import Text
 import balancers
 import tasks
 
-from . import catalogue, estimate, problems, schedule, shown, suite, tables, tryout, tune
-from . import compare as comparing
-from . import once as once_more
-from .cost import devices, own
-from .cost import terminal as cost_tables
+from .catalogue import method_list, problem_list, show_problem
+from .catalogue.show_problem import NothingToDrawError
+from .cost import cost_terminal as cost_tables
+from .cost import devices, own_model
 from .cost.devices import DeviceName
 from .cost.subject import SubjectError
-from .files import BadFileError
-from .paper import everything
-from .paper import page as paper_page
-from .paper.everything import CLAIMS, judge
-from .paper.lab import FULL, QUICK
-from .report import answer, load, page, terminal
-from .schedule import BusyError, Summary
-from .shown import NothingToDrawError
-from .suite import Suite
-from .toml import SuiteError
-from .workers import WorkerError
+from .execute import forecast, run_suite
+from .execute import rerun as once_more
+from .execute.run_suite import BusyError, Summary
+from .execute.workers import WorkerError
+from .paper import all_claims
+from .paper import claims_page as paper_page
+from .paper.all_claims import CLAIMS, judge
+from .paper.experiments import FULL, QUICK
+from .report import answer, leaderboard_terminal, report_page, results_folder
+from .report import folder_comparison as comparing
+from .run.atomic_file import BadFileError
+from .suite import result_tables, suite_file, try_suite, tune_suite
+from .suite.suite_file import Suite
+from .suite.toml_table import SuiteError
 
 MOST_FAILURES = 20
 """So many ways in which runs failed are told of one by one."""
@@ -80,7 +82,7 @@ def run(
     """
     console = _messages()
     with _told(console):
-        loaded = suite.load(suite.find(name))
+        loaded = suite_file.load(suite_file.find(name))
     _run(loaded, results / loaded.name, jobs, console)
 
 
@@ -104,7 +106,7 @@ def try_out(
     console = _messages()
     workers = jobs or joblib.cpu_count()
     with _told(console):
-        loaded, said = tryout.make(file, results / file.stem, minutes, workers)
+        loaded, said = try_suite.make(file, results / file.stem, minutes, workers)
         for one in said:
             console.print(Text(one))
     _run(loaded, results / loaded.name, workers, console)
@@ -135,7 +137,7 @@ def tune_all(
     """
     console = _messages()
     with _told(console):
-        loaded, folder = tune.make(suite.find(name), results, trials, problem or (), balancer or ())
+        loaded, folder = tune_suite.make(suite_file.find(name), results, trials, problem or (), balancer or ())
     _run(loaded, folder, jobs, console)
 
 
@@ -168,9 +170,9 @@ def paper_claims(
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
-        everything.write(judged, folder)
+        all_claims.write(judged, folder)
         page_of_claims = paper_page.write(judged, folder)
-    cost_tables.console().print(everything.table(judged))
+    cost_tables.console().print(all_claims.table(judged))
     Console(soft_wrap=True).print(Text(f"report: {page_of_claims}"))
 
 
@@ -185,7 +187,7 @@ def once(
     Exit codes: 0, all is well; 1, the run failed, or scored otherwise than what is stored; 2, there is no such run.
     """
     with _told(_messages()):
-        loaded = suite.load(suite.find(name, results))
+        loaded = suite_file.load(suite_file.find(name, results))
         planned = once_more.find(loaded, key)
     console = Console(highlight=False, soft_wrap=True)
     spec = planned.spec
@@ -213,7 +215,7 @@ def report(
         folder = results / Path(name).stem
         if not (folder / "tables").is_dir():
             raise SuiteError(f"there are no tables in {folder}; run `lossbench run {name}` first, and to its end")
-        tables.add_micro(folder)
+        result_tables.add_micro(folder)
         _show(folder)
 
 
@@ -248,21 +250,21 @@ def list_all(
     Of problems that is tasks, metrics, sizes and how long a run takes here, for which a few steps of each are made.
     """
     if markdown:
-        typer.echo(catalogue.markdown(catalogue.entries()))
+        typer.echo(method_list.markdown(method_list.entries()))
         return
     if kind is Kind.BALANCERS:
-        cost_tables.console().print(catalogue.table(catalogue.entries()))
+        cost_tables.console().print(method_list.table(method_list.entries()))
         return
     if kind is Kind.PROBLEMS:
         console = _messages()
         with console.status("a few steps of each, for the time that a run takes"):
-            shown_table = problems.table(problems.entries())
+            shown_table = problem_list.table(problem_list.entries())
         cost_tables.console().print(shown_table)
         return
     lines = {
         Kind.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
         Kind.PROBLEMS: [(name, tasks.get(name).summary) for name in tasks.names()],
-        Kind.SUITES: [(name, _description(name)) for name in suite.names()],
+        Kind.SUITES: [(name, _description(name)) for name in suite_file.names()],
     }
     console = Console(highlight=False)
     for each in Kind if kind is None else (kind,):
@@ -292,7 +294,7 @@ def show(
     Exit codes: 0, all is well; 2, there is nothing to draw.
     """
     with _told(_messages()):
-        picture = shown.draw(name, option or [], train)
+        picture = show_problem.draw(name, option or [], train)
         path = out or Path("results") / "show" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture.png)
@@ -319,15 +321,15 @@ def cost(
     """
     console = _messages()
     with _told(console):
-        found = own.measure(own.load(target), devices.find(device), console.print)
+        found = own_model.measure(own_model.load(target), devices.find(device), console.print)
         folder = out or Path("results") / "cost" / Path(target.rpartition(":")[0]).stem
-        picture = own.write(found, folder)
+        picture = own_model.write(found, folder)
     cost_tables.print_own(found)
     Console(soft_wrap=True).print(Text(f"figure: {picture}"))
 
 
 def _description(name: str) -> str:
-    description: str = tomllib.loads(suite.find(name).read_text(encoding="utf-8")).get("description", "")
+    description: str = tomllib.loads(suite_file.find(name).read_text(encoding="utf-8")).get("description", "")
     return description
 
 
@@ -340,7 +342,7 @@ def _run(loaded: Suite, folder: Path, jobs: int | None, console: Console) -> Non
     with _told(console):
         default = joblib.cpu_count() if loaded.device == "cpu" else 1
         try:
-            summary = schedule.run(loaded, folder, jobs or default, console)
+            summary = run_suite.run(loaded, folder, jobs or default, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
@@ -351,9 +353,9 @@ def _run(loaded: Suite, folder: Path, jobs: int | None, console: Console) -> Non
 
 
 def _show(folder: Path) -> None:
-    terminal.print_leaderboard(folder)
-    page.write(folder)
-    for sentence in answer.answer(load.load(folder)):
+    leaderboard_terminal.print_leaderboard(folder)
+    report_page.write(folder)
+    for sentence in answer.answer(results_folder.load(folder)):
         Console(highlight=False, soft_wrap=True).print(Text(sentence))
     Console(soft_wrap=True).print(Text(f"report: {folder / 'report.html'}"))
 
@@ -362,7 +364,7 @@ def _tell(summary: Summary, folder: Path, console: Console) -> None:
     console.print(f"{summary.computed} runs computed, {summary.reused} found from before, {len(summary.failed)} failed")
     ways = Counter((one.planned.balancer, one.planned.problem, one.result.reason) for one in summary.failed)
     for (balancer, problem, reason), count in list(ways.items())[:MOST_FAILURES]:
-        console.print(Text(f"  {balancer} on {problem}, {estimate.counted(count, 'run')}: {reason}"))
+        console.print(Text(f"  {balancer} on {problem}, {forecast.counted(count, 'run')}: {reason}"))
     if len(ways) > MOST_FAILURES:
         console.print(f"  and otherwise {sum(list(ways.values())[MOST_FAILURES:])} more")
     if summary.failed:

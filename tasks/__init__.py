@@ -10,7 +10,6 @@
         ...
 """
 
-from .base import Baseline, Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
 from .burgers import Burgers
 from .cityscapes import Cityscapes
 from .conflict_2d import Conflict2D
@@ -19,7 +18,8 @@ from .flights import Flights
 from .helmholtz import Helmholtz
 from .multi_token import MultiToken
 from .nyuv2 import NYUv2
-from .registry import create, get, names, register
+from .problem import Baseline, Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
+from .problem_registry import create, get, names, register
 from .regression import Regression
 from .same_tasks import SameTasks
 from .scenes import Scenes

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from .base import Recipe, evaluating
 from .physics import COLORS, EDGES, GRID, Box, Domain, Field, PhysicsProblem, TanhNetwork, edge, inside, known
-from .registry import register
+from .problem import Recipe, evaluating
+from .problem_registry import register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

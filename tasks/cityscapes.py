@@ -12,9 +12,9 @@ near 0). Much of it is close to 0, so the relative error is large, tens rather t
 import math
 from dataclasses import replace
 
-from .base import Recipe
-from .dense.loading import FolderPrediction
-from .registry import register
+from .dense.folder_problem import FolderPrediction
+from .problem import Recipe
+from .problem_registry import register
 
 CHANCE = (math.log(7), 0.5 / 4)
 """What the losses are for who knows only the range of a target: all classes alike; any inverse depth up to 0.5, against

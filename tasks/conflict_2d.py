@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from .base import Metric, Problem, Recipe, Shared, Split, evaluating
-from .registry import register
+from .problem import Metric, Problem, Recipe, Shared, Split, evaluating
+from .problem_registry import register
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -36,11 +36,11 @@ from torch.nn import functional as F
 
 from balancers import Fork
 
-from .base import Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
-from .packages import data_file, hash_files, require_package
-from .registry import register
-from .relative import relative_error
-from .sampling import batches
+from .batch_order import batches
+from .package_files import data_file, hash_files, require_package
+from .problem import Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
+from .problem_registry import register
+from .relative_error import relative_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from balancers import Fork, LinearHeads
 
-from .base import Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
-from .registry import register
-from .sampling import batches
+from .batch_order import batches
+from .problem import Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
+from .problem_registry import register
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

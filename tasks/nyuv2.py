@@ -9,9 +9,9 @@ becomes of these is in `FolderPrediction`.
 import math
 from dataclasses import replace
 
-from .base import Recipe
-from .dense.loading import FolderPrediction
-from .registry import register
+from .dense.folder_problem import FolderPrediction
+from .problem import Recipe
+from .problem_registry import register
 
 CHANCE = (math.log(13), 10 / 4, 1.0)
 """What the losses are for who knows only the range of a target: all classes alike; any depth up to the 10 m that a

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from .base import Metric, Problem, Shared, Split, evaluating
-from .sampling import batches
+from .batch_order import batches
+from .problem import Metric, Problem, Shared, Split, evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -42,9 +42,9 @@ from torch.nn.functional import mse_loss
 
 from balancers import Fork, LinearHeads
 
-from .base import Metric, Problem, Recipe, Shared, Split, evaluating
-from .registry import register
-from .sampling import epochs
+from .batch_order import epochs
+from .problem import Metric, Problem, Recipe, Shared, Split, evaluating
+from .problem_registry import register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -36,9 +36,9 @@ from torch.nn.functional import mse_loss
 
 from balancers import Fork
 
-from .base import Metric, Problem, Recipe, Shared, Split, evaluating
-from .registry import register
-from .sampling import batches
+from .batch_order import batches
+from .problem import Metric, Problem, Recipe, Shared, Split, evaluating
+from .problem_registry import register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import balancers
-from bench import catalogue
+from bench.catalogue import method_list
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(python|toml)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -83,5 +83,5 @@ def test_the_ten_task_recipe_of_public_gradnorm_orders_the_weights_against_sigma
 def test_the_table_of_methods_is_what_they_declare() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.partition("<!-- lossbench list balancers --markdown -->\n")[2].partition("\n<!-- end -->")[0]
-    ours = [entry for entry in catalogue.entries() if balancers.get(entry.name).__module__.startswith("balancers.")]
-    assert table == catalogue.markdown(ours)
+    ours = [entry for entry in method_list.entries() if balancers.get(entry.name).__module__.startswith("balancers.")]
+    assert table == method_list.markdown(ours)

@@ -13,7 +13,7 @@ little with each of the first iterations. Two tasks need one scalar equation.
 import torch
 from torch import Tensor
 
-from .factor import Cholesky
+from .cholesky import Cholesky
 
 NASH_ITERATIONS = 16
 ITERATIONS = 17

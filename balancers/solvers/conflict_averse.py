@@ -10,8 +10,8 @@ quadratic equation, taken exactly. Two tasks have a closed form.
 import torch
 from torch import Tensor
 
-from .factor import Cholesky
-from .interior import EQUAL, TINY, TO_BOUNDARY, rounding, share_among_equals, steps
+from .cholesky import Cholesky
+from .interior_point import EQUAL, TINY, TO_BOUNDARY, rounding, share_among_equals, steps
 
 GAP = 1e-10
 """The duality gap at which the barrier stays, of weights whose sum is 1."""

@@ -8,7 +8,7 @@ Gramian; two tasks have a closed form.
 import torch
 from torch import Tensor
 
-from .interior import TINY, nonnegative_qp, rounding, share_among_equals
+from .interior_point import TINY, nonnegative_qp, rounding, share_among_equals
 
 
 def project_on_dual_cone(gramian: Tensor, weights: Tensor) -> Tensor:

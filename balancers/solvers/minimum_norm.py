@@ -9,7 +9,7 @@ have a closed form.
 import torch
 from torch import Tensor
 
-from .interior import EQUAL, TINY, nonnegative_qp, rounding, share_among_equals
+from .interior_point import EQUAL, TINY, nonnegative_qp, rounding, share_among_equals
 
 SMALLEST = 1e-12
 """Norms are scaled by no more than this part of the largest."""

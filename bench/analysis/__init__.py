@@ -6,11 +6,8 @@ file, and draw nothing. The columns they expect are those of the tables under ``
 
 from .bands import at_common_steps, band
 from .baselines import baselines
-from .claims import CORE_METHODS, Cast, Role, cast
 from .controls import controls
-from .delta import delta_m, interquartile_mean, mean_change
-from .failures import impute_failures
-from .front import beyond, front_points
+from .failed_runs import impute_failures
 from .intervals import (
     CONFIDENCE,
     Comparison,
@@ -23,10 +20,13 @@ from .intervals import (
     t_interval,
 )
 from .leaderboard import is_ranking, leaderboard
-from .primary import primary_rows
-from .repeated import repeated_verdicts
-from .selection import choose_learning_rates
-from .target import time_to_target
+from .learning_rate_choice import choose_learning_rates
+from .primary_metric import primary_rows
+from .relative_change import delta_m, interquartile_mean, mean_change
+from .repeated_seeds import repeated_verdicts
+from .roles import CORE_METHODS, Cast, Role, cast
+from .static_front import beyond, front_points
+from .target_time import time_to_target
 
 __all__ = [
     "CONFIDENCE",

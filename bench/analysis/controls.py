@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .claims import Cast
 from .intervals import compare, comparison_scale
-from .primary import primary_rows
+from .primary_metric import primary_rows
+from .roles import Cast
 
 COLUMNS = [
     *("control", "problem", "balancer", "pairs", "different"),

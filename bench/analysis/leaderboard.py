@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .intervals import compare, comparison_scale, summarise
-from .primary import primary_rows
+from .primary_metric import primary_rows
 
 AGAINST_EQUAL = ("relative", "relative_low", "relative_high", "verdict")
 AGAINST_STATIC = ("static_relative", "static_low", "static_high", "static_verdict")

@@ -14,13 +14,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench import environment
-from bench.report import look
+from bench.run import machine_facts
+from bench.style import figure_style
 
-from . import compiled, devices, figures, growth, limits, terminal
+from . import compiled, cost_figures, cost_growth, cost_limits, cost_terminal, devices
 from .devices import DeviceName
+from .step_clock import single_thread
 from .subject import SubjectError
-from .timing import single_thread
 
 
 def main(
@@ -36,22 +36,23 @@ def main(
         raise typer.BadParameter(str(error)) from error
     machine = devices.machine(place)
     suffix = "" if device is DeviceName.CPU else f"-{device}"
-    console = terminal.console()
-    environment.write(out / f"environment{suffix}.json", jobs=1)
+    console = cost_terminal.console()
+    machine_facts.write(out / f"environment{suffix}.json", jobs=1)
 
     def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
         table.assign(machine=machine).to_csv(out / f"{name}{suffix}.csv", index=False)
         return table
 
     with single_thread():
-        table = keep(_all(limits.measure(place, quick)), "limits")
-        console.print(Text(f"The limits: {machine}", style="bold"), terminal.limits(table), Text(terminal.KEY))
-        grown = keep(_all(growth.measure(place, quick)), "growth")
-        with look.theme():
-            look.save(figures.growth(grown, machine), out, f"growth{suffix}")
+        table = keep(_all(cost_limits.measure(place, quick)), "limits")
+        shown = cost_terminal.limits(table)
+        console.print(Text(f"The limits: {machine}", style="bold"), shown, Text(cost_terminal.KEY))
+        grown = keep(_all(cost_growth.measure(place, quick)), "growth")
+        with figure_style.theme():
+            figure_style.save(cost_figures.growth(grown, machine), out, f"growth{suffix}")
         if with_compile:
             table = keep(_all(compiled.measure(place, quick)), "compiled")
-            console.print(Text(f"Trunk and heads compiled: {machine}", style="bold"), terminal.times(table))
+            console.print(Text(f"Trunk and heads compiled: {machine}", style="bold"), cost_terminal.times(table))
     console.print(Text(f"tables and figure: {out}"))
 
 

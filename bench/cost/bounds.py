@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .count import count
+from .operation_count import count
 from .subject import MakeStep, features, make
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import tasks
-from bench.seeds import generator
+from bench.run.seeds import generator
 
 from . import networks as of_size
 from .subject import MakeStep, of_problem, on_device

@@ -14,9 +14,9 @@ from torch import nn
 from tasks.regression import Network, SeparateNetwork
 
 from .cases import Case, regression
-from .compare import WARM_UP, start, times, warm_up
-from .contenders import AGAIN, EQUAL, LAYER
+from .step_comparison import WARM_UP, start, times, warm_up
 from .subject import MakeStep, Subject
+from .timed_methods import AGAIN, EQUAL, LAYER
 
 CONTENDERS = (EQUAL, AGAIN, LAYER)
 TASKS, BATCH = (2, 10), 100

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bench import environment
+from bench.run import machine_facts
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info.clear()
-    machine_info.update(processor=environment.processor(), gpu=environment.gpu())
+    machine_info.update(processor=machine_facts.processor(), gpu=machine_facts.gpu())

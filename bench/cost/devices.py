@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import torch
 
-from bench import environment
+from bench.run import machine_facts
 
 from .subject import SubjectError
 
@@ -29,4 +29,4 @@ def find(name: DeviceName) -> torch.device:
 
 def machine(device: torch.device) -> str:
     """What ``device`` is called, for tables and figures."""
-    return f"{environment.gpu()}" if device.type == "cuda" else f"{environment.processor()}, one thread"
+    return f"{machine_facts.gpu()}" if device.type == "cuda" else f"{machine_facts.processor()}, one thread"

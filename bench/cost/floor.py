@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from balancers import EqualWeighting
 
-from .contenders import Contender
 from .subject import Subject
+from .timed_methods import Contender
 
 
 class Floor(EqualWeighting):

@@ -22,9 +22,10 @@ from torch.nn.functional import mse_loss
 
 import tasks
 from balancers import Fork, GradNorm
-from bench.cost.step import trainings
-from bench.cost.timing import single_thread
-from bench.spec import Device, Method, RunSpec
+from bench.run.spec import Device, Method, RunSpec
+
+from .measure_step import trainings
+from .step_clock import single_thread
 
 BATCH, WIDTH = 100, 100
 ROUNDS, WARM_UP = 200, 20

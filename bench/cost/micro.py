@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.files import BadFileError
+from bench.run.atomic_file import BadFileError
 
 
 def table(path: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from balancers import EqualWeighting, Fork, LinearHeads
-from balancers.losses import Losses
+from balancers.engine.loss_input import Losses
 from tasks import Problem
 
 

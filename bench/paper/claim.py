@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.analysis import Comparison, Estimate
-from bench.report.words import interval, relative
+from bench.report.verdict_wording import interval, relative
 
-from .verdicts import Verdict, every
+from .claim_verdicts import Verdict, every
 
 if TYPE_CHECKING:
-    from .lab import Lab
+    from .experiments import Lab
 
 Setting = Literal["one learning rate", "tuned", ""]
 SETTINGS: tuple[Setting, ...] = ("one learning rate", "tuned")

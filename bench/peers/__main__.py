@@ -7,10 +7,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench import environment, files
+from bench.run import atomic_file, machine_facts
 
-from .show import show
-from .table import NUM_TASKS, measure
+from .peer_table import NUM_TASKS, measure
+from .peer_terminal import show
 
 
 def main(
@@ -22,8 +22,8 @@ def main(
     """Compare our GradNorm with others' on PyPI, next to equal weighting on one CPU thread. Takes some minutes."""
     table = measure(NUM_TASKS, seconds)
     path = results / "peers.csv"
-    files.write(path, table.to_csv(index=False).encode())
-    environment.write(results / "environment.json", jobs=1)
+    atomic_file.write(path, table.to_csv(index=False).encode())
+    machine_facts.write(results / "environment.json", jobs=1)
     show(table)
     Console(soft_wrap=True).print(Text(f"table: {path}"))
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 from balancers import LossBalancer
-from balancers.losses import Losses
+from balancers.engine.loss_input import Losses
 from tasks import Problem
 
-from .contender import Contender, Setting
+from .peer import Contender, Setting
 
 LOWEST_WEIGHT = 1e-4
 """As ours."""

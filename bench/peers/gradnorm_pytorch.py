@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tasks import Problem
 
-from .contender import Contender, Setting
+from .peer import Contender, Setting
 
 LEARNING_RATE = 1e-4
 """The documentation's."""

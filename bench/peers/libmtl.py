@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tasks import Problem
 
-from .contender import Contender, Setting
+from .peer import Contender, Setting
 
 MOVED = "torchvision.models.utils"
 """The module whose function is in ``torch.hub`` now."""

@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from .labels import short
-from .load import Results
-from .words import relative
+from bench.style.short_label import short
+
+from .results_folder import Results
+from .verdict_wording import relative
 
 
 def answer(results: Results) -> list[str]:

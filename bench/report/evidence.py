@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import mean_change
-from bench.analysis.claims import CORE
+from bench.analysis.roles import CORE
+from bench.style.short_label import short
 
-from .grid import Grid
-from .labels import short
-from .load import Results
-from .words import NOTHING, join, number, quantity, rate, relative
+from .results_folder import Results
+from .text_grid import Grid
+from .verdict_wording import NOTHING, join, number, quantity, rate, relative
 
 ENDLESS = "∞"
 

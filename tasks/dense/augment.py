@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from .data import Images, known_normal
+from .images import Images, known_normal
 
 SCALES = (1.0, 1.2, 1.5)
 

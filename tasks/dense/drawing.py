@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import Images, known_depth, known_normal, labelled
+from .images import Images, known_depth, known_normal, labelled
 from .metrics import Task
 
 if TYPE_CHECKING:

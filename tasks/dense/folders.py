@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base import MissingDataError
-from .data import Images
+from ..problem import MissingDataError
+from .images import Images
 
 Kind = Literal["image", "label", "depth", "normal"]
 Folders = Mapping[Kind, str]

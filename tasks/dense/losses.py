@@ -7,7 +7,7 @@ A batch without a single target gives 0, which still belongs to the graph. Nothi
 import torch
 from torch import Tensor
 
-from .data import cosine, known_depth, known_normal, labelled
+from .images import cosine, known_depth, known_normal, labelled
 
 
 def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:

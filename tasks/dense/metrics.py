@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import Metric
-from .data import cosine, known_depth, known_normal
+from ..problem import Metric
+from .images import cosine, known_depth, known_normal
 
 Task = Literal["segmentation", "depth", "normals"]
 ANGLES = (11.25, 22.5, 30.0)

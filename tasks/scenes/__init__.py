@@ -1,5 +1,5 @@
 """The problem ``scenes``: rooms drawn at random, rendered, and read by a network."""
 
-from .problem import Scenes
+from .scenes_problem import Scenes
 
 __all__ = ["Scenes"]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..dense.data import Images
+from ..dense.images import Images
 from .rooms import BOXES, CEILING, CLASS_OF_ROW, FLOOR, ROWS, SPHERES, WALL, Rooms
 
 SLOPE = 0.8

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from balancers.annealing import LearningRateAnnealing
 from balancers.inverse_dirichlet import InverseDirichlet
+from balancers.lr_annealing import LearningRateAnnealing
 
 from .nets import build, inputs, losses_of
 from .planted import Planted, draw, matrix, resumed, state

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from balancers import EqualWeighting, GradNorm, LinearHeads
-from bench.cost.count import Counts, count
+from bench.cost.operation_count import Counts, count
 
 from .heads import NAMES, OUTPUTS, TASKS, Batched, Net, build, inputs, losses_of, twins, wrt_of
 from .reference import Reference

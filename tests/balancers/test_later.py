@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from balancers import GradNorm, LinearHeads
-from balancers.later import Later
+from balancers.engine.host_flag import Later
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 COPIES = pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from balancers import EqualWeighting, Fork, GradNorm, LinearHeads, measure
-from balancers.measure import Measurement
-from bench.cost.count import count
+from balancers import EqualWeighting, Fork, GradNorm, LinearHeads
+from balancers.engine import measure
+from balancers.engine.measure import Measurement
+from bench.cost.operation_count import count
 
 TASKS, INPUTS, WIDTH = 3, 5, 4
 HEADS = pytest.mark.parametrize("heads", ["separate", "batched"])

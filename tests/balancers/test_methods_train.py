@@ -9,8 +9,8 @@ import torch
 
 import tasks
 from balancers import GradientBalancer, get, names
-from bench import build
-from bench.spec import Method
+from bench.run import build
+from bench.run.spec import Method
 
 OURS = [name for name in names() if get(name).__module__.startswith("balancers.")]
 KINDS = [

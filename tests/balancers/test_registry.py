@@ -20,15 +20,15 @@ from balancers import (
     get,
     names,
     register,
-    registry,
 )
+from balancers.engine import method_registry
 
 from .nets import build, inputs, losses_of
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(method_registry, "_classes", dict(method_registry._classes))
     yield
     sys.modules.pop("theirs_of_a_test", None)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from balancers import EqualWeighting, GradNorm, LinearHeads, LossBalancer, create
-from bench.cost.count import count
+from bench.cost.operation_count import count
 
 from .integration import (
     SCALES,

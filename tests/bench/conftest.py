@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench import suite
-from bench.suite import Suite
+from bench.suite import suite_file
+from bench.suite.suite_file import Suite
 
 PLUGINS = [Path(__file__).parent / "plugins" / name for name in ("small.py", "methods.py")]
 
@@ -61,6 +61,6 @@ def make_suite(tmp_path: Path, suite_text: Callable[..., str]) -> MakeSuite:
     def make(**parts: object) -> Suite:
         path = tmp_path / "mine.toml"
         path.write_text(suite_text(**parts))
-        return suite.load(path)
+        return suite_file.load(path)
 
     return make

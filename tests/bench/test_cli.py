@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 from typer.testing import CliRunner
 
-from bench import environment
 from bench.cli import app
-from bench.spec import protocol_hash
+from bench.run import machine_facts
+from bench.run.spec import protocol_hash
 
 TREE = Path(__file__).resolve().parents[2]
 SMALL = Path(__file__).parent / "plugins" / "small.py"
@@ -62,7 +62,7 @@ def test_bad_input_is_told_in_a_sentence(tmp_path: Path, suite_text: Callable[..
 
 
 def test_what_it_was_run_on_names_no_person_machine_or_folder() -> None:
-    told = json.dumps(environment.describe(jobs=2))
+    told = json.dumps(machine_facts.describe(jobs=2))
     assert protocol_hash() in told
     for private in (platform.node(), str(Path.home()), str(TREE), os.getcwd()):
         assert private not in told

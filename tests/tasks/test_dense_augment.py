@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tasks.dense.augment import SCALES, augment, mirror
-from tasks.dense.data import Images
+from tasks.dense.images import Images
 
 
 def wall(height: int = 24, width: int = 36) -> Images:

@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 
 from balancers import GradNorm
-from bench.spec import Method, RunSpec
-from bench.train import Trial
+from bench.run.spec import Method, RunSpec
+from bench.run.training import Trial
 from tasks import MissingDataError
 from tasks.cityscapes import Cityscapes
-from tasks.dense.loading import Found
+from tasks.dense.folder_problem import Found
 
 from .dense_files import write
 

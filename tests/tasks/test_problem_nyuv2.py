@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from sklearn.metrics import jaccard_score
 
 from balancers import GradNorm
-from bench.spec import Method, RunSpec
-from bench.train import Trial
+from bench.run.spec import Method, RunSpec
+from bench.run.training import Trial
 from tasks import MissingDataError
-from tasks.dense import loading
-from tasks.dense.base import target
-from tasks.dense.data import Images
+from tasks.dense import folder_problem
+from tasks.dense.dense_problem import target
+from tasks.dense.folder_problem import Found
 from tasks.dense.folders import BadDataError
-from tasks.dense.loading import Found
+from tasks.dense.images import Images
 from tasks.dense.network import SegNet
 from tasks.nyuv2 import NYUv2
 
@@ -340,7 +340,7 @@ def test_the_constant_predictor_is_the_best_one(problem, data):
 
 
 def test_a_large_training_set_is_sampled_evenly(problem, data, monkeypatch):
-    monkeypatch.setattr(loading, "SAMPLE", 4)
+    monkeypatch.setattr(folder_problem, "SAMPLE", 4)
     chosen = problem.training_sample(data)
     expected = [np.load(data.train[i]["image"]) for i in (0, 15, 29, 44)]
     np.testing.assert_array_equal(chosen.image.movedim(1, -1), np.stack(expected))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tasks
-from tasks import Problem, Regression, registry
+from tasks import Problem, Regression, problem_registry
 
 ENTRY_POINTS = "[lossbench.problems]\nborrowed = borrowed_problem:Borrowed\nmisnamed = borrowed_problem:Misnamed\n"
 MODULE = """
@@ -24,8 +24,8 @@ class Misnamed(Regression):
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
     """One with our problems alone, whatever plugins other tests have loaded into this process."""
-    ours = {name: cls for name, cls in registry._classes.items() if cls.__module__.startswith("tasks.")}
-    monkeypatch.setattr(registry, "_classes", ours)
+    ours = {name: cls for name, cls in problem_registry._classes.items() if cls.__module__.startswith("tasks.")}
+    monkeypatch.setattr(problem_registry, "_classes", ours)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from torch import nn
 import tasks
 from balancers import GradNorm
 from tasks.scenes import Scenes
-from tasks.scenes.problem import SEEDS, SceneData, _photographs
 from tasks.scenes.render import render
 from tasks.scenes.rooms import random_rooms
+from tasks.scenes.scenes_problem import SEEDS, SceneData, _photographs
 
 TASKS = ("segmentation", "depth", "normals")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.dense.data import Images
+from tasks.dense.images import Images
 from tasks.scenes import render as ray_caster
 from tasks.scenes.render import render
 from tasks.scenes.rooms import BOXES, CLASSES, SPHERES, Rooms, random_rooms

@@ -1,0 +1,36 @@
+"""What DistributedDataParallel adds to the recorded graph, and how to measure unseen by it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.autograd.graph import Node
+
+from .loss_input import Entries, roots
+
+DDP_SINK = "_DDPSinkBackward"
+"""The node that DDP may put behind a model's outputs: one for all of them, each passed through as it is."""
+
+
+@contextmanager
+def before_first_backward(losses: Entries) -> Iterator[None]:
+    """Inside, a differentiation of ``losses`` is no backward pass to DDP.
+
+    With ``static_graph=True``, DDP averages the gradients of its very first backward pass when that ends. It must not
+    take a measurement that comes first for it.
+    """
+    waiting: list[Node] = [root.edge.node for root in roots(losses) if root is not None]
+    seen, models = set(waiting), []
+    while waiting:
+        node = waiting.pop()
+        model = getattr(node, "ddp_weakref", lambda: None)() if node.name() == DDP_SINK else None
+        if model is not None and model.static_graph and not model._static_graph_delay_allreduce_enqueued:
+            model._static_graph_delay_allreduce_enqueued = True
+            models.append(model)
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        waiting += new
+    try:
+        yield
+    finally:
+        for model in models:
+            model._static_graph_delay_allreduce_enqueued = False

@@ -1,0 +1,1 @@
+"""List the methods and the problems, and draw their pictures."""

@@ -1,0 +1,51 @@
+"""The paths that methods take over the landscape of `conflict-2d`, from each of its starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import joblib
+import torch
+from torch import Tensor
+
+import balancers
+import tasks
+from bench.run import build, result_picture
+from bench.run.result_picture import Picture
+from bench.run.spec import Method, RunSpec
+from bench.run.training import Trial, reproducible
+from tasks.conflict_2d import STARTS, draw_trajectories
+
+METHODS = ("equal", "random", "mgda", "pcgrad", "imtl-g", "cagrad", "nash-mtl", "upgrad")
+"""Some of those that take negative losses."""
+EVERY = 5
+"""So many steps lie between two points of a path."""
+
+
+def picture(options: Mapping[str, Any]) -> Picture:
+    """A panel a method; ``options`` are the problem's, but for its start."""
+    pairs = [(method, start) for method in METHODS for start in range(1, len(STARTS) + 1)]
+    made = joblib.Parallel(n_jobs=joblib.cpu_count())(
+        joblib.delayed(path)(method, {**options, "start": start}) for method, start in pairs
+    )
+    paths: dict[str, list[Tensor]] = {method: [] for method in METHODS}
+    for (method, _), points in zip(pairs, made, strict=True):
+        paths[method].append(points)
+
+    return result_picture.render(lambda figure: draw_trajectories(figure, paths))
+
+
+def path(method: str, options: Mapping[str, Any]) -> Tensor:
+    """Where ``theta`` was at every fifth step of the default recipe, ``(points, 2)``, from its start on."""
+    problem = tasks.create("conflict-2d", **options)
+    wrt = build.default_wrt(balancers.get(method), problem.shared(problem.model()))
+    trial = Trial(RunSpec("conflict-2d", options, problem.recipe, Method(method, wrt, {}), 1, "tuning", "cpu", 1))
+    with reproducible("cpu"):
+        trial.prepare()
+        make_step = trial.stepper()
+        (theta,) = trial.model.parameters()
+        points: list[Tensor] = []
+        for step in range(problem.recipe.steps):
+            if step % EVERY == 0:
+                points.append(theta.detach().clone())
+            make_step(None)
+    return torch.stack([*points, theta.detach()])

@@ -1,0 +1,57 @@
+"""The picture that `lossbench show` makes of a problem."""
+
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+import tasks
+from bench.run import result_picture
+from bench.run.result_picture import Picture
+from bench.run.spec import Method, RunSpec
+from bench.run.training import Trial
+from tasks import Conflict2D, MissingDataError
+
+from . import landscape_paths
+
+SEED = 1
+
+
+class NothingToDrawError(Exception):
+    """There is no such problem, its data aren't there, or it draws nothing."""
+
+
+def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
+    """What the problem draws of its data and, if ``trained``, of its model after a default run of equal weighting.
+
+    Args:
+        options: the problem's, each ``KEY=VALUE`` with a value in TOML.
+
+    Raises:
+        NothingToDrawError: the problem can't be made, its data are missing, its training fails, or it draws nothing.
+    """
+    try:
+        problem = tasks.create(name, **_options(options))
+        problem.require()
+    except (ValueError, TypeError, MissingDataError) as error:
+        raise NothingToDrawError(str(error)) from error
+    if trained and isinstance(problem, Conflict2D):
+        return landscape_paths.picture(_options(options))
+    spec = RunSpec(name, _options(options), problem.recipe, Method("equal", None, {}), SEED, "tuning", "cpu", 1)
+    trial = Trial(spec)
+    if trained:
+        trial.run()
+        if trial.result.status == "failed":
+            raise NothingToDrawError(f"{name} can't be trained: {trial.result.reason}")
+    else:
+        trial.prepare()
+    picture = result_picture.draw(trial.problem, trial.data, trial.model if trained else None)
+    if not picture.png:
+        raise NothingToDrawError(f"{name} draws nothing")
+    return picture
+
+
+def _options(options: Sequence[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads("\n".join(options))
+    except tomllib.TOMLDecodeError as error:
+        raise NothingToDrawError(f"--option takes KEY=VALUE as in a suite ({error})") from error

@@ -1,0 +1,93 @@
+"""``python -m bench.cost.method_costs``: what a step costs with every method, next to equal weighting.
+
+The regression problem with heads as one product, batch 100, one CPU thread, fused Adam on both sides. A method measures
+at the features where it is defined for them, else where its paper does. Into ``results/cost`` go ``methods.csv`` and
+``environment-methods.json``. Nothing else should be running; it takes five minutes.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from rich.text import Text
+
+import balancers
+import tasks
+from balancers import GradientBalancer, LossBalancer
+from bench.run import build, machine_facts
+from bench.run.seeds import generator
+from bench.run.spec import Method, Wrt
+
+from . import cost_terminal, devices
+from .cases import SEED
+from .devices import DeviceName
+from .step_clock import single_thread
+from .step_comparison import compare
+from .subject import Subject, of_problem
+from .timed_methods import AGAIN, EQUAL, Contender
+
+SIZES, QUICK_SIZES = (2, 10, 40), (2,)
+BATCH = 100
+ROUNDS, QUICK = 100, 10
+
+
+def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iterator[pd.DataFrame]:
+    """A row a method, at one number of tasks after the other; equal weighting's and its like's come first."""
+    for T in num_tasks:
+        sigmas = np.geomspace(1, 100, T).tolist()
+        problem = tasks.create("regression", sigmas=sigmas, train_samples=BATCH)
+        batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), BATCH)
+        contenders, places = [EQUAL, AGAIN], ["", ""]
+        for name in sorted(set(balancers.names()) - {"equal"}):
+            options = {"weights": [1.0] * T} if name == "static" else {}
+            wrt = place(name)
+            contenders.append(Contender(name, partial(_make, Method(name, wrt, options), problem)))
+            places.append(wrt or "")
+        table = compare(of_problem(problem, [next(batches)], device), contenders, T, rounds)
+        table.insert(1, "wrt", places)
+        table.insert(0, "tasks", T)
+        yield table
+
+
+def place(name: str) -> Wrt | None:
+    """Where the method measures: the cheapest place that it is defined for; None where it reads no gradients."""
+    cls = balancers.get(name)
+    if not issubclass(cls, GradientBalancer):
+        return None
+    return next(wrt for wrt in get_args(Wrt) if wrt not in cls.undefined_for)
+
+
+def _make(method: Method, problem: tasks.Problem[object], subject: Subject, _: int) -> LossBalancer:
+    return build.balancer(method, problem, subject.model)
+
+
+def main(
+    device: DeviceName = DeviceName.CPU,
+    quick: Annotated[bool, typer.Option("--quick", help="A few rounds with two tasks.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder for the table.")] = Path("results/cost"),
+) -> None:
+    """Measure what a step costs with every method, next to equal weighting."""
+    place = devices.find(device)
+    machine = devices.machine(place)
+    suffix = "" if device is DeviceName.CPU else f"-{device}"
+    machine_facts.write(out / f"environment-methods{suffix}.json", jobs=1)
+    with single_thread():
+        sizes, rounds = (QUICK_SIZES, QUICK) if quick else (SIZES, ROUNDS)
+        tables = []
+        for table in measure(place, sizes, rounds):
+            tables.append(table)
+            whole = pd.concat(tables, ignore_index=True)
+            whole.assign(machine=machine).to_csv(out / f"methods{suffix}.csv", index=False)
+            T = table["tasks"].iloc[0]
+            labels = table["method"].where(table["wrt"] == "", table["method"] + " (" + table["wrt"] + ")")
+            shown = cost_terminal.costs(table.assign(method=labels))
+            cost_terminal.console().print(Text(f"{T} tasks: {machine}", style="bold"), shown)
+
+
+if __name__ == "__main__":
+    typer.run(main)

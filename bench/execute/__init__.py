@@ -1,0 +1,1 @@
+"""Do many runs: in worker processes, with a forecast and a progress bar."""

@@ -1,0 +1,130 @@
+"""All claims: their experiments, one after another, and what is written of them."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.execute import workers
+from bench.execute.progress import Progress
+from bench.execute.run_suite import BusyError
+from bench.report.verdict_wording import NOTHING
+from bench.run import atomic_file
+from bench.style.figure_style import save, theme
+
+from .claim import SETTINGS, Claim, Outcome, Setting, rows
+from .claim_alpha import ALPHA
+from .claim_growth import GROWTH
+from .claim_overhead import OVERHEAD
+from .claim_static import STATIC
+from .claim_toy import ORDER, SCORE
+from .claim_verdicts import Verdict
+from .experiments import Lab, Scale
+
+CLAIMS = (SCORE, ORDER, GROWTH, STATIC, ALPHA, OVERHEAD)
+HEADER = ("GradNorm's claim", "one learning rate", "each tuned")
+
+
+class Judged(NamedTuple):
+    """A claim and what was found of it."""
+
+    claim: Claim
+    outcome: Outcome
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Of both settings; of a claim that has nothing to do with learning rates, the same twice."""
+        settings: tuple[Setting, ...] = ("",) if self.outcome.verdict("") else SETTINGS
+        found = [verdict for setting in settings if (verdict := self.outcome.verdict(setting))]
+        return found * (len(SETTINGS) // len(found))
+
+
+def judge(folder: Path, scale: Scale, jobs: int, console: Console, only: Collection[int] = ()) -> Iterator[Judged]:
+    """Does the experiments, ``jobs`` runs at a time, and yields each claim when it is judged.
+
+    What has been computed before, in ``folder``, is not computed again.
+
+    Args:
+        only: the numbers of the claims to judge; all, where there are none.
+
+    Raises:
+        BusyError: another process is at work in ``folder``.
+        WorkerError: no worker can be started, or a source file was changed meanwhile.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
+            atomic_file.remove_unfinished(folder)
+            lab = Lab(folder, scale, jobs, progress)
+            try:
+                for claim in CLAIMS:
+                    if not only or claim.number in only:
+                        lab.claim = f"claim {claim.number}"
+                        yield Judged(claim, claim.experiment(lab))
+            finally:
+                workers.stop()
+            if lab.failed:
+                console.print(f"{lab.failed} runs failed and count with an imputed score")
+    except filelock.Timeout:
+        raise BusyError(f"another process is at work in {folder}") from None
+
+
+def write(judged: list[Judged], folder: Path) -> None:
+    """Tables and figures: ``claims.csv``, ``findings.csv``, and of each claim what its figure shows."""
+    tables = folder / "tables"
+    claims = [{"claim": one.claim.number, "short": one.claim.short} | verdict_columns(one) for one in judged]
+    findings = [row for one in judged for row in rows(one.outcome.findings, one.claim)]
+    _write(pd.DataFrame(claims), tables / "claims.csv")
+    _write(pd.DataFrame(findings), tables / "findings.csv")
+    for one in judged:
+        _write(one.outcome.table, tables / f"claim-{one.claim.number}.csv")
+        with theme():
+            save(one.outcome.figure(), folder / "figures", f"claim-{one.claim.number}")
+
+
+def verdict_columns(one: Judged) -> dict[str, str]:
+    """The verdicts by setting."""
+    return dict(zip(SETTINGS, one.verdicts, strict=True))
+
+
+def table(judged: list[Judged]) -> Table:
+    """Claims, findings and verdicts for the terminal."""
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in ("", "claim, and what was found", "measured", "verdict"):
+        shown.add_column(head, overflow="fold")
+    for claim, outcome in judged:
+        shown.add_section()
+        shown.add_row(Text(str(claim.number), style="bold"), Text(claim.short, style="bold"))
+        for setting in (*SETTINGS, ""):
+            whole = outcome.verdict(setting)
+            if whole is None:
+                continue
+            shown.add_row(
+                "", Text(setting or "whatever the learning rate", style="italic"), "", Text(whole, style="bold")
+            )
+            for one in outcome.findings:
+                if one.setting == setting:
+                    shown.add_row("", Text(f"  {one.text}"), Text(one.measured), Text(one.verdict or NOTHING))
+    return shown
+
+
+def markdown(claims: pd.DataFrame) -> str:
+    """README's table of verdicts, from ``claims.csv``."""
+    lines = [HEADER, ("---",) * len(HEADER)]
+    for row in claims.to_dict("records"):
+        lines.append((f"{row['claim']}. {row['short']}", *(_emphasised(row[setting]) for setting in SETTINGS)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _emphasised(verdict: str) -> str:
+    return f"**{verdict}**" if verdict == "holds" else verdict
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    atomic_file.write(path, frame.to_csv(index=False, float_format="%.6g").encode())

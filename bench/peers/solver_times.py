@@ -1,0 +1,138 @@
+"""``python -m bench.peers.solver_times``: the weights of Gramian methods, ours beside TorchJD's.
+
+Both get the gradients of T random tasks, in turn, on one CPU thread, and work out the method's weights from them; each
+also says how good they are: the error in the equation that the paper states, or the objective that it minimises.
+TorchJD's are used as its documentation says, with its own tolerances. Into ``results/peers`` go ``solvers.csv`` and
+``environment-solvers.json``. Nothing else should be running; it takes two minutes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from balancers import MGDA, CAGrad, Fork, GramianBalancer, NashMTL, UPGrad
+from bench.cost.step_clock import interleave, median_interval, single_thread
+from bench.run import atomic_file, machine_facts
+
+NUM_TASKS = (2, 10, 40)
+CAGRAD_C = 0.4
+ENTRIES = 200
+"""Of each gradient."""
+GRAMIANS, ROUNDS = 5, 30
+"""So many sets of gradients, and rounds on each."""
+
+Weigh = Callable[[Tensor], Tensor]
+
+
+class Pair(NamedTuple):
+    """Two ways to the weights ``(T,)`` of gradients ``(T, n)``, and what is to be small in them."""
+
+    ours: Weigh
+    theirs: Weigh
+    what: str
+    of: Callable[[Tensor, Tensor], Tensor]
+    """From the tasks' gains along the combined gradient, ``(T,)``, and the weights."""
+
+
+def pairs(num_tasks: int) -> dict[str, Pair]:
+    """By method."""
+    from torchjd import aggregation
+
+    def ours(cls: type[GramianBalancer], **options: float) -> Weigh:
+        solve = cls(Fork(num_tasks), **options).solve
+        return lambda rows: solve(rows @ rows.T)
+
+    def on_gramian(weighting: Weigh) -> Weigh:
+        return lambda rows: weighting(rows @ rows.T)
+
+    return {
+        "nash-mtl": Pair(
+            ours(NashMTL),
+            aggregation.NashMTL(n_tasks=num_tasks, max_norm=0.0).weighting,
+            "largest |w_i (M w)_i - its mean|, relative",
+            lambda gains, weights: (gains * weights / (gains * weights).mean() - 1).abs().max(),
+        ),
+        "cagrad": Pair(
+            ours(CAGrad, c=CAGRAD_C),
+            on_gramian(aggregation.CAGradWeighting(c=CAGRAD_C)),
+            "minus the least gain",
+            lambda gains, weights: -gains.min(),
+        ),
+        "mgda": Pair(
+            ours(MGDA),
+            on_gramian(aggregation.MGDAWeighting()),
+            "squared norm",
+            lambda gains, weights: torch.dot(gains, weights),
+        ),
+        "upgrad": Pair(
+            ours(UPGrad),
+            on_gramian(aggregation.UPGradWeighting()),
+            "largest loss of a task",
+            lambda gains, weights: (-gains).clamp(min=0).max(),
+        ),
+    }
+
+
+def measure(num_tasks: int) -> pd.DataFrame:
+    """A row a method: median milliseconds, theirs over ours with a 95 % interval, and how good both are on average."""
+    generator = torch.Generator().manual_seed(num_tasks)
+    sets = [torch.randn(num_tasks, ENTRIES, generator=generator, dtype=torch.float64) for _ in range(GRAMIANS)]
+    rows = []
+    for name, pair in pairs(num_tasks).items():
+        seconds, quality = [], []
+        for gradients in sets:
+            calls = [lambda weigh=weigh, g=gradients: weigh(g) for weigh in (pair.ours, pair.theirs)]
+            found = [call() for call in calls]
+            quality.append([float(pair.of(gradients @ (gradients.T @ w), w)) for w in found])
+            seconds.append(interleave(calls, ROUNDS))
+        ours, theirs = np.concatenate(seconds, axis=1)
+        low, high = median_interval(theirs / ours)
+        row: dict[str, object] = {"num_tasks": num_tasks, "method": name}
+        row |= {"ours_ms": np.median(ours) * 1000, "torchjd_ms": np.median(theirs) * 1000}
+        row |= {"ratio": np.median(theirs / ours), "ratio_low": low, "ratio_high": high, "what": pair.what}
+        row |= dict(zip(("ours", "torchjd"), np.mean(quality, axis=0).tolist(), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def show(table: pd.DataFrame) -> Table:
+    """The table for a terminal."""
+    shown = Table(box=None, pad_edge=False)
+    for header in ("tasks", "method", "ours, ms", "TorchJD, ms", "times ours [95 %]", "ours", "TorchJD", "in"):
+        shown.add_column(header, justify="left" if header in ("method", "in") else "right")
+    for _, row in table.iterrows():
+        ratio = f"{row['ratio']:.1f} [{row['ratio_low']:.1f}, {row['ratio_high']:.1f}]"
+        times = (f"{row['ours_ms']:.3f}", f"{row['torchjd_ms']:.3f}", ratio)
+        shown.add_row(
+            str(row["num_tasks"]),
+            str(row["method"]),
+            *times,
+            f"{row['ours']:.2e}",
+            f"{row['torchjd']:.2e}",
+            Text(str(row["what"])),
+        )
+    return shown
+
+
+def main(
+    results: Annotated[Path, typer.Option(help="The folder for solvers.csv.")] = Path("results/peers"),
+) -> None:
+    """Compare the time that Gramian methods' weights take with TorchJD's."""
+    with single_thread():
+        table = pd.concat([measure(num_tasks) for num_tasks in NUM_TASKS], ignore_index=True)
+    atomic_file.write(results / "solvers.csv", table.to_csv(index=False).encode())
+    machine_facts.write(results / "environment-solvers.json", jobs=1)
+    Console(soft_wrap=True).print(show(table))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,223 @@
+"""The front of static weights: a figure of it, which methods lie beyond it, and what a search chose."""
+
+import json
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.analysis import Estimate, beyond, comparison_scale, summarise
+from bench.style.figure_style import FAINT, INK, log_axis, mark, panels, spans_decades, styles
+from bench.style.short_label import short
+
+from .results_folder import Results
+from .text_grid import Grid
+from .verdict_wording import NOTHING, join, number, rate, step_ratio
+
+MOST_TASKS = 3
+"""Of more tasks, no figure: it has a panel for each pair."""
+MARGIN = 0.1
+"""The part of a panel's width that is left at either side of what it is about."""
+STATIC = "the front of static weights"
+
+Estimates = Mapping[str, Estimate]
+
+
+def static_front(results: Results) -> tuple[Figure, str] | None:
+    """One problem's tasks against one another: trials, the front's points, methods; None where it has many tasks."""
+    axes = results.tables["front"].drop_duplicates("task")
+    if not 2 <= len(axes) <= MOST_TASKS:
+        return None
+    pairs = list(combinations(axes[["metric", "higher_is_better"]].itertuples(index=False, name=None), 2))
+    figure, drawn = panels(len(pairs), columns=3, width=3.9, height=3.7)
+    for panel, ((across, across_higher), (up, up_higher)) in zip(drawn, pairs, strict=True):
+        trials = _of(results, "tuning", "validation")
+        trials = trials[trials["balancer"].isin(results.tables["front"]["searched"])]
+        grey = trials.pivot_table("value", "lr", "metric").reindex(columns=[across, up])
+        panel.plot(grey[across], grey[up], ".", color=FAINT, markersize=6, alpha=0.7, linestyle="none")
+        x, y = _estimates(results, across), _estimates(results, up)
+        _marks(panel, results, x, y)
+        _axis(panel, "x", across, across_higher, x)
+        _axis(panel, "y", up, up_higher, y)
+    looks = styles(results.balancers)
+    handles = [Line2D([], [], color=FAINT, marker=".", linestyle="none", label="trials, on validation")]
+    handles.append(Line2D([], [], color=INK, marker="o", linewidth=1, label="front of static weights"))
+    for label in _methods(results):
+        look = looks[label]
+        handles.append(Line2D([], [], color=look.colour, marker=look.marker, linewidth=1, label=short(label)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure, (
+        "The front of static weights. Grey: their trials, on validation. Black: the trials that no other one equals or "
+        "beats in every task (evenly spread ones, where there are many), trained anew on the reported seeds and scored "
+        "on test, as the methods are. Marks and lines: means and 95 % intervals over seeds, geometric where a metric "
+        "is positive and less is better; what a seed does to all of them alike widens these lines, and not the "
+        "table's intervals. Trials far off are not shown."
+    )
+
+
+def _of(results: Results, phase: str, split: str) -> pd.DataFrame:
+    """The last checkpoints' scores of runs that didn't fail."""
+    rows: pd.DataFrame = results.tables["scores"]
+    rows = rows[(rows["phase"] == phase) & (rows["split"] == split) & (rows["checkpoint"] == "last")]
+    rows = rows.assign(value=rows["value"].astype(float))
+    kept: pd.DataFrame = rows[np.isfinite(rows["value"]) & ~rows["imputed"].astype(bool)]
+    return kept
+
+
+def _methods(results: Results) -> list[str]:
+    """The methods that are compared with the front, in the suite's order: all but the static weights it is of."""
+    searched = set(results.tables["front"]["searched"])
+    return [label for label in results.balancers_in(results.reported("scores")) if label not in searched]
+
+
+def _estimates(results: Results, metric: str) -> Estimates:
+    """A metric's mean and interval over seeds, of the front's points and of the methods."""
+    rows = pd.concat([_of(results, "front", "test"), _of(results, "reported", "test")])
+    rows = rows[rows["metric"] == metric]
+    metrics = results.tables["metrics"]
+    higher = bool(metrics.loc[metrics["metric"] == metric, "higher_is_better"].iloc[0])
+    scale = comparison_scale(rows["value"], higher)
+    return {str(label): summarise(mine["value"], scale) for label, mine in rows.groupby("balancer", sort=False)}
+
+
+def _marks(panel: Axes, results: Results, x: Estimates, y: Estimates) -> None:
+    looks, methods = styles(results.balancers), set(_methods(results))
+    points = set(results.tables["front"]["balancer"])
+    for label in (label for label in x if label in y and label in methods | points):
+        method = label in methods
+        colour, marker = (looks[label].colour, looks[label].marker) if method else (INK, "o")
+        one, other = x[label], y[label]
+        drawn = panel.plot([one.low, one.high], [other.mean, other.mean], color=colour, linewidth=1.1)
+        drawn += panel.plot([one.mean, one.mean], [other.low, other.high], color=colour, linewidth=1.1)
+        size = 7.5 if method else 4.5
+        drawn += panel.plot(one.mean, other.mean, marker, color=colour, markersize=size, markeredgecolor="white")
+        if method:
+            mark(drawn, label, results.balancers)
+
+
+def _axis(panel: Axes, which: Literal["x", "y"], metric: str, higher_is_better: bool, shown: Estimates) -> None:
+    """Names an axis and limits it to the estimates that are shown on it."""
+    values = np.array([[one.mean, one.low, one.high] for one in shown.values()], dtype=float)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    set_label, set_limits = (panel.set_xlabel, panel.set_xlim) if which == "x" else (panel.set_ylabel, panel.set_ylim)
+    set_label(f"{short(metric, 32)}, {'higher' if higher_is_better else 'lower'} is better")
+    if spans_decades([low, high], factor=5):
+        factor = (high / low) ** MARGIN
+        set_limits(low / factor, high * factor)
+        log_axis(panel, which)
+    elif high > low:
+        set_limits(low - MARGIN * (high - low), high + MARGIN * (high - low))
+
+
+def verdicts(results: Results) -> pd.DataFrame:
+    """How far beyond the front the methods lie; see `bench.analysis.static_front.beyond`."""
+    return beyond(results.tables["scores"], results.tables["metrics"], _methods(results))
+
+
+def grid(results: Results) -> Grid | None:
+    """One problem's methods against the front, and what a step costs; None where there is no front."""
+    rows = verdicts(results)
+    if rows.empty:
+        return None
+    steps = results.board.set_index("balancer")[["step_ratio", "step_ratio_low", "step_ratio_high"]].astype(float)
+    return {
+        "title": "",
+        "header": ["Method", "Beyond static weights by", "Verdict", "Least beyond", "Time of a step"],
+        "rows": [
+            [
+                row["balancer"],
+                percent(row["improvement"], row["low"], row["high"]),
+                row["verdict"] or NOTHING,
+                row["nearest"] or NOTHING,
+                step_ratio(*steps.loc[row["balancer"]]) if row["balancer"] in steps.index else NOTHING,
+            ]
+            for _, row in rows.iterrows()
+        ],
+        "marked": set(),
+    }
+
+
+def percent(mean: float, low: float, high: float) -> str:
+    """``+3.1 % [+0.4, +5.8]``, of a part of one."""
+    if not np.isfinite(mean):
+        return NOTHING
+    bounds = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{100 * mean:+.1f} %{bounds}".replace("-", "−")
+
+
+def finding(results: Results) -> str:
+    """Which of one problem's methods lie beyond the front; empty where there is no front, or one seed."""
+    rows = verdicts(results)
+    rows = rows[rows["verdict"] != ""]
+    if rows.empty:
+        return ""
+    words = {
+        "beyond": ("lies beyond", "lie beyond"),
+        "not settled": ("is not told apart from", "are not told apart from"),
+        "not beyond": ("doesn't lie beyond", "don't lie beyond"),
+    }
+    parts: list[str] = []
+    if not (rows["verdict"] == "beyond").any():
+        parts.append(f"no method is shown to lie beyond {STATIC}")
+    for verdict, (one, many) in words.items():
+        found = [short(label, 40) for label in rows.loc[rows["verdict"] == verdict, "balancer"]]
+        if found:
+            parts.append(f"{join(found)} {one if len(found) == 1 else many} {'it' if parts else STATIC}")
+    return f"{short(str(rows['problem'].iloc[0]), 40)}: {'; '.join(parts)}."
+
+
+def chosen(results: Results) -> Grid | None:
+    """The trial that was chosen for each of one problem's methods; None where the suite didn't search."""
+    table = results.tables["selection"]
+    if "trial" not in table or table.empty:
+        return None
+    score = table["mean_validation_score"].astype(float)
+    best = "max" if results.facts(table["problem"].iloc[0]).higher_is_better else "min"
+    first = score[2 * (table["trial"] - 1) < table["trial"].max()].groupby(table["balancer"]).agg(best)
+    rows = []
+    for label in results.balancers_in(table):
+        row = table[(table["balancer"] == label) & table["chosen"].astype(bool)].iloc[0]
+        values = [rate(row["lr"]), options(row["options"]), number(float(row["mean_validation_score"]), 4)]
+        rows.append([label, str(row["trial"]), *values, number(float(first[label]), 4)])
+    header = ["Method", "Trial", "Learning rate", "Options", "Validation score", "Best of the first half of trials"]
+    return {"title": "", "header": header, "rows": rows, "marked": set()}
+
+
+def options(text: str) -> str:
+    """A method's options out of JSON: ``alpha 0.12, lr 0.003``."""
+    return ", ".join(f"{name} {_written(value)}" for name, value in json.loads(text).items()) or NOTHING
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"({', '.join(map(_written, value))})"
+    return rate(value) if isinstance(value, float) else str(value)
+
+
+def print_search(results: Results, console: Console) -> None:
+    """Print what was chosen for each method and whether it lies beyond the front; nothing where there was no search."""
+    for problem in results.problems:
+        mine = results.only(problem)
+        found = chosen(mine)
+        if found is None:
+            continue
+        against = {row["balancer"]: row for _, row in verdicts(mine).iterrows()}
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for head in ("method", "trial", "rate", "options", "beyond static weights by", "beyond?"):
+            table.add_column(head, overflow="fold")
+        for label, trial, lr, text, *_ in found["rows"]:
+            row = against.get(label)
+            last = [NOTHING, NOTHING]
+            if row is not None:
+                last = [percent(row["improvement"], row["low"], row["high"]), row["verdict"] or NOTHING]
+            table.add_row(*(Text(cell) for cell in (label, trial, lr, text, *last)))
+        console.print("", Text(finding(mine) or f"{problem}: what validation chose"), table, sep="\n")

@@ -1,0 +1,106 @@
+"""The leaderboard in the terminal, a table per problem, for 100 columns."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.style.short_label import short
+
+from . import evidence
+from .front_report import print_search
+from .results_folder import Results, load
+from .verdict_wording import NOTHING, interval, rate, relative, seeds, step_ratio, title
+
+WIDTH = 100  # where the output isn't a terminal, which would know its own
+SCORE = "score [95 %]"
+NARROW = {"method": 12, "verdict": 7, "against\nstatic": 7}
+"""Columns whose words are broken into lines before a number is, and how narrow they may become."""
+WIDEST = 26
+"""The column of methods is no wider."""
+
+
+def print_leaderboard(results: Path) -> None:
+    """Print the leaderboard of ``results/<suite>``.
+
+    Raises:
+        FileNotFoundError: The folder isn't one that a suite wrote.
+    """
+    loaded = load(results)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(Text(f"{title(loaded)}: {loaded.name}", style="bold"))
+    if loaded.board.empty:
+        console.print("No reported run has finished yet.")
+    for problem, rows in loaded.board.groupby("problem", sort=False):
+        facts = loaded.facts(str(problem))
+        head = f"{problem}: {facts.score} on test at the last checkpoint ({facts.direction}), {seeds(rows)}"
+        console.print("", Text(head), _table(rows, loaded, console.width), sep="\n", end="")
+    print_search(loaded, console)
+    notes = [f"Control {'holds' if one['holds'] else 'FAILED'}: {one['text']}" for one in evidence.controls(loaded)]
+    if changed := evidence.repeated(loaded):
+        notes.append(f"On other seeds: {changed}")
+    if claimed := evidence.claims(loaded):
+        notes.append(claimed)
+    if notes:
+        console.print("")
+    for note in notes:
+        console.print(Text(note, style="bold red" if " FAILED" in note else ""))
+
+
+def _fit(columns: dict[str, list[str]], width: int) -> dict[str, int]:
+    """How wide each column is to be for all to fit into ``width`` characters.
+
+    Methods are broken into lines first, then verdicts; then the ``columns``' scores are: their intervals go below them.
+    """
+    widths = {head: max(map(len, (*cells, *head.split("\n")))) for head, cells in columns.items()}
+    widths["method"] = min(widths["method"], WIDEST)
+
+    def over() -> int:
+        return sum(widths.values()) + 2 * len(widths) - width  # two spaces between, one at each side
+
+    for head, least in NARROW.items():
+        if head in widths and over() > 0:
+            widths[head] = max(min(widths[head], least), widths[head] - over())
+    if over() > 0:
+        columns[SCORE] = [cell.replace(" [", "\n[") for cell in columns[SCORE]]
+        widths[SCORE] = max(len(line) for cell in (SCORE, *columns[SCORE]) for line in cell.split("\n"))
+    return widths
+
+
+def _table(rows: pd.DataFrame, results: Results, width: int) -> Table:
+    each = [row for _, row in rows.iterrows()]
+    columns = {
+        "method": [row["balancer"] for row in each],
+        "rate": [rate(row["lr"]) + ("*" if row["grid_edge"] else "") for row in each],
+        SCORE: [interval(row["score"], row["score_low"], row["score_high"]) for row in each],
+    }
+    if results.baseline:
+        columns[f"against {short(results.baseline, 13)}"] = [
+            relative(row["scale"], row["relative"], row["relative_low"], row["relative_high"]) for row in each
+        ]
+    if results.ranking:
+        columns["verdict"] = [row["verdict"] or NOTHING for row in each]
+        if (rows["static_verdict"] != "").any():
+            columns["against\nstatic"] = [row["static_verdict"] or NOTHING for row in each]
+    if np.isfinite(rows["step_ratio"].astype(float)).any():
+        columns["step\ntime"] = [step_ratio(row["step_ratio"], np.nan, np.nan) for row in each]
+
+    widths = _fit(columns, width)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for head in columns:
+        justify: Literal["left", "right"] = "left" if head == "method" else "right"
+        table.add_column(Text(head), justify=justify, overflow="fold", width=widths[head])
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(cell) for cell in cells))
+    notes = ["* at the edge of the grid of learning rates"] if rows["grid_edge"].any() else []
+    notes += [f"{row['failed']} of {row['seeds']} runs of {row['balancer']} failed" for row in each if row["failed"]]
+    if notes:
+        table.caption = Text("\n".join(notes))
+        table.caption_justify = "left"
+    return table

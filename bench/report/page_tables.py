@@ -1,0 +1,307 @@
+"""The page's tables as text: which rows and columns there are, and how each number is written."""
+
+from base64 import b64encode
+from typing import TypedDict
+
+import pandas as pd
+
+from bench.analysis import primary_rows
+from bench.style.short_label import short
+
+from . import evidence
+from .results_folder import Facts, Results
+from .text_grid import Grid
+from .verdict_wording import NOTHING, finding, interval, number, quantity, rate, relative, seeds, span, step_ratio
+
+TIMED = ("step", "forward", "backward", "optimizer")
+OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")
+
+
+class Overview(TypedDict):
+    """Methods on several problems; the columns ``places`` are of the problems with these places in the suite."""
+
+    caption: str
+    header: list[str]
+    places: list[int]
+    first: int
+    rows: list[list[str]]
+
+
+class Sheet(TypedDict):
+    """All that the page says of one problem. ``png`` is its picture in base64, empty where it has none."""
+
+    place: int
+    facts: Facts
+    png: str
+    caption: str
+    finding: str
+    seeds: str
+    board: list[dict[str, str]]
+    baselines: Grid | None
+    target: Grid | None
+    target_score: str
+    costs: list[Grid]
+    selection: list[Grid]
+    runs: Grid
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """A sheet a problem, in the suite's order."""
+    return [_sheet(place, problem, results.only(problem)) for place, problem in enumerate(results.problems)]
+
+
+def _sheet(place: int, problem: str, results: Results) -> Sheet:
+    picture = results.picture(problem)
+    return {
+        "place": place,
+        "facts": results.facts(problem),
+        "png": b64encode(picture.png).decode(),
+        "caption": picture.caption,
+        "finding": finding(problem, results.board, results),
+        "seeds": seeds(results.board) if len(results.board) else "",
+        "board": [_board_row(row) for _, row in results.board.iterrows()],
+        "baselines": _baselines(results),
+        "target": evidence.target_grid(results),
+        "target_score": evidence.target_value(results),
+        "costs": costs(results),
+        "selection": selection(results),
+        "runs": _runs(results),
+    }
+
+
+def overviews(results: Results) -> list[Overview]:
+    """Every method on every problem but the controls: against equal weighting, against static weights, time-to-target.
+
+    None where there are fewer than two such problems or no equal weighting.
+    """
+    board = results.evidence
+    problems = results.problems_in(board)
+    if len(problems) < 2 or results.baseline is None:
+        return []
+    roles = results.parts.roles
+    claimed = "confirmatory" in roles.values()
+    changes, _ = evidence.change(results)
+    labels = results.balancers_in(board)
+    found: list[Overview] = []
+
+    def add(caption: str, cells: dict[tuple[str, str], str], beside: dict[str, dict[str, str]]) -> None:
+        said = claimed and not found  # once is enough
+        head = ["Method", "Claim"] if said else ["Method"]
+        rows = [
+            [
+                *([label, roles[label]] if said else [label]),
+                *(cells.get((label, problem), NOTHING) for problem in problems),
+                *(column.get(label, NOTHING) for column in beside.values()),
+            ]
+            for label in labels
+        ]
+        places = [results.problems.index(problem) for problem in problems]
+        header = [*head, *problems, *beside]
+        found.append({"caption": caption, "header": header, "places": places, "first": len(head), "rows": rows})
+
+    for against, relative_column, verdict_column in (
+        (results.baseline, "relative", "verdict"),
+        (results.parts.static, "static_relative", "static_verdict"),
+    ):
+        compared = against is not None and board[relative_column].notna().any()
+        if compared:
+            cells = {
+                (row["balancer"], row["problem"]): _against(row["scale"], row[relative_column], row[verdict_column])
+                for _, row in board.iterrows()
+            }
+            beside = {} if found else ({"Δm, %": changes} if changes else {}) | _step_times(board, labels)
+            add(f"Against {against}", cells, beside)
+    target = results.tables["target"]
+    if len(target):
+        timed = bool(target["of_seconds"].notna().any())
+        column = "of_seconds" if timed else "of_steps"
+        cells = {
+            (row["balancer"], row["problem"]): evidence.part(
+                *row[[column, f"{column}_low", f"{column}_high"]].astype(float)
+            )
+            for _, row in target.iterrows()
+        }
+        add(
+            f"{'Time' if timed else 'Steps'} until {results.baseline}'s final score, as a part of its whole training",
+            cells,
+            {},
+        )
+    return found
+
+
+def _step_times(board: pd.DataFrame, labels: list[str]) -> dict[str, dict[str, str]]:
+    spans = {}
+    for label in labels:
+        steps = board.loc[board["balancer"] == label, "step_ratio"].astype(float).dropna()
+        spans[label] = span(steps) + "×" if len(steps) else NOTHING
+    return {"Time of a step": spans}
+
+
+def _against(scale: str, mean: float, verdict: str) -> str:
+    """The comparison, its verdict in the place of the interval: ``0.62× [better]``."""
+    if not pd.notna(mean):
+        return NOTHING
+    bare = relative(scale, mean, float("nan"), float("nan"))
+    return f"{bare} [{verdict}]" if verdict else bare
+
+
+def _board_row(row: pd.Series) -> dict[str, str]:
+    return {
+        "balancer": row["balancer"],
+        "lr": rate(row["lr"]),
+        "edge": "edge" if row["grid_edge"] else "",
+        "score": interval(row["score"], row["score_low"], row["score_high"]),
+        "best_score": interval(row["best_score"], row["best_score_low"], row["best_score_high"]),
+        "relative": relative(row["scale"], row["relative"], row["relative_low"], row["relative_high"]),
+        "verdict": row["verdict"],
+        "static": relative(row["scale"], row["static_relative"], row["static_low"], row["static_high"]),
+        "static_verdict": row["static_verdict"],
+        "step_ratio": step_ratio(row["step_ratio"], row["step_ratio_low"], row["step_ratio_high"]),
+        "failed": f"{row['failed']} of {row['seeds']}" if row["failed"] else "",
+    }
+
+
+def _baselines(results: Results) -> Grid | None:
+    """Each task's metrics of a constant predictor, of equal weighting and of the task trained alone."""
+    rows = results.tables["baselines"]
+    columns = {"constant": "Constant", "equal": short(results.baseline or "equal"), "single_task": "Task alone"}
+    columns = {name: head for name, head in columns.items() if rows[name].notna().any()}
+    if len(columns) < 2:
+        return None
+    return {
+        "title": "",
+        "header": ["Metric, on the test split", "", *columns.values()],
+        "rows": [
+            [
+                f"{row['metric']}{f' ({unit})' if (unit := row['unit']) else ''}",
+                "higher is better" if row["higher_is_better"] else "lower is better",
+                *(_with_deviation(row[name], row.get(f"{name}_sd", float("nan"))) for name in columns),
+            ]
+            for _, row in rows.iterrows()
+        ],
+        "marked": set(),
+    }
+
+
+def _with_deviation(mean: float, deviation: float) -> str:
+    """``0.412 [± 0.003]``: the bracket is shown below the mean."""
+    return number(mean) + (f" [± {number(deviation, 2)}]" if deviation > 0 else "")
+
+
+def _runs(results: Results) -> Grid:
+    """Every run, its score, and how to have it again."""
+    scores = primary_rows(results.tables["scores"], results.tables["problems"])
+    last = scores[scores["checkpoint"] == "last"].set_index(["key", "split"])["value"].astype(float)
+    last = last[~last.index.duplicated()]
+    rows = []
+    for _, run in results.tables["runs"].iterrows():
+        values = [last.get((run["key"], split), float("nan")) for split in ("validation", "test")]
+        rows.append(
+            [
+                *(run["balancer"], run["phase"], rate(run["lr"]), str(run["seed"]), run["status"]),
+                *(number(float(value), digits=4) for value in values),
+                f"lossbench once {results.name} {run['key']}",
+            ]
+        )
+    header = ["Method", "Phase", "Learning rate", "Seed", "Ended", "Validation", "Test", "Again"]
+    return {"title": "", "header": header, "rows": rows, "marked": set()}
+
+
+def costs(results: Results) -> list[Grid]:
+    """What a step costs, a table per problem and device."""
+    grids: list[Grid] = []
+    for (_, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
+        labels = results.balancers_in(rows)
+        grids.append(
+            {
+                "title": f"{results.machine(str(device))}, {_threads(int(rows['threads'].iloc[0]))}",
+                "header": [
+                    *("Method", "Step, ms", "Forward", "Backward with balancing", "Optimiser"),
+                    *("Step over equal", "Arithmetic", "Operator calls", "Peak memory"),
+                ],
+                "rows": [_cost_row(label, rows[rows["balancer"] == label].set_index("part")) for label in labels],
+                "marked": set(),
+            }
+        )
+    return grids
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _cost_row(label: str, parts: pd.DataFrame) -> list[str]:
+    times = [
+        interval(median, low, high, digits=3)
+        for median, low, high in parts.loc[[*TIMED], ["median_ms", "q25_ms", "q75_ms"]].astype(float).to_numpy()
+    ]
+    ratio, low, high, flops, calls, peak = parts.loc[["step"], [*OF_STEP]].astype(float).to_numpy()[0]
+    return [
+        label,
+        *times,
+        step_ratio(ratio, low, high),
+        quantity(flops, "FLOP"),
+        number(calls, digits=6).partition(".")[0],
+        quantity(peak, "B"),
+    ]
+
+
+def micro(results: Results) -> list[Grid]:
+    """The micro-benchmark as one table; its CUDA columns are there only if CUDA was measured."""
+    table = results.tables["micro"]
+    if table.empty:
+        return []
+    cuda = "cuda_ms" in table and bool(table["cuda_ms"].notna().any())
+    rows = []
+    for _, row in table.sort_values(["what", "num_tasks"]).iterrows():
+        cells = [row["what"], str(row["num_tasks"]), number(row["cpu_ms"])]
+        rows.append([*cells, number(row["cuda_ms"]), number(row["cpu_ms"] / row["cuda_ms"])] if cuda else cells)
+    header = ["GradNorm's", "Tasks", "CPU, ms", *(["CUDA, ms", "CPU over CUDA"] if cuda else [])]
+    return [{"title": "", "header": header, "rows": rows, "marked": set()}]
+
+
+def selection(results: Results) -> list[Grid]:
+    """Mean validation score of each learning rate, a table per problem, the chosen ones marked."""
+    grids: list[Grid] = []
+    table = results.tables["selection"]
+    for problem in results.problems_in(table):
+        rows = table[table["problem"] == problem]
+        rates = sorted(rows["lr"].unique())
+        labels = results.balancers_in(rows)
+        cells, marked = [], set()
+        for place, label in enumerate(labels):
+            mine = rows[rows["balancer"] == label].set_index("lr")
+            scores = mine["mean_validation_score"].astype(float).reindex(rates)
+            cells.append([label, *(number(score) for score in scores)])
+            marked |= {(place, 1 + rates.index(lr)) for lr in mine.index[mine["chosen"].astype(bool)]}
+        header = ["Method", *(rate(lr) for lr in rates)]
+        grids.append({"title": "", "header": header, "rows": cells, "marked": marked})
+    return grids
+
+
+def failures(results: Results) -> list[Grid]:
+    """Every failed run and why it failed."""
+    runs = results.tables["runs"]
+    failed = runs[runs["status"] == "failed"]
+    if failed.empty:
+        return []
+    rows = [
+        [row["balancer"], row["problem"], row["phase"], rate(row["lr"]), str(row["seed"]), row["reason"]]
+        for _, row in failed.iterrows()
+    ]
+    header = ["Method", "Problem", "Phase", "Learning rate", "Seed", "Reason"]
+    return [{"title": "", "header": header, "rows": rows, "marked": set()}]
+
+
+def flat(settings: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as ``("versions, torch", "2.13.0")``; what is empty is left out."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            pairs += flat(value, f"{name}, ")
+        elif isinstance(value, bool):
+            pairs.append((name, "yes" if value else "no"))
+        elif value not in (None, "", []):
+            pairs.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return pairs

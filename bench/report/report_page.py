@@ -1,0 +1,93 @@
+"""The report: ``results/<suite>/report.html``, one page that needs no network and no other file."""
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from bench.style.figure_style import FAINT, GRID, INK, PAPER, PIXELS_PER_POINT, styles
+
+from . import evidence, front_report, page_tables
+from .report_figures import draw
+from .results_folder import Results, load
+from .verdict_wording import reading, title
+
+# What the page's colour scheme decides, of a figure's colours.
+SCHEME = {INK: "var(--ink)", FAINT: "var(--axis)", GRID: "var(--rule)", PAPER: "var(--paper)"}
+
+
+def write(results: Path) -> Path:
+    """Draw the figures of ``results/<suite>``, write its page, and return where the page is.
+
+    Raises:
+        FileNotFoundError: The folder isn't one that a suite wrote.
+    """
+    loaded = load(results)
+    drawn: dict[tuple[str, str | None], dict[str, str]] = {}
+    for picture in draw(loaded):
+        drawn[picture.kind, picture.problem] = {
+            "svg": inline(loaded.path / "figures", picture.name, picture.caption),
+            "caption": picture.caption,
+        }
+    html = template("report.html.j2").render(
+        results=loaded,
+        title=title(loaded),
+        reading=reading(loaded),
+        colours={label: style.colour for label, style in styles(loaded.balancers).items()},
+        places={label: place for place, label in enumerate(loaded.balancers)},
+        drawn=drawn,
+        overviews=page_tables.overviews(loaded),
+        claims=evidence.claims(loaded),
+        alarm=evidence.alarm(loaded),
+        controls=evidence.controls(loaded),
+        change_of=evidence.change(loaded)[1],
+        repeated={"finding": evidence.repeated(loaded), "grid": evidence.repeated_grid(loaded)},
+        sheets=page_tables.sheets(loaded),
+        fronts=[_front(loaded.only(problem)) for problem in loaded.problems],
+        micro=page_tables.micro(loaded),
+        failures=page_tables.failures(loaded),
+        environment=page_tables.flat(loaded.environment),
+    )
+    page = loaded.path / "report.html"
+    page.write_text(html, encoding="utf-8")
+    return page
+
+
+def template(name: str, *folders: Path) -> Template:
+    """A template here, or in one of the ``folders``; it may include those here. What it is given is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def _front(results: Results) -> dict[str, object]:
+    """What the page says of one problem's front of static weights, and of the trials that a search chose."""
+    grid, finding = front_report.grid(results), front_report.finding(results)
+    return {"grid": grid, "finding": finding, "chosen": front_report.chosen(results)}
+
+
+def inline(folder: Path, name: str, caption: str) -> Markup:
+    """A figure's SVG as an element of the page, as large as its type is meant to be, with ids of its own.
+
+    Matplotlib has escaped the labels in it. ``folder`` is the one in which it was saved, as ``name``.
+    """
+    text = (folder / f"{name}.svg").read_text(encoding="utf-8")
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    if box is None:
+        raise ValueError(f"{name}.svg has no viewBox")
+    width, height = (float(side) for side in box.groups())
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    for colour, variable in SCHEME.items():
+        body = re.sub(rf"((?:fill|stroke): ){colour}", rf"\g<1>{variable}", body)
+    return Markup(
+        f'<svg role="img" aria-label="{escape(caption)}" viewBox="0 0 {width:g} {height:g}" '
+        f'style="width:{width * PIXELS_PER_POINT:.0f}px; stroke-linejoin:round; stroke-linecap:butt">{body}'
+    )

@@ -1,0 +1,1 @@
+"""How numbers, labels, figures and the terminal look."""

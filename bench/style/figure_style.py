@@ -1,0 +1,199 @@
+"""How every figure looks: one colour, line and marker a method, one type size, and labels that don't collide.
+
+A figure is drawn for a page on which one point is :data:`PIXELS_PER_POINT` pixels, so that 9 pt reads as 13 px.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
+
+from .short_label import short
+
+PIXELS_PER_POINT = 1.45
+INK, FAINT, GRID, PAPER = "#262626", "#8a8a8a", "#e3e3e3", "#ffffff"
+
+# Okabe and Ito's hues in seaborn's order; pale pink and yellow vanish on white, so they are left out.
+_PALETTE = [colour for i, colour in enumerate(sns.color_palette("colorblind").as_hex()) if i not in (6, 8)]
+_DASHES: list[tuple[float, ...]] = [(), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5)]
+_MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True)
+class Style:
+    """A method's colour and, for those who don't see it, its dashes (points on and off) and marker."""
+
+    colour: str
+    dashes: tuple[float, ...]
+    marker: str
+
+
+def styles(balancers: Sequence[str]) -> dict[str, Style]:
+    """The style of each label, fixed by its place in the suite; no two alike up to 32 methods."""
+    return {
+        label: Style(
+            _PALETTE[i % len(_PALETTE)],
+            _DASHES[(i + i // len(_PALETTE)) % len(_DASHES)],
+            _MARKERS[(i + i // len(_PALETTE)) % len(_MARKERS)],
+        )
+        for i, label in enumerate(balancers)
+    }
+
+
+@contextmanager
+def theme(size: float = 9) -> Iterator[None]:
+    """Draw with quiet axes and type of ``size`` points; labels are text, never formulas."""
+    settings = {
+        "font.size": size,
+        "axes.titlesize": size + 0.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": size,
+        "xtick.labelsize": size - 0.5,
+        "ytick.labelsize": size - 0.5,
+        "legend.fontsize": size,
+        "legend.frameon": False,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": FAINT,
+        "axes.linewidth": 0.7,
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.major.size": 3,
+        "ytick.major.size": 3,
+        "xtick.minor.size": 1.5,
+        "ytick.minor.size": 1.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "axes.facecolor": "none",
+        "font.sans-serif": ["DejaVu Sans"],
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "lossbench",
+    }
+    with mpl.rc_context():
+        sns.set_theme(context="paper", style="ticks", rc=settings)
+        yield
+
+
+def mark(artists: Artist | Iterable[Artist], label: str, balancers: Sequence[str]) -> None:
+    """Says of parts of a figure which method they belong to: in the SVG, they are of the class ``method-PLACE``."""
+    for artist in [artists] if isinstance(artists, Artist) else artists:
+        artist.set_gid(f"method-{balancers.index(label)}")
+
+
+def save(figure: Figure, folder: Path, name: str, dpi: float = 150) -> None:
+    """Write ``name.svg`` and ``name.png`` into ``folder``; equal figures give equal files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, for both files
+    drawing = StringIO()
+    figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
+    # A hundredth of a point is finer than any screen, and half the size of the file.
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing.getvalue())
+    svg = re.sub(r'id="(method-\d+)"', r'class="\1"', svg)
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    figure.savefig(folder / f"{name}.png", dpi=dpi, facecolor="white", metadata={"Software": None})
+
+
+def spans_decades(values: ArrayLike, factor: float = 10) -> bool:
+    """Whether positive ``values`` need a logarithmic axis: the largest is more than ``factor`` times the smallest."""
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    return bool(finite.size and finite.min() > 0 and finite.max() > factor * finite.min())
+
+
+def log_axis(panel: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with a handful of ticks, plain numbers: decades; 1, 2 and 5; or even steps within a decade."""
+    set_scale, limits = (panel.set_xscale, panel.get_xlim) if which == "x" else (panel.set_yscale, panel.get_ylim)
+    set_scale("log")
+    low, high = limits()
+    axis = panel.xaxis if which == "x" else panel.yaxis
+    if high < 8 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def step_axis(panel: Axes, last: float) -> None:
+    """A linear axis of training steps from 0 to ``last``."""
+    panel.set_xlim(0, last)
+    panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    panel.set_xlabel("training step")
+
+
+def category_axis(panel: Axes, labels: Sequence[str]) -> None:
+    """Rows from top to bottom, one per label."""
+    panel.set_yticks(range(len(labels)), [short(label) for label in labels])
+    panel.set_ylim(len(labels) - 0.5, -0.5)
+    panel.tick_params(axis="y", length=0)
+    panel.grid(False, axis="y")
+
+
+End = tuple[float, str, str]  # the height at which a line ends, its name and its colour
+
+
+def label_ends(
+    figure: Figure, ends: Sequence[tuple[Axes, Sequence[End]]], length: int = 24, balancers: Sequence[str] = ()
+) -> None:
+    """Name the lines of each panel at their right end, in ``length`` characters, as little apart as legibility allows.
+
+    To be called once for all panels of a figure, when their limits are final. Names that are ``balancers`` are marked.
+    """
+    figure.draw_without_rendering()  # only now does the layout know how tall the panels are
+    for panel, named in ends:
+        points = panel.get_window_extent().height * 72 / figure.dpi
+        gap = mpl.rcParams["font.size"] * 1.25 / points
+        wanted = [panel.transLimits.transform(panel.transScale.transform((1, y)))[1] for y, _, _ in named]
+        heights = np.clip(wanted, 0, 1)
+        for place, height, (_, text, colour) in zip(spread(heights, gap), heights, named, strict=True):
+            (line,) = panel.plot(
+                [1, 1.03], [height, place], color=colour, linewidth=0.7, transform=panel.transAxes, clip_on=False
+            )
+            name = panel.text(1.055, place, short(text, length), color=colour, va="center", transform=panel.transAxes)
+            if text in balancers:
+                mark([line, name], text, balancers)
+
+
+def spread(heights: ArrayLike, gap: float) -> NDArray[np.float64]:
+    """The places in [0, 1] nearest to ``heights``, in their order and at least ``gap`` apart (where there is room)."""
+    wanted = np.asarray(heights, dtype=float)
+    if not wanted.size:
+        return wanted
+    order = np.argsort(wanted, kind="stable")
+    # Without the gaps, what has to be at least a gap apart has to rise.
+    gaps = gap * np.arange(wanted.size)
+    rising = isotonic_regression(wanted[order] - gaps).x
+    places = np.empty_like(wanted)
+    places[order] = np.clip(rising, 0, max(0.0, 1 - gap * (wanted.size - 1))) + gaps
+    return places
+
+
+def panels(count: int, columns: int = 2, width: float = 4.8, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels, each ``width`` by ``height`` inches; a lone one is wider."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * (1.35 if columns == 1 else columns), height * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]

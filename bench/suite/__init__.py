@@ -1,0 +1,1 @@
+"""Which runs a suite consists of, and their results as tables."""

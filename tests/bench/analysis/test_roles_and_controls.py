@@ -1,0 +1,162 @@
+"""What may be claimed of a method, and the controls, each of which fails on tables made for that."""
+
+import tomllib
+from itertools import product
+from pathlib import Path
+from re import findall, search
+
+import pandas as pd
+import pytest
+
+from bench.analysis import CORE_METHODS, cast, controls, repeated_verdicts
+
+BENCH = Path(__file__).parents[3] / "bench"
+CORE = tomllib.loads((BENCH / "suites" / "core.toml").read_text(encoding="utf-8"))["balancers"]
+PARTS = cast("core", CORE)
+SECOND = "equal, under a second name"
+
+
+def test_the_protocol_names_exactly_these_methods() -> None:
+    protocol = (BENCH / "PROTOCOL.md").read_text(encoding="utf-8")
+    rule = search(r"21\. Confirmatory claims.*?(?=\n22\.)", protocol, 16)
+    assert rule is not None
+    assert tuple(name for name in findall(r"`([\w-]+)`", rule[0]) if name != "core") == CORE_METHODS
+
+
+def test_the_parts_of_the_core_suite() -> None:
+    assert (PARTS.equal, PARTS.static, PARTS.second, PARTS.random) == ("equal", "static", SECOND, "random")
+    confirmatory = [label for label, role in PARTS.roles.items() if role == "confirmatory"]
+    assert tuple(confirmatory) == CORE_METHODS
+    assert [label for label, role in PARTS.roles.items() if role == "control"] == ["random", SECOND]
+
+
+def test_another_suite_is_exploratory() -> None:
+    assert set(cast("mine", CORE).roles.values()) == {"exploratory", "control"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "gradnorm", "options": {"alpha": 0.5}},
+        {"name": "gradnorm", "wrt": "parameters"},
+        {"name": "mgda"},
+        {"name": "static", "options": {"weights": [1.0, 2.0]}},
+    ],
+)
+def test_what_was_not_named_beforehand_is_exploratory(entry: dict[str, object]) -> None:
+    assert set(cast("core", [entry]).roles.values()) == {"exploratory"}
+
+
+def test_weights_of_one_are_equal_weighting_under_a_second_name() -> None:
+    ones = {"name": "static", "options": {"weights": [1.0, 1.0]}}
+    parts = cast("mine", [ones, {"name": "static", "label": "fixed", "options": {"weights": [1.0, 3.0]}}])
+    assert (parts.second, parts.static, parts.equal, parts.random) == ("static", "fixed", None, None)
+
+
+PROBLEMS = pd.DataFrame(
+    {"problem": ["p", "same"], "primary": "loss", "higher_is_better": False, "control": [False, True]}
+)
+TASKS = ("one", "two")
+METRICS = pd.DataFrame(
+    [{"problem": "same", "metric": f"loss of {task}", "task": task} for task in TASKS]
+    + [{"problem": problem, "metric": "loss", "task": None} for problem in ("p", "same")]
+)
+NOISE = {1: 1.0, 2: 1.03, 3: 0.98, 4: 1.01}
+
+
+def scores(
+    random: float = 1.1, second: float = 1.0, static: float = 1.0, phases: tuple[str, ...] = ("tuning", "reported")
+) -> pd.DataFrame:
+    """Two problems, one of them a control, with factors of what equal weighting scores."""
+    rows = []
+    factors = {"equal": 1.0, "random": random, SECOND: second, "static": static}
+    for problem, (balancer, factor), phase, seed in product(
+        PROBLEMS["problem"], factors.items(), phases, NOISE if "reported" in phases else (1,)
+    ):
+        about = {"problem": problem, "balancer": balancer, "phase": phase, "lr": 0.1, "seed": seed}
+        # Noise of a method's own, but for equal weighting under either name.
+        own = 1.0 if balancer in ("equal", SECOND) else NOISE[5 - seed]
+        value = factor * own * (1 + seed)
+        for split in ("validation", "test"):
+            rows.append({**about, "checkpoint": "last", "split": split, "metric": "loss", "task": None, "value": value})
+    for task, seed in product(TASKS, NOISE):
+        for trained in TASKS:
+            about = {"problem": "same", "balancer": trained, "phase": "baseline", "lr": 0.2, "seed": seed}
+            value = (1 + seed) * (1.5 if task == "one" else 0.5) if trained == task else 99.0
+            metric = {"checkpoint": "last", "split": "test", "metric": f"loss of {task}", "task": task}
+            rows.append({**about, **metric, "value": value})
+    return pd.DataFrame(rows)
+
+
+def found(table: pd.DataFrame) -> dict[tuple[str, str], bool]:
+    result = controls(table, PROBLEMS, METRICS, PARTS)
+    return dict(zip(zip(result["control"], result["problem"], strict=True), result["holds"], strict=True))
+
+
+def test_controls_that_hold() -> None:
+    assert found(scores()) == {
+        ("random", "p"): True,
+        ("second name", "p"): True,
+        ("second name", "same"): True,
+        ("same tasks", "same"): True,
+    }
+
+
+def test_random_weights_that_beat_equal_weighting_are_found() -> None:
+    assert not found(scores(random=0.8))["random", "p"]
+
+
+def test_the_smallest_difference_under_a_second_name_is_found() -> None:
+    table = scores()
+    place = table[(table["balancer"] == SECOND) & (table["problem"] == "p") & (table["phase"] == "tuning")].index[0]
+    table.loc[place, "value"] *= 1 + 1e-15
+    held = found(table)
+    assert not held["second name", "p"]
+    assert held["second name", "same"]
+    row = controls(table, PROBLEMS, METRICS, PARTS).query("control == 'second name' and problem == 'p'").iloc[0]
+    assert (row["pairs"], row["different"]) == (2 * 4 * 2, 1)
+
+
+def test_only_runs_of_the_same_rate_and_seed_are_compared_to_the_bit() -> None:
+    table = scores()
+    table.loc[table["balancer"] == SECOND, "lr"] = 0.3
+    assert ("second name", "p") not in found(table)
+
+
+def test_two_that_failed_alike_are_equal() -> None:
+    table = scores()
+    table.loc[table["balancer"].isin(["equal", SECOND]) & (table["problem"] == "p"), "value"] = float("nan")
+    assert found(table)["second name", "p"]
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_static_weights_unlike_single_tasks_are_found(factor: float) -> None:
+    assert not found(scores(static=factor))["same tasks", "same"]
+
+
+def test_same_tasks_are_compared_with_each_tasks_own_run() -> None:
+    row = controls(scores(), PROBLEMS, METRICS, PARTS).query("control == 'same tasks'").iloc[0]
+    expected = pd.Series(NOISE).prod() ** (1 / 4)
+    assert row["relative"] == pytest.approx(expected)
+    assert (row["lr"], row["baseline_lr"], row["pairs"]) == (0.1, 0.2, 4)
+
+
+def board(verdicts: list[str], static: str = "") -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            **{"problem": "p", "balancer": list("abcd"), "scale": "ratio"},
+            **{"relative": 0.9, "relative_low": 0.8, "relative_high": 1.0, "verdict": verdicts},
+            **{"static_relative": 0.9, "static_low": 0.8, "static_high": 1.0, "static_verdict": static},
+        }
+    )
+
+
+def test_verdicts_that_flip_and_that_change() -> None:
+    first = board(["better", "better", "tie", ""], static="worse")
+    table = repeated_verdicts(first, board(["worse", "not settled", "tie", "better"], static="worse"))
+    equal = table[table["against"] == "equal"].set_index("balancer")
+    assert equal["flipped"].to_dict() == {"a": True, "b": False, "c": False}
+    assert equal["changed"].to_dict() == {"a": False, "b": True, "c": False}
+    static = table[table["against"] == "static"]
+    assert len(static) == 4
+    assert not static[["flipped", "changed"]].any(axis=None)

@@ -1,0 +1,69 @@
+"""The tables of what every method costs, and of the solvers beside TorchJD's."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import balancers
+from balancers import GradientBalancer
+from bench.cost import method_costs
+
+
+def test_each_method_is_timed_where_it_is_cheapest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method_costs, "BATCH", 8)
+    monkeypatch.setattr(balancers, "names", lambda: ["equal", "famo", "gradvac", "moco", "nash-mtl", "static"])
+    (table,) = method_costs.measure(torch.device("cpu"), [2], rounds=3)
+    places = dict(zip(table["method"], table["wrt"], strict=True))
+    assert places == {
+        "equal": "",
+        "equal, again": "",
+        "famo": "",
+        "gradvac": "layer",
+        "moco": "parameters",
+        "nash-mtl": "features",
+        "static": "",
+    }
+    extra = table.set_index("method")["extra_flops"]
+    assert extra["static"] == extra["equal, again"] == 0
+    assert extra["famo"] > 0  # its second forward pass
+    assert (table["tasks"] == 2).all()
+    assert (table["ratio"] > 0).all()
+
+
+def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method_costs, "BATCH", 8)
+    monkeypatch.setattr(method_costs, "QUICK", 2)
+    monkeypatch.setattr(balancers, "names", lambda: ["equal", "imtl-g"])
+    app = method_costs.typer.Typer()
+    app.command()(method_costs.main)
+    done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "imtl-g (features)" in done.output
+    assert list(pd.read_csv(tmp_path / "methods.csv")["method"]) == ["equal", "equal, again", "imtl-g"]
+    assert (tmp_path / "environment-methods.json").is_file()
+
+
+@pytest.mark.parametrize("name", balancers.names())
+def test_every_method_has_a_place(name: str) -> None:
+    cls = balancers.get(name)
+    place = method_costs.place(name)
+    assert (place is not None) == issubclass(cls, GradientBalancer)
+    if issubclass(cls, GradientBalancer):
+        assert place not in cls.undefined_for
+
+
+def test_solvers_are_measured_beside_torchjds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("torchjd", "cvxpy", "clarabel", "ecos", "quadprog"):
+        pytest.importorskip(package)
+    from bench.peers import solver_times
+
+    monkeypatch.setattr(solver_times, "ROUNDS", 2)
+    table = solver_times.measure(2).set_index("method")
+    assert list(table.index) == ["nash-mtl", "cagrad", "mgda", "upgrad"]
+    assert (table[["ours_ms", "torchjd_ms", "ratio"]] > 0).all(axis=None)
+    assert table["ours"]["nash-mtl"] < 1e-9
+    assert table["ours"]["mgda"] <= table["torchjd"]["mgda"] * (1 + 1e-9)
+    assert "nash-mtl" in str(list(solver_times.show(table.reset_index()).columns[1].cells))

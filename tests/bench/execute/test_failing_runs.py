@@ -1,0 +1,124 @@
+"""A suite with methods that raise, diverge or end their process: all else is reported, and those are scored worst."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.execute import run_suite, workers
+from bench.execute.workers import KILLED
+from bench.run import result_file
+from bench.suite import plan
+
+MakeSuite = Callable[..., Any]
+METHODS = [
+    {"name": "equal"},
+    {"name": "failing"},
+    {"name": "diverging"},
+    {"name": "killing"},
+    {"name": "uncertainty"},
+]
+ONCE = """
+import os, signal
+from pathlib import Path
+from balancers import EqualWeighting, register
+
+@register
+class KilledOnce(EqualWeighting):
+    name = "killed-once"
+    summary = "Its process is killed the first time."
+
+    def weigh(self, losses):
+        mark = Path({mark!r})
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().weigh(losses)
+"""
+
+
+@pytest.fixture
+def results(make_suite: MakeSuite, tmp_path: Path) -> Path:
+    """The folder of such a suite, run by the command, which is to exit with 1."""
+    problems = [{"name": "small", "steps": 60}]
+    make_suite(balancers=METHODS, problems=problems, learning_rates=None, reported=[1], rounds=2)
+    command = ["run", str(tmp_path / "mine.toml"), "--results", str(tmp_path), "--jobs", "2"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1, done.output
+    assert f"killing on small, 1 run: {KILLED}" in done.output
+    assert "failing on small, 1 run: RuntimeError: this method gave up" in done.output
+    assert "diverging on small, 1 run: DivergenceError" in done.output
+    assert "5 runs computed, 0 found from before, 3 failed" in done.output
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 1
+    assert "0 runs computed, 5 found from before, 3 failed" in again.output
+    return tmp_path / "mine"
+
+
+def test_everything_else_is_reported_and_the_failed_are_scored_worst(results):
+    runs = pd.read_parquet(results / "tables" / "runs.parquet").set_index("balancer")
+    assert set(runs.loc[["equal", "uncertainty"], "status"]) == {"ok"}
+    assert set(runs.loc[["failing", "diverging", "killing"], "status"]) == {"failed"}
+    assert runs.loc["killing", "reason"] == KILLED
+    assert "DivergenceError" in runs.loc["diverging", "reason"]
+
+    scores = pd.read_parquet(results / "tables" / "scores.parquet")
+    last = scores.query("split == 'test' and metric == 'error' and checkpoint == 'last'").set_index("balancer")["value"]
+    assert last.notna().all()
+    assert last["killing"].min() >= last[["equal", "uncertainty"]].max()
+    costs = pd.read_parquet(results / "tables" / "costs.parquet")
+    assert {"equal", "uncertainty"} <= set(costs["balancer"])
+    assert "killing" not in set(costs["balancer"])
+    assert KILLED in (results / "report.html").read_text()
+    assert not list((results / "running").iterdir())
+
+
+def test_a_process_killed_once_costs_a_repetition_and_no_more(make_suite, tmp_path):
+    (tmp_path / "once.py").write_text(ONCE.format(mark=str(tmp_path / "killed")))
+    methods = [{"name": "equal"}, {"name": "killed-once"}, {"name": "uncertainty"}]
+    plugins = [*Path(__file__).parents[1].glob("plugins/small.py"), tmp_path / "once.py"]
+    loaded = make_suite(balancers=methods, learning_rates=None, plugins=plugins)
+    summary = run_suite.run(loaded, tmp_path / "results", 2, Console(quiet=True))
+    assert (tmp_path / "killed").exists()
+    assert summary.computed == 9
+    assert summary.failed == []
+
+
+def test_what_was_under_way_when_all_was_killed_is_done_alone_the_next_time(make_suite, tmp_path):
+    """Such a run may be what killed it: it is not to take others with it again."""
+    loaded = make_suite(balancers=[{"name": "equal"}, {"name": "killing"}], learning_rates=None)
+    runs = plan.reported(loaded, None)
+    suspect = next(run for run in runs if run.balancer == "killing")
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / suspect.key).touch()
+    try:
+        ended = workers.compute(
+            [run for run in runs if run.balancer == "equal" or run is suspect], tmp_path, loaded.plugins, 2
+        )
+        assert next(ended)  # it comes first, and fails
+        assert list(ended) == [False] * 3
+    finally:
+        workers.stop()
+    assert result_file.load(result_file.run_path(tmp_path, suspect.key)).reason == KILLED
+
+
+def test_workers_that_cannot_even_start_end_the_suite_with_a_sentence(make_suite, tmp_path, monkeypatch):
+    loaded = make_suite(learning_rates=None)
+    monkeypatch.setattr(workers, "_work", _die)
+    try:
+        with pytest.raises(workers.WorkerError, match="end as soon as they start"):
+            list(workers.compute(plan.reported(loaded, None), tmp_path, loaded.plugins, 2))
+    finally:
+        workers.stop()
+
+
+def _die(*_: object) -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True

@@ -1,0 +1,345 @@
+"""A suite: what is done, what is not done again, and what ends up in its tables."""
+
+import io
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+from joblib.externals.loky import get_reusable_executor
+from rich.console import Console
+
+from bench.execute import run_suite, workers
+from bench.execute.run_suite import BusyError, Summary
+from bench.execute.workers import WorkerError
+from bench.suite import plan, suite_file
+from bench.suite.suite_file import Suite
+
+MakeSuite = Callable[..., Suite]
+Run = Callable[..., Summary]
+TREE = Path(__file__).resolve().parents[3]
+PLUGINS = [Path(__file__).parents[1] / "plugins" / name for name in ("small.py", "methods.py")]
+UNTIMED = ("problems", "runs", "scores", "curves", "trajectory", "dynamics", "selection")
+
+
+@pytest.fixture
+def run(make_suite: MakeSuite, tmp_path: Path) -> Run:
+    """Runs such a suite in this process, in the same folder every time."""
+
+    def run(jobs: int = 0, **parts: Any) -> Summary:
+        return run_suite.run(make_suite(**parts), tmp_path / "results", jobs, Console(quiet=True))
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[[str], pd.DataFrame]:
+    """Reads a table that `run` left."""
+    return lambda name: pd.read_parquet(tmp_path / "results" / "tables" / f"{name}.parquet")
+
+
+Table = Callable[[str], pd.DataFrame]
+
+
+def test_a_suite_ends_in_tables(run: Run, table: Table, tmp_path: Path) -> None:
+    summary = run(learning_rates=[0.003, 0.01, 0.03], problems=[{"name": "small", "steps": 300}], rounds=3)
+    runs, selection = table("runs"), table("selection")
+    tuned = len(selection)
+    assert summary.computed == len(runs) == tuned * 2 + 2 * 3
+    assert summary.failed == []
+    assert set(runs["status"]) == {"ok"}
+    chosen = selection[selection["chosen"]].set_index("balancer")["lr"]
+    reported = runs[runs["phase"] == "reported"]
+    assert all(chosen[row.balancer] == row.lr for row in reported.itertuples())
+    scores = table("scores")
+    assert not scores["imputed"].any()
+    assert set(scores.loc[scores["phase"] == "tuning", "split"]) == {"validation"}
+    test = scores[(scores["split"] == "test") & (scores["metric"] == "error")]
+    assert len(test) == 2 * 3 * 2
+    trajectory = table("trajectory").groupby("key")["step"]
+    assert (trajectory.nunique() == 200).all()
+    assert (trajectory.min() == 1).all()
+    assert (trajectory.max() == 300).all()
+    costs = table("costs")
+    assert list(costs["part"]) == ["forward", "backward", "optimizer", "step"] * 2
+    assert costs.loc[costs["part"] == "step", "flops"].gt(0).all()
+    for name in (*UNTIMED, "costs"):
+        csv = pd.read_csv(tmp_path / "results" / "tables" / f"{name}.csv")
+        assert list(csv.columns) == list(table(name).columns)
+        assert len(csv) == len(table(name))
+
+
+def test_what_was_done_is_not_done_again(run: Run) -> None:
+    edge_free = {"learning_rates": [0.001, 0.01, 1.0]}
+    first = run(**edge_free)
+    assert first.reused == 0
+    again = run(**edge_free)
+    assert (again.computed, again.reused) == (0, first.computed)
+
+
+def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> None:
+    told = io.StringIO()
+    methods = [{"name": "equal"}, {"name": "failing"}]
+    loaded = make_suite(learning_rates=None, balancers=methods, rounds=1)
+    run_suite.run(loaded, tmp_path / "results", 1, Console(file=told, width=200))
+    foretold, *lines = told.getvalue().splitlines()
+    assert re.fullmatch(r"6 runs and 2 step timings: about \d+ seconds?, going by a few steps .*", foretold)
+    assert lines[0] == "reported runs: 0 of 8 done, 1 running, 0 failed"
+    assert lines[1].startswith("reported runs: 6 of 8 done, 0 running, 3 failed, 0:0")
+    assert lines[1].endswith(" left")
+    assert lines[-1] == "step timing: 8 of 8 done, 0 running, 4 failed"
+
+
+def test_a_changed_option_reruns_what_it_touches(run: Run) -> None:
+    parts = {"learning_rates": None, "reported": [1, 2, 3, 4]}
+    methods = [{"name": "equal"}, {"name": "gradnorm", "options": {"alpha": 0.5}}]
+    assert run(**parts, balancers=methods).computed == 8
+    methods[1] = {"name": "gradnorm", "options": {"alpha": 0.6}}
+    assert run(**parts, balancers=methods).computed == 4
+    assert run(**parts, balancers=[*methods, {"name": "uncertainty"}]).computed == 4
+    assert run(**{**parts, "reported": [1, 2, 3, 4, 5]}, balancers=methods).computed == 2
+    assert run(**parts, problems=[{"name": "small", "options": {"scales": [1, 2]}}], balancers=methods).computed == 8
+
+
+def test_without_a_grid_the_problems_own_rate_is_used(run: Run, table: Table, tmp_path: Path) -> None:
+    run(learning_rates=[0.001, 0.003])
+    assert (tmp_path / "results/tables/selection.parquet").is_file()
+    run(learning_rates=None)
+    assert set(table("runs")["phase"]) == {"reported"}
+    assert set(table("runs")["lr"]) == {0.01}
+    assert not (tmp_path / "results/tables/selection.parquet").exists()  # nor any other table of an earlier time
+
+
+def test_a_best_rate_at_the_edge_extends_the_grid_once_for_all(run: Run, table: Table) -> None:
+    """Of these rates the largest is far too small, so that every further one would be better still."""
+    run(learning_rates=[1e-6, 1e-5], problems=[{"name": "small", "label": "p"}])
+    selection = table("selection")
+    assert selection.groupby("balancer")["lr"].agg(list).to_dict() == {
+        "equal": [1e-6, 1e-5, 1e-4],
+        "gradnorm": [1e-6, 1e-5, 1e-4],
+    }
+    assert set(selection.loc[selection["chosen"], "lr"]) == {1e-4}
+    assert set(table("runs").query("phase == 'reported'")["lr"]) == {1e-4}
+
+
+@pytest.mark.parametrize(
+    ("best", "grid"),
+    [
+        ({"x": 0.1, "y": 0.1}, (0.05, 0.1, 0.3)),
+        ({"x": 0.3, "y": 0.1}, (0.05, 0.1, 0.3, 0.9)),
+        ({"x": 0.05, "y": 0.3}, (0.025, 0.05, 0.1, 0.3, 0.9)),
+    ],
+)
+def test_one_method_at_an_edge_is_enough(best: dict[str, float], grid: tuple[float, ...]) -> None:
+    selection = pd.DataFrame(
+        [
+            ("p", name, lr, -1.0 * (lr == best[name]), lr == best[name])
+            for name in ("x", "y")
+            for lr in (0.05, 0.1, 0.3)
+        ],
+        columns=["problem", "balancer", "lr", "mean_validation_score", "chosen"],
+    )
+    assert tuple(plan.extended({"p": (0.05, 0.1, 0.3)}, selection)["p"]) == pytest.approx(grid)
+
+
+def test_a_method_that_always_fails_does_not_extend_the_grid() -> None:
+    selection = pd.DataFrame(
+        [
+            ("p", "x", 0.05, 2.0, True),
+            ("p", "x", 0.1, 2.0, False),
+            ("p", "y", 0.05, 1.0, False),
+            ("p", "y", 0.1, 0, True),
+        ],
+        columns=["problem", "balancer", "lr", "mean_validation_score", "chosen"],
+    )
+    assert tuple(plan.extended({"p": (0.05, 0.1)}, selection)["p"]) == (0.05, 0.1, 0.2)
+    only_x = selection[selection["balancer"] == "x"]
+    assert tuple(plan.extended({"p": (0.05, 0.1)}, only_x)["p"]) == (0.05, 0.1)
+
+
+def test_equal_specifications_share_a_result_and_keep_their_rows(run: Run, table: Table) -> None:
+    methods = [{"name": "equal"}, {"name": "equal", "label": "equal again"}, {"name": "also-equal"}]
+    assert run(learning_rates=None, balancers=methods).computed == 6
+    runs = table("runs").set_index(["balancer", "seed"])["key"]
+    assert (runs["equal"] == runs["equal again"]).all()
+    assert not set(runs["equal"]) & set(runs["also-equal"])
+    for name in ("scores", "curves", "trajectory", "dynamics"):
+        rows = {
+            balancer: of_balancer.drop(columns=["key", "balancer"]).reset_index(drop=True)
+            for balancer, of_balancer in table(name).groupby("balancer")
+        }
+        pd.testing.assert_frame_equal(rows["equal"], rows["equal again"], check_exact=True)
+        pd.testing.assert_frame_equal(rows["equal"], rows["also-equal"], check_exact=True)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_failed_runs_are_reported_with_the_worse_score(run: Run, table: Table, constant: bool) -> None:
+    methods = [
+        {"name": "equal"},
+        {"name": "failing", "options": {"after": 5}},
+        {"name": "diverging", "options": {"after": 4}},
+    ]
+    problem = {"name": "small", "steps": 60, "options": {"constant": constant}}
+    summary = run(problems=[problem], balancers=methods, learning_rates=[0.003, 0.01], rounds=2)
+    runs = table("runs").set_index("balancer")
+    assert set(runs.loc["failing", "status"]) == {"failed"}
+    assert runs.loc["failing", "reason"].str.startswith("RuntimeError: this method gave up").all()
+    assert runs.loc["diverging", "reason"].str.startswith("DivergenceError: the loss of a is nan").all()
+    assert set(runs.loc["equal", "status"]) == {"ok"}
+    assert {one.planned.balancer for one in summary.failed} == {"failing", "diverging"}
+    test = table("scores").query("split == 'test' and metric == 'error'")
+    equal = test[test["balancer"] == "equal"]
+    failed = test[test["balancer"] != "equal"]
+    assert failed["imputed"].all()
+    assert not equal["imputed"].any()
+    worst = equal.loc[equal["checkpoint"] == "last", "value"].max()
+    if constant:
+        assert (failed["value"] > worst).all()  # predicting a constant is worse than 60 steps of training
+        assert failed.groupby("seed")["value"].nunique().eq(1).all()
+    else:
+        assert (failed["value"] == worst).all()
+    assert set(table("costs")["balancer"]) == {"equal", "diverging"}
+
+
+def test_a_file_edited_on_the_way_stops_the_suite(make_suite: MakeSuite, tmp_path: Path) -> None:
+    """A worker that starts later would import the newer file, and its results belong under other keys."""
+    source = (
+        "from balancers import EqualWeighting, register\n\n"
+        "@register\nclass Own(EqualWeighting):\n    name = 'edited'\n    summary = 'A test.'\n"
+    )
+    (tmp_path / "own.py").write_text(source)
+    loaded = make_suite(plugins=[*PLUGINS, "own.py"], balancers=[{"name": "edited"}], learning_rates=None)
+    runs = plan.reported(loaded, None)
+    assert len({run.key for run in runs}) == 3
+    (tmp_path / "own.py").write_text(source + "    changed = True\n")
+    try:
+        with pytest.raises(WorkerError, match="has changed since the suite was started"):
+            list(workers.compute(runs, tmp_path / "results", loaded.plugins, 2))
+    finally:
+        workers.stop()
+    assert not list((tmp_path / "results").rglob("*.parquet"))
+
+
+def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    with FileLock(tmp_path / "results/.lock"), pytest.raises(BusyError, match="another process"):
+        run()
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
+SLOW = {
+    "balancers": [{"name": "equal"}, {"name": "slow", "options": {"seconds": 0.005}}, {"name": "random-weights"}],
+    "problems": [{"name": "small", "steps": 60}],
+    "learning_rates": [0.001, 0.003, 0.01],
+    "reported": [1, 2],
+}
+
+
+def heed_ctrl_c() -> None:
+    """Where the tests run in a background job it is ignored, and would be by what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "bench", "run", "mine.toml", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(TREE)}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=heed_ctrl_c,
+    )
+
+
+def finished_runs(folder: Path) -> int:
+    return len(list((folder / "results/mine/runs").glob("*.parquet")))
+
+
+def processes_of(parent: int) -> list[int]:
+    children = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in children.stdout.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> int:
+    """Stops a started suite and waits until its workers are gone; its exit code."""
+    workers = processes_of(process.pid)
+    process.send_signal(how)
+    code = process.wait(timeout=30)
+    wait_until(lambda: not any(map(is_alive, workers)), seconds=10)
+    return code
+
+
+@needs_proc
+def test_killed_at_any_moment_it_goes_on_to_the_same_tables(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    (tmp_path / "mine.toml").write_text(suite_text(**SLOW))
+    moments = random.Random(1)
+    for _ in range(2):
+        goal = finished_runs(tmp_path) + moments.randint(1, 5)
+        process = start(tmp_path)
+        while finished_runs(tmp_path) < goal:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.3))
+        assert stop(process, signal.SIGKILL) == -signal.SIGKILL
+    results = tmp_path / "results/mine"
+    (results / "runs/half.parquet.1.unfinished").write_bytes(b"half")
+    loaded = suite_file.load(tmp_path / "mine.toml")
+    resumed = run_suite.run(loaded, results, 1, Console(quiet=True))
+    assert resumed.reused > 1
+    assert not list(results.rglob("*.unfinished"))
+
+    undisturbed = run_suite.run(loaded, tmp_path / "undisturbed", 1, Console(quiet=True))
+    assert undisturbed.computed == resumed.computed + resumed.reused
+    for name in UNTIMED:
+        for ending in ("csv", "parquet"):
+            path = Path("tables", f"{name}.{ending}")
+            assert (results / path).read_bytes() == (tmp_path / "undisturbed" / path).read_bytes(), path
+
+
+@needs_proc
+def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    slower = {"name": "slow", "options": {"seconds": 0.1}}
+    (tmp_path / "mine.toml").write_text(suite_text(**SLOW | {"balancers": [{"name": "equal"}, slower]}))
+    process = start(tmp_path)
+    wait_until(lambda: finished_runs(tmp_path) >= 2)
+    assert stop(process, signal.SIGINT) == 130
+    assert finished_runs(tmp_path) >= 2
+
+
+def test_only_the_thread_that_hands_out_jobs_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: told.append(failure.exc_type))
+    workers._let_jobs_be_taken_away.__wrapped__()
+    executor = get_reusable_executor(max_workers=1)
+    executor.submit(int).result()
+    for thread in (executor._executor_manager_thread, threading.current_thread()):
+        for error in (KeyError(8), ValueError()):
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, None, thread)))
+    workers.stop()
+    assert told == [ValueError, KeyError, ValueError]

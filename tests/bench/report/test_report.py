@@ -1,0 +1,398 @@
+"""The report of a made-up results folder: what it shows, what it doesn't, and that its figures aren't blank."""
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from bench.report import leaderboard_terminal, report_figures, report_page, verdict_wording
+from bench.report.evidence import repeated
+from bench.report.results_folder import load
+from bench.style.figure_style import spread, styles
+
+from .made_up_results import BALANCERS, CORE, HOSTILE, OPTIONS, SECOND, build, core
+
+
+class Page(HTMLParser):
+    """A page's tags with their attributes, and its text outside the figures."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "svg" not in self.open:
+            self.text += f" {data}"
+
+    def headings(self, level="h2"):
+        return re.findall(rf"<{level}>(.*?)</{level}>", self.source)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A tuned and timed suite with a failed run, and its report."""
+    folder = build(tmp_path_factory.mktemp("results") / "whole")
+    assert report_page.write(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """An untuned suite, nothing timed, nothing failed, and its report."""
+    folder = build(tmp_path_factory.mktemp("results") / "bare", num_tasks=(2,), grid=(), timed=False, failing=None)
+    report_page.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Path:
+    """A suite whose labels try to be markup, mathematics and a nuisance, measured on CUDA too."""
+    balancers = {"equal": BALANCERS["equal"], **dict.fromkeys(HOSTILE, ("other", 0.9, 1.1, 1))}
+    folder = tmp_path_factory.mktemp("results") / "hostile"
+    problem = "</h3><b>{} tasks</b>" + "y" * 180
+    build(folder, num_tasks=(2,), balancers=balancers, problem_label=problem, cuda=True, failing="x" * 200)
+    report_page.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """A suite of five problems."""
+    folder = build(tmp_path_factory.mktemp("results") / "many", num_tasks=(2, 3, 4, 10, 40), seeds=(1, 2, 3))
+    report_page.write(folder)
+    return folder
+
+
+class TestPage:
+    @pytest.mark.parametrize("folder", ["whole", "bare", "hostile"])
+    def test_needs_no_network_and_no_other_file(self, folder, request):
+        parsed = Page(request.getfixturevalue(folder) / "report.html")
+        assert "http" not in parsed.source
+        assert "@import" not in parsed.source
+        tags = [tag for tag, _ in parsed.tags]
+        assert not {"link", "iframe", "image", "object", "base"} & set(tags)
+        assert tags.count("script") == 1
+        for _, attributes in parsed.tags:
+            assert attributes.get("src", "data:").startswith("data:")
+            for name in ("href", "xlink:href"):
+                assert attributes.get(name, "#").startswith("#")
+        assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", parsed.source))
+
+    @pytest.mark.parametrize("folder", ["whole", "bare", "hostile"])
+    def test_ids_are_unique_and_references_lead_somewhere(self, folder, request):
+        parsed = Page(request.getfixturevalue(folder) / "report.html")
+        ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        targets = re.findall(r'href="#([^"]+)"', parsed.source) + re.findall(r"url\(#([^)]+)\)", parsed.source)
+        assert targets
+        assert set(targets) <= set(ids)
+
+    def test_shows_every_section_there_is_data_for(self, whole):
+        parsed = Page(whole / "report.html")
+        assert parsed.headings() == [
+            *("Leaderboard", "regression, 2 tasks", "regression, 10 tasks", "Micro-benchmark", "Failures"),
+            *("The words", "What it was run on"),
+        ]
+        of_problem = [
+            "Leaderboard",
+            "Until equal's final score",
+            "Learning curves",
+            "Weights",
+            "Cost of a step",
+            "Learning rates",
+            "Size of the steps",
+        ]
+        assert parsed.headings("h3") == [*of_problem, *of_problem, "The suite"]
+
+    def test_many_problems_are_counted_not_recounted(self, many):
+        results = load(many)
+        board = results.board
+        better = board[board["verdict"] == "better"]["balancer"].value_counts()
+        told = verdict_wording.reading(results)
+        assert told.startswith("On none of 5 problems is a method better than static 1/sigma² beyond noise; worse: ")
+        assert f"On 5 problems, better than equal beyond noise: static 1/sigma² on {better['static 1/sigma²']}" in told
+        assert f"GradNorm on {better['GradNorm']}" in told
+        parsed = Page(many / "report.html")
+        for problem in results.problems:
+            finding = verdict_wording.finding(problem, results.only(problem).board, results)
+            assert finding in " ".join(parsed.text.split())
+
+    def test_leaves_out_sections_without_data(self, bare):
+        parsed = Page(bare / "report.html")
+        assert parsed.headings() == ["regression, 2 tasks", "The words", "What it was run on"]
+        assert parsed.headings("h3") == [
+            *(verdict_wording.DEFAULTS_TITLE, "Learning curves", "Weights", "Size of the steps", "The suite")
+        ]
+
+    def test_without_a_grid_nothing_is_ranked(self, bare):
+        text = Page(bare / "report.html").text
+        assert "Defaults, not a ranking" in text
+        assert "rank nothing" in text
+        for word in ("Leaderboard", "Verdict", "better than", "worse than", "tie"):
+            assert not re.search(rf"\b{word}\b", text), word
+
+    def test_hostile_labels_are_text(self, hostile):
+        parsed = Page(hostile / "report.html")
+        for label in HOSTILE:
+            assert label in parsed.text
+        assert "</h3><b>2 tasks</b>" in parsed.text
+        assert "b" not in {tag for tag, _ in parsed.tags}
+
+    def test_says_what_was_found_and_on_what(self, whole):
+        text = " ".join(Page(whole / "report.html").text.split())
+        assert re.search(r"static 1/sigma² \(0\.\d\d×\) and GradNorm \(0\.\d\d×\) score better than equal", text)
+        assert "1 of 40 reported runs failed" in text
+        assert "not finite at step 941 [nan, 1.0]" in text
+        assert "0f3c2a9d1b" in text
+        assert "on CPU (a processor)" in text
+        assert "ab12" * 16 in text
+        assert 'description = "GradNorm and its baselines"' in text
+
+    def test_every_score_has_its_interval(self, whole):
+        board = load(whole).board
+        source = Page(whole / "report.html").source
+        for row in board.itertuples():
+            for mean, low, high in ((row.score, row.score_low, row.score_high), (row.best_score, *row[11:13])):
+                _, _, bounds = verdict_wording.interval(mean, low, high).partition(" ")
+                assert f'<span class="bounds">{bounds}</span>' in source
+
+    def test_columns_of_a_device_that_was_not_measured_are_absent(self, whole, hostile):
+        assert "CUDA" not in Page(whole / "report.html").text
+        assert "CPU over CUDA" in Page(hostile / "report.html").text
+
+    def test_a_suite_in_which_everything_failed_is_reported(self, tmp_path):
+        folder = build(tmp_path / "failed", num_tasks=(2,), grid=(), timed=False)
+        for name in ("scores", "curves"):
+            table = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+            table.assign(value=np.nan).to_parquet(folder / "tables" / f"{name}.parquet")
+        runs = pd.read_parquet(folder / "tables" / "runs.parquet")
+        runs.assign(status="failed", reason="no luck").to_parquet(folder / "tables" / "runs.parquet")
+        text = Page(report_page.write(folder)).text
+        assert "20 of 20 reported runs failed" in text
+        assert text.count("no luck") == 20
+
+    def test_an_interrupted_suite_has_nothing_to_compare_yet(self, tmp_path):
+        folder = build(tmp_path / "tuning", num_tasks=(2,), timed=False)
+        for name in ("runs", "scores", "curves", "trajectory", "dynamics"):
+            table = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+            table[table["phase"] == "tuning"].to_parquet(folder / "tables" / f"{name}.parquet")
+        parsed = Page(report_page.write(folder))
+        assert "nothing to compare" in parsed.text
+        assert parsed.headings("h3") == ["Learning rates", "The suite"]
+
+    def test_refuses_another_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"not the results folder of a suite: it has no suite\.toml"):
+            report_page.write(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory) -> Path:
+    """The suite ``core``, with few seeds and only four problems, and one that is a control."""
+    folder = tmp_path_factory.mktemp("results") / "core"
+    core(folder, num_tasks=(2, 3, 4, 10, 5), seeds=range(11, 14), repeated=range(21, 24))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_figures, "OF_PROBLEM", {})  # the summary is enough
+        report_page.write(folder)
+    return folder
+
+
+class TestEvidence:
+    def test_the_page_has_what_stands_behind_the_verdicts(self, evidence):
+        parsed = Page(evidence / "report.html")
+        assert parsed.headings()[:3] == ["Leaderboard", "Controls", "On other seeds"]
+        text = " ".join(parsed.text.split())
+        assert "gradnorm, pcgrad and nash-mtl are confirmatory" in text
+        assert "bit-identical" in text
+        assert "FAILED" not in text
+        assert "Δm is of the problems problem of 2; problem of 3; problem of 4; problem of 10," in text
+        for caption in ("Against equal", "Against static", "Time until equal&#39;s final score"):
+            assert f"<caption>{caption}" in parsed.source
+
+    def test_controls_are_counted_neither_as_problems_nor_as_methods(self, evidence):
+        results = load(evidence)
+        told = verdict_wording.reading(results)
+        assert "of 4 problems" in told
+        assert "random" not in told
+        assert SECOND not in told
+        (summary,) = (evidence / "figures").glob("summary.svg")
+        drawn = summary.read_text()
+        assert "problem of 10" in drawn
+        assert "problem of 5" not in drawn
+        assert "second name" not in drawn
+        assert "random" in drawn
+
+    def test_a_control_that_fails_is_told_first(self, evidence, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(report_page, "draw", lambda results: [])
+        folder = tmp_path / "core"
+        shutil.copytree(evidence, folder)
+        path = folder / "tables" / "controls.parquet"
+        table = pd.read_parquet(path)
+        second = table["control"] == "second name"
+        table.assign(different=table["different"].mask(second, 3), holds=~second).to_parquet(path)
+        parsed = Page(report_page.write(folder))
+        assert 'class="alarm">A control FAILED: equal weighting under a second name.' in parsed.source
+        assert parsed.source.index("A control FAILED") < parsed.source.index('class="reading"')
+        assert "NOT bit-identical" in parsed.text
+        leaderboard_terminal.print_leaderboard(folder)
+        assert "Control FAILED: equal, under a second name: NOT bit-identical." in capsys.readouterr().out
+
+    def test_a_verdict_that_flips_is_named(self, evidence):
+        results = load(evidence)
+        table = results.tables["repeated"].copy()
+        place = table.index[(table["balancer"] == "pcgrad") & (table["problem"] == "problem of 3")][0]
+        table.loc[place, ["verdict", "again_verdict", "flipped", "changed"]] = ["better", "worse", True, False]
+        flipped = replace(results, tables=results.tables | {"repeated": table})
+        assert "1 flipped between better and worse (pcgrad on problem of 3)" in repeated(flipped)
+        assert "none flipped" in repeated(results)
+
+    def test_another_suite_is_exploratory(self, whole):
+        assert "Everything here is exploratory" in Page(whole / "report.html").text
+
+
+class TestFigures:
+    def test_all_are_written_and_not_blank(self, whole):
+        kinds = ("scores", "curves", "cost", "learning-rates", "dynamics", "weights")
+        names = {"micro", "summary", *(f"{kind}-{number}" for kind in kinds for number in (1, 2))}
+        folder = whole / "figures"
+        assert {path.name for path in folder.iterdir()} == {
+            f"{name}{end}" for name in names for end in (".svg", ".png")
+        }
+        for name in names:
+            picture = imread(folder / f"{name}.png")[..., :3]
+            inked = np.any(picture < 0.95, axis=-1)
+            assert 0.01 < inked.mean() < 0.5, name
+            assert len(np.unique((picture[inked] * 8).astype(int), axis=0)) > 5, name
+
+    def test_summary_is_as_wide_as_a_readme(self, whole):
+        assert imread(whole / "figures" / "summary.png").shape[:2] == (500, 1200)
+
+    def test_of_many_problems_the_summary_compares_methods(self, many):
+        height, width = imread(many / "figures" / "summary.png").shape[:2]
+        assert width == 1200
+        assert height > 400
+        svg = (many / "figures" / "summary.svg").read_text()
+        for title in ("regression, 2 tasks", "regression, 40 tasks", "a dot a problem"):
+            assert title in svg
+
+    def test_labels_of_a_figure_lie_apart_and_in_order(self):
+        heights = np.array([0.5, 0.51, 0.1, 0.5, 0.99, 1.0])
+        places = spread(heights, 0.08)
+        assert np.diff(np.sort(places)).min() >= 0.08 - 1e-12
+        assert (np.diff(places[np.argsort(heights, kind="stable")]) > 0).all()
+        assert places.max() <= 1
+        assert places[2] == pytest.approx(0.1)
+
+    def test_no_two_methods_look_alike(self):
+        looks = styles([f"method {i}" for i in range(32)])
+        assert len(set(looks.values())) == 32
+        assert len({look.colour for look in list(looks.values())[:8]}) == 8
+
+    def test_many_tasks_and_equal_files_for_equal_results(self, tmp_path):
+        folders = [build(tmp_path / name, num_tasks=(40,), seeds=(1, 2), grid=(), timed=False) for name in "ab"]
+        for folder in folders:
+            report_figures.draw(load(folder))
+        for path in (folders[0] / "figures").iterdir():
+            assert path.read_bytes() == (folders[1] / "figures" / path.name).read_bytes(), path.name
+
+
+class TestTerminal:
+    def test_fits_100_columns_and_names_every_method(self, whole, capsys):
+        leaderboard_terminal.print_leaderboard(whole)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("Leaderboard: whole")
+        assert max(map(len, lines)) <= 100
+        for label in BALANCERS:
+            assert sum(line.strip().startswith(label.split()[0]) for line in lines) == 2
+
+    def test_wide_numbers_are_whole(self, whole, tmp_path, capsys):
+        """Of ten methods with differences of four decimals, none of whose numbers is cut."""
+        folder = build(
+            tmp_path / "core", num_tasks=(2,), balancers=CORE, options=OPTIONS, timed=True, failing=None, noise=0.3
+        )
+        problems = pd.read_parquet(folder / "tables" / "problems.parquet").assign(higher_is_better=True)
+        problems.to_parquet(folder / "tables" / "problems.parquet")
+        leaderboard_terminal.print_leaderboard(folder)
+        out = capsys.readouterr().out
+        assert "…" not in out
+        assert max(map(len, out.splitlines())) <= 100
+        for word in ("confirmatory", "against", "step"):
+            assert word in out
+        for ratio in load(folder).board["step_ratio"]:
+            assert f" {verdict_wording.step_ratio(ratio, np.nan, np.nan)}" in out
+
+    @pytest.mark.parametrize("score", ["0.1994 [0.1985, 0.2004]", "0.000604 [0.000519, 0.000702]"])
+    @pytest.mark.parametrize("verdict", ["better", "not settled"])
+    @pytest.mark.parametrize("method", ["equal", "equal, under a second name", "x" * 200])
+    def test_columns_are_narrowed_until_they_fit_and_numbers_are_never_cut(self, score, verdict, method):
+        numbers = {"rate": "0.00713*", leaderboard_terminal.SCORE: score, "against equal": "1.000× [1.000, 1.000]"}
+        last = {"verdict": verdict, "against\nstatic": verdict, "step\ntime": "12.34×"}
+        columns = {head: [cell] for head, cell in {"method": method, **numbers, **last}.items()}
+        widths = leaderboard_terminal._fit(columns, 100)
+        assert sum(widths.values()) + 2 * len(widths) <= 100
+        for head in (*numbers, "step\ntime"):
+            assert widths[head] >= max(map(len, columns[head][0].split("\n")))
+        assert widths["verdict"] >= len("verdict")
+        assert ("\n" in columns[leaderboard_terminal.SCORE][0]) == ("0.000604" in score and widths["method"] == 12)
+
+    def test_without_a_grid_nothing_is_ranked(self, bare, capsys):
+        leaderboard_terminal.print_leaderboard(bare)
+        out = capsys.readouterr().out
+        assert out.startswith("Defaults, not a ranking")
+        assert "better" not in out.replace("lower is better", "")
+
+    def test_labels_are_not_markup(self, hostile, capsys):
+        leaderboard_terminal.print_leaderboard(hostile)
+        assert "[red]" in capsys.readouterr().out
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("numbers", "text"),
+        [
+            ((0.51234, 0.48021, 0.54447), "0.512 [0.480, 0.544]"),
+            ((12.3456, 10.1, 14.5), "12.3 [10.1, 14.5]"),
+            ((7.2, 1.9, 29.3), "7.2 [1.9, 29.3]"),
+            ((1234.5, 1200.0, 1269.0), "1234 [1200, 1269]"),
+            ((0.000012, 0.00001, 0.000014), "1.20e-5 [1.00e-5, 1.40e-5]"),
+            ((0.25, float("nan"), float("nan")), "0.250"),
+            ((1.0, 1.0, 1.0), "1.000 [1.000, 1.000]"),
+        ],
+    )
+    def test_an_interval_has_the_digits_it_supports(self, numbers, text):
+        assert verdict_wording.interval(*numbers) == text
+
+    def test_comparisons(self):
+        assert verdict_wording.relative("ratio", 0.6213, 0.5801, 0.6654) == "0.621× [0.580, 0.665]"
+        assert verdict_wording.relative("difference", 1.3, 0.91, 1.69) == "+1.30 [+0.91, +1.69]"
+        assert verdict_wording.relative("difference", -1.3, -1.69, 0.2) == "−1.30 [−1.69, +0.20]"
+        assert verdict_wording.relative("ratio", float("nan"), float("nan"), float("nan")) == verdict_wording.NOTHING
+
+    def test_learning_rates_as_typed(self):
+        assert [verdict_wording.rate(lr) for lr in (0.001, 3e-5, 0.0003, 1.0)] == ["0.001", "3e-5", "0.0003", "1"]
+
+    def test_long_labels_keep_both_ends(self):
+        assert verdict_wording.short("a" * 50 + "z" * 50, 11) == "aaaaa…zzzzz"
+        assert verdict_wording.short("short", 11) == "short"
+
+    def test_one_seed_is_told_apart_from_nothing(self, tmp_path):
+        results = load(build(tmp_path / "one", num_tasks=(2,), seeds=(1,), timed=False, failing=None))
+        assert verdict_wording.title(results) == "One seed, not a ranking"
+        assert "too few seeds" in verdict_wording.reading(results)

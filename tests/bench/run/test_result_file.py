@@ -1,0 +1,55 @@
+"""What is stored comes back as it was, appears whole or not at all, and executes nothing when read."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.run import atomic_file, result_file, training
+from bench.suite import plan
+from bench.suite.suite_file import Suite
+
+MakeSuite = Callable[..., Suite]
+
+
+@pytest.mark.parametrize("balancer", ["gradnorm", "failing", "diverging"])
+@pytest.mark.parametrize("after", [0, 4])
+def test_a_result_comes_back_as_it_was(make_suite: MakeSuite, tmp_path: Path, balancer: str, after: int) -> None:
+    options = {} if balancer == "gradnorm" else {"after": after}
+    run = plan.reported(make_suite(balancers=[{"name": balancer, "options": options}]), None)[0]
+    result = training.run(run.spec)
+    path = result_file.run_path(tmp_path, run.key)
+    result_file.save(path, run.spec, result)
+    back = result_file.load(path)
+    assert (back.tasks, back.status, back.reason) == (("a", "b"), result.status, result.reason)
+    assert (back.curves, back.dynamics) == (result.curves, result.dynamics)
+    assert [vars(score) for score in back.scores] == [vars(score) for score in result.scores]
+    assert back.losses.shape == (len(result.losses), 2)
+    np.testing.assert_array_equal(back.losses, result.losses.reshape(-1, 2))
+    np.testing.assert_array_equal(back.weights, result.weights.reshape(-1, 2))
+
+
+def test_what_is_no_result_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    for content in (b"", b"PAR1 and nothing more", pickle.dumps({"status": "ok"})):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.parquet holds no result"):
+            result_file.load(path)
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    atomic_file.write(path, b"old")
+
+    def power_cut(_: int) -> None:
+        raise OSError("no power")
+
+    monkeypatch.setattr("os.fsync", power_cut)
+    with pytest.raises(OSError, match="no power"):
+        atomic_file.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+    atomic_file.remove_unfinished(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,217 @@
+"""A run is a pure function of its specification, paired by seed, and keeps what the protocol asks for."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tasks
+from bench.run import build, training
+from bench.run.seeds import STREAMS, generator, stream_seed
+from bench.run.spec import Method, RunSpec
+from bench.run.training import Result
+from bench.suite import plan
+from bench.suite.suite_file import Suite
+from tasks import Metric
+
+MakeSuite = Callable[..., Suite]
+MakeSpec = Callable[..., RunSpec]
+
+
+@pytest.fixture
+def make_spec(make_suite: MakeSuite) -> MakeSpec:
+    """Makes the specification of a reported run with seed 1."""
+
+    def make(balancer: str = "equal", options: dict[str, Any] | None = None, **problem: Any) -> RunSpec:
+        loaded = make_suite(
+            problems=[{"name": "small", "options": problem}],
+            balancers=[{"name": balancer, "options": options or {}}],
+        )
+        return plan.reported(loaded, None)[0].spec
+
+    return make
+
+
+def evaluated() -> list[str]:
+    """The splits evaluated so far, by the problem in plugins/small.py."""
+    (module,) = (module for name, module in sys.modules.items() if name.startswith("lossbench_plugin_small_"))
+    splits: list[str] = module.EVALUATED
+    return splits
+
+
+def same(one: Result, other: Result) -> bool:
+    return (
+        one.scores == other.scores
+        and one.curves == other.curves
+        and one.dynamics == other.dynamics
+        and np.array_equal(one.losses, other.losses)
+        and np.array_equal(one.weights, other.weights)
+    )
+
+
+def test_streams_are_different_and_reproducible() -> None:
+    seeds = [stream_seed(seed, stream) for seed in range(50) for stream in STREAMS]
+    assert len(set(seeds)) == len(seeds)
+    assert torch.equal(torch.rand(5, generator=generator(3, "data")), torch.rand(5, generator=generator(3, "data")))
+
+
+@pytest.mark.parametrize("balancer", ["gradnorm", "uncertainty", "random-weights"])
+def test_a_run_is_a_pure_function(make_spec: MakeSpec, balancer: str) -> None:
+    spec = make_spec(balancer)
+    torch.manual_seed(1)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    first = training.run(spec)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    torch.manual_seed(2)
+    torch.set_num_threads(2)
+    try:
+        assert same(first, training.run(spec))
+    finally:
+        torch.set_num_threads(threads)
+    assert not same(first, training.run(replace(spec, seed=2)))
+
+
+def test_balancers_of_a_seed_are_given_the_same(make_spec: MakeSpec) -> None:
+    """Data, initial values and batches: a method that draws random numbers leaves all of them as they are."""
+    assert same(training.run(make_spec("equal")), training.run(make_spec("noisy")))
+    first_losses = [training.run(make_spec(name)).losses[0] for name in ("equal", "gradnorm", "random-weights")]
+    assert np.array_equal(first_losses[0], first_losses[1])
+    assert np.array_equal(first_losses[0], first_losses[2])
+
+
+def test_a_second_name_for_equal_weighting_gives_the_same_run(make_spec: MakeSpec) -> None:
+    assert same(training.run(make_spec("equal")), training.run(make_spec("also-equal")))
+
+
+def test_every_step_and_evenly_spaced_evaluations_are_kept(make_spec: MakeSpec) -> None:
+    result = training.run(make_spec("gradnorm", steps=10))
+    assert result.losses.shape == result.weights.shape == (10, 2)
+    assert [evaluation.step for evaluation in result.curves] == [0, 2, 5, 8, 10]
+    assert [dynamics.step for dynamics in result.dynamics] == [2, 5, 8, 10]
+    assert np.array_equal(result.weights[0], [1, 1])
+    assert all(dynamics.weight_sum == pytest.approx(2) for dynamics in result.dynamics)
+
+
+def test_the_update_of_the_trunk_is_that_of_the_step(make_spec: MakeSpec) -> None:
+    """With plain gradient descent it is the learning rate times the norm of the trunk's gradient."""
+    spec = make_spec("equal", optimizer="sgd", steps=1)
+    result = training.run(spec)
+    problem = tasks.create("small", **spec.problem_options)
+    torch.manual_seed(stream_seed(1, "initial values"))
+    model = problem.model()
+    batch = next(problem.batches(problem.data(generator(1, "data"), "cpu"), generator(1, "batches"), 16))
+    sum(problem.losses(model, batch)).backward()
+    norm = torch.cat([parameter.grad.flatten() for parameter in problem.shared(model).parameters]).norm()
+    assert result.dynamics[0].trunk_update_norm == pytest.approx(spec.lr * float(norm), rel=1e-5)
+
+
+def test_the_test_split_is_read_at_the_end_of_reported_runs_only(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    evaluated().clear()
+    result = training.run(spec)
+    validations = ["validation"] * 5
+    ended = ["test", "test", "test", "validation", "test"]  # the initial model, the best, the last; twice the constant
+    assert evaluated() == [*validations, *ended]
+    assert {(score.checkpoint, score.split) for score in result.scores} == {
+        (checkpoint, split) for checkpoint in ("last", "best", "constant") for split in ("validation", "test")
+    }
+    evaluated().clear()
+    training.run(replace(spec, phase="tuning"))
+    assert evaluated() == validations
+    evaluated().clear()
+    training.run(replace(spec, phase="tuning", method=Method("failing", None, {})))
+    assert "test" not in evaluated()
+
+
+def test_the_best_checkpoint_is_the_best_validation(make_spec: MakeSpec) -> None:
+    """A method that makes the error rise again: the best is an earlier model, with that model's test score."""
+    result = training.run(make_spec("worsening", {"after": 20}, optimizer="sgd", steps=40))
+    scores = {(score.checkpoint, score.split): score.metrics["error"] for score in result.scores}
+    curve = [evaluation.metrics["error"] for evaluation in result.curves]
+    best = int(np.argmin(curve))
+    assert best == 2
+    assert scores["best", "validation"] == curve[best]
+    assert scores["last", "validation"] == curve[-1]
+    assert scores["best", "test"] == pytest.approx(curve[best], rel=0.5)
+    assert scores["best", "test"] != scores["last", "test"]
+
+
+def test_a_method_that_raises_has_failed_with_what_it_did(make_spec: MakeSpec) -> None:
+    result = training.run(make_spec("failing", {"after": 5}))
+    assert result.status == "failed"
+    assert result.reason.startswith("RuntimeError: this method gave up (methods.py, line ")
+    assert result.losses.shape == (5, 2)
+    assert [evaluation.step for evaluation in result.curves] == [0, 3]
+    assert {(score.checkpoint, score.split) for score in result.scores} == {
+        ("constant", "validation"),
+        ("constant", "test"),
+    }
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_at_its_step(make_spec: MakeSpec) -> None:
+    result = training.run(make_spec("diverging", {"after": 4}))
+    assert (result.status, result.reason) == ("failed", "DivergenceError: the loss of a is nan at step 6")
+    assert len(result.losses) == 6
+    assert np.array_equal(result.losses[:5], training.run(make_spec("equal")).losses[:5])
+
+
+def test_the_constant_predictor_is_measured_like_a_model(make_spec: MakeSpec) -> None:
+    """Its score is relative to the same initial model's: the variance of the targets over the initial loss."""
+    spec = make_spec("failing", {"after": 0})
+    (constant,) = [s for s in training.run(spec).scores if s.split == "test"]
+    problem = tasks.create("small")
+    data = problem.data(generator(1, "data"), "cpu")
+    start = training.run(make_spec("equal")).curves[0].metrics
+    expected = [
+        float(((target - train_target.mean(0)) ** 2).mean())
+        for target, train_target in zip(data["test"].targets, data["train"].targets, strict=True)
+    ]
+    assert [constant.metrics["loss of a"], constant.metrics["loss of b"]] == pytest.approx(expected)
+    assert constant.metrics["error"] == pytest.approx(2, rel=0.5)
+    assert start["error"] == 2
+    assert not training.run(make_spec("failing", constant=False)).scores
+
+
+def test_a_metric_that_is_declared_but_not_given_is_a_failure(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec()
+    monkeypatch.setattr(tasks.get("small"), "metrics", (*tasks.get("small").metrics, Metric("f1", "", "", True)))
+    assert training.run(spec).reason.startswith("ValueError: evaluate of small gives no f1, which its metrics declare")
+
+
+def test_ctrl_c_is_no_failure(make_spec: MakeSpec) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        training.run(make_spec("failing", {"interrupt": True}))
+
+
+def test_the_optimiser_has_the_networks_parameters_alone(make_spec: MakeSpec) -> None:
+    spec = make_spec("uncertainty")
+    problem = tasks.create("small")
+    model = problem.model()
+    build.balancer(spec.method, problem, model)
+    optimizer = build.optimizer(model, spec.recipe)
+    mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert mine == {id(parameter) for parameter in model.parameters()}
+    assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
+
+
+def test_the_key_changes_with_the_specification_and_nothing_else(make_suite: MakeSuite) -> None:
+    def keys(**parts: Any) -> list[str]:
+        return [run.key for run in plan.reported(make_suite(**parts), None)]
+
+    base = keys()
+    assert len(set(base)) == len(base) == 6
+    relabelled = [{"name": "equal", "label": "x"}, {"name": "gradnorm", "wrt": "layer"}]
+    assert keys(balancers=relabelled, rounds=9, tuning=[7, 8], learning_rates=[1, 2]) == base
+    changed = keys(balancers=[{"name": "equal"}, {"name": "gradnorm", "options": {"alpha": 0.5}}])
+    assert changed[:3] == base[:3]
+    assert not set(changed[3:]) & set(base)
+    assert not set(keys(evaluations=5)) & set(base)
+    assert not set(keys(problems=[{"name": "small", "steps": 13}])) & set(base)

@@ -1,0 +1,157 @@
+"""A suite is refused for the first thing that is wrong with it, by file and key."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.suite import suite_file
+from bench.suite.suite_file import Suite
+from bench.suite.toml_table import SuiteError
+
+MakeSuite = Callable[..., Suite]
+
+
+@pytest.mark.parametrize("name", suite_file.names())
+def test_the_suites_that_come_along_can_be_run(name: str) -> None:
+    loaded = suite_file.load(suite_file.find(name))
+    assert loaded.name == name
+    assert loaded.description
+    assert not set(loaded.tuning_seeds) & set(loaded.reported_seeds)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"sedes": 1}, "mine.toml: sedes: unknown key; did you mean 'seeds'?"),
+        ({"evaluations": 0}, "mine.toml: evaluations: expected a whole number, 1 or more, got 0"),
+        ({"evaluations": True}, "mine.toml: evaluations: expected a whole number, 1 or more, got True"),
+        ({"device": "gpu"}, 'mine.toml: device: expected "cpu", "cuda" or "auto", got \'gpu\''),
+        ({"rounds": -1}, "mine.toml: cost.rounds: expected a whole number, 0 or more, got -1"),
+        ({"tuning": [1, 11]}, "mine.toml: seeds.tuning: [1] are reported seeds too"),
+        ({"tuning": [11, 11]}, "mine.toml: seeds.tuning: expected a list of different whole numbers"),
+        ({"reported": []}, "mine.toml: seeds.reported: expected a list of different whole numbers"),
+        (
+            {"learning_rates": [0.1]},
+            "mine.toml: learning_rates.grid: expected a list of different positive numbers, two",
+        ),
+        ({"learning_rates": [0.1, -0.1]}, "mine.toml: learning_rates.grid: expected a list of different positive"),
+        ({"plugins": ["nowhere.py"]}, "mine.toml: plugins[0]: there is no file nowhere.py"),
+        ({"problems": []}, "mine.toml: problems: expected one [[problems]] table or more"),
+        ({"problems": [{"label": "x"}]}, "mine.toml: problems[0].name: missing; expected a text"),
+        (
+            {"problems": [{"name": "smal"}]},
+            "mine.toml: problems[0].name: no problem is called 'smal'; did you mean 'small'?",
+        ),
+        (
+            {"problems": [{"name": "small", "step": 3}]},
+            "mine.toml: problems[0].step: unknown key; did you mean 'steps'?",
+        ),
+        ({"problems": [{"name": "small", "steps": 0}]}, "mine.toml: problems[0].steps: expected a whole number, 1 or"),
+        (
+            {"problems": [{"name": "small", "options": {"scale": [1, 2]}}]},
+            "mine.toml: problems[0].options.scale: unknown key; did you mean 'scales'?",
+        ),
+        (
+            {"problems": [{"name": "small", "options": {"scales": [1, -2]}}]},
+            "mine.toml: problems[0].options.scales: scales holds -2; expected positive numbers",
+        ),
+        (
+            {"balancers": [{"name": "equal"}, {"name": "gradnrom"}]},
+            "mine.toml: balancers[1].name: no balancer is called 'gradnrom'; did you mean 'gradnorm'?",
+        ),
+        (
+            {"balancers": [{"name": "equal"}, {"name": "gradnorm", "options": {"alpah": 0.1}}]},
+            "mine.toml: balancers[1].options.alpah: unknown key; did you mean 'alpha'?",
+        ),
+        (
+            {"balancers": [{"name": "gradnorm", "options": {"alpha": -1}}]},
+            "mine.toml: balancers[0].options.alpha: alpha is -1",
+        ),
+        (
+            {"balancers": [{"name": "gradnorm", "options": {"tasks": 2}}]},
+            "mine.toml: balancers[0].options.tasks: unknown key",
+        ),
+        ({"balancers": [{"name": "gradnorm", "wrt": "trunk"}]}, 'mine.toml: balancers[0].wrt: expected "features"'),
+        (
+            {"balancers": [{"name": "equal", "wrt": "layer"}]},
+            "mine.toml: balancers[0].wrt: equal doesn't read gradients",
+        ),
+        ({"balancers": [{"name": "static"}]}, "mine.toml: balancers[0].options: static needs the option 'weights'"),
+        (
+            {"balancers": [{"name": "static", "options": {"weights": "problem:inverted"}}]},
+            "mine.toml: balancers[0].options.weights: small has no fixed weights called 'inverted'; "
+            "did you mean 'inverse'?",
+        ),
+        (
+            {"balancers": [{"name": "static", "options": {"weights": [1, 1, 1]}}]},
+            "mine.toml: balancers[0].options.weights: weights",
+        ),
+        (
+            {"balancers": [{"name": "equal"}, {"name": "equal"}]},
+            "mine.toml: balancers[1].label: 'equal' is the label of balancers[0] too",
+        ),
+        (
+            {"balancers": [{"name": "gradnorm", "options": {"alpha": float("inf")}}]},
+            "mine.toml: balancers[0].options.alpha: expected texts, finite numbers",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_key(make_suite: MakeSuite, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuiteError) as refusal:
+        make_suite(**parts)
+    assert str(refusal.value).startswith(message)
+
+
+def test_a_grid_needs_tuning_seeds(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join(line for line in suite_text().splitlines() if not line.startswith("tuning")))
+    with pytest.raises(SuiteError, match=r"^mine.toml: seeds.tuning: missing"):
+        suite_file.load(path)
+
+
+def test_what_is_no_toml_is_told_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("device = \n")
+    with pytest.raises(SuiteError, match=r"^mine.toml: .*line 1"):
+        suite_file.load(path)
+
+
+def test_a_plugin_that_raises_is_told_of(make_suite: MakeSuite, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(SuiteError, match=r"^mine.toml: plugins\[0\]: broken.py can't be loaded: ModuleNotFoundError"):
+        make_suite(plugins=["broken.py"])
+
+
+def test_a_problem_that_does_not_say_what_it_must_is_told_of(make_suite: MakeSuite, tmp_path: Path) -> None:
+    source = (Path(__file__).parents[1] / "plugins" / "small.py").read_text()
+    (tmp_path / "silent.py").write_text(source.replace('"small"', '"silent"').replace('primary = "error"', ""))
+    with pytest.raises(SuiteError, match=r"^mine.toml: problems\[0\].name: Small states no 'primary'"):
+        make_suite(plugins=["silent.py"], problems=[{"name": "silent"}])
+
+
+def test_what_a_method_or_a_problem_declares_is_filled_in(make_suite: MakeSuite) -> None:
+    balancers = [
+        {"name": "gradnorm"},
+        {"name": "gradnorm", "label": "said", "wrt": "layer"},
+        {"name": "gradnorm", "label": "elsewhere", "wrt": "features"},
+        {"name": "static", "options": {"weights": "problem:inverse"}},
+    ]
+    loaded = make_suite(problems=[{"name": "small", "label": "short", "steps": 7}], balancers=balancers)
+    default, said, elsewhere, static = (entry.methods["short"] for entry in loaded.balancers)
+    assert default == said
+    assert (default.wrt, elsewhere.wrt) == ("layer", "features")
+    assert static.options["weights"] == [1.8, 0.2]
+    assert (loaded.problems[0].recipe.steps, loaded.problems[0].recipe.batch_size) == (7, 16)
+
+
+def test_a_suite_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+    assert suite_file.find("smoke").name == "smoke.toml"
+    path = tmp_path / "own.toml"
+    path.touch()
+    assert suite_file.find(str(path)) == path
+    with pytest.raises(SuiteError, match="no suite is called 'smok'; did you mean 'smoke'"):
+        suite_file.find("smok")
+    with pytest.raises(SuiteError, match="there is no file"):
+        suite_file.find(str(tmp_path / "other.toml"))
