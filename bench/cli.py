@@ -20,7 +20,7 @@ import tasks
 from .catalogue import method_list, problem_list, show_problem
 from .catalogue.show_problem import NothingToDrawError
 from .cost import cost_terminal as cost_tables
-from .cost import devices, own_model
+from .cost import devices, micro, own_model
 from .cost.devices import DeviceName
 from .cost.subject import SubjectError
 from .execute import forecast, run_suite
@@ -34,7 +34,9 @@ from .paper.experiments import FULL, QUICK
 from .report import answer, leaderboard_terminal, report_page, results_folder
 from .report import folder_comparison as comparing
 from .run.atomic_file import BadFileError
-from .suite import result_tables, suite_file, try_suite, tune_suite
+from .style.console import new_console
+from .style.numbers import counted
+from .suite import suite_file, try_suite, tune_suite
 from .suite.suite_file import Suite
 from .suite.toml_table import SuiteError
 
@@ -52,7 +54,7 @@ app = typer.Typer(
 )
 
 
-class Kind(StrEnum):
+class Listing(StrEnum):
     """What can be listed."""
 
     BALANCERS = "balancers"
@@ -106,7 +108,7 @@ def try_out(
     console = _messages()
     workers = jobs or joblib.cpu_count()
     with _told(console):
-        loaded, said = try_suite.make(file, results / file.stem, minutes, workers)
+        loaded, said = try_suite.make(file, results / file.stem, minutes, forecast.Forecast(workers))
         for one in said:
             console.print(Text(one))
     _run(loaded, results / loaded.name, workers, console)
@@ -172,7 +174,7 @@ def paper_claims(
             raise typer.Exit(130) from None
         all_claims.write(judged, folder)
         page_of_claims = paper_page.write(judged, folder)
-    cost_tables.console().print(all_claims.table(judged))
+    new_console().print(all_claims.table(judged))
     Console(soft_wrap=True).print(Text(f"report: {page_of_claims}"))
 
 
@@ -215,7 +217,7 @@ def report(
         folder = results / Path(name).stem
         if not (folder / "tables").is_dir():
             raise SuiteError(f"there are no tables in {folder}; run `lossbench run {name}` first, and to its end")
-        result_tables.add_micro(folder)
+        micro.add_table(folder)
         _show(folder)
 
 
@@ -230,7 +232,7 @@ def compare(
     """
     with _told(_messages()):
         found = comparing.differences(first, second)
-    console = cost_tables.console()
+    console = new_console()
     for note in found.notes:
         console.print(Text(note))
     if not all(cell.identical for cell in found.cells):
@@ -242,7 +244,7 @@ def compare(
 
 @app.command("list")
 def list_all(
-    kind: Annotated[Kind | None, typer.Argument(help="One kind alone.", show_default=False)] = None,
+    kind: Annotated[Listing | None, typer.Argument(help="One kind alone.", show_default=False)] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Balancers as README has them.")] = False,
 ) -> None:
     """List the balancers, problems and suites there are; one kind alone with all that is known of it.
@@ -252,22 +254,22 @@ def list_all(
     if markdown:
         typer.echo(method_list.markdown(method_list.entries()))
         return
-    if kind is Kind.BALANCERS:
-        cost_tables.console().print(method_list.table(method_list.entries()))
+    if kind is Listing.BALANCERS:
+        new_console().print(method_list.table(method_list.entries()))
         return
-    if kind is Kind.PROBLEMS:
+    if kind is Listing.PROBLEMS:
         console = _messages()
         with console.status("a few steps of each, for the time that a run takes"):
             shown_table = problem_list.table(problem_list.entries())
-        cost_tables.console().print(shown_table)
+        new_console().print(shown_table)
         return
     lines = {
-        Kind.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
-        Kind.PROBLEMS: [(name, tasks.get(name).summary) for name in tasks.names()],
-        Kind.SUITES: [(name, _description(name)) for name in suite_file.names()],
+        Listing.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
+        Listing.PROBLEMS: [(name, tasks.get(name).summary) for name in tasks.names()],
+        Listing.SUITES: [(name, _description(name)) for name in suite_file.names()],
     }
     console = Console(highlight=False)
-    for each in Kind if kind is None else (kind,):
+    for each in Listing if kind is None else (kind,):
         table = Table(title=each, title_justify="left", box=None, show_header=False)
         for name, description in lines[each]:
             table.add_row(Text(name, style="bold"), Text(description))
@@ -364,7 +366,7 @@ def _tell(summary: Summary, folder: Path, console: Console) -> None:
     console.print(f"{summary.computed} runs computed, {summary.reused} found from before, {len(summary.failed)} failed")
     ways = Counter((one.planned.balancer, one.planned.problem, one.result.reason) for one in summary.failed)
     for (balancer, problem, reason), count in list(ways.items())[:MOST_FAILURES]:
-        console.print(Text(f"  {balancer} on {problem}, {forecast.counted(count, 'run')}: {reason}"))
+        console.print(Text(f"  {balancer} on {problem}, {counted(count, 'run')}: {reason}"))
     if len(ways) > MOST_FAILURES:
         console.print(f"  and otherwise {sum(list(ways.values())[MOST_FAILURES:])} more")
     if summary.failed:

@@ -12,7 +12,7 @@ import tasks
 from bench.run import build, result_picture
 from bench.run.result_picture import Picture
 from bench.run.spec import Method, RunSpec
-from bench.run.training import Trial, reproducible
+from bench.run.training import Training, reproducible
 from tasks.conflict_2d import STARTS, draw_trajectories
 
 METHODS = ("equal", "random", "mgda", "pcgrad", "imtl-g", "cagrad", "nash-mtl", "upgrad")
@@ -38,11 +38,11 @@ def path(method: str, options: Mapping[str, Any]) -> Tensor:
     """Where ``theta`` was at every fifth step of the default recipe, ``(points, 2)``, from its start on."""
     problem = tasks.create("conflict-2d", **options)
     wrt = build.default_wrt(balancers.get(method), problem.shared(problem.model()))
-    trial = Trial(RunSpec("conflict-2d", options, problem.recipe, Method(method, wrt, {}), 1, "tuning", "cpu", 1))
+    training = Training(RunSpec("conflict-2d", options, problem.recipe, Method(method, wrt, {}), 1, "tuning", "cpu", 1))
     with reproducible("cpu"):
-        trial.prepare()
-        make_step = trial.stepper()
-        (theta,) = trial.model.parameters()
+        training.prepare()
+        make_step = training.stepper()
+        (theta,) = training.model.parameters()
         points: list[Tensor] = []
         for step in range(problem.recipe.steps):
             if step % EVERY == 0:

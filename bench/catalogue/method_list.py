@@ -18,7 +18,7 @@ READS = {
 }
 
 
-class Entry(NamedTuple):
+class ListedMethod(NamedTuple):
     """A method's line in the list."""
 
     name: str
@@ -31,21 +31,21 @@ class Entry(NamedTuple):
     use_when: str
 
 
-def entries() -> list[Entry]:
+def entries() -> list[ListedMethod]:
     """All methods that are known, by what they read and then by name."""
     known = [balancers.get(name) for name in balancers.names()]
     order = list(READS)
     return [_entry(cls) for cls in sorted(known, key=lambda cls: (order.index(cls.reads), cls.name))]
 
 
-def markdown(methods: list[Entry]) -> str:
+def markdown(methods: list[ListedMethod]) -> str:
     """The table in README."""
     lines = ["| method | reads | heads | to tune | when to use it |", "|---|---|---|---|---|"]
     lines += [f"| `{e.name}` | {e.reads} | {e.heads} | {e.options or '–'} | {e.use_when} |" for e in methods]
     return "\n".join(lines)
 
 
-def table(methods: list[Entry]) -> Table:
+def table(methods: list[ListedMethod]) -> Table:
     """The same for a terminal."""
     shown = Table(box=None, pad_edge=False, show_lines=False)
     for header in ("balancer", "reads", "heads", "to tune: default [range]", "what it does, and when to use it"):
@@ -55,7 +55,7 @@ def table(methods: list[Entry]) -> Table:
     return shown
 
 
-def _entry(cls: type[LossBalancer]) -> Entry:
+def _entry(cls: type[LossBalancer]) -> ListedMethod:
     reads = READS[cls.reads]
     if issubclass(cls, GradientBalancer):
         places = [wrt for wrt in ("features", "layer", "parameters") if wrt not in cls.undefined_for]
@@ -70,4 +70,4 @@ def _entry(cls: type[LossBalancer]) -> Entry:
         f"{option} {defaults[option].default:g} [{limits.low:g}, {limits.high:g}]"
         for option, limits in cls.tunable.items()
     ]
-    return Entry(cls.name, reads, cls.heads, ", ".join(options), cls.summary, cls.use_when)
+    return ListedMethod(cls.name, reads, cls.heads, ", ".join(options), cls.summary, cls.use_when)

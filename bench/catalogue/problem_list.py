@@ -6,16 +6,17 @@ from rich.table import Table
 from rich.text import Text
 
 import tasks
-from bench.execute import forecast
+from bench.run.pace import pace
 from bench.run.seeds import generator
 from bench.run.spec import Method, RunSpec
+from bench.style.numbers import in_words
 from tasks import Metric, MissingDataError, Problem
 
 EVALUATIONS = 10
 """The run whose time is told has so many, after the first."""
 
 
-class Entry(NamedTuple):
+class ListedProblem(NamedTuple):
     """A problem's lines in the list."""
 
     name: str
@@ -30,12 +31,12 @@ class Entry(NamedTuple):
     """How long the default recipe takes on this machine, or why that can't be told."""
 
 
-def entries() -> list[Entry]:
+def entries() -> list[ListedProblem]:
     """All problems that are known, made without options."""
     return [_entry(name) for name in tasks.names()]
 
 
-def table(problems: list[Entry]) -> Table:
+def table(problems: list[ListedProblem]) -> Table:
     """The entries for a terminal."""
     shown = Table.grid(padding=(0, 2, 0, 0))
     shown.add_column(style="bold", no_wrap=True)
@@ -51,15 +52,15 @@ def table(problems: list[Entry]) -> Table:
     return shown
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> ListedProblem:
     cls = tasks.get(name)
     try:
         problem = tasks.create(name)
     except (TypeError, ValueError) as error:  # an option that has no default
-        return Entry(name, cls.summary, "", "", "", "", str(error))
+        return ListedProblem(name, cls.summary, "", "", "", "", str(error))
     score = next(_told(metric) for metric in problem.metrics if metric.name == problem.primary)
     others = ", ".join(_told(metric) for metric in problem.metrics if metric.name != problem.primary)
-    return Entry(name, cls.summary, ", ".join(problem.tasks), score, others, *_tried(problem))
+    return ListedProblem(name, cls.summary, ", ".join(problem.tasks), score, others, *_tried(problem))
 
 
 def _told(metric: Metric) -> str:
@@ -76,7 +77,7 @@ def _tried(problem: Problem[Any]) -> tuple[str, str]:
     except MissingDataError as error:
         return "", str(error)
     spec = RunSpec(problem.name, {}, problem.recipe, Method("equal", None, {}), 0, "tuning", "cpu", EVALUATIONS)
-    pace = forecast.pace(spec)
+    found = pace(spec)
     sizes = problem.sizes(problem.data(generator(0, "data"), "cpu"))
     told = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-    return told, f"{problem.recipe.steps:,} steps, {forecast.in_words(pace.run(spec), pace.run(spec))} on this machine"
+    return told, f"{problem.recipe.steps:,} steps, {in_words(found.run(spec), found.run(spec))} on this machine"

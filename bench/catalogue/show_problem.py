@@ -8,7 +8,7 @@ import tasks
 from bench.run import result_picture
 from bench.run.result_picture import Picture
 from bench.run.spec import Method, RunSpec
-from bench.run.training import Trial
+from bench.run.training import Training
 from tasks import Conflict2D, MissingDataError
 
 from . import landscape_paths
@@ -37,14 +37,14 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
     if trained and isinstance(problem, Conflict2D):
         return landscape_paths.picture(_options(options))
     spec = RunSpec(name, _options(options), problem.recipe, Method("equal", None, {}), SEED, "tuning", "cpu", 1)
-    trial = Trial(spec)
+    training = Training(spec)
     if trained:
-        trial.run()
-        if trial.result.status == "failed":
-            raise NothingToDrawError(f"{name} can't be trained: {trial.result.reason}")
+        training.run()
+        if training.result.status == "failed":
+            raise NothingToDrawError(f"{name} can't be trained: {training.result.reason}")
     else:
-        trial.prepare()
-    picture = result_picture.draw(trial.problem, trial.data, trial.model if trained else None)
+        training.prepare()
+    picture = result_picture.draw(training.problem, training.data, training.model if trained else None)
     if not picture.png:
         raise NothingToDrawError(f"{name} draws nothing")
     return picture

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from bench.run import machine_facts
 from bench.style import figure_style
+from bench.style.console import new_console
 
 from . import compiled, cost_figures, cost_growth, cost_limits, cost_terminal, devices
 from .devices import DeviceName
@@ -36,7 +37,7 @@ def main(
         raise typer.BadParameter(str(error)) from error
     machine = devices.machine(place)
     suffix = "" if device is DeviceName.CPU else f"-{device}"
-    console = cost_terminal.console()
+    console = new_console()
     machine_facts.write(out / f"environment{suffix}.json", jobs=1)
 
     def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:

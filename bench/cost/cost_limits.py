@@ -18,7 +18,7 @@ from .cases import Case, networks, regression
 from .floor import FEATURES_FLOOR, LAYER_FLOOR
 from .step_clock import interleave
 from .step_comparison import WARM_UP, compare, start, warm_up
-from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, Contender
+from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, TimedMethod
 
 CONTENDERS = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
 FLOORS = (LAYER_FLOOR, FEATURES_FLOOR)
@@ -38,7 +38,7 @@ def measure(device: torch.device, quick: bool) -> Iterator[pd.DataFrame]:
             yield rows_beside_fastest([case], CONTENDERS, OF_NETWORKS)
 
 
-def rows_beside_fastest(cases: Sequence[Case], contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
+def rows_beside_fastest(cases: Sequence[Case], contenders: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
     """The rows of the kinds of heads of one problem and batch, with ``ratio_to_fastest``."""
     parts = []
     for case, slowness in zip(cases, slownesses(cases, rounds), strict=True):
@@ -57,7 +57,7 @@ def slownesses(cases: Sequence[Case], rounds: int) -> list[float]:
     return [float(np.median(own / fastest)) for own in seconds]
 
 
-def rows(case: Case, contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
+def rows(case: Case, contenders: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
     """The rows of a case, without ``ratio_to_fastest``."""
     measured = compare(case.make_step, contenders, case.num_tasks, rounds)
     least = bounds(case.make_step, case.num_tasks)

@@ -1,33 +1,25 @@
 """The tables of costs in the terminal."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.report.verdict_wording import NOTHING, number, quantity
+from bench.style.console import new_console
+from bench.style.numbers import NOTHING, number, quantity
 
 from .gradient_agreement import Gradients
 from .own_model import Report
 
-WIDTH = 126
-"""Characters in a line, where the output isn't a terminal, which would know its own."""
 MOST_TASKS = 12
 LEFT = ("case", "method", "task")
 """Columns of words."""
 
 Cells = dict[str, Sequence[str]]
-
-
-def console() -> Console:
-    """Where tables go."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
 
 
 def limits(table: pd.DataFrame) -> Table:
@@ -75,7 +67,7 @@ def costs(table: pd.DataFrame) -> Table:
 
 def print_own(report: Report) -> None:
     """Prints what was found of a user's own model."""
-    out = console()
+    out = new_console()
     out.print(Text(f"Cost of a step: {report.machine}", style="bold"), costs(report.costs))
     wrt = f"with respect to {report.gradients.wrt}"
     out.print(Text(f"The tasks' gradients, {wrt}, first and last step", style="bold"), gradients(report.gradients))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from balancers import EqualWeighting
 
 from .subject import Subject
-from .timed_methods import Contender
+from .timed_methods import TimedMethod
 
 
 class Floor(EqualWeighting):
@@ -53,5 +53,5 @@ class Floor(EqualWeighting):
         self.norms[task] = torch.linalg.vector_norm(gradients, dim=(-2, -1))
 
 
-LAYER_FLOOR = Contender("products alone", partial(Floor, of_layer=True))
-FEATURES_FLOOR = Contender("norms alone", partial(Floor, of_layer=False))
+LAYER_FLOOR = TimedMethod("products alone", partial(Floor, of_layer=True))
+FEATURES_FLOOR = TimedMethod("norms alone", partial(Floor, of_layer=False))

@@ -21,7 +21,7 @@ from .operation_count import count
 from .step_clock import interleave, median_interval, single_thread
 from .step_comparison import WARM_UP, warm_up
 from .subject import make, of_problem
-from .training_step import PARTS, Training
+from .training_step import PARTS, TrainingStep
 
 BATCHES = 10
 """So many are kept ready, and used over and over."""
@@ -62,7 +62,7 @@ def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def trainings(spec: RunSpec) -> tuple[Training, Training]:
+def trainings(spec: RunSpec) -> tuple[TrainingStep, TrainingStep]:
     """The method of ``spec`` and equal weighting, each training its own copy of the model."""
     device = torch.device(spec.device)
     problem = tasks.create(spec.problem, **spec.problem_options)
@@ -73,6 +73,6 @@ def trainings(spec: RunSpec) -> tuple[Training, Training]:
     own, others = make(make_step, initial), make(make_step, initial)
     balancer = build.balancer(spec.method, problem, own.model)
     return (
-        Training(own, balancer, build.optimizer(own.model, spec.recipe)),
-        Training(others, EqualWeighting(problem.tasks), build.optimizer(others.model, spec.recipe)),
+        TrainingStep(own, balancer, build.optimizer(own.model, spec.recipe)),
+        TrainingStep(others, EqualWeighting(problem.tasks), build.optimizer(others.model, spec.recipe)),
     )

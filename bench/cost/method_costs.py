@@ -19,9 +19,11 @@ from rich.text import Text
 import balancers
 import tasks
 from balancers import GradientBalancer, LossBalancer
+from balancers.engine.gradients import Wrt
 from bench.run import build, machine_facts
 from bench.run.seeds import generator
-from bench.run.spec import Method, Wrt
+from bench.run.spec import Method
+from bench.style.console import new_console
 
 from . import cost_terminal, devices
 from .cases import SEED
@@ -29,7 +31,7 @@ from .devices import DeviceName
 from .step_clock import single_thread
 from .step_comparison import compare
 from .subject import Subject, of_problem
-from .timed_methods import AGAIN, EQUAL, Contender
+from .timed_methods import AGAIN, EQUAL, TimedMethod
 
 SIZES, QUICK_SIZES = (2, 10, 40), (2,)
 BATCH = 100
@@ -46,7 +48,7 @@ def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iter
         for name in sorted(set(balancers.names()) - {"equal"}):
             options = {"weights": [1.0] * T} if name == "static" else {}
             wrt = place(name)
-            contenders.append(Contender(name, partial(_make, Method(name, wrt, options), problem)))
+            contenders.append(TimedMethod(name, partial(_make, Method(name, wrt, options), problem)))
             places.append(wrt or "")
         table = compare(of_problem(problem, [next(batches)], device), contenders, T, rounds)
         table.insert(1, "wrt", places)
@@ -86,7 +88,7 @@ def main(
             T = table["tasks"].iloc[0]
             labels = table["method"].where(table["wrt"] == "", table["method"] + " (" + table["wrt"] + ")")
             shown = cost_terminal.costs(table.assign(method=labels))
-            cost_terminal.console().print(Text(f"{T} tasks: {machine}", style="bold"), shown)
+            new_console().print(Text(f"{T} tasks: {machine}", style="bold"), shown)
 
 
 if __name__ == "__main__":

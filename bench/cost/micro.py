@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.run import atomic_file
 from bench.run.atomic_file import BadFileError
+
+MICRO = "micro.json"
+"""Where in a results folder the micro-benchmark saves its times."""
 
 
 def table(path: Path) -> pd.DataFrame:
@@ -28,3 +32,13 @@ def table(path: Path) -> pd.DataFrame:
     if "cuda_ms" in times:
         times["ratio"] = times["cpu_ms"] / times["cuda_ms"]
     return times[["num_tasks", *times.columns.drop("num_tasks")]]
+
+
+def add_table(folder: Path) -> None:
+    """Write the micro-benchmark's table into the results ``folder``, if it holds the micro-benchmark's times.
+
+    Raises:
+        BadFileError: see `table`.
+    """
+    if (folder / MICRO).is_file():
+        atomic_file.write_table(folder / "tables" / "micro", table(folder / MICRO))

@@ -18,7 +18,7 @@ SEQUENCES, LENGTH, WIDTH, BLOCKS = 4, 64, 192, 12
 TOPICS, TAGS, LABELS = 20, 17, 8
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """ResNet's basic block: two 3x3 convolutions and a skip, ``(N, inputs, H, W)`` to ``(N, outputs, H/s, W/s)``."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -47,7 +47,7 @@ class DenseNetwork(nn.Module):
         stem = [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
         blocks = []
         for inputs, outputs, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
-            blocks += [Block(inputs, outputs, stride), Block(outputs, outputs, 1)]
+            blocks += [TransformerBlock(inputs, outputs, stride), TransformerBlock(outputs, outputs, 1)]
         self.trunk = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1), *blocks)
         self.last = blocks[-1].conv2
         self.fork = Fork(2)

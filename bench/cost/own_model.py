@@ -26,8 +26,8 @@ from .gradient_agreement import Gradients, follow
 from .step_clock import single_thread
 from .step_comparison import counts, start, times, warm_up
 from .subject import MakeStep, Subject, SubjectError, make, on_device, task_names
-from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, NO_FORK, UNCERTAINTY, Contender
-from .training_step import LR, Training
+from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, NO_FORK, UNCERTAINTY, TimedMethod
+from .training_step import LR, TrainingStep
 
 STEPS, SECONDS_OF_STEPS = 50, 12
 """Of looking at gradients."""
@@ -35,7 +35,7 @@ MOST_WARM_UP, SECONDS_OF_WARM_UP = 20, 6
 ROUNDS, SECONDS_OF_ROUNDS = (10, 300), 36
 """The fewest and the most rounds; what takes ten steps needs ten of them."""
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def write(report: Report, folder: Path) -> Path:
     return folder / "cost.png"
 
 
-def eligible(subject: Subject) -> tuple[list[Contender], list[str]]:
+def eligible(subject: Subject) -> tuple[list[TimedMethod], list[str]]:
     """The methods that can be had for ``subject``, and what to change to have the others."""
     contenders, notes = [EQUAL, AGAIN, UNCERTAINTY], []
     if subject.fork is None:
@@ -151,7 +151,7 @@ def eligible(subject: Subject) -> tuple[list[Contender], list[str]]:
     return contenders, notes
 
 
-def _begun(make_step: MakeStep, contender: Contender, num_tasks: int) -> Training:
+def _begun(make_step: MakeStep, contender: TimedMethod, num_tasks: int) -> TrainingStep:
     """A training that has made its first step, in which a balancer checks what it was given."""
     try:
         [training] = start(make_step, [contender], num_tasks)
@@ -163,7 +163,7 @@ def _begun(make_step: MakeStep, contender: Contender, num_tasks: int) -> Trainin
     return training
 
 
-def _seconds(training: Training) -> float:
+def _seconds(training: TrainingStep) -> float:
     """The time of a step, once it is under way."""
     training()
     begin = time.perf_counter()
@@ -175,10 +175,10 @@ def _within(value: float, low: int, high: int) -> int:
     return max(low, min(high, int(value)))
 
 
-def _telling(what: str, call: Callable[[], Result]) -> Callable[[], Result]:
+def _telling(what: str, call: Callable[[], Value]) -> Callable[[], Value]:
     """The same, with what it raises told in a sentence."""
 
-    def telling() -> Result:
+    def telling() -> Value:
         try:
             return call()
         except Exception as error:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from .operation_count import count
 from .step_clock import interleave, median_interval
 from .subject import MakeStep, make
-from .timed_methods import Contender
-from .training_step import Training, adam
+from .timed_methods import TimedMethod
+from .training_step import TrainingStep, adam
 
 WARM_UP = 20
 """Steps made before the first that counts: allocations, a balancer's first-step checks, lazy initialisations."""
@@ -23,30 +23,30 @@ BLOCK = 20
 """Rounds; whole cycles of every contender."""
 
 
-def compare(make_step: MakeStep, contenders: Sequence[Contender], num_tasks: int, rounds: int) -> pd.DataFrame:
+def compare(make_step: MakeStep, contenders: Sequence[TimedMethod], num_tasks: int, rounds: int) -> pd.DataFrame:
     """What `times` and `counts` say, a row a contender."""
     trainings = start(make_step, contenders, num_tasks)
     warm_up(trainings, WARM_UP)
     return times(trainings, contenders, rounds).join(counts(trainings))
 
 
-def start(make_step: MakeStep, contenders: Sequence[Contender], num_tasks: int) -> list[Training]:
+def start(make_step: MakeStep, contenders: Sequence[TimedMethod], num_tasks: int) -> list[TrainingStep]:
     """A training for each contender, of a subject of its own."""
     trainings = []
     for contender in contenders:
         subject = make(make_step)
-        trainings.append(Training(subject, contender.balancer(subject, num_tasks), adam(subject.model)))
+        trainings.append(TrainingStep(subject, contender.balancer(subject, num_tasks), adam(subject.model)))
     return trainings
 
 
-def warm_up(trainings: Sequence[Training], steps: int) -> None:
+def warm_up(trainings: Sequence[TrainingStep], steps: int) -> None:
     """Makes ``steps`` steps of each."""
     for training in trainings:
         for _ in range(steps):
             training()
 
 
-def times(trainings: Sequence[Training], contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
+def times(trainings: Sequence[TrainingStep], contenders: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
     """``method``, and what `time_row` says of ``rounds`` steps of each contender next to as many of the first.
 
     The pairs take turns too, `BLOCK` rounds at a time, so that times in milliseconds are of the same hour.
@@ -83,13 +83,13 @@ def time_row(seconds: NDArray[np.float64], of_equal: NDArray[np.float64], cycle:
     }
 
 
-def counts(trainings: Sequence[Training]) -> pd.DataFrame:
+def counts(trainings: Sequence[TrainingStep]) -> pd.DataFrame:
     """What `count` counts in a step of each, and, as ``extra_…``, how much more that is than in the first's."""
     table = pd.DataFrame([_least(training) for training in trainings])
     return table.join((table - table.iloc[0]).add_prefix("extra_"))
 
 
-def _least(training: Training) -> "pd.Series[int]":
+def _least(training: TrainingStep) -> "pd.Series[int]":
     """The least of what is counted twice: a method that measures now and then does so in one of the two at most."""
     counted = [vars(count(training, training.subject.device)) for _ in range(2)]
     return pd.DataFrame(counted).min()

@@ -9,7 +9,7 @@ from .subject import Subject
 
 
 @dataclass(frozen=True)
-class Contender:
+class TimedMethod:
     """A method in a comparison.
 
     Attributes:
@@ -23,14 +23,14 @@ class Contender:
     cycle: int = 1
 
 
-EQUAL = Contender("equal", lambda subject, num_tasks: EqualWeighting(num_tasks))
-AGAIN = Contender("equal, again", EQUAL.balancer)
+EQUAL = TimedMethod("equal", lambda subject, num_tasks: EqualWeighting(num_tasks))
+AGAIN = TimedMethod("equal, again", EQUAL.balancer)
 """What two copies of the same thing differ by: the noise of the comparison."""
-UNCERTAINTY = Contender("uncertainty", lambda subject, num_tasks: UncertaintyWeighting(num_tasks))
-FEATURES = Contender("gradnorm features", lambda subject, num_tasks: GradNorm(subject.fork, tasks=num_tasks))
-LAYER = Contender("gradnorm layer", lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks))
-NO_FORK = Contender("gradnorm, no fork", lambda subject, num_tasks: GradNorm(None, subject.wrt, tasks=num_tasks))
-EVERY_TEN = Contender(
+UNCERTAINTY = TimedMethod("uncertainty", lambda subject, num_tasks: UncertaintyWeighting(num_tasks))
+FEATURES = TimedMethod("gradnorm features", lambda subject, num_tasks: GradNorm(subject.fork, tasks=num_tasks))
+LAYER = TimedMethod("gradnorm layer", lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks))
+NO_FORK = TimedMethod("gradnorm, no fork", lambda subject, num_tasks: GradNorm(None, subject.wrt, tasks=num_tasks))
+EVERY_TEN = TimedMethod(
     "gradnorm every 10",
     lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks, update_every=10),
     cycle=10,

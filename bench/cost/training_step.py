@@ -18,7 +18,7 @@ look of a method that takes one."""
 LR = 1e-3
 
 
-class Training:
+class TrainingStep:
     """Trains a subject's model with ``balancer``; a call is a step, and ends with an idle device."""
 
     def __init__(self, subject: Subject, balancer: LossBalancer, optimizer: Optimizer) -> None:

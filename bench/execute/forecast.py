@@ -1,62 +1,17 @@
 """How long runs will take, told from a few steps of each: printed before a suite begins."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
-
-import tasks
 from bench.cost.step_comparison import WARM_UP
-from bench.run.seeds import generator
+from bench.run.pace import Pace
 from bench.run.spec import RunSpec
-from bench.run.training import Trial, reproducible
+from bench.style.numbers import core_time, counted, in_words
 from bench.suite.plan import Planned
 from bench.suite.suite_file import Suite
 
-LONGEST = 0.2
-"""Steps of one method on one problem are tried for no longer than so many seconds, apart from the first three."""
-FIRST, MOST = 3, 20
+from . import workers
 
 Place = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds that parts of a run take on this machine, one thread.
-
-    ``load`` is what a process spends once to have the problem's data, ``prepare`` what each run spends on its data and
-    model, its first evaluation included.
-    """
-
-    load: float
-    prepare: float
-    step: float
-    evaluation: float
-
-    def run(self, spec: RunSpec) -> float:
-        """A whole run of ``spec``; on the test split there are four evaluations at most."""
-        evaluations = spec.evaluations + (0 if spec.phase == "tuning" else 4)
-        return self.prepare + spec.recipe.steps * self.step + evaluations * self.evaluation
-
-
-def pace(spec: RunSpec) -> Pace:
-    """Tries ``spec`` out. Whatever its problem or its method raises, this raises."""
-    spec = replace(spec, phase="tuning")
-    trial = Trial(spec)
-    problem = tasks.create(spec.problem, **spec.problem_options)
-    with reproducible(spec.device):
-        load = _seconds(lambda: problem.data(generator(spec.seed, "data"), trial.device))
-        prepare = _seconds(trial.prepare)
-        make_step = trial.stepper()
-        steps = min(FIRST, spec.recipe.steps)
-        first = _seconds(lambda: [make_step(None) for _ in range(steps)]) / steps
-        times: list[float] = []
-        while len(times) < min(MOST, spec.recipe.steps - steps) and sum(times) < LONGEST:
-            times.append(_seconds(lambda: make_step(None)))
-        evaluation = _seconds(lambda: trial.evaluate(trial.model, "validation", trial.starts["validation"]))
-    step = sorted(times)[len(times) // 2] if times else first
-    return Pace(max(0.0, load - prepare), prepare, step, evaluation)
 
 
 def place(run: Planned) -> Place:
@@ -73,6 +28,25 @@ def to_try(runs: Iterable[Planned]) -> dict[Place, RunSpec]:
     for run in runs:
         found.setdefault(place(run), run.spec)
     return found
+
+
+class Forecast:
+    """Tell how many seconds runs take on this machine. Each kind of run is timed once, the first time it is asked for.
+
+    Args:
+        jobs: the number of runs at a time.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._paces: dict[Place, Pace | None] = {}
+
+    def __call__(self, suite: Suite, runs: Sequence[Planned]) -> float:
+        """Return the seconds that ``runs`` of ``suite`` take; a run that can't be timed counts as 0."""
+        new = {where: spec for where, spec in to_try(runs).items() if where not in self._paces}
+        self._paces |= zip(new, workers.paces(list(new.values()), suite.plugins, self.jobs), strict=True)
+        known = ((run, self._paces[place(run)]) for run in runs)
+        return sum(pace.run(run.spec) for run, pace in known if pace is not None) / self.jobs
 
 
 def sentence(
@@ -110,31 +84,3 @@ def sentence(
     time_taken = in_words(seconds, seconds + grows * tuning)
     about = f"{jobs} at a time, {core_time(work)}"
     return f"{' and '.join(parts)}: {time_taken}, going by a few steps of each ({about})"
-
-
-def core_time(seconds: float) -> str:
-    """``24 core-seconds``, ``7.4 core-minutes``, ``2.3 core-hours``."""
-    if seconds < 60:
-        return f"{seconds:.0f} core-seconds"
-    unit, name = (3600.0, "core-hours") if seconds >= 3600 else (60.0, "core-minutes")
-    return f"{seconds / unit:.1f} {name}"
-
-
-def in_words(least: float, most: float) -> str:
-    """``about 40 seconds``, ``about 12 to 15 minutes``."""
-    unit, name = (60.0, "minute") if most >= 100 else (1.0, "second")
-    low, high = max(1, round(least / unit)), max(1, round(most / unit))
-    return f"about {counted(low, name)}" if low == high else f"about {low} to {counted(high, name)}"
-
-
-def counted(count: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun

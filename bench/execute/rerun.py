@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.run import result_file
-from bench.run.training import Result, Trial
+from bench.run.training import Result, Training
 from bench.suite import plan
 from bench.suite.plan import Planned
 from bench.suite.suite_file import Suite
@@ -29,9 +29,9 @@ def find(suite: Suite, key: str) -> Planned:
 
 def run(planned: Planned) -> Result:
     """Does the run, here and now."""
-    trial = Trial(planned.spec)
-    trial.run()
-    return trial.result
+    training = Training(planned.spec)
+    training.run()
+    return training.result
 
 
 def agrees(planned: Planned, result: Result, folder: Path) -> bool | None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.analysis.static_front import MOST_POINTS
-from bench.cost import measure_step
+from bench.cost import measure_step, micro
 from bench.run import atomic_file, machine_facts, result_file, result_picture
 from bench.suite import plan, result_tables
 from bench.suite.plan import Planned
@@ -103,7 +103,7 @@ class _Work:
 
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
         result_tables.write(result_tables.assemble(suite, done, selection, cost_rows), folder / "tables")
-        result_tables.add_micro(folder)
+        micro.add_table(folder)
         atomic_file.write(folder / "suite.toml", suite.text.encode())
         failed = [one for one in done if one.result.status == "failed"]
         return Summary(self.computed, len(self.seen) - self.computed, failed)

@@ -23,12 +23,10 @@ from joblib.externals.loky.process_executor import ShutdownExecutorError, _Execu
 import tasks
 from bench.cost import measure_step
 from bench.run import plugins, result_file, result_picture
+from bench.run.pace import Pace, pace
 from bench.run.spec import RunSpec
-from bench.run.training import Result, Trial
+from bench.run.training import Result, Training
 from bench.suite.plan import Planned
-
-from . import forecast
-from .forecast import Pace
 
 # A worker whose memory has grown much, as it does with each data set, is ended between two runs, and another started.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
@@ -166,19 +164,19 @@ def _work(run: Planned, key: str, folder: Path, plugin_files: Sequence[Path], pa
     mark = _mark(folder, key)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    trial = Trial(run.spec)
-    trial.run()
-    result_file.save(result_file.run_path(folder, key), run.spec, trial.result)
+    training = Training(run.spec)
+    training.run()
+    result_file.save(result_file.run_path(folder, key), run.spec, training.result)
     if run.pictured:
-        result_picture.save(trial, result_picture.path(folder, key))
+        result_picture.save(training, result_picture.path(folder, key))
     mark.unlink()
-    return trial.result.status == "failed"
+    return training.result.status == "failed"
 
 
 def _pace(spec: RunSpec, plugin_files: Sequence[Path], parent: int) -> Pace | None:
     _begin(plugin_files, parent)
     try:
-        return forecast.pace(spec)
+        return pace(spec)
     except Exception:
         return None
 

@@ -14,18 +14,18 @@ from rich.text import Text
 from bench.execute import workers
 from bench.execute.progress import Progress
 from bench.execute.run_suite import BusyError
-from bench.report.verdict_wording import NOTHING
 from bench.run import atomic_file
 from bench.style.figure_style import save, theme
+from bench.style.numbers import NOTHING
 
-from .claim import SETTINGS, Claim, Outcome, Setting, rows
+from .claim import SETTINGS, Claim, Outcome, RateSetting, rows
 from .claim_alpha import ALPHA
 from .claim_growth import GROWTH
 from .claim_overhead import OVERHEAD
 from .claim_static import STATIC
 from .claim_toy import ORDER, SCORE
-from .claim_verdicts import Verdict
-from .experiments import Lab, Scale
+from .claim_verdicts import ClaimVerdict
+from .experiments import Effort, Lab
 
 CLAIMS = (SCORE, ORDER, GROWTH, STATIC, ALPHA, OVERHEAD)
 HEADER = ("GradNorm's claim", "one learning rate", "each tuned")
@@ -38,14 +38,14 @@ class Judged(NamedTuple):
     outcome: Outcome
 
     @property
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[ClaimVerdict]:
         """Of both settings; of a claim that has nothing to do with learning rates, the same twice."""
-        settings: tuple[Setting, ...] = ("",) if self.outcome.verdict("") else SETTINGS
+        settings: tuple[RateSetting, ...] = ("",) if self.outcome.verdict("") else SETTINGS
         found = [verdict for setting in settings if (verdict := self.outcome.verdict(setting))]
         return found * (len(SETTINGS) // len(found))
 
 
-def judge(folder: Path, scale: Scale, jobs: int, console: Console, only: Collection[int] = ()) -> Iterator[Judged]:
+def judge(folder: Path, scale: Effort, jobs: int, console: Console, only: Collection[int] = ()) -> Iterator[Judged]:
     """Does the experiments, ``jobs`` runs at a time, and yields each claim when it is judged.
 
     What has been computed before, in ``folder``, is not computed again.

@@ -8,15 +8,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.analysis import Comparison, Estimate
-from bench.report.verdict_wording import interval, relative
+from bench.style.numbers import interval, relative
 
-from .claim_verdicts import Verdict, every
+from .claim_verdicts import ClaimVerdict, every
 
 if TYPE_CHECKING:
     from .experiments import Lab
 
-Setting = Literal["one learning rate", "tuned", ""]
-SETTINGS: tuple[Setting, ...] = ("one learning rate", "tuned")
+RateSetting = Literal["one learning rate", "tuned", ""]
+SETTINGS: tuple[RateSetting, ...] = ("one learning rate", "tuned")
 """As the paper has it, with one for all methods; and each method at the one that validation chose for it. What has
 nothing to do with learning rates is of the setting ``""``."""
 
@@ -28,14 +28,16 @@ class Finding:
     ``unit`` is "×" for a ratio, "%" for a part of one, "" for a plain number, or what follows a count: ``of 6``.
     """
 
-    setting: Setting
+    setting: RateSetting
     text: str
     estimate: Estimate
     unit: str
-    verdict: Verdict | None = None
+    verdict: ClaimVerdict | None = None
 
     @classmethod
-    def of(cls, setting: Setting, text: str, comparison: Comparison, verdict: Verdict | None = None) -> "Finding":
+    def of(
+        cls, setting: RateSetting, text: str, comparison: Comparison, verdict: ClaimVerdict | None = None
+    ) -> "Finding":
         """One that is a ratio of scores."""
         return cls(setting, text, Estimate(comparison.mean, comparison.low, comparison.high), "×", verdict)
 
@@ -62,19 +64,19 @@ class Outcome:
     table: pd.DataFrame
 
     @property
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[RateSetting]:
         """In which anything was found."""
         return list(dict.fromkeys(one.setting for one in self.findings))
 
     @property
-    def by_text(self) -> dict[str, dict[Setting, Finding]]:
+    def by_text(self) -> dict[str, dict[RateSetting, Finding]]:
         """What was found of one and the same thing in each setting."""
-        found: dict[str, dict[Setting, Finding]] = {}
+        found: dict[str, dict[RateSetting, Finding]] = {}
         for one in self.findings:
             found.setdefault(one.text, {})[one.setting] = one
         return found
 
-    def verdict(self, setting: Setting) -> Verdict | None:
+    def verdict(self, setting: RateSetting) -> ClaimVerdict | None:
         """Of the whole claim: it holds where all its parts do; None where nothing was found in this setting."""
         parts = [one.verdict for one in self.findings if one.setting == setting and one.verdict is not None]
         return every(parts) if parts else None

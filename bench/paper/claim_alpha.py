@@ -9,7 +9,7 @@ from bench.analysis import Estimate, compare
 from bench.run.spec import Method
 
 from . import claims_figures
-from .claim import SETTINGS, Claim, Finding, Outcome, Setting
+from .claim import SETTINGS, Claim, Finding, Outcome, RateSetting
 from .claim_toy import EQUAL
 from .claim_toy import PROBLEMS as TOY
 from .claim_verdicts import every, of_comparison, peak
@@ -38,7 +38,7 @@ def alpha(lab: Lab) -> Outcome:
     return Outcome(findings, lambda: claims_figures.alphas(table), caption, table)
 
 
-def _findings(lab: Lab, setting: Setting, on: Bench) -> tuple[pd.DataFrame, list[Finding]]:
+def _findings(lab: Lab, setting: RateSetting, on: Bench) -> tuple[pd.DataFrame, list[Finding]]:
     rates = dict.fromkeys(METHODS, on.recipe.lr)
     if setting == "tuned":
         makers = {label: lambda _, method=method: method for label, method in METHODS.items()}

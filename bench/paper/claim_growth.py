@@ -10,7 +10,7 @@ from bench.analysis import Estimate, compare, t_interval
 from bench.run.training import Result
 
 from . import claims_figures
-from .claim import SETTINGS, Claim, Finding, Outcome, Setting
+from .claim import SETTINGS, Claim, Finding, Outcome, RateSetting
 from .claim_toy import STEPS, UNCERTAINTY
 from .claim_verdicts import above, of_comparison
 from .experiments import Bench, Lab, bench
@@ -41,7 +41,7 @@ def growth(lab: Lab) -> Outcome:
     return Outcome(findings, lambda: claims_figures.growth(table), caption, table)
 
 
-def _runs(lab: Lab, on: Bench, setting: Setting) -> tuple[list[Result], int]:
+def _runs(lab: Lab, on: Bench, setting: RateSetting) -> tuple[list[Result], int]:
     """The reported runs, and after which evaluation runs on the tuning seeds are at their best."""
     seeds = lab.scale.tuning_seeds[:1]
     lr = on.recipe.lr
@@ -61,14 +61,14 @@ def best_window(scores: NDArray[np.float64]) -> int:
     return int(means.argmin())
 
 
-def _grows(setting: Setting, on: Bench, results: Sequence[Result]) -> Finding:
+def _grows(setting: RateSetting, on: Bench, results: Sequence[Result]) -> Finding:
     halves = [_sums(result)[[len(_sums(result)) // 2 - 1, -1]] for result in results]
     logs = t_interval([np.log(end / middle) for middle, end in halves])
     ratio = Estimate(*(float(np.exp(value)) for value in (logs.mean, logs.low, logs.high)))
     return Finding(setting, f"{on.label}: sum of the weights, last step over half-way", ratio, "×", above(ratio, 1))
 
 
-def _deteriorates(setting: Setting, on: Bench, results: Sequence[Result], best: int) -> Finding:
+def _deteriorates(setting: RateSetting, on: Bench, results: Sequence[Result], best: int) -> Finding:
     scores = [np.log(_scores(on, result)) for result in results]
     last, then = (
         [np.exp(one[begin : begin + WINDOW].mean()) for one in scores] for begin in (on.evaluations - WINDOW, best)

@@ -16,10 +16,10 @@ from bench.cost.cases import networks
 from bench.cost.step_clock import single_thread
 from bench.cost.step_comparison import compare
 from bench.cost.subject import MakeStep, Subject, of_problem
-from bench.cost.timed_methods import AGAIN, EQUAL, LAYER, Contender
+from bench.cost.timed_methods import AGAIN, EQUAL, LAYER, TimedMethod
 from bench.execute import workers
 from bench.peers.double_backward import DoubleBackwardGradNorm
-from bench.peers.peer import Setting as Learned
+from bench.peers.peer import GradNormSetting as Learned
 from bench.run import machine_facts
 from bench.run.seeds import generator
 from bench.run.spec import code_hash
@@ -40,7 +40,7 @@ def _double(subject: Subject, num_tasks: int) -> LossBalancer:
     return DoubleBackwardGradNorm(num_tasks, subject.layer, Learned())
 
 
-CONTENDERS = (EQUAL, AGAIN, LAYER, Contender("double backward", _double))
+CONTENDERS = (EQUAL, AGAIN, LAYER, TimedMethod("double backward", _double))
 CLAIMED = {LAYER.name: "GradNorm"}
 SHOWN = {AGAIN.name: "equal weighting, once more", "double backward": "the paper's double backward"}
 

@@ -10,7 +10,7 @@ from bench.run.spec import Method
 from bench.run.training import Result
 
 from . import claims_figures
-from .claim import SETTINGS, Claim, Finding, Outcome, Setting
+from .claim import SETTINGS, Claim, Finding, Outcome, RateSetting
 from .claim_toy import EQUAL, TWIN, fixed
 from .claim_verdicts import above, below, rank_correlation, share
 from .experiments import Lab, average_weights, bench, finals
@@ -71,7 +71,7 @@ def _at_best(lab: Lab, stage: str, methods: Mapping[str, Method], rates: Sequenc
     return {label: results[label, lr][0] for label, lr in best.items()}
 
 
-def _findings(setting: Setting, table: pd.DataFrame) -> list[Finding]:
+def _findings(setting: RateSetting, table: pd.DataFrame) -> list[Finding]:
     random, named = table[table["random"]], table.set_index("weights")["score"]
     correlation = rank_correlation(random["distance"].tolist(), random["score"].tolist())
     text = "rank correlation of the distance to GradNorm's average weights and the test score"

@@ -12,7 +12,7 @@ from bench.run.training import Result
 from tasks.regression import Regression
 
 from . import claims_figures
-from .claim import SETTINGS, Claim, Finding, Outcome, Setting
+from .claim import SETTINGS, Claim, Finding, Outcome, RateSetting
 from .claim_verdicts import above, below, of_comparison
 from .experiments import Bench, Lab, average_weights, bench, finals
 
@@ -39,7 +39,7 @@ def fixed(weights: Sequence[float]) -> Method:
     return Method("static", None, {"weights": list(weights)})
 
 
-def runs(lab: Lab, on: Bench, setting: Setting) -> ByMethod:
+def runs(lab: Lab, on: Bench, setting: RateSetting) -> ByMethod:
     """The reported runs of all methods, GradNorm static's last."""
     problem = on.problem
     (inverse,) = problem.static_weights.values()
@@ -117,7 +117,7 @@ def order(lab: Lab) -> Outcome:
     return Outcome(findings, lambda: claims_figures.weights(table), caption, table)
 
 
-def _order(setting: Setting, problem: str, sigmas: Sequence[float], results: Sequence[Result]) -> Finding:
+def _order(setting: RateSetting, problem: str, sigmas: Sequence[float], results: Sequence[Result]) -> Finding:
     averages = np.array([average_weights(result) for result in results])
     if len(sigmas) == 2:
         logs = t_interval(np.log(averages[:, 0] / averages[:, 1]))

@@ -9,10 +9,10 @@ from scipy import stats
 
 from bench.analysis import CONFIDENCE, Comparison, Estimate, compare
 
-Verdict = Literal["holds", "does not hold", "not settled"]
+ClaimVerdict = Literal["holds", "does not hold", "not settled"]
 
 
-def of_comparison(comparison: Comparison) -> Verdict:
+def of_comparison(comparison: Comparison) -> ClaimVerdict:
     """Of the claim that one thing is better than another: a tie refutes it, as being worse does."""
     match comparison.verdict:
         case "better":
@@ -22,21 +22,21 @@ def of_comparison(comparison: Comparison) -> Verdict:
     return "not settled"
 
 
-def above(estimate: Estimate, bound: float) -> Verdict:
+def above(estimate: Estimate, bound: float) -> ClaimVerdict:
     """Of the claim that a value exceeds ``bound``."""
     if estimate.low > bound:
         return "holds"
     return "does not hold" if estimate.high <= bound else "not settled"
 
 
-def below(estimate: Estimate, bound: float) -> Verdict:
+def below(estimate: Estimate, bound: float) -> ClaimVerdict:
     """Of the claim that a value is less than ``bound``."""
     if estimate.high < bound:
         return "holds"
     return "does not hold" if estimate.low >= bound else "not settled"
 
 
-def every(verdicts: Iterable[Verdict], exceptions: int = 0) -> Verdict:
+def every(verdicts: Iterable[ClaimVerdict], exceptions: int = 0) -> ClaimVerdict:
     """Of the claim that all of several things hold but for as many ``exceptions``; not settled where there are none."""
     found = list(verdicts)
     if found.count("does not hold") > exceptions:
@@ -44,7 +44,7 @@ def every(verdicts: Iterable[Verdict], exceptions: int = 0) -> Verdict:
     return "holds" if found and len(found) - found.count("holds") <= exceptions else "not settled"
 
 
-def peak(scores: ArrayLike, places: Sequence[float], within: tuple[float, float]) -> tuple[Comparison, Verdict]:
+def peak(scores: ArrayLike, places: Sequence[float], within: tuple[float, float]) -> tuple[Comparison, ClaimVerdict]:
     """Of the claim that scores, of which less is better, are best at a place ``within`` two bounds.
 
     The best of the places within is compared with the best of the others, by their geometric means.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.report.page_tables import flat
 from bench.report.report_page import inline, template
-from bench.report.verdict_wording import join
+from bench.style.numbers import join
 
 from .all_claims import HEADER, Judged
 

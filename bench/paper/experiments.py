@@ -14,10 +14,10 @@ from bench.execute import workers
 from bench.execute.progress import Progress
 from bench.run import atomic_file, machine_facts, result_file
 from bench.run.spec import Method, Options, Phase, RunSpec, digest
-from bench.run.training import Checkpoint, Result, Split
+from bench.run.training import Checkpoint, Result
 from bench.suite import plan
 from bench.suite.plan import Planned
-from tasks import Recipe
+from tasks import Recipe, Split
 
 from .claim_verdicts import imputed
 
@@ -25,7 +25,7 @@ Cell = TypeVar("Cell", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Scale:
+class Effort:
     """How much is run.
 
     Attributes:
@@ -47,8 +47,8 @@ class Scale:
 
 
 GRID, COARSE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (3e-3, 1e-2, 3e-2)
-QUICK = Scale(range(1, 11), range(1, 6), (101, 102), GRID, COARSE, draws=100, draws_grid=COARSE[1:], rounds=40)
-FULL = Scale(range(1, 31), range(1, 11), (101, 102), GRID, GRID, draws=300, draws_grid=GRID, rounds=100)
+QUICK = Effort(range(1, 11), range(1, 6), (101, 102), GRID, COARSE, draws=100, draws_grid=COARSE[1:], rounds=40)
+FULL = Effort(range(1, 31), range(1, 11), (101, 102), GRID, GRID, draws=300, draws_grid=GRID, rounds=100)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Lab:
         failed: how many of those that were asked for failed.
     """
 
-    def __init__(self, folder: Path, scale: Scale, jobs: int, progress: Progress) -> None:
+    def __init__(self, folder: Path, scale: Effort, jobs: int, progress: Progress) -> None:
         self.folder = folder
         self.scale = scale
         self.jobs = jobs

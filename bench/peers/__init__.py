@@ -8,7 +8,7 @@
 A peer that is not installed is passed over, and the table says so.
 
 All train the regression problem with separate heads (T = 2, 10 and 40, batch 100) on one CPU thread, the network by
-fused Adam. Each is a `Contender` in a file of its own, used as its documentation says, and stands in a row with what
+fused Adam. Each is a `Peer` in a file of its own, used as its documentation says, and stands in a row with what
 was measured:
 
 - Time. Each contender in turn with equal weighting, on a copy each of the model: the ratio of their steps, its median
@@ -17,9 +17,10 @@ was measured:
 - Whether the network was trained on ``sum_i w_i L_i``, with the weights that the contender had: how far its gradient
   was from that sum's, relative to it, where it was furthest among all parameters and steps. What a GradNorm's own
   objective adds to it shows here.
-- Whether the weights are GradNorm's. Ours, set as the contender is (`Setting`), weighs the same losses of the same
-  network at every step: how far apart their weights came, relative to how far ours moved. GradNorm reads the tasks'
-  gradients by their norms alone, so equal weights mean that these were equal too. What remains, the row says in words.
+- Whether the weights are GradNorm's. Ours, set as the contender is (`GradNormSetting`), weighs the same losses of the
+  same network at every step: how far apart their weights came, relative to how far ours moved. GradNorm reads the
+  tasks' gradients by their norms alone, so equal weights mean that these were equal too. What remains, the row says
+  in words.
 
 `check` does the latter two, `table` times and collects, `show` prints.
 """

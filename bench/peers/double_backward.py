@@ -11,7 +11,7 @@ from balancers import LossBalancer
 from balancers.engine.loss_input import Losses
 from tasks import Problem
 
-from .peer import Contender, Setting
+from .peer import GradNormSetting, Peer
 
 LOWEST_WEIGHT = 1e-4
 """As ours."""
@@ -30,7 +30,7 @@ class DoubleBackwardGradNorm(LossBalancer):
 
     name = "double backward"
 
-    def __init__(self, tasks: int, wrt: Sequence[nn.Parameter], setting: Setting) -> None:
+    def __init__(self, tasks: int, wrt: Sequence[nn.Parameter], setting: GradNormSetting) -> None:
         super().__init__(tasks)
         self._wrt = tuple(wrt)
         self._alpha = setting.alpha
@@ -70,12 +70,12 @@ class DoubleBackwardGradNorm(LossBalancer):
         return ratios / ratios.mean()
 
 
-class DoubleBackward(Contender):
+class DoubleBackward(Peer):
     """`DoubleBackwardGradNorm`."""
 
     name = "double backward (apart)"
 
-    def __init__(self, problem: Problem[Any], model: nn.Module, setting: Setting | None = None) -> None:
+    def __init__(self, problem: Problem[Any], model: nn.Module, setting: GradNormSetting | None = None) -> None:
         super().__init__(problem, model, setting)
         wrt = self.setting.parameters(problem, model)
         self._balancer = DoubleBackwardGradNorm(len(problem.tasks), wrt, self.setting)

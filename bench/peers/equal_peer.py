@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from balancers import EqualWeighting
 from tasks import Problem
 
-from .peer import Contender
+from .peer import Peer
 
 
-class Equal(Contender):
+class Equal(Peer):
     """The sum of the losses."""
 
     name = "equal weighting"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .peer import Contender
+from .peer import Peer
 
 CLEAN = 1e-3
 """A gradient further off than this, relative to what it should be, is not owed to rounding."""
@@ -27,7 +27,7 @@ class Deviation(NamedTuple):
     weights: float
 
 
-def compare(contender: Contender, ours: Contender, batches: Iterable[Any]) -> Deviation:
+def compare(contender: Peer, ours: Peer, batches: Iterable[Any]) -> Deviation:
     """Makes a step of each on every batch. At every step, ours weighs the losses of the contender's network."""
     gradient = 0.0
     for batch in batches:
@@ -38,7 +38,7 @@ def compare(contender: Contender, ours: Contender, batches: Iterable[Any]) -> De
     return Deviation(gradient, float(apart))
 
 
-def gradient_deviation(contender: Contender, batch: Any) -> float:
+def gradient_deviation(contender: Peer, batch: Any) -> float:
     """Makes a step: how far the gradient that it trained on was from that of ``sum_i w_i L_i``, as in `Deviation`.
 
     ``w_i`` are the weights that the contender had before the step.
@@ -49,7 +49,7 @@ def gradient_deviation(contender: Contender, batch: Any) -> float:
     return max(off)
 
 
-def _gradients(contender: Contender, batch: Any) -> tuple[Tensor, ...]:
+def _gradients(contender: Peer, batch: Any) -> tuple[Tensor, ...]:
     model = copy.deepcopy(contender.model)  # a copy's fork is read by no balancer
     losses = contender.problem.losses(model, batch)
     total = sum(w * loss for w, loss in zip(contender.weights, losses, strict=True))

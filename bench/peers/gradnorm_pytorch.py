@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from tasks import Problem
 
-from .peer import Contender, Setting
+from .peer import GradNormSetting, Peer
 
 LEARNING_RATE = 1e-4
 """The documentation's."""
 
 
-class GradNormPytorch(Contender):
+class GradNormPytorch(Peer):
     """``GradNormLossWeighter``.
 
     Raises:
@@ -29,7 +29,7 @@ class GradNormPytorch(Contender):
         "step so far. The objective's backward pass adds its gradient to the network's."
     )
 
-    def __init__(self, problem: Problem[Any], model: nn.Module, setting: Setting | None = None) -> None:
+    def __init__(self, problem: Problem[Any], model: nn.Module, setting: GradNormSetting | None = None) -> None:
         super().__init__(problem, model, setting)
         [parameter] = self.setting.parameters(problem, model)
         num_tasks = len(problem.tasks)
@@ -41,8 +41,8 @@ class GradNormPytorch(Contender):
         )
 
     @classmethod
-    def usual_setting(cls, problem: Problem[Any]) -> Setting:
-        return Setting("its weight alone", lr=LEARNING_RATE / len(problem.tasks), optimizer="sgd")
+    def usual_setting(cls, problem: Problem[Any]) -> GradNormSetting:
+        return GradNormSetting("its weight alone", lr=LEARNING_RATE / len(problem.tasks), optimizer="sgd")
 
     @property
     def weights(self) -> Tensor:

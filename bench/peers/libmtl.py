@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from tasks import Problem
 
-from .peer import Contender, Setting
+from .peer import GradNormSetting, Peer
 
 MOVED = "torchvision.models.utils"
 """The module whose function is in ``torch.hub`` now."""
 
 
-class LibMTL(Contender):
+class LibMTL(Peer):
     """``LibMTL.weighting.GradNorm`` on ``LibMTL.architecture.HPS``, the trunk its encoder and the heads its decoders.
 
     Raises:
@@ -39,13 +39,13 @@ class LibMTL(Contender):
         "weighting; here the first batch stands for it. The heads are trained on unweighted losses."
     )
 
-    def __init__(self, problem: Problem[Any], model: nn.Module, setting: Setting | None = None) -> None:
+    def __init__(self, problem: Problem[Any], model: nn.Module, setting: GradNormSetting | None = None) -> None:
         self._model = _put_together(problem, model)
         super().__init__(problem, model, setting, own=[self._model.loss_scale])
 
     @classmethod
-    def usual_setting(cls, problem: Problem[Any]) -> Setting:
-        return Setting("all shared parameters", lr=problem.recipe.lr)
+    def usual_setting(cls, problem: Problem[Any]) -> GradNormSetting:
+        return GradNormSetting("all shared parameters", lr=problem.recipe.lr)
 
     @property
     def weights(self) -> Tensor:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from balancers import GradNorm
 from tasks import Problem
 
-from .peer import Contender, Setting
+from .peer import GradNormSetting, Peer
 
 
-class Ours(Contender):
+class Ours(Peer):
     """`GradNorm` at the model's fork.
 
     Raises:
@@ -19,7 +19,7 @@ class Ours(Contender):
 
     name = "our GradNorm"
 
-    def __init__(self, problem: Problem[Any], model: nn.Module, setting: Setting | None = None) -> None:
+    def __init__(self, problem: Problem[Any], model: nn.Module, setting: GradNormSetting | None = None) -> None:
         super().__init__(problem, model, setting)
         _, alpha, lr, optimizer = self.setting
         wrt = self.setting.parameters(problem, model)

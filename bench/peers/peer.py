@@ -13,7 +13,7 @@ from tasks import Problem
 Where = Literal["last shared layer", "its weight alone", "all shared parameters"]
 
 
-class Setting(NamedTuple):
+class GradNormSetting(NamedTuple):
     """How a GradNorm is set, in the terms of ours."""
 
     wrt: Where = "last shared layer"
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
         return (parameters["weight"],) if self.wrt == "its weight alone" else tuple(parameters.values())
 
 
-class Contender(ABC):
+class Peer(ABC):
     """Trains ``model`` on ``problem`` with fused Adam, at the recipe's learning rate.
 
     Args:
@@ -57,7 +57,7 @@ class Contender(ABC):
         self,
         problem: Problem[Any],
         model: nn.Module,
-        setting: Setting | None = None,
+        setting: GradNormSetting | None = None,
         own: Iterable[nn.Parameter] = (),
     ) -> None:
         self.problem = problem
@@ -66,9 +66,9 @@ class Contender(ABC):
         self.optimizer = Adam([*model.parameters(), *own], lr=problem.recipe.lr, fused=True)
 
     @classmethod
-    def usual_setting(cls, problem: Problem[Any]) -> Setting:
+    def usual_setting(cls, problem: Problem[Any]) -> GradNormSetting:
         """The setting by default."""
-        return Setting()
+        return GradNormSetting()
 
     @property
     @abstractmethod

@@ -24,10 +24,10 @@ from .gradient_check import compare
 from .gradnorm_pytorch import GradNormPytorch
 from .libmtl import LibMTL
 from .our_gradnorm import Ours
-from .peer import Contender
+from .peer import Peer
 from .stacked import StackedDoubleBackward
 
-CONTENDERS: Sequence[type[Contender]] = (
+CONTENDERS: Sequence[type[Peer]] = (
     Equal,
     Ours,
     DoubleBackward,
@@ -66,7 +66,7 @@ class Setup(NamedTuple):
         batches = problem.batches(data, generator(SEED, "batches"), BATCH_SIZE)
         return cls(problem, list(itertools.islice(batches, BATCHES)))
 
-    def make(self, contender: Callable[..., Contender], *setting: object) -> Contender:
+    def make(self, contender: Callable[..., Peer], *setting: object) -> Peer:
         """A contender with a model of its own, of the same initial values for all."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(SEED, "initial values"))
@@ -74,9 +74,7 @@ class Setup(NamedTuple):
         return contender(self.problem, model.train(), *setting)
 
 
-def measure(
-    num_tasks: Iterable[int], seconds: float, contenders: Sequence[type[Contender]] = CONTENDERS
-) -> pd.DataFrame:
+def measure(num_tasks: Iterable[int], seconds: float, contenders: Sequence[type[Peer]] = CONTENDERS) -> pd.DataFrame:
     """A row for each number of tasks and each contender; figures are missing where it could not be measured.
 
     Args:
@@ -100,7 +98,7 @@ def measure(
     return table.reindex(columns=list(COLUMNS)).astype({"rounds": "Int64"})
 
 
-def _row(setup: Setup, contender: type[Contender], seconds: float) -> Row:
+def _row(setup: Setup, contender: type[Peer], seconds: float) -> Row:
     row: Row = {
         "num_tasks": len(setup.problem.tasks),
         "contender": contender.name,
@@ -123,7 +121,7 @@ def _unmeasured(reason: str) -> Row:
     return {"missing": reason, "extra_ms": math.nan, "rounds": None}
 
 
-def _measured(setup: Setup, contender: type[Contender], seconds: float) -> Row:
+def _measured(setup: Setup, contender: type[Peer], seconds: float) -> Row:
     ours = setup.make(Ours, contender.usual_setting(setup.problem))
     deviation = compare(setup.make(contender), ours, setup.batches)
     times = _times(setup.make(contender), setup.make(Equal), setup.batches, seconds)
@@ -143,7 +141,7 @@ def _measured(setup: Setup, contender: type[Contender], seconds: float) -> Row:
     }
 
 
-def _times(contender: Contender, equal: Contender, batches: Sequence[Any], seconds: float) -> NDArray[np.float64]:
+def _times(contender: Peer, equal: Peer, batches: Sequence[Any], seconds: float) -> NDArray[np.float64]:
     """``(2, rounds)``: the seconds of the two's steps, in turn."""
     calls = [_stepper(contender, batches), _stepper(equal, batches)]
     interleave(calls, 1)  # first steps check and allocate
@@ -153,7 +151,7 @@ def _times(contender: Contender, equal: Contender, batches: Sequence[Any], secon
     return interleave(calls, min(max(rounds, FEWEST), MOST))
 
 
-def _stepper(contender: Contender, batches: Sequence[Any]) -> Callable[[], None]:
+def _stepper(contender: Peer, batches: Sequence[Any]) -> Callable[[], None]:
     """A call that makes the next step."""
     rest = itertools.cycle(batches)
     return lambda: contender.step(next(rest))

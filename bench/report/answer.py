@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from bench.style.numbers import relative
 from bench.style.short_label import short
 
 from .results_folder import Results
-from .verdict_wording import relative
 
 
 def answer(results: Results) -> list[str]:

@@ -10,10 +10,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bench.style.figure_style import FAINT, INK, category_axis, label_ends, log_axis, mark, panels, styles
+from bench.style.numbers import step_ratio
 from bench.style.short_label import short
 
 from .results_folder import Results
-from .verdict_wording import step_ratio
 
 PARTS = {"forward": 0.35, "backward": 1.0, "optimizer": 0.6}  # and the strength of their colour
 MOST_BARS = 16  # in the summary

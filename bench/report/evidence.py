@@ -7,11 +7,11 @@ import pandas as pd
 
 from bench.analysis import mean_change
 from bench.analysis.roles import CORE
+from bench.style.numbers import NOTHING, join, number, quantity, rate, relative
 from bench.style.short_label import short
 
 from .results_folder import Results
-from .text_grid import Grid
-from .verdict_wording import NOTHING, join, number, quantity, rate, relative
+from .text_grid import TextGrid
 
 ENDLESS = "∞"
 
@@ -130,7 +130,7 @@ def repeated(results: Results) -> str:
     return f"{sentence}{f', {others} between a tie and a difference' if others else ''}."
 
 
-def repeated_grid(results: Results) -> Grid | None:
+def repeated_grid(results: Results) -> TextGrid | None:
     """The verdicts that other seeds changed; None where they changed none."""
     rows = repeated_rows(results)
     rows = rows[rows["flipped"].astype(bool) | rows["changed"].astype(bool)]
@@ -161,7 +161,7 @@ def part(mean: float, low: float, high: float) -> str:
     return values[0] if np.isnan(low) else f"{values[0]} [{values[1]}, {values[2]}]"
 
 
-def target_grid(results: Results) -> Grid | None:
+def target_grid(results: Results) -> TextGrid | None:
     """How soon one problem's methods are as good as equal weighting in the end; None where that isn't known."""
     table = results.tables["target"]
     if table.empty or results.board.empty:

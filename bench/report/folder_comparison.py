@@ -12,8 +12,7 @@ from rich.text import Text
 
 from bench.analysis import Comparison, compare, compare_unpaired, comparison_scale, primary_rows
 from bench.run.atomic_file import BadFileError
-
-from .verdict_wording import NOTHING, rate, relative
+from bench.style.numbers import NOTHING, rate, relative
 
 ABOUT = ("commit", "torch", "processor", "gpu", "protocol")
 """Facts of ``environment.json`` that may explain a change."""
@@ -21,7 +20,7 @@ TABLES = ("runs", "scores", "problems")
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparedCell:
     """A method on a problem, in both folders; ``comparison`` is of the second with the first.
 
     ``paired`` says whether the seeds are the same. ``identical`` cells have the same scores to the bit.
@@ -41,7 +40,7 @@ class Differences:
     """What is to be said of two folders; ``notes`` are sentences about all that is not a score."""
 
     notes: list[str]
-    cells: list[Cell]
+    cells: list[ComparedCell]
 
     @property
     def worse(self) -> bool:
@@ -81,7 +80,7 @@ def differences(first: Path, second: Path) -> Differences:
             mine = [table[(table["problem"] == problem) & (table["balancer"] == balancer)] for table in runs]
             mine = [table[table["phase"] == "reported"] for table in mine]
             cells.append(
-                Cell(
+                ComparedCell(
                     problem,
                     balancer,
                     (float(mine[0]["lr"].iloc[0]), float(mine[1]["lr"].iloc[0])),

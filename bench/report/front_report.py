@@ -17,11 +17,11 @@ from rich.text import Text
 
 from bench.analysis import Estimate, beyond, comparison_scale, summarise
 from bench.style.figure_style import FAINT, INK, log_axis, mark, panels, spans_decades, styles
+from bench.style.numbers import NOTHING, join, number, percent, rate, step_ratio
 from bench.style.short_label import short
 
 from .results_folder import Results
-from .text_grid import Grid
-from .verdict_wording import NOTHING, join, number, rate, step_ratio
+from .text_grid import TextGrid
 
 MOST_TASKS = 3
 """Of more tasks, no figure: it has a panel for each pair."""
@@ -123,7 +123,7 @@ def verdicts(results: Results) -> pd.DataFrame:
     return beyond(results.tables["scores"], results.tables["metrics"], _methods(results))
 
 
-def grid(results: Results) -> Grid | None:
+def grid(results: Results) -> TextGrid | None:
     """One problem's methods against the front, and what a step costs; None where there is no front."""
     rows = verdicts(results)
     if rows.empty:
@@ -144,14 +144,6 @@ def grid(results: Results) -> Grid | None:
         ],
         "marked": set(),
     }
-
-
-def percent(mean: float, low: float, high: float) -> str:
-    """``+3.1 % [+0.4, +5.8]``, of a part of one."""
-    if not np.isfinite(mean):
-        return NOTHING
-    bounds = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) and np.isfinite(high) else ""
-    return f"{100 * mean:+.1f} %{bounds}".replace("-", "−")
 
 
 def finding(results: Results) -> str:
@@ -175,7 +167,7 @@ def finding(results: Results) -> str:
     return f"{short(str(rows['problem'].iloc[0]), 40)}: {'; '.join(parts)}."
 
 
-def chosen(results: Results) -> Grid | None:
+def chosen(results: Results) -> TextGrid | None:
     """The trial that was chosen for each of one problem's methods; None where the suite didn't search."""
     table = results.tables["selection"]
     if "trial" not in table or table.empty:

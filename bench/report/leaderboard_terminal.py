@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.style.numbers import NOTHING, interval, rate, relative, step_ratio
 from bench.style.short_label import short
 
 from . import evidence
 from .front_report import print_search
 from .results_folder import Results, load
-from .verdict_wording import NOTHING, interval, rate, relative, seeds, step_ratio, title
+from .verdict_wording import seeds, title
 
 WIDTH = 100  # where the output isn't a terminal, which would know its own
 SCORE = "score [95 %]"

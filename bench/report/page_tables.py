@@ -6,12 +6,13 @@ from typing import TypedDict
 import pandas as pd
 
 from bench.analysis import primary_rows
+from bench.style.numbers import NOTHING, interval, number, quantity, rate, relative, span, step_ratio
 from bench.style.short_label import short
 
 from . import evidence
 from .results_folder import Facts, Results
-from .text_grid import Grid
-from .verdict_wording import NOTHING, finding, interval, number, quantity, rate, relative, seeds, span, step_ratio
+from .text_grid import TextGrid
+from .verdict_wording import finding, seeds
 
 TIMED = ("step", "forward", "backward", "optimizer")
 OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")
@@ -37,12 +38,12 @@ class Sheet(TypedDict):
     finding: str
     seeds: str
     board: list[dict[str, str]]
-    baselines: Grid | None
-    target: Grid | None
+    baselines: TextGrid | None
+    target: TextGrid | None
     target_score: str
-    costs: list[Grid]
-    selection: list[Grid]
-    runs: Grid
+    costs: list[TextGrid]
+    selection: list[TextGrid]
+    runs: TextGrid
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -161,7 +162,7 @@ def _board_row(row: pd.Series) -> dict[str, str]:
     }
 
 
-def _baselines(results: Results) -> Grid | None:
+def _baselines(results: Results) -> TextGrid | None:
     """Each task's metrics of a constant predictor, of equal weighting and of the task trained alone."""
     rows = results.tables["baselines"]
     columns = {"constant": "Constant", "equal": short(results.baseline or "equal"), "single_task": "Task alone"}
@@ -188,7 +189,7 @@ def _with_deviation(mean: float, deviation: float) -> str:
     return number(mean) + (f" [± {number(deviation, 2)}]" if deviation > 0 else "")
 
 
-def _runs(results: Results) -> Grid:
+def _runs(results: Results) -> TextGrid:
     """Every run, its score, and how to have it again."""
     scores = primary_rows(results.tables["scores"], results.tables["problems"])
     last = scores[scores["checkpoint"] == "last"].set_index(["key", "split"])["value"].astype(float)
@@ -207,9 +208,9 @@ def _runs(results: Results) -> Grid:
     return {"title": "", "header": header, "rows": rows, "marked": set()}
 
 
-def costs(results: Results) -> list[Grid]:
+def costs(results: Results) -> list[TextGrid]:
     """What a step costs, a table per problem and device."""
-    grids: list[Grid] = []
+    grids: list[TextGrid] = []
     for (_, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
         labels = results.balancers_in(rows)
         grids.append(
@@ -246,7 +247,7 @@ def _cost_row(label: str, parts: pd.DataFrame) -> list[str]:
     ]
 
 
-def micro(results: Results) -> list[Grid]:
+def micro(results: Results) -> list[TextGrid]:
     """The micro-benchmark as one table; its CUDA columns are there only if CUDA was measured."""
     table = results.tables["micro"]
     if table.empty:
@@ -260,9 +261,9 @@ def micro(results: Results) -> list[Grid]:
     return [{"title": "", "header": header, "rows": rows, "marked": set()}]
 
 
-def selection(results: Results) -> list[Grid]:
+def selection(results: Results) -> list[TextGrid]:
     """Mean validation score of each learning rate, a table per problem, the chosen ones marked."""
-    grids: list[Grid] = []
+    grids: list[TextGrid] = []
     table = results.tables["selection"]
     for problem in results.problems_in(table):
         rows = table[table["problem"] == problem]
@@ -279,7 +280,7 @@ def selection(results: Results) -> list[Grid]:
     return grids
 
 
-def failures(results: Results) -> list[Grid]:
+def failures(results: Results) -> list[TextGrid]:
     """Every failed run and why it failed."""
     runs = results.tables["runs"]
     failed = runs[runs["status"] == "failed"]

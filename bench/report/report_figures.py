@@ -13,7 +13,7 @@ from .summary_figure import summary
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """A figure that was written: its file's stem, its kind, its caption, and its problem if it is of one."""
 
     name: str
@@ -35,7 +35,7 @@ OF_PROBLEM: Mapping[str, Callable[[Results], Drawn | None]] = {
 }
 
 
-def draw(results: Results) -> list[Picture]:
+def draw(results: Results) -> list[ReportFigure]:
     """Write all figures that there is data for, and the summary; those of an earlier time are removed."""
     for old in (results.path / "figures").glob("*.[sp][vn]g"):
         old.unlink()
@@ -54,7 +54,7 @@ def draw(results: Results) -> list[Picture]:
     return pictures
 
 
-def _keep(results: Results, name: str, kind: str, drawn: Drawn, problem: str | None) -> Picture:
+def _keep(results: Results, name: str, kind: str, drawn: Drawn, problem: str | None) -> ReportFigure:
     figure, caption = drawn
     save(figure, results.path / "figures", name)
-    return Picture(name, kind, caption, problem)
+    return ReportFigure(name, kind, caption, problem)

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 
 from bench.analysis import primary_rows
 from bench.style.figure_style import FAINT, category_axis, label_ends, log_axis, mark, panels, spans_decades, styles
+from bench.style.numbers import rate
 from bench.style.short_label import short
 
 from .results_folder import Results
-from .verdict_wording import rate
 
 
 def final_scores(results: Results) -> tuple[Figure, str] | None:

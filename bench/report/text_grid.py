@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 
-class Grid(TypedDict):
+class TextGrid(TypedDict):
     """A table with a header; ``marked`` holds the (row, column) of cells to set off."""
 
     title: str

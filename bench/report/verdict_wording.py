@@ -1,16 +1,13 @@
 """Numbers and findings in words: how many digits are meant, and what the intervals say."""
 
-import re
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
+from bench.style.numbers import decimal_places, join, relative, span
 from bench.style.short_label import short
 
 from .results_folder import Results
 
-NOTHING = "–"
 FEW_PROBLEMS = 2
 BOARD_TITLE = "Leaderboard"
 DEFAULTS_TITLE = "Defaults, not a ranking"
@@ -24,80 +21,12 @@ def title(results: Results) -> str:
     return BOARD_TITLE if (results.board["seeds"] > 1).all() else ONE_SEED_TITLE
 
 
-def number(value: float, digits: int = 3) -> str:
-    """``value`` to ``digits`` significant digits."""
-    if not np.isfinite(value):
-        return NOTHING
-    if value != 0 and not 1e-4 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:.{_decimals(value, digits)}f}"
-
-
-def rate(value: float) -> str:
-    """A learning rate as one would type it: ``0.003``, ``3e-5``."""
-    return f"{value:g}".replace("e-0", "e-")
-
-
-def interval(mean: float, low: float, high: float, digits: int = 4) -> str:
-    """``0.512 [0.480, 0.544]``, and without bounds (one seed) the mean alone.
-
-    To two significant digits of the interval's half-width, but at least two and at most ``digits`` of the mean.
-    """
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return number(mean)
-    if mean != 0 and not 1e-4 <= abs(mean) < 1e6:
-        return f"{number(mean)} [{number(low)}, {number(high)}]"
-    decimals = _decimals(mean, digits)
-    if high > low:
-        decimals = min(decimals, max(_decimals(mean, 2), _decimals((high - low) / 2, 2)))
-    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
-
-
-def relative(scale: str, mean: float, low: float, high: float) -> str:
-    """A comparison with equal weighting: ``0.62× [0.58, 0.66]``, or ``+1.3 [+0.9, +1.7]`` for a difference."""
-    if not np.isfinite(mean):
-        return NOTHING
-    if scale == "ratio":
-        estimate, _, bounds = interval(mean, low, high, digits=3 if mean < 1 else 4).partition(" ")
-        return f"{estimate}× {bounds}".rstrip()
-    signed = re.sub(r"(?<![\d.e-])(?=\d)", "+", interval(mean, low, high))
-    return signed.replace("-", "−")
-
-
-def step_ratio(mean: float, low: float, high: float) -> str:
-    """The time of a step over that of equal weighting: ``1.20× [1.18, 1.22]``."""
-    if not np.isfinite(mean):
-        return NOTHING
-    bounds = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
-    return f"{mean:.2f}×{bounds}"
-
-
-def quantity(value: float, unit: str) -> str:
-    """A count with a metric prefix: ``41.2 MFLOP``, ``3.20 MB``."""
-    if not np.isfinite(value):
-        return NOTHING
-    power = min(4, max(0, int(np.log10(max(abs(value), 1)) // 3)))
-    return f"{number(value / 1000**power)} {('', 'k', 'M', 'G', 'T')[power]}{unit}"
-
-
-def _decimals(value: float, digits: int) -> int:
-    """Decimals that show ``digits`` significant digits of ``value``."""
-    return digits - 1 if value == 0 else max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
-
-
 def seeds(rows: pd.DataFrame) -> str:
     """How many seeds the rows of a leaderboard rest on."""
     fewest, most = rows["seeds"].min(), rows["seeds"].max()
     if most == 1:
         return "1 seed"
     return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
-
-
-def join(parts: Iterable[str]) -> str:
-    """``a, b and c``."""
-    items = list(parts)
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def reading(results: Results) -> str:
@@ -160,12 +89,6 @@ def _count(results: Results, name: str, column: str) -> str:
     return f"{sentence}; worse: {join(told['worse'])}." if told["worse"] else f"{sentence}; none is worse."
 
 
-def span(values: pd.Series) -> str:
-    """``1.02 to 1.41``, to two decimals; one number where that is all."""
-    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
-    return low if low == high else f"{low} to {high}"
-
-
 def finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
     """What one problem's rows of the leaderboard say."""
     baseline, name = results.baseline, short(results.baseline or "", 40)
@@ -211,5 +134,5 @@ def _methods(rows: pd.DataFrame) -> str:
 
 def _brief(scale: str, mean: float) -> str:
     if scale == "ratio" and np.isfinite(mean):
-        return f"{mean:.{max(2, _decimals(mean, 2))}f}×"
+        return f"{mean:.{max(2, decimal_places(mean, 2))}f}×"
     return relative(scale, mean, np.nan, np.nan)

@@ -1,7 +1,10 @@
 """Files that appear whole or not at all."""
 
+import io
 import os
 from pathlib import Path
+
+import pandas as pd
 
 UNFINISHED = ".unfinished"
 
@@ -20,6 +23,14 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     unfinished.replace(path)
     _sync_folder(path.parent)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write ``table`` twice, as ``path.parquet`` and as ``path.csv``."""
+    content = io.BytesIO()
+    table.to_parquet(content, index=False)
+    write(path.with_suffix(".parquet"), content.getvalue())
+    write(path.with_suffix(".csv"), table.to_csv(index=False).encode())
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -9,9 +9,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 import balancers
 from balancers import GradientBalancer, LossBalancer
+from balancers.engine.gradients import Wrt
 from tasks import Problem, Recipe, Shared
 
-from .spec import Method, Wrt
+from .spec import Method
 
 
 def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBalancer:

@@ -12,7 +12,7 @@ from torch import nn
 from tasks import Problem
 
 from . import atomic_file
-from .training import Trial
+from .training import Training
 
 SIZE = (9.0, 5.0)
 """Inches, unless the problem wants another size."""
@@ -52,14 +52,14 @@ def render(drawn: Callable[[Figure], str]) -> Picture:
     return Picture(content.getvalue(), caption)
 
 
-def save(trial: Trial, about: Path) -> None:
+def save(training: Training, about: Path) -> None:
     """Draws what the model of a run that has ended makes of its problem's data; of one that failed, the data alone.
 
     A problem that can't draw does no harm: its caption then says why.
     """
     try:
-        model = trial.model if trial.result.status == "ok" else None
-        picture = draw(trial.problem, trial.data, model)
+        model = training.model if training.result.status == "ok" else None
+        picture = draw(training.problem, training.data, model)
     except Exception as error:
         picture = Picture(b"", f"No picture: {type(error).__name__}: {error}")
     if picture.png:

@@ -20,12 +20,12 @@ import torch
 
 import balancers
 import tasks
+from balancers.engine.gradients import Wrt
 from tasks import Recipe
 
 Options = Mapping[str, Any]
 """Keyword arguments, of what TOML and JSON can both say: texts, finite numbers, true and false, lists and tables."""
 Device = Literal["cpu", "cuda"]
-Wrt = Literal["features", "layer", "parameters"]
 Phase = Literal["tuning", "reported", "repeated", "baseline", "front", "cost"]
 """A "baseline" is a run of the model on one task's loss alone; "repeated" are the reported runs on other seeds; the
 "front" are those of static weights that a search found."""

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tasks
+from tasks import Split
 
 from . import build
 from .seeds import generator, stream_seed
 from .spec import RunSpec
 from .step_log import Record
 
-Split = Literal["validation", "test"]
 Checkpoint = Literal["last", "best", "constant"]
 Metrics = dict[str, float]
 
@@ -85,12 +85,12 @@ def run(spec: RunSpec) -> Result:
     The test split is read at the very end, and not at all when tuning. Whatever the problem or the balancer raises
     makes it a failed run; so does a loss or a primary score that is not finite.
     """
-    trial = Trial(spec)
-    trial.run()
-    return trial.result
+    training = Training(spec)
+    training.run()
+    return training.result
 
 
-class Trial:
+class Training:
     """A run under way. What it finds out is in ``result`` as soon as it is known.
 
     Attributes:

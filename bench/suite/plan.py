@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from bench.run.spec import Method, Phase, RunSpec
+from bench.style.numbers import rounded
 
 from .suite_file import BalancerEntry, ProblemEntry, Suite
 
@@ -153,13 +154,9 @@ def widened(grid: Sequence[float]) -> Sequence[float]:
 
 def grown(grid: Sequence[float], best: set[float]) -> Sequence[float]:
     """The grid with one more value beyond each edge that is among the ``best``."""
-    below = [_rounded(grid[0] ** 2 / grid[1])] if grid[0] in best else []
-    above = [_rounded(grid[-1] ** 2 / grid[-2])] if grid[-1] in best else []
+    below = [rounded(grid[0] ** 2 / grid[1], 3)] if grid[0] in best else []
+    above = [rounded(grid[-1] ** 2 / grid[-2], 3)] if grid[-1] in best else []
     return (*below, *grid, *above)
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
 
 
 def _planned(

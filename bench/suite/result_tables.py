@@ -3,7 +3,6 @@
 Each table is written as Parquet, with the same as CSV beside it. What wasn't measured has no table.
 """
 
-import io
 import json
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -27,9 +26,9 @@ from bench.analysis import (
     repeated_verdicts,
     time_to_target,
 )
-from bench.cost import micro
 from bench.run import atomic_file, result_file, spec
-from bench.run.training import Checkpoint, Result, Split
+from bench.run.training import Checkpoint, Result
+from tasks import Split
 
 from . import plan
 from .plan import Planned
@@ -38,8 +37,6 @@ from .suite_file import ProblemEntry, Suite
 MOST_STEPS = 200
 """The table of trajectories holds no more steps of a run than this; the run's own file holds all."""
 
-MICRO = "micro.json"
-"""Where in a results folder the micro-benchmark saves its times."""
 COUNTED = ("flops", "operator_calls", "peak_bytes")
 TIMES = ("problem", "balancer", "part", "median_ms", "ratio_to_equal", "ratio_low", "ratio_high", "flops")
 """What the analysis reads of the costs."""
@@ -273,20 +270,7 @@ def _repeated(tables: dict[str, pd.DataFrame], parts: Cast) -> pd.DataFrame:
 def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Writes each table into ``folder``, and removes those of an earlier time that are none of them."""
     for name, table in tables.items():
-        _write(table, folder / name)
+        atomic_file.write_table(folder / name, table)
     for path in (*folder.glob("*.parquet"), *folder.glob("*.csv")):
         if path.stem not in tables:
             path.unlink()
-
-
-def add_micro(folder: Path) -> None:
-    """Makes the table of the micro-benchmark, where that has been run for this results folder."""
-    if (folder / MICRO).is_file():
-        _write(micro.table(folder / MICRO), folder / "tables" / "micro")
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    content = io.BytesIO()
-    table.to_parquet(content, index=False)
-    atomic_file.write(path.with_suffix(".parquet"), content.getvalue())
-    atomic_file.write(path.with_suffix(".csv"), table.to_csv(index=False).encode())

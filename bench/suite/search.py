@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from balancers.engine.base import Range
+from balancers import Range
 from bench.run.spec import Options
+from bench.style.numbers import rounded
 
 SEED = 20
 DIMENSIONS = 33
@@ -25,7 +26,7 @@ def learning_rates(trials: int, low: float, high: float) -> tuple[float, ...]:
     """The learning rate of each trial, log-uniform in ``[low, high]``: different ones, to three digits if these do."""
     exact = [low * (high / low) ** u for u in _points(trials)[:, 0]]
     for digits in range(3, 17):
-        rates = tuple(min(high, max(low, _rounded(rate, digits))) for rate in exact)
+        rates = tuple(min(high, max(low, rounded(rate, digits))) for rate in exact)
         if len(set(rates)) == trials:
             return rates
     raise ValueError(f"between {low} and {high} there are no {trials} different learning rates")
@@ -51,7 +52,7 @@ def weights(own: Sequence[float] | None, num_tasks: int, trials: int) -> list[li
     spacings = -np.log1p(-_points(trials, num_tasks)[:, 1 : 1 + num_tasks])
     drawn = num_tasks * spacings / spacings.sum(axis=1, keepdims=True)
     return [
-        list(own) if own and 2 * trial < trials else [_rounded(weight, DIGITS) for weight in row]
+        list(own) if own and 2 * trial < trials else [rounded(weight, DIGITS) for weight in row]
         for trial, row in enumerate(drawn.tolist())
     ]
 
@@ -65,8 +66,4 @@ def _points(trials: int, needed: int = 0) -> NDArray[np.float64]:
 def _within(limits: Range, u: float) -> float:
     low, high = limits.low, limits.high
     value = low * (high / low) ** u if limits.log else low + (high - low) * u
-    return min(high, max(low, _rounded(value, DIGITS)))
-
-
-def _rounded(value: float, digits: int) -> float:
-    return float(f"{value:.{digits}g}")
+    return min(high, max(low, rounded(value, DIGITS)))

@@ -18,12 +18,13 @@ import torch
 import balancers
 import tasks
 from balancers import GradientBalancer, StaticWeighting
+from balancers.engine.gradients import Wrt
 from bench.run import build, plugins
-from bench.run.spec import Device, Method, Options, Wrt
+from bench.run.spec import Device, Method, Options
 from tasks import MissingDataError, Problem, Recipe
 
 from . import search
-from .toml_table import Kind, SuiteError, Table, closest
+from .toml_table import SuiteError, TomlTable, ValueKind, closest
 
 SUITES = Path(__file__).parents[1] / "suites"
 KEPT = "suite.toml"
@@ -51,28 +52,30 @@ def _distinct(value: object, least: int) -> bool:
     return isinstance(value, list) and len(value) >= least and len({*map(repr, value)}) == len(value)
 
 
-TEXT = Kind("a text", lambda value: isinstance(value, str))
-TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
-YES_OR_NO = Kind("true or false", lambda value: isinstance(value, bool))
-RECIPE = Kind('"default" or "full"', lambda value: value in ("default", "full"))
-TRIALS = Kind("a whole number, 4 or more", lambda value: _whole(value, 4))
-COUNT = Kind("a whole number, 1 or more", lambda value: _whole(value, 1))
-ROUNDS = Kind("a whole number, 0 or more", lambda value: _whole(value, 0))
-DEVICE = Kind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
-DEVICES = Kind(
+TEXT = ValueKind("a text", lambda value: isinstance(value, str))
+TEXTS = ValueKind(
+    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)
+)
+YES_OR_NO = ValueKind("true or false", lambda value: isinstance(value, bool))
+RECIPE = ValueKind('"default" or "full"', lambda value: value in ("default", "full"))
+TRIALS = ValueKind("a whole number, 4 or more", lambda value: _whole(value, 4))
+COUNT = ValueKind("a whole number, 1 or more", lambda value: _whole(value, 1))
+ROUNDS = ValueKind("a whole number, 0 or more", lambda value: _whole(value, 0))
+DEVICE = ValueKind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
+DEVICES = ValueKind(
     'a list of "cpu", "cuda" or both',
     lambda value: _distinct(value, 1) and all(one in get_args(Device) for one in value),
 )
-WRT = Kind('"features", "layer" or "parameters"', lambda value: value in get_args(Wrt))
-SEEDS = Kind(
+WRT = ValueKind('"features", "layer" or "parameters"', lambda value: value in get_args(Wrt))
+SEEDS = ValueKind(
     "a list of different whole numbers, 0 or more",
     lambda value: _distinct(value, 1) and all(_whole(one, 0) for one in value),
 )
-RATES = Kind(
+RATES = ValueKind(
     "a list of different positive numbers, two or more",
     lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
 )
-LIMITS = Kind(
+LIMITS = ValueKind(
     "two positive numbers, the smaller first", lambda value: RATES.accepts(value) and [*value] == sorted(value)[:2]
 )
 
@@ -169,7 +172,7 @@ def load(path: Path) -> Suite:
     """
     text = path.read_text(encoding="utf-8")
     try:
-        top = Table(path.name, "", tomllib.loads(text), TOP)
+        top = TomlTable(path.name, "", tomllib.loads(text), TOP)
     except tomllib.TOMLDecodeError as error:
         raise SuiteError(f"{path.name}: {error}") from error
     files = _load_plugins(top, path.parent)
@@ -227,7 +230,7 @@ def _missing(problem: Problem[Any]) -> str | None:
     return None
 
 
-def _require_unique_labels(tables: list[Table]) -> None:
+def _require_unique_labels(tables: list[TomlTable]) -> None:
     labels = [_label(table) for table in tables]
     for table, label in zip(tables, labels, strict=True):
         first = tables[labels.index(label)]
@@ -235,12 +238,12 @@ def _require_unique_labels(tables: list[Table]) -> None:
             table.fail("label", f"{label!r} is the label of {first.path} too; give another")
 
 
-def _label(table: Table) -> str:
+def _label(table: TomlTable) -> str:
     label: str = table.take("label", TEXT, table.take("name", TEXT))
     return label
 
 
-def _load_plugins(top: Table, folder: Path) -> tuple[Path, ...]:
+def _load_plugins(top: TomlTable, folder: Path) -> tuple[Path, ...]:
     names = top.take("plugins", TEXTS, ())
     files = tuple((folder / name).resolve() for name in names)
     for i, (name, file) in enumerate(zip(names, files, strict=True)):
@@ -253,7 +256,7 @@ def _load_plugins(top: Table, folder: Path) -> tuple[Path, ...]:
     return files
 
 
-def _learning_rates(top: Table) -> tuple[float, ...]:
+def _learning_rates(top: TomlTable) -> tuple[float, ...]:
     """The grid, or the learning rates of the search's trials; empty where there is neither."""
     if "search" not in top.values:
         if "learning_rates" not in top.values:
@@ -266,14 +269,14 @@ def _learning_rates(top: Table) -> tuple[float, ...]:
     return search.learning_rates(table.take("trials", TRIALS), low, high)
 
 
-def _device(top: Table) -> Device:
+def _device(top: TomlTable) -> Device:
     device = top.take("device", DEVICE, "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         top.fail("device", '"cuda", but PyTorch finds no CUDA device on this machine')
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _problem(table: Table) -> ProblemEntry:
+def _problem(table: TomlTable) -> ProblemEntry:
     name = table.take("name", TEXT)
     if name not in tasks.names():
         table.fail("name", f"no problem is called {name!r}{closest(name, tasks.names())}")
@@ -291,7 +294,7 @@ def _problem(table: Table) -> ProblemEntry:
     return ProblemEntry(_label(table), name, options, replace(recipe, **changes), problem)
 
 
-def _balancer(table: Table, problems: list[ProblemEntry], rates: tuple[float, ...]) -> BalancerEntry:
+def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float, ...]) -> BalancerEntry:
     """``rates`` are those of the trials of a search; empty where there is none."""
     name = table.take("name", TEXT)
     if name not in balancers.names():
@@ -330,7 +333,7 @@ def _balancer(table: Table, problems: list[ProblemEntry], rates: tuple[float, ..
     return BalancerEntry(_label(table), name, methods, trials if rates else {}, searches_weights)
 
 
-def _options(table: Table, cls: type) -> dict[str, Any]:
+def _options(table: TomlTable, cls: type) -> dict[str, Any]:
     """The entry's options, each of which ``cls`` takes, and all that it needs."""
     parameters = inspect.signature(cls).parameters.values()
     takes = {p.name: p for p in parameters if p.name not in ("fork", "wrt", "tasks") and p.kind is not p.VAR_POSITIONAL}
@@ -347,7 +350,7 @@ def _options(table: Table, cls: type) -> dict[str, Any]:
     return dict(options)
 
 
-def _resolve(table: Table, key: str, value: object, entry: ProblemEntry) -> object:
+def _resolve(table: TomlTable, key: str, value: object, entry: ProblemEntry) -> object:
     if not isinstance(value, str) or not value.startswith(FROM_PROBLEM):
         return value
     weightings, name = entry.problem.static_weights, value.removeprefix(FROM_PROBLEM)

@@ -11,14 +11,14 @@ class SuiteError(ValueError):
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """What a key's value has to be: in words, and as a test."""
 
     words: str
     accepts: Callable[[Any], bool]
 
 
-class Table:
+class TomlTable:
     """A table of a TOML file.
 
     Args:
@@ -43,7 +43,7 @@ class Table:
         """Raises a `SuiteError` about ``key`` of this table."""
         raise SuiteError(f"{self.file}: {self.path}{'.' if self.path and key else ''}{key}: {message}")
 
-    def take(self, key: str, kind: Kind, default: Any = None) -> Any:
+    def take(self, key: str, kind: ValueKind, default: Any = None) -> Any:
         """The value of ``key``, which must be there unless there is a default."""
         if key not in self.values:
             if default is None:
@@ -54,19 +54,19 @@ class Table:
             self.fail(key, f"expected {kind.words}, got {value!r}")
         return value
 
-    def table(self, key: str, known: Iterable[str]) -> "Table":
+    def table(self, key: str, known: Iterable[str]) -> "TomlTable":
         """The table under ``key``; where there is none, an empty one."""
         values = self.values.get(key, {})
         if not isinstance(values, dict):
             self.fail(key, f"expected a table, got {values!r}")
-        return Table(self.file, f"{self.path}{'.' if self.path else ''}{key}", values, known)
+        return TomlTable(self.file, f"{self.path}{'.' if self.path else ''}{key}", values, known)
 
-    def tables(self, key: str, known: Iterable[str]) -> list["Table"]:
+    def tables(self, key: str, known: Iterable[str]) -> list["TomlTable"]:
         """The tables of the array ``key``, at least one."""
         array = self.values.get(key)
         if not isinstance(array, list) or not array or not all(isinstance(values, dict) for values in array):
             self.fail(key, f"expected one [[{key}]] table or more")
-        return [Table(self.file, f"{key}[{i}]", values, known) for i, values in enumerate(array)]
+        return [TomlTable(self.file, f"{key}[{i}]", values, known) for i, values in enumerate(array)]
 
 
 def closest(name: str, names: Iterable[str]) -> str:

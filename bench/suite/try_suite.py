@@ -1,7 +1,7 @@
 """A suite for a problem of one's own, as large as fits a stretch of time: ``lossbench try my_problem.py``."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,10 @@ import torch
 
 import balancers
 import tasks
-from bench.execute import forecast, workers
-from bench.execute.forecast import Pace, Place
 from bench.run import build, plugins
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import Method
+from bench.style.numbers import in_words, rounded
 from tasks import Problem
 
 from . import plan, suite_file
@@ -30,7 +29,7 @@ TUNING = 101
 
 
 @dataclass(frozen=True)
-class Size:
+class ComparisonSize:
     """How much of a comparison there is; ``rates`` are factors of the learning rate in the problem's recipe."""
 
     rates: tuple[float, ...]
@@ -39,15 +38,20 @@ class Size:
 
 
 SIZES = (
-    Size(rates=(0.1, 0.3, 1, 3, 10), tuning=2, reported=10),
-    Size(rates=(0.1, 0.3, 1, 3, 10), tuning=1, reported=5),
-    Size(rates=(0.3, 1, 3), tuning=1, reported=3),
+    ComparisonSize(rates=(0.1, 0.3, 1, 3, 10), tuning=2, reported=10),
+    ComparisonSize(rates=(0.1, 0.3, 1, 3, 10), tuning=1, reported=5),
+    ComparisonSize(rates=(0.3, 1, 3), tuning=1, reported=3),
 )
 """From the largest on; the first that fits is run, or the last."""
 
 
-def make(file: Path, folder: Path, minutes: float, jobs: int) -> tuple[Suite, list[str]]:
+def make(
+    file: Path, folder: Path, minutes: float, seconds_of: Callable[[Suite, Sequence[Planned]], float]
+) -> tuple[Suite, list[str]]:
     """A suite of all problems and methods in ``file``, written to ``folder``, and what to say about it.
+
+    Args:
+        seconds_of: returns how long the runs of a suite take together, in seconds.
 
     Raises:
         SuiteError: ``file`` can't be loaded, has no problem that can be run without options, or a problem is wrong.
@@ -57,21 +61,14 @@ def make(file: Path, folder: Path, minutes: float, jobs: int) -> tuple[Suite, li
     methods = _methods(file, [_problem(file, name) for name in names], said)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{file.stem}.toml"
-    paces: dict[Place, Pace | None] = {}
     for size in SIZES:
         path.write_text(_toml(file, names, methods, size), encoding="utf-8")
         loaded = suite_file.load(path)
-        runs = _runs(loaded)
-        if not paces:
-            tried = forecast.to_try(runs)
-            paces = dict(zip(tried, workers.paces(list(tried.values()), loaded.plugins, jobs), strict=True))
-        seconds = _seconds(runs, paces, jobs)
+        seconds = seconds_of(loaded, _runs(loaded))
         if seconds <= 60 * minutes:
             break
     else:
-        said.append(
-            f"the smallest comparison takes longer than {minutes:g} minutes: {forecast.in_words(seconds, seconds)}"
-        )
+        said.append(f"the smallest comparison takes longer than {minutes:g} minutes: {in_words(seconds, seconds)}")
     said.append(f"the suite is in {path}; edit a copy of it to go on from there")
     return loaded, said
 
@@ -152,9 +149,9 @@ def _is_from(cls: type, file: Path) -> bool:
     return cls.__module__ == plugins.module_name(file)
 
 
-def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, Any]], size: Size) -> str:
+def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, Any]], size: ComparisonSize) -> str:
     """The suite's text. Of texts and of lists of numbers, JSON is TOML."""
-    rates = sorted({_rounded(tasks.get(name)().recipe.lr * factor) for name in names for factor in size.rates})
+    rates = sorted({rounded(tasks.get(name)().recipe.lr * factor, 1) for name in names for factor in size.rates})
     lines = [
         f"description = {json.dumps(f'Which method, and at what cost, for {file.name}')}",
         "evaluations = 20",
@@ -176,17 +173,8 @@ def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, A
     return "\n".join(lines) + "\n"
 
 
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.1g}")
-
-
 def _runs(loaded: Suite) -> list[Planned]:
     """All runs, if the grid grows at one edge."""
     grids = {entry.label: plan.widened(loaded.learning_rates)[1:] for entry in loaded.problems}
     reported = plan.reported(loaded, None)
     return [*plan.tuning(loaded, grids), *reported, *plan.baselines(loaded, reported)]
-
-
-def _seconds(runs: Sequence[Planned], paces: Mapping[Place, Pace | None], jobs: int) -> float:
-    known = ((run, paces[forecast.place(run)]) for run in runs)
-    return sum(pace.run(run.spec) for run, pace in known if pace is not None) / jobs

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import balancers
+from bench.style.numbers import rounded
 
 from . import suite_file
 from .suite_file import FROM_PROBLEM, KEPT, SEARCH, Suite
 from .toml_table import SuiteError, closest
 
-Entry = Mapping[str, Any]
+TomlEntry = Mapping[str, Any]
 SUFFIX = "-tuned"
 FIRST_SEED = 101
 """The first seed that tuning may have where the suite has none for it."""
@@ -60,7 +61,7 @@ def make(
     return suite_file.load(folder / KEPT), folder
 
 
-def _kept(entries: Sequence[Entry], names: Iterable[str], what: str) -> list[Entry]:
+def _kept(entries: Sequence[TomlEntry], names: Iterable[str], what: str) -> list[TomlEntry]:
     """The ``entries`` that one of ``names`` is the label or the name of, in their order."""
     found = [(name, _named(entries, name)) for name in names]
     if missing := [name for name, named in found if not named]:
@@ -69,15 +70,15 @@ def _kept(entries: Sequence[Entry], names: Iterable[str], what: str) -> list[Ent
     return [entry for entry in entries if any(entry in named for _, named in found)]
 
 
-def _named(entries: Sequence[Entry], name: str) -> list[Entry]:
+def _named(entries: Sequence[TomlEntry], name: str) -> list[TomlEntry]:
     return [entry for entry in entries if name in (_label(entry), entry["name"])]
 
 
-def _label(entry: Entry) -> str:
+def _label(entry: TomlEntry) -> str:
     return str(entry.get("label", entry["name"]))
 
 
-def _with_equal_and_static(entries: Sequence[Entry]) -> list[Entry]:
+def _with_equal_and_static(entries: Sequence[TomlEntry]) -> list[TomlEntry]:
     found = list(entries)
     if not any(entry["name"] == "equal" for entry in found):
         found.insert(0, {"name": "equal"})
@@ -96,11 +97,7 @@ def _rates(base: Suite, top: Mapping[str, Any]) -> tuple[float, float]:
     if base.learning_rates:
         return base.learning_rates[0], base.learning_rates[-1]
     own = [entry.recipe.lr for entry in base.problems]
-    return _rounded(min(own) / 10), _rounded(max(own) * 10)
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
+    return rounded(min(own) / 10, 3), rounded(max(own) * 10, 3)
 
 
 def _toml(top: Mapping[str, Any]) -> str:

@@ -157,8 +157,8 @@ def test_a_changed_file_reruns_what_goes_through_it(tmp_path: Path, suite_text: 
 
     def keys() -> list[str]:
         script = (
-            "import sys; from pathlib import Path; from bench import plan, suite;"
-            "print(*(run.key for run in plan.reported(suite.load(Path(sys.argv[1])), None)))"
+            "import sys; from pathlib import Path; from bench.suite import plan, suite_file;"
+            "print(*(run.key for run in plan.reported(suite_file.load(Path(sys.argv[1])), None)))"
         )
         command = [sys.executable, "-c", script, str(tmp_path / "mine.toml")]
         surroundings = {**os.environ, "PYTHONPATH": str(TREE)}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from balancers import GradNorm
 from bench.run.spec import Method, RunSpec
-from bench.run.training import Trial
+from bench.run.training import Training
 from tasks import MissingDataError
 from tasks.cityscapes import Cityscapes
 from tasks.dense.folder_problem import Found
@@ -48,18 +48,18 @@ def data(problem: Cityscapes) -> Found:
     return problem.data(seeded(0), "cpu")
 
 
-def trial(problem: Cityscapes, method: Method, steps: int) -> Trial:
+def training(problem: Cityscapes, method: Method, steps: int) -> Training:
     options = {"root": str(problem.root), "width": 8, "num_workers": 0}
     recipe = replace(problem.recipe, lr=1e-2, steps=steps)
-    done = Trial(RunSpec(problem.name, options, recipe, method, 1, "reported", "cpu", 2))
+    done = Training(RunSpec(problem.name, options, recipe, method, 1, "reported", "cpu", 2))
     done.run()
     assert done.result.status == "ok", done.result.reason
     return done
 
 
 @pytest.fixture(scope="module")
-def equal(problem: Cityscapes) -> Trial:
-    return trial(problem, Method("equal", None, {}), 60)
+def equal(problem: Cityscapes) -> Training:
+    return training(problem, Method("equal", None, {}), 60)
 
 
 def test_there_are_no_normals(problem, data):
@@ -131,12 +131,12 @@ def test_every_task_is_learned(equal):
 
 @pytest.mark.parametrize("method", [Method("uncertainty", None, {}), Method("gradnorm", "layer", {})])
 def test_it_trains_with_other_balancers(problem, method):
-    done = trial(problem, method, 6)
+    done = training(problem, method, 6)
     assert np.isfinite(done.result.losses).all()
 
 
 def test_the_same_seeds_give_the_same_bits(problem):
-    first, second = (trial(problem, Method("equal", None, {}), 4) for _ in range(2))
+    first, second = (training(problem, Method("equal", None, {}), 4) for _ in range(2))
     np.testing.assert_array_equal(first.result.losses, second.result.losses)
     assert first.result.scores == second.result.scores
 

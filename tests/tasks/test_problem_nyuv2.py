@@ -14,7 +14,7 @@ from sklearn.metrics import jaccard_score
 
 from balancers import GradNorm
 from bench.run.spec import Method, RunSpec
-from bench.run.training import Trial
+from bench.run.training import Training
 from tasks import MissingDataError
 from tasks.dense import folder_problem
 from tasks.dense.dense_problem import target
@@ -66,18 +66,18 @@ def initial_model(problem: NYUv2, seed: int = 0) -> SegNet:
     return problem.model()
 
 
-def trial(problem: NYUv2, method: Method, steps: int = 60) -> Trial:
+def training(problem: NYUv2, method: Method, steps: int = 60) -> Training:
     options = {"root": str(problem.root), "width": 8, "num_workers": 0}
     recipe = replace(problem.recipe, lr=1e-2, batch_size=8, steps=steps)
-    done = Trial(RunSpec(problem.name, options, recipe, method, 1, "reported", "cpu", 2))
+    done = Training(RunSpec(problem.name, options, recipe, method, 1, "reported", "cpu", 2))
     done.run()
     assert done.result.status == "ok", done.result.reason
     return done
 
 
 @pytest.fixture(scope="module")
-def equal(problem: NYUv2) -> Trial:
-    return trial(problem, Method("equal", None, {}))
+def equal(problem: NYUv2) -> Training:
+    return training(problem, Method("equal", None, {}))
 
 
 def taken(problem: NYUv2, count: int, seed: int = 2, batch_size: int = 4) -> list[Images]:
@@ -376,13 +376,13 @@ def test_every_task_is_learned(problem, equal):
 
 @pytest.mark.parametrize("method", [Method("uncertainty", None, {}), Method("gradnorm", "layer", {})])
 def test_it_trains_with_other_balancers(problem, method):
-    done = trial(problem, method, steps=6)
+    done = training(problem, method, steps=6)
     assert done.result.weights.shape == (6, 3)
     assert np.isfinite(done.result.losses).all()
 
 
 def test_the_same_seeds_give_the_same_bits(problem):
-    first, second = (trial(problem, Method("equal", None, {}), steps=4) for _ in range(2))
+    first, second = (training(problem, Method("equal", None, {}), steps=4) for _ in range(2))
     for one, other in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     np.testing.assert_array_equal(first.result.losses, second.result.losses)

@@ -18,7 +18,8 @@ from bench.cost.compiled import compiled
 from bench.cost.floor import Floor
 from bench.cost.subject import features, in_order, make
 from bench.cost.timed_methods import FEATURES, LAYER
-from bench.cost.training_step import Training, adam
+from bench.cost.training_step import TrainingStep, adam
+from bench.style.console import new_console
 
 CPU = torch.device("cpu")
 COLUMNS = [
@@ -102,7 +103,7 @@ def test_the_networks_are_of_realistic_size(place: int) -> None:
     size = sum(parameter.numel() for parameter in trunk.parameters())
     # Torchvision's ResNet-18 has 11,689,512, of which its last layer 513,000; a block of width d has 12 d^2 + 13 d.
     assert size == (11_689_512 - 513_000 if case.problem == "ResNet-18" else 12 * (12 * 192**2 + 13 * 192) + 2 * 192)
-    training = Training(subject, LAYER.balancer(subject, case.num_tasks), adam(subject.model))
+    training = TrainingStep(subject, LAYER.balancer(subject, case.num_tasks), adam(subject.model))
     training()  # the layer is upstream of the fork, or this raises
     assert (training.balancer.statistics["gradient_norms"] > 0).all()
 
@@ -115,7 +116,7 @@ def test_what_is_compiled_is_the_same_model(heads: int) -> None:
     with torch.compiler.set_stance("force_eager"):
         for ours, theirs in zip(in_order(parts.losses()), in_order(plain.losses()), strict=True):
             torch.testing.assert_close(ours, theirs)
-        training = Training(parts, LAYER.balancer(parts, 3), adam(parts.model))
+        training = TrainingStep(parts, LAYER.balancer(parts, 3), adam(parts.model))
         training()
     assert (training.balancer.statistics["gradient_norms"] > 0).all()
 
@@ -124,7 +125,7 @@ def test_a_case_is_named_once() -> None:
     about = {"problem": "small", "batch": 7, "heads": "separate"}
     times = {"ratio": 1.25, "ratio_low": 1.2, "ratio_high": 1.3, "median_ms": 2.0, "extra_ms": -0.25}
     table = pd.DataFrame([{**about, "method": method, **times} for method in ("one", "two", "three", "four")])
-    out = cost_terminal.console()
+    out = new_console()
     with out.capture() as printed:
         out.print(cost_terminal.times(table))
     lines = [" ".join(line.split()) for line in printed.get().splitlines()]

@@ -20,7 +20,7 @@ from bench.paper import all_claims, claim_alpha, claim_growth, claim_overhead, c
 from bench.paper.all_claims import CLAIMS
 from bench.paper.claim import Finding, Outcome
 from bench.paper.claim_verdicts import (
-    Verdict,
+    ClaimVerdict,
     above,
     below,
     every,
@@ -30,7 +30,7 @@ from bench.paper.claim_verdicts import (
     rank_correlation,
     share,
 )
-from bench.paper.experiments import Bench, Lab, Scale, average_weights, finals
+from bench.paper.experiments import Bench, Effort, Lab, average_weights, finals
 from bench.paper.experiments import bench as make_bench
 from bench.run import plugins, result_file
 from bench.run.spec import Method, RunSpec
@@ -39,7 +39,7 @@ from bench.run.training import Evaluation, Result
 HERE = Path(__file__).parents[1]
 README = HERE.parents[1] / "README.md"
 KEPT = HERE.parents[1] / "results" / "reference" / "paper" / "tables"
-SCALE = Scale((1, 2, 3), (1, 2), (101,), (1e-3, 3e-3), (3e-3, 1e-2), draws=5, draws_grid=(3e-3, 1e-2), rounds=2)
+SCALE = Effort((1, 2, 3), (1, 2), (101,), (1e-3, 3e-3), (3e-3, 1e-2), draws=5, draws_grid=(3e-3, 1e-2), rounds=2)
 EQUAL = Method("equal", None, {})
 
 
@@ -50,7 +50,7 @@ EQUAL = Method("equal", None, {})
     ("ratio", "spread", "expected"),
     [(0.8, 0.01, "holds"), (1.3, 0.01, "does not hold"), (1.0, 0.001, "does not hold"), (0.95, 0.2, "not settled")],
 )
-def test_better_holds_and_a_tie_refutes(ratio: float, spread: float, expected: Verdict) -> None:
+def test_better_holds_and_a_tie_refutes(ratio: float, spread: float, expected: ClaimVerdict) -> None:
     noise = np.exp(spread * np.array([-1, 1, -1, 1]))
     comparison = compare(ratio * noise, np.ones(4), higher_is_better=False, scale="ratio")
     assert of_comparison(comparison) == expected
@@ -65,7 +65,7 @@ def test_better_holds_and_a_tie_refutes(ratio: float, spread: float, expected: V
         (float("nan"), float("nan"), "not settled", "not settled"),
     ],
 )
-def test_bounds(low: float, high: float, expected_above: Verdict, expected_below: Verdict) -> None:
+def test_bounds(low: float, high: float, expected_above: ClaimVerdict, expected_below: ClaimVerdict) -> None:
     estimate = Estimate((low + high) / 2, low, high)
     assert above(estimate, 1) == expected_above
     assert below(estimate, 1) == expected_below
@@ -140,7 +140,7 @@ def test_where_a_curve_is_lowest_is_found_over_windows() -> None:
 @pytest.mark.parametrize(
     ("last", "expected"), [(2.0, "holds"), (0.5, "does not hold"), (1.0, "does not hold"), (None, "not settled")]
 )
-def test_training_deteriorates_where_it_ends_above_its_lowest(last: float | None, expected: Verdict) -> None:
+def test_training_deteriorates_where_it_ends_above_its_lowest(last: float | None, expected: ClaimVerdict) -> None:
     rng = np.random.default_rng(3)
     on = make_bench("T=2", "regression", 10, 100, sigmas="T=2")
     results = []

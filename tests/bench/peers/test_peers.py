@@ -23,7 +23,7 @@ from bench.peers.gradient_check import CLEAN, compare, gradient_deviation
 from bench.peers.gradnorm_pytorch import GradNormPytorch
 from bench.peers.libmtl import LibMTL
 from bench.peers.our_gradnorm import Ours
-from bench.peers.peer import Contender, Setting, Where
+from bench.peers.peer import GradNormSetting, Peer, Where
 from bench.peers.peer_table import COLUMNS, Setup, measure
 from bench.peers.peer_terminal import show
 from bench.peers.stacked import StackedDoubleBackward
@@ -47,7 +47,7 @@ def setup() -> Setup:
 class InDouble(Setup):
     """A setup in float64."""
 
-    def make(self, contender: Callable[..., Contender], *setting: object) -> Contender:
+    def make(self, contender: Callable[..., Peer], *setting: object) -> Peer:
         return super().make(lambda problem, model, *rest: contender(problem, model.double(), *rest), *setting)
 
 
@@ -56,7 +56,7 @@ def in_double(setup: Setup) -> Setup:
     return InDouble(setup.problem, [type(batch)(*(part.double() for part in batch)) for batch in setup.batches])
 
 
-def norms_and_losses(contender: Contender, batch: object) -> tuple[Tensor, Tensor]:
+def norms_and_losses(contender: Peer, batch: object) -> tuple[Tensor, Tensor]:
     """``(T,)`` each: of the unweighted losses' gradients, and the losses, by an ordinary gradient of each loss."""
     model = copy.deepcopy(contender.model)
     wrt = contender.setting.parameters(contender.problem, model)
@@ -78,9 +78,9 @@ def targets(weights: Tensor, norms: Tensor, losses: Tensor, initial: Tensor, exp
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("wrt", ["last shared layer", "its weight alone", "all shared parameters"])
 def test_double_backward_gives_our_weights(
-    in_double: Setup, cls: type[Contender], optimizer: OptimizerName, wrt: Where
+    in_double: Setup, cls: type[Peer], optimizer: OptimizerName, wrt: Where
 ) -> None:
-    setting = Setting(wrt, alpha=0.7, lr=0.1, optimizer=optimizer)
+    setting = GradNormSetting(wrt, alpha=0.7, lr=0.1, optimizer=optimizer)
     contender, ours = in_double.make(cls, setting), in_double.make(Ours, setting)
     deviation = compare(contender, ours, in_double.batches)
     assert deviation.weights < 1e-9
@@ -89,7 +89,7 @@ def test_double_backward_gives_our_weights(
 
 
 def test_double_backward_stops_at_our_lowest_weight(in_double: Setup) -> None:
-    setting = Setting(alpha=1.5, lr=300, optimizer="sgd")
+    setting = GradNormSetting(alpha=1.5, lr=300, optimizer="sgd")
     contender, ours = in_double.make(DoubleBackward, setting), in_double.make(Ours, setting)
     lowest = 1.0
     for batch in in_double.batches:
@@ -99,10 +99,10 @@ def test_double_backward_stops_at_our_lowest_weight(in_double: Setup) -> None:
 
 
 @pytest.mark.parametrize("cls", [Ours, DoubleBackward, StackedDoubleBackward])
-def test_weights_follow_the_slope_of_the_objective(in_double: Setup, cls: type[Contender]) -> None:
+def test_weights_follow_the_slope_of_the_objective(in_double: Setup, cls: type[Peer]) -> None:
     """The slope by finite differences, on which the weights step by SGD."""
     lr, h = 0.3, 1e-6
-    contender = in_double.make(cls, Setting(alpha=1.5, lr=lr, optimizer="sgd"))
+    contender = in_double.make(cls, GradNormSetting(alpha=1.5, lr=lr, optimizer="sgd"))
     initial = norms_and_losses(contender, in_double.batches[0])[1]
     for batch in in_double.batches:
         before = contender.weights
@@ -124,7 +124,7 @@ def test_weights_follow_the_slope_of_the_objective(in_double: Setup, cls: type[C
 @needs_gradnorm_pytorch
 def test_gradnorm_pytorch_weighs_as_its_row_says(setup: Setup) -> None:
     """The exponent is -alpha; the other sign does not give its weights."""
-    setting = Setting("its weight alone", alpha=1.5, lr=0.3, optimizer="sgd")
+    setting = GradNormSetting("its weight alone", alpha=1.5, lr=0.3, optimizer="sgd")
     contender = setup.make(GradNormPytorch, setting)
     expected = {-1.5: torch.ones(3), 1.5: torch.ones(3)}
     initial = norms_and_losses(contender, setup.batches[0])[1]
@@ -141,7 +141,7 @@ def test_gradnorm_pytorch_weighs_as_its_row_says(setup: Setup) -> None:
 
 @needs_gradnorm_pytorch
 def test_gradnorm_pytorch_without_alpha_has_our_weights_but_not_our_gradient(setup: Setup) -> None:
-    setting = Setting("its weight alone", alpha=0, lr=0.1, optimizer="sgd")
+    setting = GradNormSetting("its weight alone", alpha=0, lr=0.1, optimizer="sgd")
     deviation = compare(setup.make(GradNormPytorch, setting), setup.make(Ours, setting), setup.batches)
     assert deviation.weights < 1e-3
     assert deviation.gradient > 10 * CLEAN
@@ -151,7 +151,7 @@ def test_gradnorm_pytorch_without_alpha_has_our_weights_but_not_our_gradient(set
 def test_libmtl_weighs_as_its_row_says(setup: Setup) -> None:
     """Adam on the logits of a softmax, along the objective's slope, with the norms over all shared parameters."""
     lr = setup.problem.recipe.lr
-    contender = setup.make(LibMTL, Setting("all shared parameters", alpha=1.5, lr=lr))
+    contender = setup.make(LibMTL, GradNormSetting("all shared parameters", alpha=1.5, lr=lr))
     logits = torch.ones(3, requires_grad=True)
     optimizer = Adam([logits], lr=lr)
     initial = norms_and_losses(contender, setup.batches[0])[1]
@@ -219,13 +219,13 @@ class Unweighted(DoubleBackward):
 
 
 @pytest.mark.parametrize("cls", [Equal, Ours, DoubleBackward, StackedDoubleBackward])
-def test_a_clean_gradient_is_found_clean(setup: Setup, cls: type[Contender]) -> None:
+def test_a_clean_gradient_is_found_clean(setup: Setup, cls: type[Peer]) -> None:
     contender = setup.make(cls)
     assert max(gradient_deviation(contender, batch) for batch in setup.batches) < CLEAN / 10
 
 
 @pytest.mark.parametrize(("cls", "deviation"), [(Polluting, 0.01), (Forgetting, 1.0)])
-def test_a_gradient_of_something_else_is_found_out(setup: Setup, cls: type[Contender], deviation: float) -> None:
+def test_a_gradient_of_something_else_is_found_out(setup: Setup, cls: type[Peer], deviation: float) -> None:
     contender = setup.make(cls)
     assert gradient_deviation(contender, setup.batches[0]) == pytest.approx(deviation, rel=1e-3)
     assert compare(setup.make(cls), setup.make(Ours), setup.batches).gradient > CLEAN

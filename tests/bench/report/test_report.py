@@ -14,7 +14,9 @@ from matplotlib.image import imread
 from bench.report import leaderboard_terminal, report_figures, report_page, verdict_wording
 from bench.report.evidence import repeated
 from bench.report.results_folder import load
+from bench.style import numbers
 from bench.style.figure_style import spread, styles
+from bench.style.short_label import short
 
 from .made_up_results import BALANCERS, CORE, HOSTILE, OPTIONS, SECOND, build, core
 
@@ -171,7 +173,7 @@ class TestPage:
         source = Page(whole / "report.html").source
         for row in board.itertuples():
             for mean, low, high in ((row.score, row.score_low, row.score_high), (row.best_score, *row[11:13])):
-                _, _, bounds = verdict_wording.interval(mean, low, high).partition(" ")
+                _, _, bounds = numbers.interval(mean, low, high).partition(" ")
                 assert f'<span class="bounds">{bounds}</span>' in source
 
     def test_columns_of_a_device_that_was_not_measured_are_absent(self, whole, hostile):
@@ -336,7 +338,7 @@ class TestTerminal:
         for word in ("confirmatory", "against", "step"):
             assert word in out
         for ratio in load(folder).board["step_ratio"]:
-            assert f" {verdict_wording.step_ratio(ratio, np.nan, np.nan)}" in out
+            assert f" {numbers.step_ratio(ratio, np.nan, np.nan)}" in out
 
     @pytest.mark.parametrize("score", ["0.1994 [0.1985, 0.2004]", "0.000604 [0.000519, 0.000702]"])
     @pytest.mark.parametrize("verdict", ["better", "not settled"])
@@ -365,7 +367,7 @@ class TestTerminal:
 
 class TestWords:
     @pytest.mark.parametrize(
-        ("numbers", "text"),
+        ("values", "text"),
         [
             ((0.51234, 0.48021, 0.54447), "0.512 [0.480, 0.544]"),
             ((12.3456, 10.1, 14.5), "12.3 [10.1, 14.5]"),
@@ -376,21 +378,21 @@ class TestWords:
             ((1.0, 1.0, 1.0), "1.000 [1.000, 1.000]"),
         ],
     )
-    def test_an_interval_has_the_digits_it_supports(self, numbers, text):
-        assert verdict_wording.interval(*numbers) == text
+    def test_an_interval_has_the_digits_it_supports(self, values, text):
+        assert numbers.interval(*values) == text
 
     def test_comparisons(self):
-        assert verdict_wording.relative("ratio", 0.6213, 0.5801, 0.6654) == "0.621× [0.580, 0.665]"
-        assert verdict_wording.relative("difference", 1.3, 0.91, 1.69) == "+1.30 [+0.91, +1.69]"
-        assert verdict_wording.relative("difference", -1.3, -1.69, 0.2) == "−1.30 [−1.69, +0.20]"
-        assert verdict_wording.relative("ratio", float("nan"), float("nan"), float("nan")) == verdict_wording.NOTHING
+        assert numbers.relative("ratio", 0.6213, 0.5801, 0.6654) == "0.621× [0.580, 0.665]"
+        assert numbers.relative("difference", 1.3, 0.91, 1.69) == "+1.30 [+0.91, +1.69]"
+        assert numbers.relative("difference", -1.3, -1.69, 0.2) == "−1.30 [−1.69, +0.20]"
+        assert numbers.relative("ratio", float("nan"), float("nan"), float("nan")) == numbers.NOTHING
 
     def test_learning_rates_as_typed(self):
-        assert [verdict_wording.rate(lr) for lr in (0.001, 3e-5, 0.0003, 1.0)] == ["0.001", "3e-5", "0.0003", "1"]
+        assert [numbers.rate(lr) for lr in (0.001, 3e-5, 0.0003, 1.0)] == ["0.001", "3e-5", "0.0003", "1"]
 
     def test_long_labels_keep_both_ends(self):
-        assert verdict_wording.short("a" * 50 + "z" * 50, 11) == "aaaaa…zzzzz"
-        assert verdict_wording.short("short", 11) == "short"
+        assert short("a" * 50 + "z" * 50, 11) == "aaaaa…zzzzz"
+        assert short("short", 11) == "short"
 
     def test_one_seed_is_told_apart_from_nothing(self, tmp_path):
         results = load(build(tmp_path / "one", num_tasks=(2,), seeds=(1,), timed=False, failing=None))

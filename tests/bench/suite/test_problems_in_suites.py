@@ -19,7 +19,7 @@ from bench.catalogue import problem_list as listing
 from bench.cli import app
 from bench.execute import forecast, run_suite
 from bench.report import report_page
-from bench.run import spec
+from bench.run import pace, spec
 from bench.suite import plan
 from bench.suite.suite_file import Suite
 from bench.suite.toml_table import SuiteError
@@ -217,11 +217,11 @@ def test_what_a_problem_looks_like(tmp_path: Path, make_suite: MakeSuite) -> Non
 def test_how_long_it_will_take_grows_with_what_there_is_to_do(make_suite: MakeSuite, tmp_path: Path) -> None:
     loaded = make_suite(learning_rates=[0.01, 0.1, 1.0], tuning=[11], reported=[1])
     tuning = plan.tuning(loaded, plan.grids(loaded))
-    found = forecast.pace(tuning[0].spec)
+    found = pace.pace(tuning[0].spec)
     assert all(value >= 0 for value in vars(found).values())
     assert found.step > 0
-    pace = forecast.Pace(load=30.0, prepare=5.0, step=1.0, evaluation=2.0)
-    paces: dict[Any, Any] = dict.fromkeys(forecast.to_try(tuning), pace)
+    steady = pace.Pace(load=30.0, prepare=5.0, step=1.0, evaluation=2.0)
+    paces: dict[Any, Any] = dict.fromkeys(forecast.to_try(tuning), steady)
     # six runs of 5 + 12 * 1 + 4 * 2 seconds, two at a time, and the data once; two more rates make it 4/6 longer
     seconds = 30 + 6 * 25 / 2
     most = seconds + 75 * 2 / 3

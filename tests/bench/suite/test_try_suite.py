@@ -8,10 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
+from bench.execute.forecast import Forecast
 from bench.report.answer import answer
 from bench.report.results_folder import Results, load
 from bench.run.seeds import generator
-from bench.run.training import Trial
+from bench.run.training import Training
 from bench.suite import plan, suite_file, try_suite
 from bench.suite.toml_table import SuiteError
 
@@ -47,7 +48,7 @@ def labels(made: suite_file.Suite) -> list[str]:
 
 
 def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
-    made, _ = try_suite.make(file, tmp_path / "results", minutes=60, jobs=1)
+    made, _ = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=Forecast(jobs=1))
     assert labels(made)[:-1] == list(try_suite.METHODS)
     assert labels(made)[-1].endswith("-ones")
     assert made.baselines
@@ -58,7 +59,7 @@ def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
 
 
 def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, jobs=1)
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
     assert len(made.learning_rates) == 3
     assert len(made.tuning_seeds) == 1
     assert len(made.reported_seeds) == 3
@@ -66,7 +67,7 @@ def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
 
 
 def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, jobs=1)
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
     assert said[-1].startswith(f"the suite is in {tmp_path / 'results' / 'mine.toml'}")
     again = suite_file.load(tmp_path / "results" / "mine.toml")
     assert again.text == made.text
@@ -79,16 +80,18 @@ def without_weights(file: Path) -> None:
 
 def test_without_stated_weights_static_ones_are_one_over_the_first_losses(file, tmp_path):
     without_weights(file)
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, jobs=1)
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
     assert said[0].startswith("static has weights of one over an untrained model's losses")
     (problem,) = made.problems
     static = next(entry for entry in made.balancers if entry.label == "static")
     weights = static.methods[problem.label].options["weights"]
-    trial = Trial(replace(plan.reported(made, None)[0].spec, seed=try_suite.TUNING))
-    trial.prepare()
-    batches = trial.problem.batches(trial.data, generator(try_suite.TUNING, "batches"), trial.spec.recipe.batch_size)
+    training = Training(replace(plan.reported(made, None)[0].spec, seed=try_suite.TUNING))
+    training.prepare()
+    batches = training.problem.batches(
+        training.data, generator(try_suite.TUNING, "batches"), training.spec.recipe.batch_size
+    )
     batch = next(batches)
-    losses = [float(loss.detach()) for loss in trial.problem.losses(trial.model, batch)]
+    losses = [float(loss.detach()) for loss in training.problem.losses(training.model, batch)]
     assert weights[0] / weights[1] == pytest.approx(losses[1] / losses[0], rel=1e-3)
     assert sum(weights) == pytest.approx(2, abs=1e-3)
 
@@ -101,7 +104,7 @@ def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path, monkeyp
         )
     )
     monkeypatch.setattr(try_suite, "METHODS", ("equal", "static"))
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, jobs=1)
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
     assert labels(made)[0] == "equal"
     assert "static" not in labels(made)
     assert said[0].startswith(
@@ -122,7 +125,7 @@ def test_what_is_no_problem_is_refused_in_a_sentence(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(SuiteError, match=message):
-        try_suite.make(path, tmp_path / "results", minutes=0, jobs=1)
+        try_suite.make(path, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
 
 
 def test_the_command_ends_with_an_answer(file, tmp_path, monkeypatch):

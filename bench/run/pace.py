@@ -1,0 +1,63 @@
+"""Measure how fast a run goes: a few of its steps, timed on this machine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+import tasks
+
+from .seeds import generator
+from .spec import RunSpec
+from .training import Training, reproducible
+
+LONGEST = 0.2
+"""Seconds after which no further step is timed; the first three are timed apart."""
+FIRST, MOST = 3, 20
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that parts of a run take on this machine, one thread.
+
+    ``load`` is what a process spends once to have the problem's data, ``prepare`` what each run spends on its data and
+    model, its first evaluation included.
+    """
+
+    load: float
+    prepare: float
+    step: float
+    evaluation: float
+
+    def run(self, spec: RunSpec) -> float:
+        """A whole run of ``spec``; on the test split there are four evaluations at most."""
+        evaluations = spec.evaluations + (0 if spec.phase == "tuning" else 4)
+        return self.prepare + spec.recipe.steps * self.step + evaluations * self.evaluation
+
+
+def pace(spec: RunSpec) -> Pace:
+    """Tries ``spec`` out. Whatever its problem or its method raises, this raises."""
+    spec = replace(spec, phase="tuning")
+    training = Training(spec)
+    problem = tasks.create(spec.problem, **spec.problem_options)
+    with reproducible(spec.device):
+        load = _seconds(lambda: problem.data(generator(spec.seed, "data"), training.device))
+        prepare = _seconds(training.prepare)
+        make_step = training.stepper()
+        steps = min(FIRST, spec.recipe.steps)
+        first = _seconds(lambda: [make_step(None) for _ in range(steps)]) / steps
+        times: list[float] = []
+        while len(times) < min(MOST, spec.recipe.steps - steps) and sum(times) < LONGEST:
+            times.append(_seconds(lambda: make_step(None)))
+        evaluation = _seconds(lambda: training.evaluate(training.model, "validation", training.starts["validation"]))
+    step = sorted(times)[len(times) // 2] if times else first
+    return Pace(max(0.0, load - prepare), prepare, step, evaluation)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun

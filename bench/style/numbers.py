@@ -1,0 +1,117 @@
+"""Write numbers for people: how many digits, which unit, and intervals in brackets."""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+NOTHING = "–"
+"""Stands where there is no number."""
+
+
+def rounded(value: float, digits: int) -> float:
+    """Round ``value`` to ``digits`` significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def decimal_places(value: float, digits: int) -> int:
+    """Decimals that show ``digits`` significant digits of ``value``."""
+    return digits - 1 if value == 0 else max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """``value`` to ``digits`` significant digits."""
+    if not np.isfinite(value):
+        return NOTHING
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.{decimal_places(value, digits)}f}"
+
+
+def rate(value: float) -> str:
+    """A learning rate as one would type it: ``0.003``, ``3e-5``."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+def interval(mean: float, low: float, high: float, digits: int = 4) -> str:
+    """``0.512 [0.480, 0.544]``, and without bounds (one seed) the mean alone.
+
+    To two significant digits of the interval's half-width, but at least two and at most ``digits`` of the mean.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return number(mean)
+    if mean != 0 and not 1e-4 <= abs(mean) < 1e6:
+        return f"{number(mean)} [{number(low)}, {number(high)}]"
+    decimals = decimal_places(mean, digits)
+    if high > low:
+        decimals = min(decimals, max(decimal_places(mean, 2), decimal_places((high - low) / 2, 2)))
+    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def relative(scale: str, mean: float, low: float, high: float) -> str:
+    """A comparison with equal weighting: ``0.62× [0.58, 0.66]``, or ``+1.3 [+0.9, +1.7]`` for a difference."""
+    if not np.isfinite(mean):
+        return NOTHING
+    if scale == "ratio":
+        estimate, _, bounds = interval(mean, low, high, digits=3 if mean < 1 else 4).partition(" ")
+        return f"{estimate}× {bounds}".rstrip()
+    signed = re.sub(r"(?<![\d.e-])(?=\d)", "+", interval(mean, low, high))
+    return signed.replace("-", "−")
+
+
+def step_ratio(mean: float, low: float, high: float) -> str:
+    """The time of a step over that of equal weighting: ``1.20× [1.18, 1.22]``."""
+    if not np.isfinite(mean):
+        return NOTHING
+    bounds = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{mean:.2f}×{bounds}"
+
+
+def percent(mean: float, low: float, high: float) -> str:
+    """``+3.1 % [+0.4, +5.8]``, of a part of one."""
+    if not np.isfinite(mean):
+        return NOTHING
+    bounds = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{100 * mean:+.1f} %{bounds}".replace("-", "−")
+
+
+def quantity(value: float, unit: str) -> str:
+    """A count with a metric prefix: ``41.2 MFLOP``, ``3.20 MB``."""
+    if not np.isfinite(value):
+        return NOTHING
+    power = min(4, max(0, int(np.log10(max(abs(value), 1)) // 3)))
+    return f"{number(value / 1000**power)} {('', 'k', 'M', 'G', 'T')[power]}{unit}"
+
+
+def span(values: pd.Series) -> str:
+    """``1.02 to 1.41``, to two decimals; one number where that is all."""
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def join(parts: Iterable[str]) -> str:
+    """``a, b and c``."""
+    items = list(parts)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def counted(count: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def in_words(least: float, most: float) -> str:
+    """``about 40 seconds``, ``about 12 to 15 minutes``."""
+    unit, name = (60.0, "minute") if most >= 100 else (1.0, "second")
+    low, high = max(1, round(least / unit)), max(1, round(most / unit))
+    return f"about {counted(low, name)}" if low == high else f"about {low} to {counted(high, name)}"
+
+
+def core_time(seconds: float) -> str:
+    """``24 core-seconds``, ``7.4 core-minutes``, ``2.3 core-hours``."""
+    if seconds < 60:
+        return f"{seconds:.0f} core-seconds"
+    unit, name = (3600.0, "core-hours") if seconds >= 3600 else (60.0, "core-minutes")
+    return f"{seconds / unit:.1f} {name}"
