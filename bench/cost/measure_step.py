@@ -13,9 +13,9 @@ import torch
 
 import tasks
 from balancers import EqualWeighting
-from bench.run import build, machine_facts
+from bench.run import build, code_hash, machine_facts
 from bench.run.seeds import generator, stream_seed
-from bench.run.spec import RunSpec, digest
+from bench.run.spec import RunSpec
 
 from .operation_count import count
 from .step_clock import interleave, median_interval, single_thread
@@ -31,8 +31,8 @@ MEASURED_BY = ("measure_step", "step_comparison", "operation_count", "subject", 
 
 def key(spec: RunSpec, rounds: int) -> str:
     """What a measurement is kept under: it is good for one kind of machine, and for the code that measured."""
-    code = [Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in MEASURED_BY]
-    return digest([spec.key, rounds, machine_facts.processor(), machine_facts.gpu(), code])
+    code = code_hash.file_hashes((Path(__file__).with_name(f"{name}.py") for name in MEASURED_BY), code_hash.OURS)
+    return code_hash.digest([spec.key, rounds, machine_facts.processor(), machine_facts.gpu(), code])
 
 
 def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ from bench.cost.timed_methods import AGAIN, EQUAL, LAYER, TimedMethod
 from bench.execute import workers
 from bench.peers.double_backward import DoubleBackwardGradNorm
 from bench.peers.peer import GradNormSetting as Learned
-from bench.run import machine_facts
+from bench.run import code_hash, machine_facts
 from bench.run.seeds import generator
-from bench.run.spec import code_hash
+from bench.run.spec import run_code
 
 from . import claims_figures
 from .claim import Claim, Finding, Outcome
@@ -48,8 +48,9 @@ SHOWN = {AGAIN.name: "equal weighting, once more", "double backward": "the paper
 def overhead(lab: Lab) -> Outcome:
     """Claim 6. Nothing else should be running."""
     workers.stop()
-    code = [path.read_text(encoding="utf-8") for path in sorted(Path(bench.cost.__file__).parent.glob("*.py"))]
-    depends_on = [code_hash("scenes", "gradnorm"), code, machine_facts.processor(), torch.__version__, lab.scale.rounds]
+    code = code_hash.file_hashes(Path(bench.cost.__file__).parent.glob("*.py"), code_hash.OURS)
+    run = run_code("scenes", "gradnorm")
+    depends_on = [run, code, machine_facts.processor(), torch.__version__, lab.scale.rounds]
     table = pd.DataFrame(lab.once("step timing", depends_on, lambda: _measure(lab.scale.rounds)))
     findings = []
     for row in table.to_dict("records"):

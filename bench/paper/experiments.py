@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 import tasks
 from bench.execute import workers
 from bench.execute.progress import Progress
-from bench.run import atomic_file, machine_facts, result_file
-from bench.run.spec import Method, Options, Phase, RunSpec, digest
+from bench.run import atomic_file, code_hash, machine_facts, result_file
+from bench.run.spec import Method, Options, Phase, RunSpec
 from bench.run.training import Checkpoint, Result
 from bench.suite import plan
 from bench.suite.plan import Planned
@@ -152,7 +152,7 @@ class Lab:
 
     def once(self, stage: str, about: object, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """What ``measure`` returns, kept under ``about``, which must name all that it depends on."""
-        path = self.folder / "costs" / f"{digest(about)}.json"
+        path = self.folder / "costs" / f"{code_hash.digest(about)}.json"
         self._tell_environment(not path.is_file())
         self._progress.expect(1)
         self._progress.begin(f"{self.claim}, {stage}", 1, workers=1)

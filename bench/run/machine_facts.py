@@ -11,7 +11,7 @@ import joblib
 import torch
 
 from . import atomic_file
-from .spec import protocol_hash
+from .spec import protocol_version
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("lossbench", "torch", "numpy", "pandas", "scipy", "pyarrow", "joblib")
@@ -34,7 +34,7 @@ def describe(jobs: int) -> dict[str, object]:
         "jobs": jobs,
         "threads_per_run": 1,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "protocol": protocol_hash(),
+        "protocol": protocol_version(),
     }
 
 

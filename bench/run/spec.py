@@ -1,19 +1,17 @@
-"""What a run is, and the key that its result is stored under.
+"""Specify a run, and compute the key that its result is stored under.
 
 A run's result depends on its `RunSpec`, on the code that it goes through, on the data that its problem reads, on the
-rules in force and on PyTorch. The key is a hash of these and of nothing else: a changed option or a changed file gives
-new keys to just the runs it touches, and labels, other runs of the suite or the number of workers touch none.
+version of the protocol and on PyTorch. The key is a hash of these and of nothing else. A changed option or a changed
+line of code gives new keys to exactly the runs that it touches. Labels, other runs of the suite, the number of workers,
+and the wording of code and protocol change no key.
 """
 
-import hashlib
-import inspect
 import json
-import sys
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -23,21 +21,28 @@ import tasks
 from balancers.engine.gradients import Wrt
 from tasks import Recipe
 
+from . import code_hash
+
 Options = Mapping[str, Any]
-"""Keyword arguments, of what TOML and JSON can both say: texts, finite numbers, true and false, lists and tables."""
+"""Keyword arguments that both TOML and JSON can write: texts, finite numbers, true and false, lists and tables."""
 Device = Literal["cpu", "cuda"]
 Phase = Literal["tuning", "reported", "repeated", "baseline", "front", "cost"]
-"""A "baseline" is a run of the model on one task's loss alone; "repeated" are the reported runs on other seeds; the
-"front" are those of static weights that a search found."""
+"""The purpose of a run: "tuning" runs choose the learning rate, "reported" runs are compared, "repeated" runs are the
+same on other seeds, a "baseline" trains on one task's loss alone, "front" runs have the static weights that a search
+found, and "cost" runs time a step."""
 
 FOLDER = Path(__file__).parent
 PROTOCOL = FOLDER.parent / "PROTOCOL.md"
-CORE = [FOLDER / name for name in ("training.py", "step_log.py", "build.py", "seeds.py")]
+TRAINING = [FOLDER / name for name in ("training.py", "step_log.py", "build.py", "seeds.py")]
+"""The modules of this room that every run goes through."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A balancer and how it is made; ``wrt`` is None for one that reads no gradients."""
+    """A balancer's name, its options, and where its gradients are measured.
+
+    ``wrt`` is None for a balancer that reads no gradients.
+    """
 
     name: str
     wrt: Wrt | None
@@ -48,7 +53,7 @@ class Method:
 class RunSpec:
     """One run: everything that its result depends on, apart from the code.
 
-    ``recipe`` holds the learning rate of this run. ``evaluations`` counts those after step 0.
+    ``recipe`` holds the learning rate of this run. ``evaluations`` is the number of evaluations after step 0.
     """
 
     problem: str
@@ -67,28 +72,22 @@ class RunSpec:
 
     @property
     def key(self) -> str:
-        """32 hexadecimal digits, the same for the same run in every process and on every machine."""
-        return digest({"spec": asdict(self), **provenance(self)})
+        """Return 32 hexadecimal digits, the same for the same run in every process and on every machine."""
+        return code_hash.digest({"spec": asdict(self), **provenance(self)})
 
 
 def provenance(spec: RunSpec) -> dict[str, str]:
-    """What a result depends on besides its specification: the rules, the code, the data, PyTorch."""
+    """Return what a result depends on besides its specification: the protocol, the code, the data, PyTorch."""
     return {
-        "protocol": protocol_hash(),
-        "code": code_hash(spec.problem, spec.method.name),
+        "protocol": protocol_version(),
+        "code": run_code(spec.problem, spec.method.name),
         "data": fingerprint(spec.problem, spec.problem_options),
         "torch": str(torch.__version__),
     }
 
 
-def digest(value: object) -> str:
-    """32 hexadecimal digits of the SHA-256 of ``value`` as canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def fingerprint(problem: str, options: Options) -> str:
-    """The hash of what the problem's data come from, see `Problem.fingerprint`; found out once a process."""
+    """Return the hash of the data that the problem reads, see `Problem.fingerprint`; computed once a process."""
     return _fingerprint(problem, json.dumps(options, sort_keys=True))
 
 
@@ -98,31 +97,30 @@ def _fingerprint(problem: str, options: str) -> str:
 
 
 @cache
-def protocol_hash() -> str:
-    """The SHA-256 of ``PROTOCOL.md``."""
-    return hashlib.sha256(PROTOCOL.read_bytes()).hexdigest()
+def protocol_version() -> str:
+    """Return the number in the protocol's line ``Version: N``.
+
+    Raises:
+        ValueError: the protocol has no such line.
+    """
+    found = re.search(r"^Version: (\d+)$", PROTOCOL.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{PROTOCOL.name} has no line 'Version: N'")
+    return found[1]
 
 
 @cache
-def code_hash(problem: str, balancer: str) -> str:
-    """A hash of the source files that runs of this problem and this balancer go through.
+def run_code(problem: str, balancer: str) -> str:
+    """Return a hash of the code that runs of this problem and this balancer go through; see `bench.run.code_hash`.
 
-    Those are the training loop, the files of the two classes and their bases, and in turn the files of the same
-    packages that these import from. Read once a process, when the first key is asked for.
+    That code is the training loop, the modules of the two classes and of their bases, and the modules of the same
+    packages that these import from, directly or not. Files are read once a process, when the first key is asked for.
     """
     classes = (tasks.get(problem), balancers.get(balancer))
     packages = {"tasks", "balancers", *(_package(cls.__module__) for cls in classes)}
-    todo = [sys.modules[base.__module__] for cls in classes for base in cls.__mro__]
-    seen: set[ModuleType] = set()
-    while todo:
-        module = todo.pop()
-        if module in seen or _package(module.__name__) not in packages:
-            continue
-        seen.add(module)
-        if not hasattr(module, "__path__"):  # a package takes in all its files: its users don't depend on each of them
-            todo.extend(filter(None, (inspect.getmodule(value) for value in vars(module).values())))
-    files = {*CORE, *(Path(module.__file__) for module in seen if module.__file__)}
-    return digest(sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files))
+    roots = [base.__module__ for cls in classes for base in cls.__mro__ if _package(base.__module__) in packages]
+    files = {*TRAINING, *code_hash.files_of(roots, packages)}
+    return code_hash.digest(code_hash.file_hashes(files, {*packages, "bench"}))
 
 
 def _package(module: str) -> str:

@@ -1,0 +1,213 @@
+"""Hash what Python code does, not how it is worded or where it lies.
+
+A run's key contains such a hash. Rewording a docstring, adding a comment or moving a module therefore keeps every
+stored result; a changed constant, operator or call makes new keys for exactly the runs that go through it.
+
+What is hashed is the parsed source without
+
+- comments, positions, docstrings and the strings that document attributes,
+- the class attributes `WORDING`, which only describe a method or a problem,
+- the paths of modules of the packages in question: ``from .engine.base import Range`` counts as importing ``Range``,
+- the order of import statements.
+
+The hash is the same on every Python from 3.11 on.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+OURS = ("balancers", "tasks", "bench")
+"""The packages of this project."""
+WORDING = ("summary", "use_when")
+"""Class attributes that are left out."""
+_NOT_HASHED = ("kind", "type_comment", "ctx")
+
+
+def digest(value: object) -> str:
+    """Return 32 hexadecimal digits of the SHA-256 of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def source_hash(source: str, packages: Collection[str]) -> str:
+    """Return the hash of one module's ``source``.
+
+    Args:
+        packages: top-level packages whose modules may move without changing the hash; relative imports always may.
+    """
+    return digest(_plain(ast.parse(source), frozenset(packages)))
+
+
+def file_hashes(files: Iterable[Path], packages: Collection[str]) -> list[str]:
+    """Return the hashes of the modules in ``files``, sorted, so that neither names nor order of files matter."""
+    return sorted(_file_hash(file, frozenset(packages)) for file in files)
+
+
+def files_of(modules: Iterable[str], packages: Collection[str]) -> set[Path]:
+    """Return the files of ``modules`` and of everything they import from ``packages``, directly or not.
+
+    Importing a name from a package (``from balancers import Fork``) leads to the module that defines it, not to
+    everything that the package imports. Imports for type checkers alone are not followed.
+    """
+    packages = frozenset(packages)
+    found: dict[str, Path] = {}
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        file = _file(module)
+        if module in found or file is None:
+            continue
+        found[module] = file
+        todo.extend(_imported(module, file, packages))
+    return set(found.values())
+
+
+@cache
+def _file_hash(file: Path, packages: frozenset[str]) -> str:
+    return source_hash(file.read_text(encoding="utf-8"), packages)
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """Return the source file of ``module``; None where there is no such module, or it is not Python source."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a part of the path is a module and no package
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+@cache
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _imported(module: str, file: Path, packages: frozenset[str]) -> Iterator[str]:
+    """Yield the modules of ``packages`` that ``module`` takes names from."""
+    for base, name in _references(module, file):
+        if base.partition(".")[0] in packages:
+            yield from _defining(base, name)
+
+
+def _references(module: str, file: Path) -> Iterator[tuple[str, str]]:
+    """Yield each name that ``module`` takes from another module, as ``(module, name)``; ``*`` is all names."""
+    aliases: dict[str, str] = {}
+    for node in _walk(_parsed(file)):
+        if isinstance(node, ast.ImportFrom):
+            base = _absolute(node, module, file)
+            for alias in node.names:
+                yield base, alias.name
+                aliases[alias.asname or alias.name] = f"{base}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                aliases[alias.asname or alias.name.partition(".")[0]] = (
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                )
+                if "." in alias.name:
+                    yield alias.name.rpartition(".")[0], alias.name.rpartition(".")[2]
+    for node in ast.walk(_parsed(file)):  # tasks.evaluating, after "import tasks"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            yield aliases[node.value.id], node.attr
+
+
+def _walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes but those under ``if TYPE_CHECKING:``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        yield node
+        yield from _walk(node)
+
+
+def _absolute(node: ast.ImportFrom, module: str, file: Path) -> str:
+    """Return the absolute path of the module that ``node`` imports from."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+
+
+def _defining(base: str, name: str) -> Iterator[str]:
+    """Yield the module that defines ``name`` of the module ``base``; none where ``base`` is no Python module."""
+    file = _file(base)
+    if file is None:
+        return
+    if file.name != "__init__.py":
+        yield base
+    elif name != "*" and _file(f"{base}.{name}"):
+        submodule = f"{base}.{name}"
+        if _file(submodule).name != "__init__.py":  # type: ignore[union-attr]
+            yield submodule
+    else:
+        passed_on = [
+            (_absolute(node, base, file), alias.name)
+            for node in _walk(_parsed(file))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            if name in ("*", alias.asname or alias.name)
+        ]
+        if name == "*" or not passed_on:
+            yield base
+        for source, original in passed_on:
+            yield from _defining(source, original)
+
+
+def _plain(value: object, packages: frozenset[str]) -> object:
+    """Return a syntax tree as lists and dictionaries, without what does not change what the code does."""
+    if isinstance(value, ast.Constant):
+        return [type(value.value).__name__, repr(value.value)]
+    if isinstance(value, ast.JoinedStr):  # Python 3.12.1 puts an empty text behind a nested field
+        parts = [part for part in value.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        return ["JoinedStr", [_plain(part, packages) for part in parts]]
+    if isinstance(value, ast.AST):
+        fields = {
+            name: _plain(_statements(field, value, packages), packages)
+            for name, field in ast.iter_fields(value)
+            if name not in _NOT_HASHED
+        }
+        return [type(value).__name__, {name: field for name, field in fields.items() if field not in (None, [])}]
+    if isinstance(value, list):
+        return [_plain(item, packages) for item in value]
+    return value
+
+
+def _statements(field: object, node: ast.AST, packages: frozenset[str]) -> object:
+    """Return a block without its wording, its imports sorted and in front; anything else as it is."""
+    if not (isinstance(field, list) and field and all(isinstance(item, ast.stmt) for item in field)):
+        return field
+    kept = [item for item in field if not (_is_wording(item, node) or isinstance(item, ast.Import | ast.ImportFrom))]
+    imports = [name for item in field for name in _names(item, packages)]
+    return [*sorted(imports), *kept]
+
+
+def _is_wording(statement: ast.stmt, node: ast.AST) -> bool:
+    """Tell whether a statement does nothing, or only describes a class."""
+    if isinstance(statement, ast.Pass):
+        return True
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    if not isinstance(node, ast.ClassDef):
+        return False
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [statement.target]
+        if isinstance(statement, ast.AnnAssign)
+        else []
+    )
+    return any(isinstance(target, ast.Name) and target.id in WORDING for target in targets)
+
+
+def _names(statement: ast.stmt, packages: frozenset[str]) -> Iterator[list[str]]:
+    """Yield what an import binds, as ``[module, name, alias]``; the module is empty where it may move."""
+    if isinstance(statement, ast.ImportFrom):
+        moves = statement.level > 0 or (statement.module or "").partition(".")[0] in packages
+        for alias in statement.names:
+            yield ["" if moves else statement.module or "", alias.name, alias.asname or ""]
+    elif isinstance(statement, ast.Import):
+        for alias in statement.names:
+            base, _, name = alias.name.rpartition(".")
+            yield ["" if alias.name.partition(".")[0] in packages else base, name, alias.asname or ""]
