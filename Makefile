@@ -1,13 +1,17 @@
-# make bench       the default suite: learning-rate grid, fresh seeds, step costs, report
-# make problems    every problem beside a constant predictor and each task trained alone
-# make reference   both, and what of them is kept in results/reference
-# make evidence    what README's conclusions rest on: the suites core and tuned, and the paper's claims. Two hours on
-#                  2 cores; goes on where it was. What is kept of it is in results/reference
-# make paper       what the GradNorm paper claims, each claim with a verdict: half an hour; FLAGS=--full for more seeds
-# make bench-cost  what GradNorm and every other method add to a step; twenty minutes, nothing else running
+# make bench       the default suite: learning-rate grid, fresh seeds, step costs, report; a quarter of an hour on 2 cores
+# make test        the tests to run after every change; within 4 minutes on 2 cores
+# make test-all    every test
+# make check       ruff, mypy, and the order of the rooms
+#
+# make problems    every problem, beside a constant predictor and each task trained alone
+# make reference   both suites, and copies what is kept of them to results/reference
+# make evidence    what docs/results.md rests on: the suites core and tuned, and the paper's claims. Two hours on
+#                  2 cores; an interrupted one goes on where it was. Copies what is kept to results/reference
+# make paper       a verdict on each claim of the GradNorm paper: half an hour; FLAGS=--full for more seeds
+# make bench-cost  what GradNorm and every other method add to a step: twenty minutes, with nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
-# make test        the tests
-# make check       ruff and mypy
+# make smoke       a small suite, in a minute
+# make test-slow   the tests that `make test` leaves out
 #
 # Each makes its own .venv on first use. With PYTHON=/path/to/python3, that interpreter is used as it is.
 
@@ -20,7 +24,7 @@ PY := $(VENV)/bin/python
 ENVIRONMENT := $(VENV)/.installed
 endif
 
-# Beside other packages, in an environment that they can't break for the tests.
+# The other implementations get an environment of their own, so that what they install can't break the tests.
 ifdef PYTHON
 PEERS_PY := $(PYTHON)
 else
@@ -28,13 +32,31 @@ PEERS_PY := $(VENV)-peers/bin/python
 PEERS_ENVIRONMENT := $(VENV)-peers/.installed
 endif
 
-.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test check clean
+# Two test processes, where pytest-xdist is installed. Tests that start processes of their own share one of the two.
+PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadgroup")
+
+.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test test-slow test-all check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
 	$(PY) -m pytest bench/cost/gradient_norm.py -q --benchmark-enable --benchmark-only \
 		--benchmark-json=results/default/micro.json
 	$(PY) -m bench report default
+
+test: $(ENVIRONMENT)
+	$(PY) -m pytest $(PARALLEL) -m "not slow"
+
+test-slow: $(ENVIRONMENT)
+	$(PY) -m pytest $(PARALLEL) -m slow
+
+test-all: $(ENVIRONMENT)
+	$(PY) -m pytest $(PARALLEL)
+
+check: $(ENVIRONMENT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 problems: $(ENVIRONMENT)
 	$(PY) -m bench run all
@@ -50,7 +72,7 @@ evidence: $(ENVIRONMENT)
 	$(call keep,core tuned)
 	$(call keep-claims)
 
-# What of suites' results is kept: the report, what it was made by, and the tables, but for those of every step.
+# Copy what is kept of suites' results: the report, what it was made by, and the tables without those of every step.
 define keep
 	for suite in $(1); do \
 		kept=results/reference/$$suite; \
@@ -66,7 +88,7 @@ endef
 paper: $(ENVIRONMENT)
 	$(PY) -m bench paper $(FLAGS)
 
-# The same of the paper's claims.
+# Copy what is kept of the paper's claims.
 define keep-claims
 	kept=results/reference/paper && rm -rf $$kept && mkdir -p $$kept/tables $$kept/figures && cd results/paper && \
 	cp report.html environment.json ../../$$kept && cp figures/claim-*.png ../../$$kept/figures && \
@@ -84,21 +106,14 @@ bench-peers: $(PEERS_ENVIRONMENT)
 smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke
 
-test: $(ENVIRONMENT)
-	$(PY) -m pytest
-
-check: $(ENVIRONMENT)
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-	$(PY) -m mypy
-
 clean:
-	rm -rf $(VENV) $(VENV)-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-peers build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[data,test,dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
 	touch $@
 
 $(VENV)-peers/.installed: pyproject.toml constraints.txt

@@ -1,18 +1,39 @@
-"""``python -m bench``: the command line, with the caller's folder taken off the import path.
+"""Start the command line: ``lossbench``, or ``python -m bench``.
 
-``python -m`` puts the folder it is called from first on ``sys.path``, where a file called ``tasks.py`` would be taken
-for our package of that name. Until it is off, nothing of ours may be imported but this package, which is empty.
+``python -m`` puts the current folder first on ``sys.path``, where a user's file called ``tasks.py`` would be imported
+in place of this project's package of that name. This module takes the folder off the path, and until then it must not
+import anything of this project.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
 
+NEEDED = (
+    "pandas",
+    "numpy",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+    "joblib",
+    "filelock",
+    "jinja2",
+    "rich",
+    "typer",
+)
+"""Import names of the packages in the extra ``bench``."""
+
 
 def main() -> None:
-    """Runs ``lossbench``."""
+    """Run ``lossbench``; without the packages of the extra ``bench``, say so and exit with 2."""
     ours = Path(__file__).resolve().parents[1]
     if not sys.flags.safe_path and Path(sys.path[0]).resolve() != ours:
         del sys.path[0]
+    missing = next((name for name in NEEDED if importlib.util.find_spec(name) is None), None)
+    if missing:
+        print(f'lossbench needs {missing}: pip install "lossbench[bench]"', file=sys.stderr)
+        sys.exit(2)
     from bench.cli import main as command_line
 
     command_line()

@@ -1,4 +1,4 @@
-"""What the device knows, told to the host without waiting."""
+"""A GPU boolean that the CPU can poll without synchronising."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Later:
-    """A bool scalar on its way from the device to the host: at once from the CPU, after some steps from CUDA.
+    """A bool scalar that is being copied from its device to the host.
 
-    From other devices it never comes.
+    A value on the CPU is known at once, one on a CUDA device after some steps, and one on another device never.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -20,10 +20,11 @@ class Later:
             self._copied.record(torch.cuda.current_stream(value.device))
 
     def is_true(self) -> bool:
-        """Whether it has arrived, and is true; not asked while a CUDA graph is captured."""
+        """Return True if the value has arrived and is true; always False while a CUDA graph is captured."""
         if self._copied is not None and (torch.cuda.is_current_stream_capturing() or not self._copied.query()):
             return False
-        return self._value.device.type == "cpu" and bool(self._value.numpy())
+        # `tolist` reads the host's memory and calls no operator; `numpy` would too, but needs NumPy.
+        return self._value.device.type == "cpu" and bool(self._value.tolist())
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._copied is not None:

@@ -1,4 +1,4 @@
-"""The digit-pairs problem's data, model, losses and metrics, against independent computations."""
+"""The digit-pairs problem's data, model, losses and metrics agree with independent computations."""
 
 import csv
 import gzip
@@ -82,7 +82,7 @@ def test_no_image_is_in_two_splits_and_classes_are_equally_frequent(monkeypatch)
 
 @pytest.fixture(scope="module")
 def drawings() -> tuple[torch.Tensor, torch.Tensor]:
-    """Eight random images of eight different classes."""
+    """Return eight random images of eight different classes."""
     return torch.randint(0, 256, (8, 28, 28), generator=seeded(4), dtype=torch.uint8), torch.arange(8)
 
 
@@ -193,7 +193,10 @@ def test_a_broken_table_is_refused_by_name(change, message, tmp_path):
         read_images(file)
 
 
-@pytest.mark.parametrize("contents", [b"", b"no archive", gzip.compress(b"1,2\n")[:-9]])
+DAMAGED = {"empty": b"", "no archive": b"no archive", "cut off": gzip.compress(b"1,2\n", mtime=0)[:-9]}
+
+
+@pytest.mark.parametrize("contents", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_refused_by_name(contents, tmp_path):
     file = tmp_path / "digits.csv.gz"
     file.write_bytes(contents)
@@ -267,7 +270,7 @@ def test_metrics_against_an_independent_computation(split, data):
     assert list(metrics) == [metric.name for metric in PROBLEM.metrics]
     expected = [100 * accuracies[0], 100 * accuracies[1], r2, mean_absolute_error(pairs.sums, sums)]
     np.testing.assert_allclose(list(metrics.values())[1:], expected, rtol=1e-5)
-    # The best constants: any one class of ten, right one time in ten, and the sums' mean.
+    # The best constants are any one class, right one time in ten, and the mean of the sums.
     ratios = [(1 - accuracies[0]) / 0.9, (1 - accuracies[1]) / 0.9, 1 - r2]
     assert metrics["relative error"] == pytest.approx(np.prod(ratios) ** (1 / 3), rel=1e-5)
     assert model.training
