@@ -1,10 +1,13 @@
-"""Loss balancers for multi-task learning: loss functions of T losses that also choose their weights.
+"""Loss functions for multi-task networks that also choose the weights of the tasks' losses.
 
 ::
 
     balancer = GradNorm(net.fork, wrt=net.trunk[-1], alpha=0.12)
-    loss = balancer(losses)
+    loss = balancer(losses)  # instead of sum(losses)
     loss.backward()
+
+Each method has a file of its own in this folder. `engine` holds the code that all methods share, and `solvers` the
+small optimisation problems inside some methods. Nothing in this package imports `tasks` or `bench`.
 """
 
 from .aligned_mtl import AlignedMTL
@@ -23,6 +26,7 @@ from .engine.fork_audit import ForkError
 from .engine.gradients import GradientBalancer
 from .engine.gramian import GramianBalancer
 from .engine.linear_heads import LinearHeads
+from .engine.loss_input import Losses
 from .engine.method_registry import create, get, names, register
 from .equal import EqualWeighting
 from .excess_risk import ExcessMTL
@@ -84,6 +88,7 @@ __all__ = [
     "LearningRateAnnealing",
     "LinearHeads",
     "LossBalancer",
+    "Losses",
     "MoCo",
     "NashMTL",
     "PCGrad",

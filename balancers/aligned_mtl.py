@@ -1,4 +1,4 @@
-"""Aligned-MTL: the gradients' principal components, made equally long."""
+"""Aligned-MTL: give the gradients' principal components equal length, then take the mean."""
 
 import torch
 from torch import Tensor
@@ -10,35 +10,38 @@ from .solvers.spectrum import eigh
 
 @register
 class AlignedMTL(GramianBalancer):
-    r"""Weights that make the gradients orthogonal and as long as their least principal component, and take their mean.
+    r"""Make the gradients orthogonal and equally long, then take their mean.
 
-    With the Gramian's eigenvalues :math:`\sigma_k` above rounding and their eigenvectors :math:`v_k`,
+    Every aligned gradient is as long as the shortest principal component of the gradients. With the eigenvalues
+    :math:`\sigma_k` of the Gramian that exceed rounding errors, and their eigenvectors :math:`v_k`,
 
     .. math:: w = \sqrt{\min_k \sigma_k}\ \sum_k \frac{v_k v_k^\top}{\sqrt{\sigma_k}} \; \frac{\mathbf 1}{T}
 
-    The linear system of the aligned gradients has the condition number 1: no task dominates and none conflicts. Where
-    all gradients are zero, :math:`w_i = 1/T`. At the features (``wrt=None``) this is the source's upper-bound variant.
+    The linear system of the aligned gradients has condition number 1: no task dominates, and no two tasks conflict.
+    If all gradients are zero, :math:`w_i = 1/T`. At the features (``wrt=None``) this is the source's upper-bound
+    variant.
 
     Args:
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
 
-    Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for Multi-Task Learning", CVPR
-    2023, algorithm 1.
+    Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for Multi-Task Learning",
+    CVPR 2023, algorithm 1.
     """
 
     name = "aligned-mtl"
-    summary = "Makes the gradients orthogonal and equally long before it takes their mean."
-    use_when = "Gradients conflict and differ in length, and steps as short as the weakest direction's will do."
+    summary = "Make the gradients orthogonal and equally long, then take their mean."
+    use_when = "When gradients conflict and differ in length; steps become as short as the weakest direction."
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``."""
+        """Return weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
         num_tasks = gramian.shape[-1]
         rounding = num_tasks * torch.finfo(gramian.dtype).eps
-        aligned = _of_two(gramian.double(), rounding) if num_tasks == 2 else _of_all(gramian.double(), rounding)
+        aligned = _align_two(gramian.double(), rounding) if num_tasks == 2 else _align(gramian.double(), rounding)
         return aligned.to(gramian.dtype)
 
 
-def _of_all(gramian: Tensor, rounding: float) -> Tensor:
+def _align(gramian: Tensor, rounding: float) -> Tensor:
+    """Return the weights for any number of tasks, from the eigenvectors of the Gramian."""
     values, vectors = eigh(gramian)
     above = values > rounding * values[..., -1:]
     least = torch.where(above, values, torch.inf).amin(-1, keepdim=True)
@@ -47,10 +50,12 @@ def _of_all(gramian: Tensor, rounding: float) -> Tensor:
     return torch.where(above.any(-1, keepdim=True), aligned, 1 / gramian.shape[-1])
 
 
-def _of_two(gramian: Tensor, rounding: float) -> Tensor:
-    r"""By :math:`M^{-1/2} = ((\operatorname{tr} M + s) I - M) / (s \sqrt{\operatorname{tr} M + 2 s})`, with
-    :math:`s = \sqrt{\det M}`, which times the least root of an eigenvalue stays finite. Of rank one it is
-    :math:`M / \operatorname{tr} M`.
+def _align_two(gramian: Tensor, rounding: float) -> Tensor:
+    r"""Return the weights for two tasks, in closed form.
+
+    It uses :math:`M^{-1/2} = ((\operatorname{tr} M + s) I - M) / (s \sqrt{\operatorname{tr} M + 2 s})` with
+    :math:`s = \sqrt{\det M}`. The product of this and the square root of the smallest eigenvalue stays finite. For a
+    Gramian of rank one the product is :math:`M / \operatorname{tr} M`.
     """
     first, product, _, second = gramian.flatten(-2).unsqueeze(-1).unbind(-2)
     trace, sums = first + second, gramian.sum(-1)

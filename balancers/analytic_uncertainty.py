@@ -1,4 +1,4 @@
-"""Analytic uncertainty weighting: the noise that would be learned, in closed form."""
+"""Analytic uncertainty weighting: compute the weights in closed form instead of learning a noise."""
 
 import math
 from collections.abc import Sequence
@@ -12,31 +12,32 @@ from .engine.method_registry import register
 
 @register
 class AnalyticUncertaintyWeighting(LossBalancer):
-    r"""Soft optimal uncertainty weighting: a softmax of the weights that are best under a learned noise.
+    r"""Weigh each task by a softmax of the inverse losses (soft optimal uncertainty weighting).
 
-    Given the losses, `UncertaintyWeighting`'s objective is least where :math:`w_i \propto 1 / L_i`. With a temperature
-    :math:`\tau`,
+    For given losses, the objective of `UncertaintyWeighting` is smallest at :math:`w_i \propto 1 / L_i`. This method
+    takes a softmax of these weights, with a temperature :math:`\tau`:
 
     .. math:: w_i = \frac{e^{1 / (\tau L_i)}}{\sum_j e^{1 / (\tau L_j)}}, \quad \sum_i w_i = 1.
 
-    A method without state. Unlike `ScaleInvariant`, the same without the softmax, it depends on the losses' scale.
+    The method has no state. `ScaleInvariant` takes :math:`1 / L_i` without the softmax. The softmax makes the weights
+    depend on the scale of the losses.
 
     Args:
         tasks: see `LossBalancer`.
-        temperature: :math:`\tau`, positive, in units of one over a loss: the larger, the more equal the weights. The
-            paper tunes it for each data set and network.
+        temperature: :math:`\tau`, positive, in units of one over a loss. The larger it is, the more equal are the
+            weights. The paper tunes it for each data set and network.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
         ValueError: ``temperature`` is not positive and finite.
 
-    Source: Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task Learning", GCPR 2024, UW-SO.
-    Public implementations add 1e-8 to the losses.
+    Source: Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task Learning", GCPR 2024,
+    UW-SO. Public implementations add 1e-8 to the losses; this one does not.
     """
 
     name = "analytic-uncertainty"
-    summary = "Weighs each task by a softmax of the inverse losses."
-    use_when = "As uncertainty, without its slow start, where a temperature can be tuned."
+    summary = "Weigh each task by a softmax of the inverse losses."
+    use_when = "Instead of uncertainty, to avoid its slow start, if you can tune a temperature."
     reads = "losses"
     needs_positive_losses = True
     tunable = {"temperature": Range(0.1, 100.0, log=True)}
@@ -56,6 +57,6 @@ class AnalyticUncertaintyWeighting(LossBalancer):
         self.weights.fill_(1 / self.num_tasks)
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """Weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
+        """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
         inverse = 1 / (self.temperature * losses)
-        return torch.softmax(inverse.clamp(max=torch.finfo(losses.dtype).max), -1)  # a softmax of infinities is nan
+        return torch.softmax(inverse.clamp(max=torch.finfo(losses.dtype).max), -1)  # a softmax of inf is NaN

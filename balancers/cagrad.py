@@ -1,4 +1,4 @@
-"""CAGrad: the best direction for the worst task, near the mean gradient."""
+"""CAGrad: improve the worst task as much as possible, close to the mean gradient."""
 
 import math
 from typing import Any
@@ -11,25 +11,26 @@ from .engine.method_registry import register
 from .solvers.conflict_averse import conflict_averse
 
 STATIONARY = 1e-4
-"""A combination shorter than this, relative to the gradients' joint norm, is taken for a Pareto-stationary point's."""
+"""A point counts as Pareto stationary if g_lambda, divided by the joint norm of all gradients, is at most this long."""
 
 
 @register
 class CAGrad(GramianBalancer):
-    r"""Conflict-averse gradient descent: the most for the task that gains least, in a ball around the mean gradient.
+    r"""Improve the worst task the most, within a ball around the mean gradient (conflict-averse gradient descent).
 
-    With the mean gradient :math:`g_0` and :math:`g_\lambda = \sum_i \lambda_i \nabla L_i`,
+    With the mean gradient :math:`g_0`, the combined gradient :math:`g_\lambda = \sum_i \lambda_i \nabla L_i`, and the
+    simplex :math:`\Delta`,
 
     .. math:: d = g_0 + \frac{c\,\lVert g_0 \rVert}{\lVert g_\lambda \rVert}\, g_\lambda,
         \quad \lambda = \arg\min_{\lambda \in \Delta}\
         g_\lambda^\top g_0 + c\,\lVert g_0 \rVert \lVert g_\lambda \rVert
 
-    For :math:`c < 1` it converges to a minimum of the mean loss. Where :math:`g_\lambda` vanishes, at a
-    Pareto-stationary point, all weights are zero. The official code divides the direction by :math:`1 + c^2`; here, as
-    in the paper, it is not.
+    For :math:`c < 1` it converges to a minimum of the mean loss. At a Pareto-stationary point :math:`g_\lambda`
+    vanishes, and all weights are zero. The official code divides the direction by :math:`1 + c^2`; the paper and this
+    class do not.
 
     Args:
-        c: the ball's radius relative to :math:`\lVert g_0 \rVert`, 0 or more; the paper's is 0.4 on NYUv2 and
+        c: radius of the ball relative to :math:`\lVert g_0 \rVert`, 0 or more; 0.4 in the paper on NYUv2 and
             Cityscapes.
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
 
@@ -41,8 +42,8 @@ class CAGrad(GramianBalancer):
     """
 
     name = "cagrad"
-    summary = "Improves the worst task the most, within a ball around the mean gradient."
-    use_when = "Gradients conflict, and the mean loss is what counts in the end."
+    summary = "Improve the worst task the most, within a ball around the mean gradient."
+    use_when = "When gradients conflict, and the mean loss is what counts in the end."
     default_wrt = "parameters"
     tunable = {"c": Range(0.1, 0.9)}
 
@@ -53,7 +54,7 @@ class CAGrad(GramianBalancer):
         self.c = c
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``."""
+        """Return weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
         shares = conflict_averse(gramian, self.c).unsqueeze(-1)
         squared_norm = shares.mT @ gramian @ shares
         mean_squared_norm = gramian.mean((-2, -1), keepdim=True).clamp_(min=0)

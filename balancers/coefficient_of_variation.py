@@ -1,4 +1,4 @@
-"""CoV-weighting: what still varies is still to be learned."""
+"""CoV-weighting: give more weight to the losses that still vary."""
 
 import math
 from collections.abc import Sequence
@@ -10,41 +10,42 @@ from .engine.base import LossBalancer
 from .engine.method_registry import register
 
 EPSILON = 1e-8
-"""Added to the variance, so that losses which have not moved at all weigh the same."""
+"""Added to the variance, so that losses that have not changed at all get equal weights."""
 
 
 @register
 class CoefficientOfVariation(LossBalancer):
-    r"""Weights in proportion to how much a loss has varied, relative to its mean.
+    r"""Weigh each task by how much its loss has varied, relative to its mean.
 
-    From each loss's ratio to its mean so far, :math:`\ell_i(t) = L_i(t) / \mu_{L_i}(t - 1)`, with its own mean and
-    standard deviation over all steps before this one,
+    The loss ratio :math:`\ell_i(t) = L_i(t) / \mu_{L_i}(t - 1)` divides a loss by the mean of the losses before it.
+    With the mean :math:`\mu_{\ell_i}` and the standard deviation :math:`\sigma_{\ell_i}` of these ratios over all
+    steps before this one,
 
     .. math:: w_i \propto \frac{\sigma_{\ell_i}}{\mu_{\ell_i}}, \quad \sum_i w_i = 1.
 
-    The first ratio is 1, and until each task has two the weights are :math:`1/T`. A loss's scale cancels out. A task
-    that was left out keeps its weight, and the others share the rest.
+    The first ratio is 1. The weights are :math:`1/T` until each task has two ratios. The scale of a loss cancels out.
+    A task without a loss in a step keeps its weight, and the other tasks share the rest.
 
     Args:
         tasks: see `LossBalancer`.
-        decay: the means' moving averages keep this much of themselves in a step, between 0 and 1; None: they are those
-            of the whole history. The variance's sum is never forgotten.
+        decay: fraction of itself that each mean, as a moving average, keeps in a step, between 0 and 1. With None the
+            means are over the whole history. The sum behind the variance never decays.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
         ValueError: ``decay`` is not between 0 and 1.
 
-    Source: Groenendijk, Karaoglu, Gevers and Mensink, "Multi-Loss Weighting with Coefficient of Variations", WACV 2021.
-    As in the official code, the weights follow from the steps before, and the variance with ``decay`` is
-    Welford's sum with the decayed means.
+    Source: Groenendijk, Karaoglu, Gevers and Mensink, "Multi-Loss Weighting with Coefficient of Variations", WACV
+    2021. As in the official code, the weights follow from the steps before this one, and the variance with ``decay``
+    is Welford's sum with the decayed means.
     """
 
     name = "cov"
-    summary = "Weighs each task by the coefficient of variation of its loss ratios."
+    summary = "Weigh each task by the coefficient of variation of its loss ratios."
     reads = "losses"
     reads_now = False
     needs_positive_losses = True
-    use_when = "Losses of one problem on different scales, some of which settle early; nothing to tune."
+    use_when = "When the losses of one problem have different scales and some settle early; nothing to tune."
 
     next_weights: Tensor
     """:math:`w_i`, ``(T,)``."""
@@ -55,7 +56,7 @@ class CoefficientOfVariation(LossBalancer):
     squares: Tensor
     """Welford's sum of squared deviations of the ratios, ``(T,)``."""
     counts: Tensor
-    """How many losses each task has had, ``(T,)``."""
+    """Number of losses that each task has had, ``(T,)``."""
 
     def __init__(
         self, tasks: int | Sequence[str], *, decay: float | None = None, accumulate: int = 1, check_finite: bool = False
@@ -71,7 +72,7 @@ class CoefficientOfVariation(LossBalancer):
         self.register_buffer("counts", torch.zeros(self.num_tasks))
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`w_i`, ``(T,)``."""
+        """Return the weights that follow from the steps before this one, ``(T,)``."""
         return self.next_weights.clone()
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""ConFIG: a direction at the same angle to all gradients, as long as what they agree on."""
+"""ConFIG: take a direction at the same angle to all gradients, as long as the sum of their projections onto it."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,16 @@ from .solvers.spectrum import pseudo_solve
 
 @register
 class ConFIG(GramianBalancer):
-    r"""The conflict-free inverse gradient: equally aligned with all gradients, and as long as their projections' sum.
+    r"""Take the direction at the same angle to all gradients (conflict-free inverse gradient).
 
-    With the gradients' directions :math:`u_i = \nabla L_i / \lVert \nabla L_i \rVert` as rows of :math:`U`,
+    Its length is the sum of the gradients' projections onto it. With the gradients' directions
+    :math:`u_i = \nabla L_i / \lVert \nabla L_i \rVert` as rows of :math:`U`,
 
     .. math:: d = \Big( \sum_i \nabla L_i^\top \hat d \Big)\, \hat d, \quad
         \hat d = \frac{U^{+} \mathbf 1}{\lVert U^{+} \mathbf 1 \rVert}
 
-    Here :math:`U^{+} \mathbf 1 = U^\top C^{+} \mathbf 1` with the cosines :math:`C = U U^\top`. A task without a
-    gradient has the weight 0.
+    This needs only the cosines :math:`C = U U^\top`, because :math:`U^{+} \mathbf 1 = U^\top C^{+} \mathbf 1`. A task
+    whose gradient is zero gets weight 0.
 
     Args:
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
@@ -28,15 +29,15 @@ class ConFIG(GramianBalancer):
     """
 
     name = "config"
-    summary = "Takes the direction at one angle to all gradients, as long as their projections on it add up to."
-    use_when = "Physics-informed networks, whose losses' gradients differ by orders of magnitude."
+    summary = "Take the direction at the same angle to all gradients, as long as the sum of their projections onto it."
+    use_when = "For physics-informed networks, where the gradients of the losses differ by orders of magnitude."
     default_wrt = "parameters"
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``."""
+        """Return weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
         norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
         inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
-        if gramian.shape[-1] == 2:  # the bisector
+        if gramian.shape[-1] == 2:  # the direction is the bisector
             present = (norms > 0).sum(-1, keepdim=True).clamp(min=1)
             return norms.sum(-1, keepdim=True) / present * inverse_norms
         cosines = inverse_norms.unsqueeze(-1) * gramian * inverse_norms.unsqueeze(-2)

@@ -1,4 +1,4 @@
-"""DB-MTL: log-losses, and averaged gradients all brought to the largest one's norm."""
+"""DB-MTL: train on log-losses, with averaged gradients that are all scaled to the largest one's norm."""
 
 import math
 from collections.abc import Sequence
@@ -16,55 +16,56 @@ from .engine.per_task_state import keep, rows
 
 @register
 class DBMTL(CombiningBalancer):
-    r"""Dual balancing: of loss scales by logarithms, of gradient magnitudes by the largest norm.
+    r"""Balance the losses by logarithms, and their gradients by a common norm (dual balancing).
 
-    In step k, from 1,
+    In step k, counted from 1, the method updates a moving average of each log-loss's gradient,
 
     .. math:: y_i \leftarrow \beta_k\, y_i + (1 - \beta_k) \nabla \log L_i, \quad \beta_k = \beta / k^\sigma,
 
-    and the shared parameters ``wrt`` get
+    and the shared parameters ``wrt`` receive
 
     .. math:: \max_j \lVert y_j \rVert\, \sum_i \frac{y_i}{\lVert y_i \rVert}.
 
-    All other parameters get the gradients of the log-losses. The averages :math:`y_i` start at zero, and take as much
-    memory as T times the parameters ``wrt``; they are not corrected for that start, which an Adam does not notice.
-    ``weights`` is what the losses' own gradients, of this step, are multiplied by. A loss's scale cancels out.
+    All other parameters receive the gradients of the log-losses. The scale of a loss cancels out. The averages
+    :math:`y_i` start at zero. They are not corrected for that start, which Adam does not notice. They take as much
+    memory as T copies of the parameters ``wrt``. ``weights`` holds the factors of the gradients of this step's losses
+    themselves, :math:`\max_j \lVert y_j \rVert / (\lVert y_i \rVert L_i)`.
 
     Args:
-        beta: :math:`\beta`, from 0 up to, not including, 1: what the average keeps of itself.
-        sigma: :math:`\sigma`, 0 or more: how fast that gets less; the paper has 0 or 0.5.
-        fork, wrt, tasks, accumulate, check_finite: see `CombiningBalancer`. Shared parameters without a fork alone:
-            their gradients are replaced. ``update_every`` must be 1.
+        beta: :math:`\beta`, at least 0 and below 1: fraction of itself that an average keeps in a step.
+        sigma: :math:`\sigma`, 0 or more: how fast this fraction shrinks from step to step; 0 or 0.5 in the paper.
+        fork, wrt, tasks, accumulate, check_finite: see `CombiningBalancer`. The method replaces the gradients of the
+            shared parameters, so give these as ``wrt``, with ``fork=None``. ``update_every`` must be 1.
 
     Raises:
-        ValueError: ``beta`` or ``sigma`` is out of range.
+        ValueError: ``beta`` or ``sigma`` is out of range, ``update_every`` is not 1, or a fork is given.
 
     Source: Lin et al., "Dual-Balancing for Multi-Task Learning", arXiv 2023, algorithm 1. The defaults are those of
-    LibMTL, the authors' code, whose 1e-8 in logarithm and norm are left out.
+    LibMTL, which is the authors' code. It adds 1e-8 in the logarithm and to the norm; this class does not.
     """
 
     name = "db-mtl"
-    summary = "Trains on log-losses, with averaged gradients all brought to the largest one's norm."
+    summary = "Train on log-losses, with averaged gradients that are all scaled to the largest one's norm."
     reads = "gradients"
     heads = "weighted"
     needs_positive_losses = True
-    use_when = "Losses and gradients of very different scales, all tasks alike important."
+    use_when = "When losses and gradients have very different scales, and all tasks are equally important."
     default_wrt = "parameters"
     undefined_for = {
         "features": "a moving average of feature gradients would mix different samples",
-        "layer": "the gradients of all shared parameters are replaced, not those of one layer",
+        "layer": "it replaces the gradients of all shared parameters, not those of one layer",
     }
     tunable = {"beta": Range(0.1, 0.9), "sigma": Range(0.0, 0.5)}
 
     steps: Tensor
-    """k, a scalar."""
+    """Number of valid steps so far: k - 1 in step k; a scalar."""
 
     def __init__(self, *args: Any, beta: float = 0.9, sigma: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
         if self.update_every > 1:
-            raise ValueError(f"update_every is {self.update_every}; but this method tracks gradients at every step")
+            raise ValueError(f"update_every is {self.update_every}; expected 1: gradients are tracked at every step")
         if not 0 <= beta < 1:
-            raise ValueError(f"beta is {beta!r}; expected a number from 0 up to, not including, 1")
+            raise ValueError(f"beta is {beta!r}; expected a number at least 0 and below 1")
         if not (math.isfinite(sigma) and sigma >= 0):
             raise ValueError(f"sigma is {sigma!r}; expected a finite number, 0 or more")
         self.beta, self.sigma = beta, sigma
@@ -73,7 +74,7 @@ class DBMTL(CombiningBalancer):
             self.register_buffer(f"averages_{k}", torch.zeros(self.num_tasks, *parameter.shape))
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`1 / L_i`, ``(..., T)``; 1 where that is not positive and finite."""
+        """Return :math:`1 / L_i`, ``(..., T)``, or 1 where a loss is not positive and finite."""
         return torch.where(_positive(losses), 1 / losses, 1.0)
 
     def _weighed(self, losses: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
@@ -94,7 +95,7 @@ class DBMTL(CombiningBalancer):
         valid = norms.isfinite().all() & _positive(losses).all()
         factors = torch.where(norms > 0, norms.amax() / norms, 1.0)
         directions = [torch.tensordot(factors, each, 1) for each in y]
-        # Where they are not valid, the step is one of this step's gradients, by the weights of the step before.
+        # If they are not valid, combine this step's own gradients with the weights of the step before.
         held = rows(self.weights, self.present) / self.weigh(losses)
         directions = [
             torch.where(valid, direction, torch.tensordot(held, gradient, 1))
@@ -107,5 +108,5 @@ class DBMTL(CombiningBalancer):
 
 
 def _positive(losses: Tensor) -> Tensor:
-    """Where losses have a logarithm, bool."""
+    """Return, as a bool tensor, which losses are positive and finite, and so have a logarithm."""
     return (losses > 0) & (losses < math.inf)

@@ -1,4 +1,4 @@
-"""Dynamic weight average: tasks weighed by how slowly their losses fall from epoch to epoch."""
+"""Dynamic weight average: give more weight to tasks whose losses fall slowly from epoch to epoch."""
 
 import math
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ from .engine.period_means import PeriodMeans
 
 @register
 class DynamicWeightAverage(LossBalancer):
-    r"""Weights that grow with the ratio of a task's mean loss to the one before.
+    r"""Weigh each task by the ratio of its last mean loss to the one before.
 
-    With mean losses :math:`\bar L_i(t)` over periods t of steps, in all of period t
+    Steps are grouped into periods. With the mean loss :math:`\bar L_i(t)` over period t, all steps of period t use
 
     .. math:: w_i = T\, \frac{e^{r_i / \tau}}{\sum_j e^{r_j / \tau}}, \quad
-        r_i = \frac{\bar L_i(t - 1)}{\bar L_i(t - 2)},
+        r_i = \frac{\bar L_i(t - 1)}{\bar L_i(t - 2)}.
 
-    whose sum is T. In the first two periods all are 1. A loss's scale cancels out. A loss that was zero in both periods
-    counts as standing still, :math:`r_i = 1`; so does a task without two means. A task that was left out of a whole
-    period keeps its means and its weight.
+    The weights sum to T, and all are 1 in the first two periods. The scale of a loss cancels out. A loss that was
+    zero in both periods counts as constant, :math:`r_i = 1`, and so does a task that does not have two means yet. A
+    task without a loss in a whole period keeps its means and its weight.
 
     Args:
         tasks: see `LossBalancer`.
-        period: how many optimiser steps a mean is over: the paper's is an epoch.
-        temperature: :math:`\tau`, positive: the larger, the more equal the weights; 2 in the paper.
+        period: number of optimiser steps in a period; an epoch in the paper.
+        temperature: :math:`\tau`, positive; 2 in the paper. The larger it is, the more equal are the weights.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
         ValueError: ``period`` is not an integer, 1 or more, or ``temperature`` is not positive and finite.
 
-    Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, eq. 7. As in its
-    code, LibMTL and TorchJD the weights stay for a period; Nash-MTL's code has two windows of 25 steps that move on in
-    each step.
+    Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, eq. 7. As in its code,
+    LibMTL and TorchJD, the weights stay fixed for a period. Nash-MTL's code compares two windows of 25 steps, which
+    move on in each step.
     """
 
     name = "dwa"
-    summary = "Gives weight to tasks whose mean loss falls slowly from one epoch to the next."
-    use_when = "Training takes many epochs, in which losses fall steadily; it stays close to equal weights."
+    summary = "Give more weight to tasks whose mean loss falls slowly from one epoch to the next."
+    use_when = "When training takes many epochs and losses fall steadily; the weights stay close to equal."
     reads = "losses"
     reads_now = False
     tunable = {"temperature": Range(0.2, 20.0, log=True)}
@@ -65,7 +65,7 @@ class DynamicWeightAverage(LossBalancer):
         self.register_buffer("next_weights", torch.ones(self.num_tasks))
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`w_i`, ``(T,)``."""
+        """Return this period's weights, ``(T,)``."""
         return self.next_weights.clone()
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Equal weighting: every task counts the same."""
+"""Equal weighting: give every task weight 1."""
 
 from torch import Tensor
 
@@ -8,13 +8,13 @@ from .engine.method_registry import register
 
 @register
 class EqualWeighting(LossBalancer):
-    r"""The plain sum of the losses, :math:`w_i = 1`: the baseline of every comparison."""
+    """Sum the losses as they are, :math:`w_i = 1`: the baseline of every comparison."""
 
     name = "equal"
-    summary = "Every weight is 1: the plain sum of the losses."
+    summary = "Sum the losses as they are: every weight is 1."
     use_when = "Always, as the baseline: with a tuned learning rate it is hard to beat."
     reads = "nothing"
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """Ones, ``(T,)``."""
+        """Return ones, ``(T,)``."""
         return self.weights

@@ -1,4 +1,4 @@
-"""ExcessMTL: the more weight, the further a task is from the best it can do."""
+"""ExcessMTL: give more weight to a task, the further it is from the best it can do."""
 
 import math
 from collections.abc import Sequence
@@ -13,42 +13,45 @@ from .engine.method_registry import register
 from .engine.per_task_state import keep, rows
 
 EPSILON = 1e-7
-"""Added to the sums of squared gradients before their root."""
+"""Added to the sums of squared gradients before the square root is taken."""
 
 
 @register
 class ExcessMTL(CombiningBalancer):
-    r"""Weights that grow with a task's excess risk, its distance from its own optimum, not with its loss.
+    r"""Give weight to tasks with a large excess risk: the distance from a task's own optimum, not the size of its loss.
 
-    The excess risk is estimated to second order, with the diagonal of squared gradients summed over all steps s so far,
+    The excess risk is estimated to second order, with a diagonal matrix of squared gradients, which are summed over
+    all steps s so far:
 
     .. math:: E_i = \nabla L_i^\top H_i^{-1} \nabla L_i, \quad
-        H_i = \operatorname{diag} \Big( \sum_s \nabla L_i(s)^2 + 10^{-7} \Big)^{1/2},
+        H_i = \operatorname{diag} \Big( \sum_s \nabla L_i(s)^2 + 10^{-7} \Big)^{1/2}
 
-    and, relative to its value in the task's first step, enters multiplicative weights whose sum is 1:
+    Each risk is divided by its value in the task's first step. These ratios update multiplicative weights, whose sum
+    is 1:
 
     .. math:: w_i \leftarrow \frac{w_i\, e^{\eta E_i / E_i(0)}}{\sum_j w_j\, e^{\eta E_j / E_j(0)}}
 
-    They start at :math:`1/T`. A task whose gradient has been zero from the start counts as not yet begun,
-    :math:`E_i / E_i(0) = 1`. The sums take as much memory as T times the parameters ``wrt``.
+    The weights start at :math:`1/T`. A task whose gradient has been zero from the start counts as not yet begun:
+    :math:`E_i / E_i(0) = 1`. The sums take as much memory as T copies of the parameters ``wrt``.
 
     Args:
         step_size: :math:`\eta`, positive; the default is LibMTL's.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper's are all shared
-            parameters.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper measures all
+            shared parameters.
 
     Raises:
         ValueError: ``step_size`` is not positive and finite.
 
     Source: He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, eqs. 6, 7 and 9. As in the official
-    code the first step's risk is the one to compare with, where the paper's appendix averages those of a warm-up; its
-    weights' sum is T. TorchJD without a warm-up adds an update by the first step's risks as they are.
+    code, risks are divided by those of the first step; the paper's appendix uses the mean over a warm-up instead. The
+    weights of the official code sum to T. TorchJD without a warm-up adds an update by the first step's risks as they
+    are.
     """
 
     name = "excess-mtl"
-    summary = "Gives weight to tasks that are far from their own optimum, estimated from accumulated gradients."
+    summary = "Give weight to tasks that are far from their own optimum, as estimated from accumulated gradients."
     reads = "gradients"
-    use_when = "Some labels are noisy: a large loss that can't fall any further is to count little."
+    use_when = "When some labels are noisy: a large loss that cannot fall any further gets little weight."
     default_wrt = "parameters"
     undefined_for = {"features": "the sums of squared feature gradients would mix different samples"}
     tunable = {"step_size": Range(1e-3, 1.0, log=True)}
@@ -56,7 +59,7 @@ class ExcessMTL(CombiningBalancer):
     log_weights: Tensor
     r""":math:`\log w_i`, ``(T,)``."""
     initial_risks: Tensor
-    """:math:`E_i(0)`, ``(T,)``; zero while not known."""
+    """:math:`E_i(0)`, ``(T,)``; zero until it is known."""
 
     def __init__(self, *args: Any, step_size: float = 0.01, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""FairGrad: an alpha-fair share of the progress for each task."""
+"""FairGrad: give each task an alpha-fair share of the progress."""
 
 import math
 from typing import Any
@@ -13,14 +13,17 @@ from .solvers.bargaining import fair_bargaining
 
 @register
 class FairGrad(GramianBalancer):
-    r"""Weights under which the tasks' gains :math:`\nabla L_i^\top d` are alpha-fair.
+    r"""Choose the weights under which the tasks' gains :math:`\nabla L_i^\top d` are alpha-fair.
+
+    The weights solve, for the Gramian :math:`M`,
 
     .. math:: M w = w^{-1/\alpha}, \quad w_i > 0
 
-    With :math:`\alpha = 1` this is `NashMTL`; the larger it is, the more the task that gains least counts.
+    With :math:`\alpha = 1` this is `NashMTL`. The larger :math:`\alpha` is, the more the task that gains least
+    counts.
 
     Args:
-        alpha: the fairness, positive; the paper's is 2 for the most part.
+        alpha: :math:`\alpha`, the fairness, positive; mostly 2 in the paper.
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
 
     Raises:
@@ -30,8 +33,8 @@ class FairGrad(GramianBalancer):
     """
 
     name = "fairgrad"
-    summary = "Shares the progress out fairly, the more evenly the larger alpha."
-    use_when = "Some tasks are left behind, and how much that matters is a choice."
+    summary = "Share the progress fairly between the tasks; a larger alpha shares it more evenly."
+    use_when = "When some tasks are left behind, and you want to choose how much that matters."
     default_wrt = "parameters"
     tunable = {"alpha": Range(0.5, 5.0, log=True)}
 
@@ -42,5 +45,5 @@ class FairGrad(GramianBalancer):
         self.alpha = alpha
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``, positive."""
+        """Return positive weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
         return fair_bargaining(gramian, self.alpha)

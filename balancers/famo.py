@@ -1,4 +1,4 @@
-"""FAMO: weights that learn from how much each log-loss fell in the last step."""
+"""FAMO: learn the weights from how much each log-loss fell in the last step."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,21 @@ from .engine.window import Pass
 
 @register
 class FAMO(LossBalancer):
-    r"""Fast adaptive multitask optimization: all losses are to fall at the same rate.
+    r"""Make all losses fall at the same rate (fast adaptive multitask optimization).
 
-    The network descends on the log-losses, weighed by :math:`z = \operatorname{softmax}(\xi)`, in a combination of the
-    losses' gradients whose weights sum to 1:
+    The network is trained on the log-losses, weighted by :math:`z = \operatorname{softmax}(\xi)`. In terms of the
+    losses' own gradients, and scaled to sum to 1, the weights are
 
     .. math:: w_i = c\, \frac{z_i}{L_i - b_i}, \quad c = \Big( \sum_j \frac{z_j}{L_j - b_j} \Big)^{-1}
 
-    Once its optimiser has stepped, ``after_step`` takes the same batch's losses :math:`L'`, and
+    After the network's optimiser has stepped, ``after_step`` takes the losses :math:`L'` of the same batch and
+    updates :math:`\xi`:
 
     .. math:: \xi \leftarrow \operatorname{Adam}\big(\xi, J^\top \delta + \gamma \xi\big), \quad
         \delta_i = \log (L_i - b_i) - \log (L'_i - b_i)
 
-    with the Jacobian :math:`J` of the softmax: a task that fell less than others gains weight. :math:`\xi` starts at 0.
-    A second forward pass is all it costs::
+    with the Jacobian :math:`J` of the softmax. A task whose log-loss fell less than the others' gains weight.
+    :math:`\xi` starts at 0. The cost is one more forward pass::
 
         loss = balancer(losses(batch))
         ...
@@ -38,25 +39,28 @@ class FAMO(LossBalancer):
 
     Args:
         tasks: see `LossBalancer`.
-        min_losses: :math:`b_i`, 0 or more, what a loss can't fall below: one for all, one a task, or a dict by name.
-        lr: :math:`\xi`'s own learning rate; 0.025 in the paper.
-        gamma: how strongly :math:`\xi` is pulled to 0; 1e-3 in the paper, 0.01 in the official code's example.
+        min_losses: :math:`b_i`, 0 or more, a lower bound of each loss: one number for all tasks, one per task, or a
+            dict by task name.
+        lr: learning rate of :math:`\xi`; 0.025 in the paper.
+        gamma: :math:`\gamma`, how strongly :math:`\xi` is pulled to 0; 1e-3 in the paper, 0.01 in the official code's
+            example.
         accumulate, check_finite: see `LossBalancer`. ``after_step`` refers to the last pass before it.
 
     Raises:
-        ValueError: ``lr`` is not positive, ``gamma`` or ``min_losses`` is negative or not finite.
+        ValueError: ``lr`` is not positive, ``gamma`` or ``min_losses`` is negative or not finite, or the number or
+            the names of ``min_losses`` are not those of the tasks.
 
-    Source: Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, algorithm 1. As in the
-    official code, :math:`\xi` has Adam, where the algorithm has plain steps; its 1e-8 in the logarithms and its
-    clipping of the network's gradient are left out.
+    Source: Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, algorithm 1. As in
+    the official code, Adam updates :math:`\xi`, where the algorithm takes plain steps. The official code also adds
+    1e-8 in the logarithms and clips the network's gradient; this class does neither.
     """
 
     name = "famo"
-    summary = "Has all losses fall at the same rate, from how far each fell in the last step."
+    summary = "Make all losses fall at the same rate, judged by how far each fell in the last step."
     reads = "losses"
     needs_positive_losses = True
     looks_again = True
-    use_when = "Many tasks of different scale, and a second forward pass is cheaper than a gradient for each task."
+    use_when = "For many tasks of different scales, if a second forward pass is cheaper than a gradient for each task."
     tunable = {"lr": Range(2.5e-3, 0.25, log=True), "gamma": Range(1e-4, 1e-2, log=True)}
 
     log_shares: Tensor
@@ -87,17 +91,17 @@ class FAMO(LossBalancer):
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`c z_i / (L_i - b_i)`, ``(..., T)``; the last weights where a loss is not above its minimum."""
+        """Return :math:`c z_i / (L_i - b_i)`, ``(..., T)``, or the last weights if a loss is not above its minimum."""
         gaps = losses - self.min_losses
         weights = torch.softmax(self.log_shares, -1) / gaps
         return torch.where((gaps > 0).all(-1, keepdim=True), weights / weights.sum(-1, keepdim=True), self.weights)
 
     def after_step(self, losses: Losses) -> None:
-        """Updates the weights from the losses of the last pass's batch, as they are after the optimiser's step.
+        """Update the weights from the losses of the last pass's batch, computed again after the optimiser's step.
 
         Raises:
-            TypeError, ValueError: the losses are not what this balancer was made for, or not of that pass's tasks.
-            RuntimeError: there was no pass in training since the last call.
+            TypeError, ValueError: the losses do not fit this balancer, or are of other tasks than in the last pass.
+            RuntimeError: there was no pass in training mode since the last call.
             FloatingPointError: with ``check_finite``, a loss is not valid.
         """
         in_order, given = self._reader.read(losses, learning=False)
@@ -106,7 +110,7 @@ class FAMO(LossBalancer):
         before, given_before = self._before
         if given != given_before:
             raise ValueError(
-                "after_step has the losses of other tasks than the pass before it; expected the same batch"
+                "after_step got the losses of other tasks than the pass before it; expected those of the same batch"
             )
         self._before = None
         both = torch.stack([each.to(self.weights.dtype) for each in (before, stack(in_order).detach())])
@@ -119,7 +123,12 @@ class FAMO(LossBalancer):
             raise FloatingPointError("this step's losses are not valid; the balancer's state is unchanged")
 
     def _learn(self, gaps: Tensor, given: Tensor | None) -> Tensor:
-        r"""Steps :math:`\xi`, among the tasks given, by losses above their minimum before and after: ``(2, T)``."""
+        r"""Update :math:`\xi`, and return a bool scalar: whether all gaps were positive and finite.
+
+        Args:
+            gaps: ``(2, T)``, how far each loss was above its minimum, before and after the optimiser's step.
+            given: ``(T,)``, true for tasks that had a loss; None if all had.
+        """
         log_shares = self.log_shares
         if given is not None:
             gaps = torch.where(given, gaps, 1.0)

@@ -1,4 +1,4 @@
-"""Geometric loss strategy: descend on the geometric mean of the losses."""
+"""Geometric loss strategy: minimise the geometric mean of the losses."""
 
 from torch import Tensor
 
@@ -8,24 +8,24 @@ from .engine.method_registry import register
 
 @register
 class GeometricLossStrategy(LossBalancer):
-    r"""Weights whose sum of losses has the gradient of their geometric mean, :math:`(\prod_j L_j)^{1/T}`.
+    r"""Minimise the geometric mean of the losses, :math:`(\prod_j L_j)^{1/T}`.
 
     .. math:: w_i = \frac{1}{T\,L_i} \Big(\prod_j L_j\Big)^{1/T}
 
-    A method without parameters or state. All tasks' parts :math:`w_i L_i` are equal, and their sum is the geometric
-    mean: a loss that is multiplied by k multiplies all of the gradient by :math:`k^{1/T}`.
+    The method has no parameters and no state. All parts :math:`w_i L_i` are equal, and their sum is the geometric
+    mean. Multiplying one loss by k multiplies the whole gradient by :math:`k^{1/T}`.
 
-    Source: Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task
-    Learning", CVPR Workshops 2019, eq. 2. Its focused strategy, a product of two such means, is left out. The weights
-    that LibMTL reports are not those that it trains with.
+    Source: Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for
+    Multi-Task Learning", CVPR Workshops 2019, eq. 2. Its focused strategy, a product of two such means, is left out.
+    The weights that LibMTL reports are not those that it trains with.
     """
 
     name = "gls"
-    summary = "Descends on the geometric mean of the losses."
-    use_when = "Losses are on different scales, and all can come close to zero; nothing to tune."
+    summary = "Minimise the geometric mean of the losses."
+    use_when = "When losses have different scales and all can come close to zero; nothing to tune."
     reads = "losses"
     needs_positive_losses = True
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """Weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
+        """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
         return losses.log().mean(-1, keepdim=True).exp() / (self.num_tasks * losses)

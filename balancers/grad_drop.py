@@ -1,4 +1,4 @@
-"""GradDrop: at each feature, only gradients of one sign go on, drawn by how much the tasks agree on it."""
+"""GradDrop (gradient sign dropout): at each feature, keep only the gradients of one sign, which is drawn."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,37 +15,37 @@ from .engine.rng import Draws
 
 @register
 class GradDrop(CombiningBalancer):
-    r"""Gradient sign dropout: where tasks disagree on a feature's sign, one sign is drawn and the other is dropped.
+    r"""Where tasks disagree on the sign of a feature's gradient, draw one sign and drop the other.
 
-    For each entry of the features, with the purity :math:`P` of the positive sign and a uniform random number
-    :math:`U`,
+    For each entry of the features, let :math:`P` be the purity of the positive sign and :math:`U` a uniform random
+    number:
 
     .. math:: P = \frac12 \Big( 1 + \frac{\sum_i \nabla L_i}{\sum_i |\nabla L_i|} \Big), \quad
-        M_i = [P > U] [\nabla L_i > 0] + [P < U] [\nabla L_i < 0],
+        M_i = [P > U] [\nabla L_i > 0] + [P < U] [\nabla L_i < 0].
 
-    and the trunk gets :math:`\sum_i (\ell_i + (1 - \ell_i) M_i) \nabla L_i`. ``weights`` are all 1.
+    The trunk receives :math:`\sum_i (\ell_i + (1 - \ell_i) M_i) \nabla L_i`. ``weights`` are all 1.
 
     Args:
-        leak: :math:`\ell_i`, from 0 to 1, how much of a task's gradient is never dropped: one for all, one a task, or a
-            dict by name.
-        seed: of the random numbers.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. Steps between those of
-            ``update_every`` drop nothing.
+        leak: :math:`\ell_i`, from 0 to 1, the fraction of a task's gradient that is never dropped: one number for all
+            tasks, one per task, or a dict by task name.
+        seed: seed of the random numbers.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. With ``update_every`` above
+            1, the steps in between drop nothing.
 
     Raises:
-        ValueError: a leak is not between 0 and 1, there are not as many as tasks, or ``seed`` is not an integer, 0 or
-            more.
+        ValueError: a leak is not between 0 and 1, the number or the names of the leaks are not those of the tasks, or
+            ``seed`` is not an integer, 0 or more.
 
-    Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020,
-    eqs. 1 and 2, algorithm 1. As in TorchJD each sample's features have signs of their own; the source's algorithm
-    first multiplies the gradients by the features' signs and sums over the batch, and so do LibMTL and the official
-    code, which also restores the norm of the plain sum.
+    Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", NeurIPS
+    2020, eqs. 1 and 2, algorithm 1. As in TorchJD, the features of each sample have signs of their own. The paper's
+    algorithm, LibMTL and the official code first multiply the gradients by the signs of the features and sum over the
+    batch; the official code also restores the norm of the plain sum.
     """
 
     name = "graddrop"
-    summary = "Lets gradients of only one sign through at each feature, drawn by how far the tasks agree."
+    summary = "At each feature, keep only the gradients of one sign, drawn by how far the tasks agree on it."
     reads = "gradients"
-    use_when = "Tasks conflict, and a random choice may get past a bad compromise that a mean would settle in."
+    use_when = "When tasks conflict, and a random choice may escape a bad compromise that a mean would settle in."
     undefined_for = {
         "layer": "it drops gradients of features, not of parameters",
         "parameters": "it drops gradients of features, not of parameters",
@@ -72,7 +72,7 @@ class GradDrop(CombiningBalancer):
         return Combination(torch.ones_like(losses), valid, [self._drop(gradient, leak) for gradient in gradients])
 
     def _drop(self, gradient: Tensor, leak: Tensor) -> Tensor:
-        """What goes on, ``(...)``, of gradients ``(T, ...)`` of one tensor of features."""
+        """Return the combined gradient of one tensor of features, ``(...)``, from gradients ``(T, ...)``."""
         purity = (1 + gradient.sum(0) / gradient.abs().sum(0)) / 2
         draw = torch.rand(
             purity.shape, dtype=purity.dtype, device=purity.device, generator=self._draws.on(purity.device)

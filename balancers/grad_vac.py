@@ -1,4 +1,4 @@
-"""GradVac: gradients turned towards each other as far as they usually agree."""
+"""GradVac: turn gradients towards each other until they agree as much as they usually do."""
 
 from typing import Any
 
@@ -14,21 +14,21 @@ from .pcgrad import orders
 
 @register
 class GradVac(GramianBalancer):
-    r"""Gradient vaccine: pairs that agree less than they usually do are turned until they agree as much.
+    r"""Turn each gradient towards the others that it agrees with less than usual (gradient vaccine).
 
-    For each task i, over the others j in a random order, starting from :math:`g = \nabla L_i`, with the cosine
-    :math:`\phi` of :math:`g` and :math:`\nabla L_j` and its moving average :math:`\hat\phi_{ij}`, where
-    :math:`\phi < \hat\phi_{ij}`,
+    For each task i, start from :math:`g = \nabla L_i` and go through the other tasks j in a random order. Let
+    :math:`\phi` be the cosine between :math:`g` and :math:`\nabla L_j`, and :math:`\hat\phi_{ij}` its moving average.
+    Where :math:`\phi < \hat\phi_{ij}`,
 
     .. math:: g \leftarrow g + \frac{\lVert g \rVert \big( \hat\phi_{ij} \sqrt{1 - \phi^2}
         - \phi \sqrt{1 - \hat\phi_{ij}^2} \big)}{\lVert \nabla L_j \rVert \sqrt{1 - \hat\phi_{ij}^2}} \nabla L_j
 
-    and :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. The averages start at 0, where the
-    first step is that of `PCGrad`. The sum over tasks is the direction.
+    In every case :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. The averages start at 0, so
+    that the first step is that of `PCGrad`. The direction is the sum of all :math:`g`.
 
     Args:
-        beta: how much of the average each step replaces, from 0 to 1; the paper's is 0.01.
-        seed: of the orders.
+        beta: :math:`\beta`, from 0 to 1: fraction of the average that each step replaces; 0.01 in the paper.
+        seed: seed of the random orders.
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
 
     Raises:
@@ -40,10 +40,10 @@ class GradVac(GramianBalancer):
     """
 
     name = "gradvac"
-    summary = "Turns gradients towards each other until they agree as much as they usually do."
-    use_when = "Many related tasks, such as languages, whose gradients mostly agree."
+    summary = "Turn gradients towards each other until they agree as much as they usually do."
+    use_when = "For many related tasks, such as languages, whose gradients mostly agree."
     default_wrt = "parameters"
-    undefined_for = {"features": "the average agreement of feature gradients is that of other samples at each step"}
+    undefined_for = {"features": "the average agreement of feature gradients would mix different samples"}
     random = True
     tunable = {"beta": Range(1e-3, 1.0, log=True)}
 
@@ -72,7 +72,14 @@ class GradVac(GramianBalancer):
 
 
 def vaccinate(gramian: Tensor, agreements: Tensor, order: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Weights ``(..., T)`` and new average agreements ``(..., T, T)``, for Gramians, the old ones, and orders."""
+    """Return GradVac's weights ``(..., T)`` and the new average cosines ``(..., T, T)``.
+
+    Args:
+        gramian: ``(..., T, T)``.
+        agreements: average cosines so far, ``(T, T)`` or ``(..., T, T)``.
+        order: for each task the other tasks in the order in which to visit them, ``(..., T, T - 1)``.
+        beta: fraction of the averages to replace.
+    """
     norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt().unsqueeze(-2).expand_as(gramian)
     parts = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device).repeat(*gramian.shape[:-2], 1, 1)
     products, agreements = gramian.clone(), agreements.expand_as(gramian).clone()

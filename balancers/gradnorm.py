@@ -1,4 +1,4 @@
-"""GradNorm: weights that bring the tasks' gradient norms to a common scale, and slower tasks above it."""
+"""GradNorm: train the weights so that gradient norms meet a common scale, and those of slower tasks exceed it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,62 +17,67 @@ from .engine.window import Pass
 from .static import StaticWeighting
 
 LOWEST_WEIGHT = 1e-4
-"""Plain algorithm 1 lets weights fall below zero; here they stop at this."""
+"""Lower bound of a weight; algorithm 1 alone lets weights fall below zero."""
 CUBE_ROOT = 1 / 3
+"""Exponent that makes a negative loss NaN in the check of a step."""
 
 
 @register
 class GradNorm(GradientBalancer):
-    r"""Weights trained so that each task's gradient norm meets a target that depends on how fast the task learns.
+    r"""Train the weights so that each task's gradient norm meets a target, which is higher for tasks that learn slowly.
 
-    With :math:`G_i = \lVert \nabla_W w_i L_i \rVert_2`, its mean over the tasks :math:`\bar G`, and the relative
-    inverse training rate :math:`r_i = \tilde L_i / \overline{\tilde L}`, where :math:`\tilde L_i = L_i / L_i(0)`,
+    With the norms :math:`G_i = \lVert \nabla_W w_i L_i \rVert_2`, their mean over the tasks :math:`\bar G`, and the
+    relative inverse training rates :math:`r_i = \tilde L_i / \overline{\tilde L}`, where
+    :math:`\tilde L_i = L_i / L_i(0)`, the loss
 
     .. math:: L_\text{grad} = \sum_i \big| G_i - \bar G\, r_i^\alpha \big|
 
-    is differentiated with respect to :math:`w_i` alone, the target :math:`\bar G r_i^\alpha` held constant. As
-    :math:`G_i` is linear in :math:`w_i`, that derivative is
-    :math:`\operatorname{sign}(G_i - \bar G r_i^\alpha)\, \lVert \nabla_W L_i \rVert_2`: no second backward pass.
+    is differentiated with respect to the weights :math:`w_i` alone; the target :math:`\bar G r_i^\alpha` is held
+    constant. Because :math:`G_i` is linear in :math:`w_i`, the derivative is
+    :math:`\operatorname{sign}(G_i - \bar G r_i^\alpha)\, \lVert \nabla_W L_i \rVert_2`, and no second backward pass
+    is needed.
 
-    Each step weighs the network's losses with :math:`w_i(t)` and then updates :math:`w_i(t+1)`, at least 1e-4, which
-    are renormalised to sum to T. They start at 1. Losses must be positive; a task whose loss has been zero from the
-    start counts as not yet begun, :math:`\tilde L_i = 1`.
+    Each step weighs the network's losses with :math:`w_i(t)` and then computes :math:`w_i(t+1)`. These are raised to
+    at least 1e-4 and then rescaled to sum to T. The weights start at 1. Losses must be positive. A task whose loss
+    has been zero from the start counts as not yet begun, :math:`\tilde L_i = 1`.
 
     Args:
         fork, wrt, tasks, update_every, accumulate, check_finite: see `GradientBalancer`. The paper's :math:`W` is the
             last shared layer: ``wrt=net.trunk[-1]``.
-        alpha: the asymmetry, 0 or more: how much stronger slower tasks are pulled. 0 makes all gradient norms equal.
-        lr: the weights' own learning rate; the default is the paper's.
-        optimizer: the weights' own, ``"adam"`` (the paper's) or ``"sgd"``.
-        initial_losses: :math:`L_i(0)` where they are known, one a task or a dict by task name: :math:`\log C` for a
-            cross-entropy over C classes, say. By default those of the first step.
-        freeze_after: a number of valid updates after which the weights stay, and nothing is measured any more. The
-            update that reaches it waits for the device.
+        alpha: :math:`\alpha`, the asymmetry, 0 or more: how strongly slower tasks are favoured. 0 makes all gradient
+            norms equal.
+        lr: learning rate of the weights; the default is the paper's.
+        optimizer: optimiser of the weights, ``"adam"`` (the paper's) or ``"sgd"``.
+        initial_losses: :math:`L_i(0)` if they are known, one per task or a dict by task name; for example
+            :math:`\log C` for a cross-entropy over C classes. By default, those of the first step.
+        freeze_after: number of valid updates after which the weights stay fixed and nothing is measured any more. The
+            update that reaches this number waits for the device.
 
     Raises:
-        ValueError: ``alpha``, ``lr``, ``initial_losses`` or ``freeze_after`` is out of range.
+        ValueError: ``alpha``, ``lr``, ``optimizer``, ``initial_losses`` or ``freeze_after`` is not as described
+            above.
 
     Source: Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing in
     Deep Multitask Networks", ICML 2018, algorithm 1.
     """
 
     name = "gradnorm"
-    summary = "Trains the weights so that gradient norms agree, slower tasks getting larger ones."
-    use_when = "Tasks learn at different speeds and no one knows their noise; measured at the last shared layer."
+    summary = "Train the weights so that all gradient norms meet a common scale, with larger norms for slower tasks."
+    use_when = "When tasks learn at different speeds and their noise is unknown; measured at the last shared layer."
     default_wrt = "layer"
     tunable = {"alpha": Range(0.0, 3.0), "lr": Range(1e-4, 1e-1, log=True)}
 
     next_weights: Tensor
     """:math:`w_i(t+1)`, ``(T,)``."""
     initial_losses: Tensor
-    """:math:`L_i(0)`, ``(T,)``; zero while not known."""
+    """:math:`L_i(0)`, ``(T,)``; zero until it is known."""
     shares: Tensor
-    """1/T, ``(T,)``."""
+    """1/T for each task, ``(T,)``."""
     weights_sum: Tensor
-    """The sum over updates of the weights that the step was made with, ``(T,)``."""
+    """Sum over all valid updates of the weights :math:`w_i(t)` that the step used, ``(T,)``."""
     _frozen = False
     _copied: tuple[Tensor, int] | None = None
-    """What `weights` is a copy of, and how often that had been changed."""
+    """The tensor that `weights` is a copy of, and its version when it was copied."""
 
     def __init__(
         self,
@@ -93,13 +98,13 @@ class GradNorm(GradientBalancer):
             fork, wrt, tasks=tasks, update_every=update_every, accumulate=accumulate, check_finite=check_finite
         )
         if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"alpha is {alpha!r}; expected a number, 0 or more")
+            raise ValueError(f"alpha is {alpha!r}; expected a finite number, 0 or more")
         if freeze_after is not None and not (isinstance(freeze_after, int) and freeze_after >= 0):
             raise ValueError(f"freeze_after is {freeze_after!r}; expected a number of updates, 0 or more")
         self.alpha = alpha
         self.freeze_after = freeze_after
         self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
-        self._most_updates = 0  # valid ones and others: the device alone knows which were valid
+        self._most_updates = 0  # counts invalid ones too: only the device knows which updates were valid
         self.register_buffer("next_weights", torch.ones(self.num_tasks))
         self._register_constants("initial_losses", self._initial(initial_losses))
         self._register_constants("shares", [1 / self.num_tasks] * self.num_tasks, persistent=False)
@@ -109,23 +114,24 @@ class GradNorm(GradientBalancer):
         self._freeze_when_due()
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`w_i(t)`, ``(T,)``."""
+        """Return :math:`w_i(t)`, ``(T,)``."""
         latest = self.next_weights, self.next_weights._version
         if self._copied is None or self._copied[0] is not latest[0] or self._copied[1] != latest[1]:
             self._copied = latest
             return latest[0].clone()
-        return self.weights  # no update since
+        return self.weights  # still equal: no update since the last copy
 
     def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
         weights = self.next_weights
-        # Means are taken as dot products with each given task's share, 1/T.
+        # The mean over the given tasks is a dot product with equal shares that sum to 1.
         shares = self.shares if given is None else self.shares * given / torch.dot(self.shares, given.to(losses.dtype))
         ratios = self._loss_ratios(losses)
         rates = ratios / torch.dot(ratios, shares)
         weighted_norms = weights * gradient_norms
         targets = torch.dot(weighted_norms, shares) * rates**self.alpha
         gradient = torch.sign(weighted_norms - targets) * gradient_norms
-        # Not finite where any loss, norm or target is not; the root, a power as above, is for losses below zero.
+        # Not finite if any loss, norm or target is not. The cube root makes a negative loss NaN; it is a power
+        # because the step uses that operator already.
         valid = torch.dot(losses**CUBE_ROOT, targets) < math.inf
 
         known = valid if given is None else valid & given
@@ -144,12 +150,12 @@ class GradNorm(GradientBalancer):
         return valid
 
     def _loss_ratios(self, losses: Tensor) -> Tensor:
-        """Each loss over its initial value; 1 where that is not known yet."""
+        """Return each loss over its initial value, or 1 where that value is not known yet."""
         ratios = losses / self.initial_losses
         return ratios if self._begun else torch.where(self.initial_losses > 0, ratios, 1.0)
 
     def _begin_where(self, known: Tensor, losses: Tensor) -> None:
-        """Takes the losses for initial ones, of tasks that had none so far."""
+        """Store the losses as the initial ones of those ``known`` tasks that have none yet."""
         initial = self.initial_losses
         torch.where(known & (initial == 0), losses, initial, out=initial)
         if not (initial.is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -157,13 +163,15 @@ class GradNorm(GradientBalancer):
 
     @property
     def _begun(self) -> bool:
-        """Whether the host knows that all initial losses are known: then nothing need be asked of the device."""
+        """Return True once the CPU knows that every task has an initial loss; then no step looks for one."""
         if isinstance(self._all_begun, Later) and self._all_begun.is_true():
             self._all_begun = True
         return self._all_begun is True
 
     def average_weights(self) -> StaticWeighting:
-        r"""*GradNorm static*: the mean of the weights over all updates so far, :math:`E_t[w_i(t)]`, to train with anew.
+        """Return *GradNorm static*: a balancer with the mean weights of all updates so far, :math:`E_t[w_i(t)]`.
+
+        Use it to train a network anew.
 
         Raises:
             RuntimeError: there was no valid update yet.
@@ -173,7 +181,7 @@ class GradNorm(GradientBalancer):
         return StaticWeighting(self.weights_sum / self.optimizer.step, tasks=self.tasks)
 
     def _renormalized(self, weights: Tensor, shares: Tensor, given: Tensor | None) -> Tensor:
-        """At least `LOWEST_WEIGHT` each, with the sum T; tasks that were not given keep their weight and its share."""
+        """Return weights of at least `LOWEST_WEIGHT` that sum to T; tasks without a loss keep theirs."""
         raised = weights.clamp(min=LOWEST_WEIGHT)
         if given is None:
             return raised / torch.dot(raised, shares)
@@ -209,7 +217,7 @@ class GradNorm(GradientBalancer):
         if len(values) != self.num_tasks:
             raise ValueError(f"initial_losses has {entries(values)}, but {self._reader.made_for()}")
         if not all(math.isfinite(value) and value > 0 for value in values):
-            raise ValueError(f"initial_losses is {values}; expected positive numbers")
+            raise ValueError(f"initial_losses is {values}; expected positive, finite numbers")
         return values
 
 

@@ -1,4 +1,4 @@
-"""IMTL: losses of equal size by a learned scale, then a direction with equal projections."""
+"""IMTL: bring the losses to equal size by learned scales, then take a direction with equal projections."""
 
 from typing import Any
 
@@ -13,28 +13,30 @@ from .imtl_gradient import IMTLGradient
 
 @register
 class IMTL(IMTLGradient):
-    r"""Impartial multi-task learning, both halves: IMTL-L scales the losses, IMTL-G combines what they then give.
+    r"""Scale the losses (IMTL-L), then combine their gradients (IMTL-G): impartial multi-task learning, both halves.
+
+    The scales :math:`s_i` minimise
 
     .. math:: \sum_i e^{s_i} L_i - s_i
 
-    is minimised in :math:`s_i`, which start at 0, so that :math:`e^{s_i} L_i` tends to 1. The heads are trained on
-    :math:`e^{s_i} L_i`, the trunk on `IMTLGradient`'s combination of their gradients.
+    and start at 0, so that :math:`e^{s_i} L_i` tends to 1. The heads are trained on :math:`e^{s_i} L_i`, and the
+    trunk on `IMTLGradient`'s combination of the gradients of :math:`e^{s_i} L_i`.
 
     Args:
-        lr: the scales' own learning rate.
-        optimizer: the scales' own, ``"adam"`` or ``"sgd"``.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper's are the gradients
-            of the features, ``wrt=None``.
+        lr: learning rate of the scales.
+        optimizer: optimiser of the scales, ``"adam"`` or ``"sgd"``.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper measures the
+            gradients of the features, ``wrt=None``.
 
     Raises:
-        ValueError: ``lr`` is not positive.
+        ValueError: ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor ``"sgd"``.
 
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 2 to 6, algorithm 1.
     """
 
     name = "imtl"
-    summary = "Brings the losses to one size by learned scales, then takes the direction of equal projections."
-    use_when = "As IMTL-G, where heads are to be balanced too."
+    summary = "Bring the losses to one size by learned scales, then take the direction with equal projections."
+    use_when = "Instead of imtl-g, when the heads should be balanced too."
     heads = "weighted"
     needs_positive_losses = True
     tunable = {"lr": Range(1e-4, 1e-1, log=True)}
@@ -48,7 +50,7 @@ class IMTL(IMTLGradient):
         self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`e^{s_i}`, ``(T,)``."""
+        """Return :math:`e^{s_i}`, ``(T,)``."""
         return self.log_scales.exp()
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

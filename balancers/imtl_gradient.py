@@ -1,4 +1,4 @@
-"""IMTL-G: a direction with the same projection on every task's gradient."""
+"""IMTL-G: take a direction whose projections on all tasks' gradients are equal."""
 
 import torch
 from torch import Tensor
@@ -10,30 +10,30 @@ from .solvers.spectrum import pseudo_solve
 
 @register
 class IMTLGradient(GramianBalancer):
-    r"""The gradient half of impartial multi-task learning: equal projections on all tasks' directions.
+    r"""Take the direction with equal projections on all gradients: the gradient half of impartial multi-task learning.
 
     .. math:: \Big\langle \sum_j w_j \nabla L_j, \frac{\nabla L_i}{\lVert \nabla L_i \rVert} \Big\rangle
         \ \text{equal for all } i, \quad \sum_i w_i = 1
 
-    or :math:`w \propto M^{+} n` with :math:`n_i = \lVert \nabla L_i \rVert`. Weights may be negative. Where that is
-    zero, and where its sum is (the gradients cancel), :math:`w_i = 1/T`.
+    Equivalently, :math:`w \propto M^{+} n` with :math:`n_i = \lVert \nabla L_i \rVert`. Weights may be negative. If
+    :math:`M^{+} n` is zero, or its entries sum to zero (the gradients cancel), :math:`w_i = 1/T`.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper's are the gradients
-            of the features, ``wrt=None``.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper measures the
+            gradients of the features, ``wrt=None``.
 
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 2 to 4.
     """
 
     name = "imtl-g"
-    summary = "Takes the direction whose projections on all gradients are equal."
-    use_when = "All tasks are to learn alike, whatever the sizes of their gradients."
+    summary = "Take the direction whose projections on all gradients are equal."
+    use_when = "When all tasks should make equal progress, whatever the sizes of their gradients."
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``, whose sum is 1."""
+        """Return weights of shape ``(..., T)``, whose sum is 1, for Gramians of shape ``(..., T, T)``."""
         num_tasks = gramian.shape[-1]
         norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-        if num_tasks == 2:  # the bisector
+        if num_tasks == 2:  # the direction is the bisector
             inverse = torch.where(norms > 0, 1 / norms, 0.0)
             total = inverse.sum(-1, keepdim=True)
             return torch.where(total > 0, inverse / total, 1 / num_tasks)

@@ -1,4 +1,4 @@
-"""IMTL-L: losses of equal size by a learned scale."""
+"""IMTL-L: bring the losses to equal size by learned scales."""
 
 from collections.abc import Sequence
 
@@ -12,28 +12,30 @@ from .engine.state_optimizer import OptimizerName, StateOptimizer
 
 @register
 class IMTLLoss(LossBalancer):
-    r"""The loss half of impartial multi-task learning: learned scales that bring all losses to 1.
+    r"""Learn scales that bring all losses to 1: the loss half of impartial multi-task learning.
+
+    The scales :math:`s_i` minimise
 
     .. math:: \sum_i e^{s_i} L_i - s_i
 
-    is minimised in :math:`s_i`, which start at 0, and the network is trained with :math:`w_i = e^{s_i}`. Scales that
-    keep up with their losses make it `ScaleInvariant`.
+    and start at 0. The network is trained with :math:`w_i = e^{s_i}`. With scales that kept up with their losses
+    exactly, this would be `ScaleInvariant`.
 
     Args:
         tasks: see `LossBalancer`.
-        lr: the scales' own learning rate.
-        optimizer: the scales' own, ``"adam"`` or ``"sgd"``.
+        lr: learning rate of the scales.
+        optimizer: optimiser of the scales, ``"adam"`` or ``"sgd"``.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
-        ValueError: ``lr`` is not positive, or ``optimizer`` is neither.
+        ValueError: ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor ``"sgd"``.
 
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, section 3.2. `IMTL` has both halves.
     """
 
     name = "imtl-l"
-    summary = "Brings the losses to one size by learned scales."
-    use_when = "Losses are on different scales, and a single batch's loss is too noisy to divide by."
+    summary = "Bring the losses to one size by learned scales."
+    use_when = "When losses have different scales, and the loss of a single batch is too noisy to divide by."
     reads = "losses"
     reads_now = False
     needs_positive_losses = True
@@ -56,7 +58,7 @@ class IMTLLoss(LossBalancer):
         self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`e^{s_i}`, ``(T,)``."""
+        """Return :math:`e^{s_i}`, ``(T,)``."""
         return self.log_scales.exp()
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Inverse-Dirichlet weighting: gradients of all terms brought to the same variance."""
+"""Inverse-Dirichlet weighting: bring the gradients of all terms to the same variance."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +14,18 @@ from .engine.per_task_state import keep, rows
 
 @register
 class InverseDirichlet(CombiningBalancer):
-    r"""Weights that bring the standard deviation of each gradient's entries to the largest task's.
+    r"""Scale each gradient so that the standard deviation of its entries matches the largest one.
 
     .. math:: \hat\lambda_i = \frac{\max_j \operatorname{std}(\nabla L_j)}{\operatorname{std}(\nabla L_i)}, \quad
         \lambda_i \leftarrow (1 - \alpha) \lambda_i + \alpha \hat\lambda_i
 
-    over all entries of ``wrt``; the new weights are those of this step. :math:`\lambda_i` starts at 1. A task whose
-    gradient has no variance keeps its weight.
+    The standard deviation is over all entries of a gradient with respect to ``wrt``. Each step applies the weights
+    that it has just computed. :math:`\lambda_i` starts at 1. A task whose gradient has no variance keeps its weight.
 
     Args:
-        alpha: how much of the average each step replaces, above 0 and up to 1.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The official code updates the
-            weights at every fifth step: ``update_every=5``.
+        alpha: :math:`\alpha`, above 0 and up to 1: fraction of the average that each step replaces.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The official code updates
+            the weights at every fifth step: ``update_every=5``.
 
     Raises:
         ValueError: ``alpha`` is not above 0 and up to 1.
@@ -36,11 +36,11 @@ class InverseDirichlet(CombiningBalancer):
     """
 
     name = "inverse-dirichlet"
-    summary = "Brings the standard deviations of all gradients to the largest one."
+    summary = "Bring the standard deviations of all gradients to the largest one."
     reads = "gradients"
-    use_when = "Physics-informed networks and other terms of very different scale, none of which is to vanish."
+    use_when = "For physics-informed networks and other terms of very different scales, none of which may vanish."
     default_wrt = "parameters"
-    undefined_for = {"features": "the variance is that of one weight to the next; entries of features are samples, too"}
+    undefined_for = {"features": "the variance must be over parameters, and feature gradients also vary over samples"}
     tunable = {"alpha": Range(1e-2, 1.0, log=True)}
 
     multipliers: Tensor

@@ -1,4 +1,4 @@
-"""Learning-rate annealing: boundary and data terms brought up to the largest gradient of a residual."""
+"""Learning-rate annealing: lift boundary and data terms to the largest gradient entry of a residual."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,38 +14,38 @@ from .engine.per_task_state import keep, rows
 
 @register
 class LearningRateAnnealing(CombiningBalancer):
-    r"""Weights that lift each term's mean gradient towards the largest entry of a reference term's.
+    r"""Lift each term's mean gradient towards the largest gradient entry of a reference term.
 
-    With the reference :math:`L_r`, a differential equation's residual, and a moving average,
+    The reference :math:`L_r` is the residual of a differential equation. The weights are moving averages:
 
     .. math:: \hat\lambda_i = \frac{\max |\nabla L_r|}{\operatorname{mean} |\lambda_i \nabla L_i|}, \quad
-        \lambda_i \leftarrow (1 - \alpha) \lambda_i + \alpha \hat\lambda_i,
+        \lambda_i \leftarrow (1 - \alpha) \lambda_i + \alpha \hat\lambda_i.
 
-    over all entries of ``wrt``; the new weights are those of this step. :math:`\lambda_i` starts at 1, and the
-    reference's stays there. A term whose gradient is zero keeps its weight, and so do all in a step without the
-    reference.
+    Maximum and mean are over all entries of a gradient with respect to ``wrt``. Each step applies the weights that it
+    has just computed. :math:`\lambda_i` starts at 1, and the reference's stays 1. A term whose gradient is zero keeps
+    its weight. In a step without the reference, all terms keep their weights.
 
     Args:
-        reference: the task whose weight is 1, by its place or its name.
-        alpha: how much of the average each step replaces, above 0 and up to 1.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The official code updates the
-            weights at every tenth step: ``update_every=10``.
+        reference: the task whose weight stays 1, by its index or its name.
+        alpha: :math:`\alpha`, above 0 and up to 1: fraction of the average that each step replaces.
+        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The official code updates
+            the weights at every tenth step: ``update_every=10``.
 
     Raises:
-        ValueError: ``reference`` is no task, or ``alpha`` is not above 0 and up to 1.
+        ValueError: ``reference`` is not a task, or ``alpha`` is not above 0 and up to 1.
 
     Source: Wang, Teng and Perdikaris, "Understanding and Mitigating Gradient Flow Pathologies in Physics-Informed
-    Neural Networks", SIAM Journal on Scientific Computing 2021, algorithm 1. As in the official code the denominator is
-    the weighted gradient's, :math:`\alpha = 0.1` where the text has 0.9; the mean is over all entries, where the code
-    averages the means of the weight matrices.
+    Neural Networks", SIAM Journal on Scientific Computing 2021, algorithm 1. As in the official code, the denominator
+    has the weighted gradient, and :math:`\alpha = 0.1`, where the text has 0.9. The mean is over all entries; the
+    official code averages the means of the weight matrices.
     """
 
     name = "lr-annealing"
-    summary = "Lifts each term's mean gradient towards the largest entry of the reference term's."
+    summary = "Lift each term's mean gradient towards the largest gradient entry of a reference term."
     reads = "gradients"
-    use_when = "Physics-informed networks, whose residual has far larger gradients than the boundary and data terms."
+    use_when = "For physics-informed networks whose residual has far larger gradients than the boundary and data terms."
     default_wrt = "parameters"
-    undefined_for = {"features": "the mean of feature gradients falls with the number of samples, the largest does not"}
+    undefined_for = {"features": "the mean of feature gradients falls with the number of samples, the maximum does not"}
     tunable = {"alpha": Range(1e-2, 1.0, log=True)}
 
     multipliers: Tensor

@@ -1,4 +1,4 @@
-"""MoCo: a multi-gradient direction of gradients tracked over steps, to take out the bias of small batches."""
+"""MoCo: combine gradients tracked over steps, to remove the bias of small batches."""
 
 import math
 from collections.abc import Sequence
@@ -15,50 +15,51 @@ from .engine.per_task_state import keep, rows
 
 @register
 class MoCo(CombiningBalancer):
-    r"""Multi-objective gradient correction: MGDA's weights, followed by small steps, on moving averages of gradients.
+    r"""Follow MGDA's weights in small steps, on moving averages of the gradients (multi-objective gradient correction).
 
-    In step k, from 1,
+    In step k, counted from 1,
 
     .. math:: y_i &\leftarrow y_i + \frac{\beta}{k^\sigma} (\nabla L_i - y_i) \\
         \lambda &\leftarrow \Pi_\Delta \Big( \lambda - \frac{\gamma}{k^\sigma} (Y Y^\top + \rho I) \lambda \Big),
 
-    with the projection :math:`\Pi_\Delta` on the simplex, and the shared parameters ``wrt`` get
-    :math:`\sum_i \lambda_i y_i`. The tracked gradients :math:`y_i`, the rows of :math:`Y`, start at zero,
-    :math:`\lambda_i` at :math:`1/T`. All other parameters get the gradients of the losses as they are. The tracked
-    gradients take as much memory as T times the parameters ``wrt``.
+    where :math:`\Pi_\Delta` projects onto the simplex, and :math:`Y` has the tracked gradients :math:`y_i` as rows.
+    The shared parameters ``wrt`` receive :math:`\sum_i \lambda_i y_i`; all other parameters receive the gradients of
+    the losses as they are. :math:`y_i` starts at zero, and :math:`\lambda_i` at :math:`1/T`. The tracked gradients
+    take as much memory as T copies of the parameters ``wrt``.
 
     Args:
-        beta: :math:`\beta`, above 0 and up to 1: how much of the tracked gradients the first step replaces.
-        gamma: :math:`\gamma`, positive: the step of the weights.
-        sigma: :math:`\sigma`, 0 or more: how fast both get smaller.
+        beta: :math:`\beta`, above 0 and up to 1: fraction of the tracked gradients that the first step replaces.
+        gamma: :math:`\gamma`, positive: step size of the weights in the first step.
+        sigma: :math:`\sigma`, 0 or more: how fast the fraction and the step size shrink from step to step.
         rho: :math:`\rho`, 0 or more: how strongly the weights are pulled to :math:`1/T`.
-        fork, wrt, tasks, accumulate, check_finite: see `CombiningBalancer`. Shared parameters without a fork alone:
-            their gradients are replaced. ``update_every`` must be 1.
+        fork, wrt, tasks, accumulate, check_finite: see `CombiningBalancer`. The method replaces the gradients of the
+            shared parameters, so give these as ``wrt``, with ``fork=None``. ``update_every`` must be 1.
 
     Raises:
-        ValueError: ``beta``, ``gamma``, ``sigma`` or ``rho`` is out of range.
+        ValueError: ``beta``, ``gamma``, ``sigma`` or ``rho`` is out of range, ``update_every`` is not 1, or a fork is
+            given.
 
     Source: Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach",
-    ICLR 2023, algorithm 1. As in the official code the tracked gradients are updated first, so that the first step goes
-    somewhere; it takes twice the step :math:`\gamma`. LibMTL also divides each gradient by its norm, multiplies it by
-    the loss, and has a softmax in place of the projection.
+    ICLR 2023, algorithm 1. As in the official code, the tracked gradients are updated first, so that the first step
+    is not zero. The official code takes twice the step :math:`\gamma`. LibMTL also divides each gradient by its norm,
+    multiplies it by the loss, and has a softmax in place of the projection.
     """
 
     name = "moco"
-    summary = "Combines tracked gradients with weights that step towards their shortest combination."
+    summary = "Combine tracked gradients with weights that step towards their shortest combination."
     reads = "gradients"
-    use_when = "As mgda, where batches are small and their gradients noisy."
+    use_when = "Instead of mgda, when batches are small and their gradients noisy."
     default_wrt = "parameters"
     undefined_for = {
         "features": "a moving average of feature gradients would mix different samples",
-        "layer": "the gradients of all shared parameters are replaced, not those of one layer",
+        "layer": "it replaces the gradients of all shared parameters, not those of one layer",
     }
     tunable = {"beta": Range(0.05, 1.0, log=True), "gamma": Range(1e-3, 1.0, log=True)}
 
     shares: Tensor
     r""":math:`\lambda_i`, ``(T,)``."""
     steps: Tensor
-    """k, a scalar."""
+    """Number of valid steps so far: k - 1 in step k; a scalar."""
 
     def __init__(
         self,
@@ -71,14 +72,14 @@ class MoCo(CombiningBalancer):
     ) -> None:
         super().__init__(*args, **options)
         if self.update_every > 1:
-            raise ValueError(f"update_every is {self.update_every}; but this method tracks gradients at every step")
+            raise ValueError(f"update_every is {self.update_every}; expected 1: gradients are tracked at every step")
         if not 0 < beta <= 1:
             raise ValueError(f"beta is {beta!r}; expected a number above 0 and up to 1")
         if not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"gamma is {gamma!r}; expected a positive, finite number")
-        for what, value in (("sigma", sigma), ("rho", rho)):
+        for option, value in (("sigma", sigma), ("rho", rho)):
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{what} is {value!r}; expected a finite number, 0 or more")
+                raise ValueError(f"{option} is {value!r}; expected a finite number, 0 or more")
         self.beta, self.gamma, self.sigma, self.rho = beta, gamma, sigma, rho
         self._register_constants("shares", [1 / self.num_tasks] * self.num_tasks)
         self.register_buffer("steps", torch.zeros(()))
@@ -105,7 +106,7 @@ class MoCo(CombiningBalancer):
 
 
 def project(point: Tensor, total: Tensor) -> Tensor:
-    r"""The nearest to ``point`` ``(T,)`` of all :math:`\lambda_i \ge 0` with the sum ``total``.
+    r"""Return the point nearest to ``point``, ``(T,)``, among all :math:`\lambda_i \ge 0` whose sum is ``total``.
 
     Source: Held, Wolfe and Crowder, "Validation of subgradient optimization", Mathematical Programming 1974.
     """

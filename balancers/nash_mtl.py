@@ -1,4 +1,4 @@
-"""Nash-MTL: the gradients bargain over a common direction."""
+"""Nash-MTL: let the tasks bargain over a common direction."""
 
 from torch import Tensor
 
@@ -9,27 +9,30 @@ from .solvers.bargaining import fair_bargaining
 
 @register
 class NashMTL(GramianBalancer):
-    r"""Weights that are the Nash bargaining solution between tasks, whose gains are :math:`\nabla L_i^\top d`.
+    r"""Choose the Nash bargaining solution between the tasks, where a task's gain is :math:`\nabla L_i^\top d`.
+
+    The weights solve, for the Gramian :math:`M`,
 
     .. math:: M w = 1 / w, \quad w_i > 0
 
-    A task's gain is inverse to its weight, so the loss's scale cancels out; the combined gradient has the norm
-    :math:`\sqrt T`, whatever the gradients' own. The official code divides the Gramian by its norm first and then
-    clips the direction to length 1: the same direction, of another length, which matters to SGD and not to Adam.
+    A task's gain is one over its weight, so the scale of a loss cancels out. The combined gradient has the norm
+    :math:`\sqrt T`, whatever the norms of the tasks' gradients. The official code first divides the Gramian by its
+    norm and then clips the direction to length 1. Its direction is the same; the length differs, which matters to SGD
+    but not to Adam.
 
     Args:
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper bargains at each
-            step, or to save time at every 50th or so: ``update_every=50``.
+            step, or at every 50th or so to save time: ``update_every=50``.
 
-    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, claim 3.1 and eq. 2. Solved to
-    rounding, where the source takes a few convex approximations.
+    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, claim 3.1 and eq. 2. The equation is
+    solved to rounding, while the paper takes a few convex approximations.
     """
 
     name = "nash-mtl"
-    summary = "Finds the direction that tasks would agree on in a bargain: proportional gains, whatever their scale."
-    use_when = "Losses of very different scales, none of which is to dominate."
+    summary = "Take the direction of a Nash bargain: proportional gains for all tasks, at any scale of their losses."
+    use_when = "When losses have very different scales and none should dominate."
     default_wrt = "parameters"
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``, positive."""
+        """Return positive weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
         return fair_bargaining(gramian, alpha=1.0)

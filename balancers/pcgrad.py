@@ -1,4 +1,4 @@
-"""PCGrad: what of a gradient opposes another is taken out of it."""
+"""PCGrad (projecting conflicting gradients): remove from each gradient the part that opposes another one."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from .engine.rng import Draws
 
 @register
 class PCGrad(GramianBalancer):
-    r"""Projecting conflicting gradients: each is projected on the normal plane of those it conflicts with.
+    r"""Project each gradient onto the normal plane of every gradient that it conflicts with.
 
-    For each task i, over the others j in a random order, starting from :math:`g = \nabla L_i`:
+    For each task i, start from :math:`g = \nabla L_i` and go through the other tasks j in a random order:
 
     .. math:: g \leftarrow g - \frac{\min(0, \langle g, \nabla L_j \rangle)}{\lVert \nabla L_j \rVert^2} \nabla L_j
 
-    and the sum over tasks of what is left is the direction. Without a conflict it is the plain sum.
+    The direction is the sum of all :math:`g`. Without a conflict it is the plain sum of the gradients.
 
     Args:
-        seed: of the orders.
+        seed: seed of the random orders.
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
 
     Raises:
@@ -31,8 +31,8 @@ class PCGrad(GramianBalancer):
     """
 
     name = "pcgrad"
-    summary = "Takes out of each gradient what opposes another's, in a random order, and sums what is left."
-    use_when = "Gradients of like size conflict now and then."
+    summary = "Remove from each gradient the parts that oppose other gradients, in a random order, and sum the rest."
+    use_when = "When gradients of similar size conflict now and then."
     default_wrt = "parameters"
     random = True
 
@@ -43,32 +43,32 @@ class PCGrad(GramianBalancer):
         self._draws = Draws(seed)
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``, each at least 1."""
+        """Return weights of shape ``(..., T)``, each at least 1, for Gramians of shape ``(..., T, T)``."""
         if gramian.shape[-1] == 2:
             return of_two(gramian)
         return surgery(gramian, orders(gramian, self._draws))
 
 
 def of_two(gramian: Tensor) -> Tensor:
-    r"""The weights ``(..., 2)`` for two tasks: :math:`1 - \min(0, g_1^\top g_2) / |g_i|^2`."""
+    r"""Return PCGrad's weights ``(..., 2)`` for two tasks, :math:`1 - \min(0, g_1^\top g_2) / |g_i|^2`."""
     squares = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(gramian.dtype).tiny)
     return 1 - gramian[..., 0, 1:].clamp(max=0) / squares
 
 
 def orders(gramian: Tensor, draws: Draws) -> Tensor:
-    """For each task a random order of the others, ``(..., T, T - 1)``."""
-    if gramian.shape[-1] == 2:  # there is but one
+    """Return, for each task, the other tasks in a random order, ``(..., T, T - 1)``."""
+    if gramian.shape[-1] == 2:  # only one order is possible
         return torch.arange(1, -1, -1, device=gramian.device).unsqueeze(-1).expand(*gramian.shape[:-1], 1)
     keys = torch.rand(gramian.shape, dtype=gramian.dtype, device=gramian.device, generator=draws.on(gramian.device))
-    keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # a task itself comes last, and is left out
+    keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # so that the task itself comes last, and is cut off
     return keys.argsort(-1)[..., :-1]
 
 
 def surgery(gramian: Tensor, order: Tensor) -> Tensor:
-    """PCGrad's weights ``(..., T)`` for Gramians ``(..., T, T)`` and orders ``(..., T, T - 1)``."""
+    """Return PCGrad's weights ``(..., T)`` for Gramians ``(..., T, T)`` and orders ``(..., T, T - 1)``."""
     squared_norms = gramian.diagonal(dim1=-2, dim2=-1).unsqueeze(-2).expand_as(gramian)
     parts = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device).repeat(*gramian.shape[:-2], 1, 1)
-    products = gramian.clone()  # of each task's gradient, as far as it has been projected, with all others
+    products = gramian.clone()  # of each gradient, as projected so far, with all gradients
     for k in range(order.shape[-1]):
         other = order[..., k : k + 1]
         conflicts = products.gather(-1, other).clamp(max=0)

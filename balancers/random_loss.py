@@ -1,4 +1,4 @@
-"""Random loss weighting: weights drawn anew in every step."""
+"""Random loss weighting: draw new weights in every step."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from .engine.rng import Draws
 
 @register
 class RandomLossWeighting(LossBalancer):
-    r"""Weights that are a softmax of standard normal draws, whatever the losses.
+    r"""Draw the weights as a softmax of standard normal numbers, whatever the losses.
 
     .. math:: w = \operatorname{softmax}(x), \quad x \sim \mathcal{N}(0, I)
 
-    Their sum is 1. New ones are drawn after each step, so that looking at the losses between steps draws nothing. A
-    task that was left out keeps its weight.
+    The weights sum to 1. New ones are drawn after each training step, so that evaluating the losses between steps
+    draws nothing. A task without a loss in a step keeps its weight.
 
     Args:
         tasks: see `LossBalancer`.
-        seed: of the draws.
+        seed: seed of the random numbers.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
@@ -32,8 +32,8 @@ class RandomLossWeighting(LossBalancer):
     """
 
     name = "random"
-    summary = "Draws the weights at random in every step."
-    use_when = "As a baseline: what does not beat it has learned nothing from the losses."
+    summary = "Draw the weights at random in every step."
+    use_when = "As a baseline: a method that does not beat it has learned nothing from the losses."
     reads = "nothing"
     random = True
 
@@ -49,7 +49,7 @@ class RandomLossWeighting(LossBalancer):
         self._register_constants("next_weights", self._draw(torch.device("cpu"), torch.float64).tolist())
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`w_i`, ``(T,)``."""
+        """Return the weights drawn after the last step, ``(T,)``."""
         return self.next_weights.clone()
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""ReLoBRaLo: losses relative to the step before and, now and then, to the first."""
+"""ReLoBRaLo: compare each loss with the step before and, now and then, with the first step."""
 
 import math
 from collections.abc import Sequence
@@ -13,33 +13,32 @@ from .engine.rng import Draws
 
 @register
 class ReLoBRaLo(LossBalancer):
-    r"""Relative loss balancing with random lookback: all losses are to have fallen by the same factor.
+    r"""Make all losses fall by the same factor (relative loss balancing with random lookback).
 
-    How far they have come since step :math:`t'` gives
+    The progress of the losses since step :math:`t'` gives the weights
 
-    .. math:: \hat\lambda_i(t, t') = T\, \frac{e^{L_i(t) / (\tau L_i(t'))}}{\sum_j e^{L_j(t) / (\tau L_j(t'))}},
+    .. math:: \hat\lambda_i(t, t') = T\, \frac{e^{L_i(t) / (\tau L_i(t'))}}{\sum_j e^{L_j(t) / (\tau L_j(t'))}}.
 
-    and the weights are an exponential average of these for the step before. A random number :math:`\rho`, 1 with
-    probability :math:`E[\rho]` and else 0, decides in each step whether to keep the history or to begin a new one by
-    looking back to the first step:
+    The weights used are an exponential average of those for :math:`t' = t - 1`. In each step a random number
+    :math:`\rho` decides what to average with: with probability :math:`E[\rho]` it is 1 and keeps the history;
+    otherwise it is 0 and begins a new history by looking back to the first step:
 
     .. math:: w_i(t) = \alpha \big( \rho\, w_i(t - 1) + (1 - \rho)\, \hat\lambda_i(t, 0) \big)
         + (1 - \alpha)\, \hat\lambda_i(t, t - 1)
 
-    Their sum is T, and :math:`w_i(0) = 1`. A loss's scale cancels out. A task that was left out keeps its weight, and
-    counts in the others' with its last loss.
+    The weights sum to T, and :math:`w_i(0) = 1`. The scale of a loss cancels out. A task without a loss in a step
+    keeps its weight; for the other tasks' weights it counts with its last loss.
 
     Args:
         tasks: see `LossBalancer`.
-        alpha: :math:`\alpha`, from 0 to 1: how much of the history is kept in a step.
-        temperature: :math:`\tau`, positive: the larger, the more equal the weights.
-        rho: :math:`E[\rho]`, from 0 to 1; the paper tunes all three.
-        seed: of the random numbers.
+        alpha: :math:`\alpha`, from 0 to 1: fraction of the history that a step keeps.
+        temperature: :math:`\tau`, positive. The larger it is, the more equal are the weights.
+        rho: :math:`E[\rho]`, from 0 to 1. The paper tunes ``alpha``, ``temperature`` and ``rho``.
+        seed: seed of the random numbers.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
-        ValueError: ``alpha``, ``temperature`` or ``rho`` is out of range, or ``seed`` is not an integer, 0 or
-            more.
+        ValueError: ``alpha``, ``temperature`` or ``rho`` is out of range, or ``seed`` is not an integer, 0 or more.
 
     Source: Bischof and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", arXiv:2110.09813,
     2021, eq. 11. The official code takes the second step's losses for the first's, has :math:`\alpha = 0` in that
@@ -47,8 +46,8 @@ class ReLoBRaLo(LossBalancer):
     """
 
     name = "relobralo"
-    summary = "Has all losses fall by the same factor, since the step before and now and then since the first."
-    use_when = "Losses are the terms of one problem, as in physics-informed networks, in batches that are not noisy."
+    summary = "Make all losses fall by the same factor, compared with the step before or, at random, the first."
+    use_when = "When losses are the terms of one problem, as in physics-informed networks, and batches are not noisy."
     reads = "losses"
     needs_positive_losses = True
     random = True
@@ -61,9 +60,9 @@ class ReLoBRaLo(LossBalancer):
     history: Tensor
     """:math:`w_i(t - 1)`, ``(T,)``."""
     initial_losses: Tensor
-    """:math:`L_i(0)`, ``(T,)``; zero while not known."""
+    """:math:`L_i(0)`, ``(T,)``; zero until it is known."""
     previous_losses: Tensor
-    """:math:`L_i(t - 1)`, ``(T,)``; zero while not known."""
+    """:math:`L_i(t - 1)`, ``(T,)``; zero until it is known."""
     keeps: Tensor
     r""":math:`\rho` of the next step, a scalar."""
     _draws: Draws
@@ -80,9 +79,9 @@ class ReLoBRaLo(LossBalancer):
         check_finite: bool = False,
     ) -> None:
         super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        for what, value in (("alpha", alpha), ("rho", rho)):
+        for option, value in (("alpha", alpha), ("rho", rho)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{what} is {value!r}; expected a number from 0 to 1")
+                raise ValueError(f"{option} is {value!r}; expected a number from 0 to 1")
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature is {temperature!r}; expected a positive, finite number")
         self.alpha, self.temperature, self.rho = alpha, temperature, rho
@@ -93,14 +92,14 @@ class ReLoBRaLo(LossBalancer):
         self.register_buffer("keeps", torch.ones(()))
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """Weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
+        """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
         kept = torch.where(self.keeps > 0, self.history, self._balance(losses, self.initial_losses))
         return torch.lerp(self._balance(losses, self.previous_losses), kept, self.alpha)
 
     def _balance(self, losses: Tensor, before: Tensor) -> Tensor:
-        r""":math:`\hat\lambda_i`, ``(..., T)``; a task whose loss ``before`` is not known stands still."""
+        r"""Return :math:`\hat\lambda_i`, ``(..., T)``; a task whose loss ``before`` is unknown counts as constant."""
         ratios = losses / (self.temperature * torch.where(before > 0, before, losses))
-        ratios = ratios.clamp(max=torch.finfo(losses.dtype).max)  # a softmax of infinities is nan
+        ratios = ratios.clamp(max=torch.finfo(losses.dtype).max)  # a softmax of inf is NaN
         return self.num_tasks * torch.softmax(ratios, -1)
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Revised uncertainty weighting: a learned noise whose penalty is never negative."""
+"""Revised uncertainty weighting: learn a noise with a penalty that is never negative."""
 
 from collections.abc import Sequence
 
@@ -12,32 +12,33 @@ from .engine.state_optimizer import OptimizerName, StateOptimizer
 
 @register
 class RevisedUncertaintyWeighting(LossBalancer):
-    r"""Weights from a learned noise :math:`c_i^2` per task, as `UncertaintyWeighting`, with another penalty on it:
+    r"""Learn a noise :math:`c_i^2` per task, as `UncertaintyWeighting` does, but with another penalty on it.
 
     .. math:: \sum_i \frac{1}{2 c_i^2} L_i + \log (1 + c_i^2)
 
-    What is learned is :math:`s_i = \log c_i^2`, by the derivative of this; it starts at 0. The network is trained with
-    :math:`w_i = 1 / (2 c_i^2)`. The penalty's lower bound, 0, keeps the whole from becoming negative, and lets the
-    weight of a small loss grow as :math:`1 / \sqrt{L_i}`, not :math:`1 / L_i`.
+    The derivative of this objective trains :math:`s_i = \log c_i^2`, which starts at 0. The network is trained with
+    :math:`w_i = 1 / (2 c_i^2)`. The penalty is never below 0. This keeps the objective from becoming negative, and
+    makes the weight of a small loss grow as :math:`1 / \sqrt{L_i}`, not as :math:`1 / L_i`.
 
     Args:
         tasks: see `LossBalancer`.
-        lr: the :math:`s_i`'s own learning rate; the default is `UncertaintyWeighting`'s.
-        optimizer: the :math:`s_i`'s own, ``"adam"`` or ``"sgd"``.
+        lr: learning rate of :math:`s_i`; the default is `UncertaintyWeighting`'s.
+        optimizer: optimiser of :math:`s_i`, ``"adam"`` or ``"sgd"``.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
-        ValueError: ``lr`` is not positive, or ``optimizer`` is neither.
+        ValueError: ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor ``"sgd"``.
 
-    Source: Liebel and Körner, "Auxiliary Tasks in Multi-task Learning", arXiv:1805.06334, 2018. It and the public
-    implementations learn :math:`c_i` itself, from 1; its logarithm can't bring about a division by zero.
+    Source: Liebel and Körner, "Auxiliary Tasks in Multi-task Learning", arXiv:1805.06334, 2018. The paper and the
+    public implementations learn :math:`c_i` itself, starting from 1; learning its logarithm rules out division by
+    zero.
     """
 
     name = "revised-uncertainty"
-    summary = "Weighs each task by a learned noise, with a penalty on the noise that is never negative."
+    summary = "Weigh each task by a learned noise, with a penalty on the noise that is never negative."
     reads = "losses"
     reads_now = False
-    use_when = "As uncertainty, where losses come close to zero: the weights grow more slowly."
+    use_when = "Instead of uncertainty, when losses come close to zero: the weights grow more slowly."
     tunable = {"lr": Range(1e-4, 1e-1, log=True)}
 
     log_variances: Tensor
@@ -58,7 +59,7 @@ class RevisedUncertaintyWeighting(LossBalancer):
         self.weights.fill_(0.5)
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`e^{-s_i} / 2`, ``(T,)``."""
+        """Return :math:`e^{-s_i} / 2`, ``(T,)``."""
         return torch.exp(-self.log_variances) / 2
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

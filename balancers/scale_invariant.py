@@ -1,4 +1,4 @@
-"""Scale-invariant weighting: descend on the sum of the losses' logarithms."""
+"""Scale-invariant weighting: minimise the sum of the log-losses."""
 
 import torch
 from torch import Tensor
@@ -9,22 +9,22 @@ from .engine.method_registry import register
 
 @register
 class ScaleInvariant(LossBalancer):
-    r"""Weights whose sum of losses has the gradient of the sum of log-losses, :math:`\sum_i \log L_i`.
+    r"""Minimise the sum of the log-losses, :math:`\sum_i \log L_i`.
 
     .. math:: w_i = 1 / L_i
 
-    A method without parameters or state: what a loss is multiplied by makes no difference to the network. The weights
-    grow without bound as losses fall.
+    The method has no parameters and no state. Multiplying a loss by a constant makes no difference to the network.
+    The weights grow without bound as losses fall.
 
-    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, whose baseline SI it is.
+    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, where it is the baseline SI.
     """
 
     name = "scale-invariant"
-    summary = "Descends on the sum of the logarithms of the losses."
-    use_when = "As a baseline for losses on different scales that stay well above zero; nothing to tune."
+    summary = "Minimise the sum of the logarithms of the losses."
+    use_when = "As a baseline for losses that have different scales and stay well above zero; nothing to tune."
     reads = "losses"
     needs_positive_losses = True
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """Weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
+        """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
         return (1 / losses).clamp(max=torch.finfo(losses.dtype).max)

@@ -1,4 +1,4 @@
-"""Smooth Tchebycheff scalarization: descend on a soft maximum of the losses."""
+"""Smooth Tchebycheff scalarisation: minimise a soft maximum of the losses."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,30 +13,31 @@ from .tchebycheff import Tchebycheff
 
 @register
 class SmoothTchebycheff(Tchebycheff):
-    r"""Weights whose sum of losses has the gradient of a soft maximum of the weighted distances from an ideal point.
+    r"""Minimise a soft maximum of the losses' weighted distances from an ideal point.
 
     .. math:: \mu \log \sum_i e^{\lambda_i (L_i - z_i) / \mu}, \quad
         w_i = \lambda_i \frac{e^{\lambda_i (L_i - z_i) / \mu}}{\sum_j e^{\lambda_j (L_j - z_j) / \mu}}
 
-    Between `Tchebycheff`, where :math:`\mu \to 0`, and weights that are all :math:`\lambda_i / T`. A method without
-    state.
+    For :math:`\mu \to 0` this becomes `Tchebycheff`; for large :math:`\mu` the weights become :math:`\lambda_i / T`.
+    The method has no state.
 
     Args:
-        mu: :math:`\mu`, in the unit of :math:`\lambda_i L_i`: how far below the worst a task must be to count little.
+        mu: :math:`\mu`, positive, in units of :math:`\lambda_i L_i`: how far below the worst task a task must be to
+            count little.
         tasks, preferences, ideal, accumulate, check_finite: see `Tchebycheff`.
 
     Raises:
         ValueError: ``mu`` is not positive and finite; see also `Tchebycheff`.
 
-    Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
-    ICML 2024, where :math:`\mu` is 0.01 to 1; so TorchJD has it. The official code for multi-task learning
-    descends on T times this of :math:`\log (L_i / n_i)` instead, with :math:`\lambda_i = 1` and mean losses :math:`n_i`
-    from four epochs of plain log-losses.
+    Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective
+    Optimization", ICML 2024, where :math:`\mu` is 0.01 to 1. TorchJD has the same objective. The official code for
+    multi-task learning minimises another one: T times this objective, of :math:`\log (L_i / n_i)` in place of the
+    losses, with :math:`\lambda_i = 1` and mean losses :math:`n_i` from four epochs of plain log-losses.
     """
 
     name = "stch"
-    summary = "Trains the tasks whose losses are the worst, by preference, through a soft maximum."
-    use_when = "As tchebycheff, where the tasks near the worst are to be trained along."
+    summary = "Minimise a soft maximum of the losses, weighted by preferences."
+    use_when = "Instead of tchebycheff, when tasks that are close to the worst one should be trained too."
     tunable = {"mu": Range(1e-2, 1.0, log=True)}
 
     def __init__(

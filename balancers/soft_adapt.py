@@ -1,4 +1,4 @@
-"""SoftAdapt: a softmax of the rates at which the losses change."""
+"""SoftAdapt: weigh the tasks by a softmax of the rates at which their losses change."""
 
 import math
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ from .engine.period_means import PeriodMeans
 
 @register
 class SoftAdapt(LossBalancer):
-    r"""Weights that grow with the rate at which a task's loss changes: the least that falls, or the most that rises.
+    r"""Give the most weight to the task whose loss falls least or rises most.
 
-    With mean losses :math:`f_i(t)` over periods t of steps, in all of period t
+    Steps are grouped into periods. With the mean loss :math:`f_i(t)` over period t, all steps of period t use
 
-    .. math:: w_i = \frac{e^{\beta s_i}}{\sum_j e^{\beta s_j}}, \quad s_i = f_i(t - 1) - f_i(t - 2),
+    .. math:: w_i = \frac{e^{\beta s_i}}{\sum_j e^{\beta s_j}}, \quad s_i = f_i(t - 1) - f_i(t - 2).
 
-    whose sum is 1. In the first two periods all are :math:`1/T`. A task that was left out of a whole period keeps its
-    mean losses and its weight.
+    The weights sum to 1, and all are :math:`1/T` in the first two periods. A task without a loss in a whole period
+    keeps its mean losses and its weight.
 
     Args:
         tasks: see `LossBalancer`.
-        period: how many optimiser steps a mean is over.
-        beta: :math:`\beta`; 0.1 in the paper. Where it is negative, it favours the tasks that fall fastest.
-        normalized: divides :math:`s_i` by :math:`\sum_j |s_j|`, so that what counts is how the rates compare.
-        loss_weighted: multiplies :math:`e^{\beta s_i}` by :math:`f_i(t - 1)`, for losses that are not negative.
+        period: number of optimiser steps in a period.
+        beta: :math:`\beta`; 0.1 in the paper. A negative one favours the tasks whose losses fall fastest.
+        normalized: divide :math:`s_i` by :math:`\sum_j |s_j|`, so that only the proportions of the rates count.
+        loss_weighted: multiply :math:`e^{\beta s_i}` by :math:`f_i(t - 1)`; for losses that are not negative.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
         ValueError: ``period`` is not an integer, 1 or more, or ``beta`` is not finite.
 
     Source: Heydari, Thompson and Mehmood, "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with
-    Multi-Part Loss Functions", arXiv:1912.12355, 2019, section 3.1. The official code takes a finite difference of up
-    to fifth order of single losses; its later version normalises by the signed sum of the rates.
+    Multi-Part Loss Functions", arXiv:1912.12355, 2019, section 3.1. The official code takes a finite difference, of
+    up to fifth order, of single losses; its later version normalises by the signed sum of the rates.
     """
 
     name = "softadapt"
-    summary = "Gives weight to tasks whose losses fall least, by a softmax of the rates of change."
-    use_when = "Losses are of one scale, and the one that lags behind, or rises, is to be caught up on."
+    summary = "Give more weight to tasks whose losses fall least, by a softmax of the rates of change."
+    use_when = "When losses have the same scale, and a task that lags behind or gets worse should catch up."
     reads = "losses"
     reads_now = False
     tunable = {"beta": Range(1e-2, 1e2, log=True)}
@@ -67,7 +67,7 @@ class SoftAdapt(LossBalancer):
         self._register_constants("next_weights", [1 / self.num_tasks] * self.num_tasks)
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`w_i`, ``(T,)``."""
+        """Return this period's weights, ``(T,)``."""
         return self.next_weights.clone()
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

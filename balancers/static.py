@@ -1,4 +1,4 @@
-"""Static weighting: weights chosen beforehand."""
+"""Static weighting: use weights that were chosen beforehand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +12,21 @@ from .engine.method_registry import register
 
 @register
 class StaticWeighting(LossBalancer):
-    """Weights that stay as they were given.
+    """Use the given weights in every step.
 
     Args:
-        weights: one a task, not negative, not all zero; used as they are, whatever their sum.
+        weights: one per task, not negative, not all zero. They are used as they are, whatever their sum.
         tasks: the tasks' names.
         options: ``accumulate`` and ``check_finite``, see `LossBalancer`.
 
     Raises:
-        ValueError: a weight is negative or not finite, all are zero, or there are not as many as tasks.
+        ValueError: a weight is negative or not finite, all weights are zero, or their number is not that of the
+            tasks.
     """
 
     name = "static"
-    summary = "Weights chosen beforehand, by hand or by a search."
-    use_when = "The right weights are known, from the labels' noise or from a search."
+    summary = "Use weights that were chosen beforehand, by hand or by a search."
+    use_when = "When the right weights are known, from the noise of the labels or from a search."
     reads = "nothing"
 
     def __init__(
@@ -33,7 +34,7 @@ class StaticWeighting(LossBalancer):
     ) -> None:
         values = torch.as_tensor(weights, dtype=torch.float64)
         if values.numel() == 0:
-            raise ValueError("weights is empty; expected one a task")
+            raise ValueError("weights is empty; expected one weight per task")
         super().__init__(len(values) if tasks is None else tasks, **options)
         if values.shape != (self.num_tasks,):
             raise ValueError(f"weights has shape {tuple(values.shape)}, but {self._reader.made_for()}")
@@ -44,5 +45,5 @@ class StaticWeighting(LossBalancer):
             self._move(weights.device, torch.promote_types(weights.dtype, self.weights.dtype))
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """The weights, ``(T,)``."""
+        """Return the given weights, ``(T,)``."""
         return self.weights

@@ -1,4 +1,4 @@
-"""Tchebycheff scalarization: descend on the worst loss alone."""
+"""Tchebycheff scalarisation: minimise the worst loss alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,33 +13,34 @@ from .engine.method_registry import register
 
 @register
 class Tchebycheff(LossBalancer):
-    r"""Weights whose sum of losses has the gradient of the largest weighted distance from an ideal point.
+    r"""Minimise the largest of the losses' weighted distances from an ideal point.
 
     .. math:: \max_i \lambda_i (L_i - z_i)
 
-    Where several are largest, they share the weight. Unlike a weighted sum it can reach any trade-off, whatever the
-    shape of the Pareto front, but it trains one task at a time. What is the worst depends on the losses' scales;
-    dividing preferences by typical losses, such as those of the first epoch, takes them out.
+    If several tasks share the largest distance, they share the weight. Unlike a weighted sum, this objective can
+    reach any trade-off, whatever the shape of the Pareto front, but it trains one task at a time. Which task is the
+    worst depends on the scales of the losses. To remove these scales, divide the preferences by typical losses, such
+    as those of the first epoch.
 
     Args:
         tasks: see `LossBalancer`.
-        preferences: :math:`\lambda_i`, not negative, not all zero: one a task or a dict by name, used as they are,
-            whatever their sum; by default :math:`1/T`.
-        ideal: :math:`z_i`, the losses at their best: one for all, one a task, or a dict by name.
+        preferences: :math:`\lambda_i`, not negative, not all zero: one per task or a dict by task name. They are used
+            as they are, whatever their sum; by default :math:`1/T`.
+        ideal: :math:`z_i`, the best possible losses: one number for all tasks, one per task, or a dict by task name.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
-        ValueError: a preference is negative, all are zero, or there are not as many as tasks; or the same for
-            ``ideal``, whose numbers must be finite.
+        ValueError: a preference is negative or not finite, all preferences are zero, a number in ``ideal`` is not
+            finite, or the number or the names of either are not those of the tasks.
 
-    Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
-    ICML 2024; after Bowman, 1976.
+    Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective
+    Optimization", ICML 2024; after Bowman, 1976.
     """
 
     name = "tchebycheff"
-    summary = "Trains the task whose loss is the worst, by preference, and that alone."
+    summary = "Train only the task whose loss, weighted by preferences, is the largest."
     reads = "losses"
-    use_when = "The worst task is what counts, and losses are of one scale or have known ideals and preferences."
+    use_when = "When the worst task is what counts, and losses have the same scale or known ideals and preferences."
 
     preferences: Tensor
     r""":math:`\lambda_i`, ``(T,)``."""
@@ -66,11 +67,11 @@ class Tchebycheff(LossBalancer):
         self._register_constants("ideal", best, persistent=False)
 
     def weigh(self, losses: Tensor) -> Tensor:
-        r""":math:`\lambda_i` times the share in the largest, ``(..., T)``; the last weights if a loss is not finite."""
+        r"""Return :math:`\lambda_i` times `shares`, ``(..., T)``, or the last weights if a loss is not finite."""
         weights = self.preferences * self.shares(self.preferences * (losses - self.ideal))
         return torch.where(losses.isfinite().all(-1, keepdim=True), weights, self.weights)
 
     def shares(self, distances: Tensor) -> Tensor:
-        """The derivative of the objective in each weighted distance, ``(..., T)``; its sum is 1."""
+        """Return the objective's derivative in each weighted distance, ``(..., T)``, whose sum is 1."""
         largest = (distances == distances.amax(-1, keepdim=True)).to(distances.dtype)
         return largest / largest.sum(-1, keepdim=True)

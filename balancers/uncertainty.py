@@ -1,4 +1,4 @@
-"""Uncertainty weighting: tasks weighed by a noise that is learned with them."""
+"""Uncertainty weighting: weigh the tasks by a noise that is learned with them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -14,41 +14,44 @@ from .engine.state_optimizer import OptimizerName, StateOptimizer
 Likelihood = Literal["gaussian", "softmax"]
 
 SHARE: dict[str, float] = {"gaussian": 0.5, "softmax": 1.0}
-"""The factor before a task's loss in the negative log-likelihood."""
+"""Factor of a task's loss in the negative log-likelihood, by likelihood."""
 
 
 @register
 class UncertaintyWeighting(LossBalancer):
-    r"""Weights from a learned homoscedastic variance :math:`\sigma_i^2` per task.
+    r"""Weigh each task by a homoscedastic variance :math:`\sigma_i^2` that is learned with the network.
 
     With :math:`s_i = \log\sigma_i^2`, the negative log-likelihood of all tasks is
 
     .. math:: \sum_i c_i e^{-s_i} L_i + \tfrac12 s_i,
 
-    where :math:`c_i = 1/2` for a Gaussian likelihood, whose :math:`L_i` is a squared error, and 1 for a softmax, whose
-    :math:`L_i` is a cross-entropy. Its derivative in :math:`s_i` trains the log-variances, which start at 0; the
-    network is trained with :math:`w_i = c_i e^{-s_i}`.
+    where :math:`c_i = 1/2` for a Gaussian likelihood, whose :math:`L_i` is a squared error, and 1 for a softmax,
+    whose :math:`L_i` is a cross-entropy. Its derivative in :math:`s_i` trains the log-variances, which start at 0.
+    The network is trained with :math:`w_i = c_i e^{-s_i}`.
 
     Args:
         tasks: see `LossBalancer`.
-        likelihoods: ``"gaussian"`` or ``"softmax"`` for all tasks, one a task, or a dict by task name.
-        lr: the log-variances' own learning rate; the default is the GradNorm paper's.
-        optimizer: the log-variances' own, ``"adam"`` or ``"sgd"``.
+        likelihoods: ``"gaussian"`` or ``"softmax"``: one for all tasks, one per task, or a dict by task name.
+        lr: learning rate of the log-variances; the default is the GradNorm paper's.
+        optimizer: optimiser of the log-variances, ``"adam"`` or ``"sgd"``.
         accumulate, check_finite: see `LossBalancer`.
 
     Raises:
-        ValueError: a likelihood is neither, there are not as many as tasks, or ``lr`` is not positive.
+        ValueError: a likelihood is neither ``"gaussian"`` nor ``"softmax"``, the number or the names of the
+            likelihoods are not those of the tasks, ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor
+            ``"sgd"``.
 
     Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", CVPR 2018, eqs. 5, 7 and 10.
     """
 
     name = "uncertainty"
-    summary = "Weighs each task by a noise variance learned along with the network."
+    summary = "Weigh each task by a noise variance that is learned with the network."
     reads = "losses"
     reads_now = False
     use_when = (
-        "Losses are likelihoods of different noise; a baseline whose weights grow without bound as losses fall to zero."
+        "As a baseline, when losses are likelihoods with different noise; "
+        "the weights grow without bound as losses fall to zero."
     )
     tunable = {"lr": Range(1e-4, 1e-1, log=True)}
 
@@ -75,7 +78,7 @@ class UncertaintyWeighting(LossBalancer):
         self.weights = shares.clone()
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """:math:`c_i e^{-s_i}`, ``(T,)``."""
+        """Return :math:`c_i e^{-s_i}`, ``(T,)``."""
         return self.shares * torch.exp(-self.log_variances)
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:

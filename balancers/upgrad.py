@@ -1,4 +1,4 @@
-"""UPGrad: every gradient projected to where no task's loss rises, and the mean of the projections."""
+"""UPGrad: project every gradient so that no task's loss rises, then take the mean of the projections."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ from .solvers.dual_cone import project_on_dual_cone
 
 @register
 class UPGrad(GramianBalancer):
-    r"""Unconflicting projection of gradients: the mean of the gradients' projections on the dual cone of all of them.
+    r"""Take the mean of the gradients' projections onto the dual cone of all of them (unconflicting projection).
 
     .. math:: d = \frac1T \sum_i \pi(\nabla L_i),
         \quad \pi(g) = \arg\min_{x} \lVert x - g \rVert^2 \ \text{with}\ \langle x, \nabla L_j \rangle \ge 0\ \forall j
 
-    No task's loss rises along it, and unlike MGDA's its length keeps to that of the gradients. Without a conflict it
-    is their mean.
+    To first order, a descent step along it raises no task's loss. Unlike MGDA's, the length of the direction follows
+    the lengths of the gradients. Without a conflict it is their mean.
 
     Args:
         fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
@@ -25,12 +25,12 @@ class UPGrad(GramianBalancer):
     """
 
     name = "upgrad"
-    summary = "Projects each gradient to where no task's loss rises, and takes the mean."
-    use_when = "Gradients conflict and no task may lose, while each keeps its own scale."
+    summary = "Project each gradient so that no task's loss rises, and take the mean."
+    use_when = "When gradients conflict, no task may get worse, and each should keep its own scale."
     default_wrt = "parameters"
 
     def solve(self, gramian: Tensor) -> Tensor:
-        """Weights ``(..., T)``, whose sum is at least 1."""
+        """Return weights ``(..., T)``, whose sum is at least 1, for Gramians ``(..., T, T)``."""
         num_tasks = gramian.shape[-1]
         each = torch.eye(num_tasks, dtype=gramian.dtype, device=gramian.device)
         return project_on_dual_cone(gramian.unsqueeze(-3), each).mean(-2)
