@@ -1,1 +1,1 @@
-"""What every method stands on: the base classes, the fork, what is measured, state, ranks and the registry."""
+"""Shared machinery of all methods: base classes, the fork, measurements, state, distributed ranks and the registry."""

@@ -115,11 +115,11 @@ class LossBalancer(nn.Module):
     # What a method writes.
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """The weights of this step, ``(T,)``, for detached ``losses`` of shape ``(T,)``."""
+        """Return the weights of this step, ``(T,)``, for detached ``losses`` of shape ``(T,)``."""
         raise NotImplementedError(f"{type(self).__name__} must override weigh")
 
     def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        """Updates the state, in place, after a window of backward passes.
+        """Update the state, in place, after a window of backward passes.
 
         Args:
             losses: ``(T,)``, their means.
@@ -133,14 +133,14 @@ class LossBalancer(nn.Module):
     # What a training loop calls.
 
     def after_step(self, losses: Losses) -> None:
-        """Looks at the same batch's losses again, after the optimiser's step; for methods that ``looks_again``.
+        """Look at the same batch's losses again, after the optimiser's step; for methods that ``looks_again``.
 
         Raises:
             TypeError, ValueError: the losses are not what this balancer was made for.
         """
 
     def forward(self, losses: Losses) -> Tensor:
-        """The weighted sum of ``losses``: a list of T scalars, a ``{task: loss}`` dict, or a tensor of shape ``(T,)``.
+        """Return the weighted sum of ``losses``: T scalars, a ``{task: loss}`` dict, or a tensor of shape ``(T,)``.
 
         A dict may leave out tasks: they count nothing in this step, and their weights stay as they are.
 
@@ -167,7 +167,7 @@ class LossBalancer(nn.Module):
         return total
 
     def _weighed(self, losses: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
-        """The weights of a step."""
+        """Return the weights of a step."""
         weights = self._from_losses(losses, mask, learning) if self._weighs_losses else self.weigh(losses)
         self._buffers["weights"] = weights  # at a tenth of the time that nn.Module takes for it
         return weights
@@ -186,7 +186,7 @@ class LossBalancer(nn.Module):
         return weights if mask is None else torch.where(mask > 0, weights, self.weights)
 
     def close_window(self) -> None:
-        """Updates from the backward passes since the last update, where they are fewer than ``accumulate``.
+        """Update from the backward passes since the last update, where they are fewer than ``accumulate``.
 
         Under ``torch.distributed``, to be called on all ranks, after as many passes on each.
         """
@@ -225,7 +225,7 @@ class LossBalancer(nn.Module):
         return type(self).update is not LossBalancer.update
 
     def _begin(self, this: Pass, losses: Entries, factors: tuple[Tensor]) -> tuple[Tensor] | None:
-        """The pass's first act; ``factors`` holds the gradient that the losses received.
+        """Begin the pass; ``factors`` holds the gradient that the losses received.
 
         Returns:
             What they are to receive in its place; None to leave it.
@@ -242,7 +242,7 @@ class LossBalancer(nn.Module):
         return None
 
     def _end(self, this: Pass) -> None:
-        """The pass's last act."""
+        """End the pass."""
         self._window.add(this)
         if self._window.count == self.accumulate:
             self.close_window()
@@ -258,7 +258,7 @@ class LossBalancer(nn.Module):
     # The state.
 
     def _register_constants(self, name: str, values: list[float], persistent: bool = True) -> None:
-        """Registers a buffer for what the caller gave, which is not to lose digits on the way to a wider type."""
+        """Register a buffer for what the caller gave, which is not to lose digits on the way to a wider type."""
         self._constants[name] = values
         self.register_buffer(name, torch.tensor(values), persistent=persistent)
 
@@ -277,7 +277,7 @@ class LossBalancer(nn.Module):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names and, of a method that draws random numbers, its generator's state."""
+        """Return the tasks' names and, of a method that draws random numbers, its generator's state."""
         draws = {} if self._draws is None else {"draws": self._draws.state()}
         return {"tasks": None if self.tasks is None else list(self.tasks)} | draws
 
@@ -298,7 +298,7 @@ def over_ranks(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _positive(losses: Tensor) -> Tensor:
-    """A bool scalar: whether all are positive and finite."""
+    """Return a bool scalar: whether all are positive and finite."""
     return ((losses > 0) & (losses < math.inf)).all()
 
 

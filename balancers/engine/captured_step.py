@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph: where kernels are small, launching them is what takes time."""
+"""Run a whole training step as one CUDA graph, which saves the time that launching many small kernels takes."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +9,11 @@ from torch.utils import _pytree as pytree
 from .base import LossBalancer
 
 WARM_UP = 11
-"""Steps that run as they are before one is captured, as PyTorch advises for models under DistributedDataParallel."""
+"""Number of steps to run before one is captured: what PyTorch advises for models under DistributedDataParallel."""
 
 
 class CapturedStep:
-    """A training step that is captured in a CUDA graph once it has run a few times, and replayed from then on.
+    """A training step that runs a few times as it is, is then captured in a CUDA graph, and is replayed from then on.
 
     ::
 
@@ -28,17 +28,17 @@ class CapturedStep:
         for x, y in loader:
             loss = step(x, y)
 
-    Every call is one training step, the first ones too. The step must do the same at every call: the same shapes, no
-    wait for the device, an optimiser with ``capturable=True``. What it returns, and the balancer's ``weights`` and
-    ``statistics``, lie in memory that the next call overwrites. On the CPU there is nothing to capture: the step runs
-    as it is.
+    Every call is one training step, the first calls included. The step must do the same work at every call: the same
+    shapes, no waiting for the device, an optimiser with ``capturable=True``. The returned value, and the balancer's
+    ``weights`` and ``statistics``, lie in memory that the next call overwrites. On the CPU there is nothing to capture,
+    so the step runs as it is.
 
     Args:
-        step: takes tensors, or nested structures of them.
-        balancers: those that the step calls.
+        step: the function to capture. Its arguments are tensors, or nested structures of tensors.
+        balancers: all balancers that ``step`` calls.
 
     Raises:
-        ValueError: a balancer does not do the same at every step.
+        ValueError: a balancer does not do the same work at every step.
     """
 
     def __init__(self, step: Callable[..., object], balancers: Sequence[LossBalancer]) -> None:
@@ -53,10 +53,10 @@ class CapturedStep:
         self._side: torch.cuda.Stream | None = None
 
     def __call__(self, *batch: object) -> object:
-        """One training step.
+        """Run one training step on ``batch`` and return its output.
 
         Raises:
-            ValueError: the tensors of ``batch`` are not of the shapes and types that were captured.
+            ValueError: the tensors of ``batch`` differ from the captured ones in number, shape or type.
         """
         leaves, structure = pytree.tree_flatten(batch)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -76,13 +76,16 @@ class CapturedStep:
         layout = [(tensor.shape, tensor.dtype) for tensor in tensors]
         expected = [(tensor.shape, tensor.dtype) for tensor in self._inputs]
         if layout != expected:
-            raise ValueError(f"the batch has tensors of {layout}, but the step was captured with {expected}")
+            raise ValueError(
+                f"the batch has tensors of shapes and types {layout}, but the step was captured with {expected}"
+            )
         for static_input, tensor in zip(self._inputs, tensors, strict=True):
             static_input.copy_(tensor)
         self._graph.replay()
         return self._output
 
     def _on_side_stream(self, batch: tuple[object, ...]) -> object:
+        """Run the step on a stream of its own, as PyTorch requires of the steps before a capture."""
         side = self._side = self._side or torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

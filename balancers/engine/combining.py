@@ -50,7 +50,7 @@ class CombiningBalancer(GradientBalancer):
     heads: ClassVar[Literal["weighted", "plain"]] = "plain"
 
     def combine(self, gradients: Sequence[Tensor], losses: Tensor) -> Combination:
-        """What to do with the gradients of T tasks' losses.
+        """Decide what to do with the gradients of T tasks' losses.
 
         Args:
             gradients: of each tensor of features or of parameters, ``(T, ...)``.
@@ -71,7 +71,7 @@ class CombiningBalancer(GradientBalancer):
             self._fork.reading.combines = True
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """What the losses are multiplied by before their gradients are combined, ``(T,)``: ones."""
+        """Return what the losses are multiplied by before their gradients are combined, ``(T,)``: ones."""
         return self.ones
 
     def _weighed(self, losses: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
@@ -102,7 +102,7 @@ class CombiningBalancer(GradientBalancer):
         return None
 
     def _onward(self, this: Pass, held: "_Held", present: Tensor | None, z: Tensor) -> Tensor:
-        """What goes on from features ``z`` into the trunk."""
+        """Return what goes on from features ``z`` into the trunk."""
         if not held.complete:
             held.complete = True
             stacked = held.stacked()
@@ -121,7 +121,7 @@ class CombiningBalancer(GradientBalancer):
         return held.take(z)
 
     def _decide(self, this: Pass, columns: list[Tensor], present: Tensor | None) -> list[Tensor] | None:
-        """Sets the weights from scaled gradients; returns what takes the place of their weighted sums, if anything."""
+        """Set the weights from scaled gradients; return what takes the place of their weighted sums, if anything."""
         assert this.factors is not None
         scale, losses = this.factors[0], this.losses.to(self.weights.dtype)
         if this.weights is not self.ones:
@@ -141,7 +141,7 @@ class CombiningBalancer(GradientBalancer):
         return None if made.directions is None else [direction * scale for direction in made.directions]
 
     def _shares(self, this: Pass) -> Tensor:
-        """The weights of the gradients, which are of losses that have been multiplied already."""
+        """Return the weights of the gradients, which are of losses that have been multiplied already."""
         return self.weights if this.weights is self.ones else self.weights / this.weights
 
     def _combined(self, columns: list[Tensor], scale: Tensor, losses: Tensor) -> Combination:
@@ -160,7 +160,7 @@ class CombiningBalancer(GradientBalancer):
             raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
 
     def _index(self, losses: Entries) -> Tensor | None:
-        """The tasks that take part in this step; None: all."""
+        """Return the indices of the tasks that take part in this step; None: all."""
         if isinstance(losses, Tensor) or all(loss is not None for loss in losses):
             return None
         given = tuple(loss is not None for loss in losses)
@@ -181,7 +181,7 @@ class _Held:
         self._gradients: list[list[Tensor | None] | Tensor] = []
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
-        """Takes what a `Fork` observed."""
+        """Take what a `Fork` observed."""
         if self.complete:
             raise ForkError(
                 "features went through the fork again after the gradient of the first had gone on into the trunk: a "
@@ -210,7 +210,7 @@ class _Held:
         ]
 
     def take(self, z: Tensor) -> Tensor:
-        """The combination that takes the place of the gradient of ``z``."""
+        """Return the combination that takes the place of the gradient of ``z``."""
         assert self.combined is not None
         place = next(i for i, source in enumerate(self.sources) if source is z)
         return self.combined[place].view_as(z).to(z.dtype)

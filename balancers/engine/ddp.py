@@ -1,4 +1,4 @@
-"""What DistributedDataParallel adds to the recorded graph, and how to measure unseen by it."""
+"""Find the nodes that DistributedDataParallel (DDP) adds to the autograd graph, and hide measurements from it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ from torch.autograd.graph import Node
 from .loss_input import Entries, roots
 
 DDP_SINK = "_DDPSinkBackward"
-"""The node that DDP may put behind a model's outputs: one for all of them, each passed through as it is."""
+"""Name of the node that DDP may put behind a model's outputs. One node passes all outputs through unchanged."""
 
 
 @contextmanager
 def before_first_backward(losses: Entries) -> Iterator[None]:
-    """Inside, a differentiation of ``losses`` is no backward pass to DDP.
+    """Keep DDP from counting a differentiation of ``losses`` inside this context as a backward pass.
 
-    With ``static_graph=True``, DDP averages the gradients of its very first backward pass when that ends. It must not
-    take a measurement that comes first for it.
+    With ``static_graph=True``, DDP averages the gradients at the end of its very first backward pass. It must not
+    mistake an earlier measurement for that pass.
     """
     waiting: list[Node] = [root.edge.node for root in roots(losses) if root is not None]
     seen, models = set(waiting), []

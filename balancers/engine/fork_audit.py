@@ -1,8 +1,8 @@
-"""Checks what everything read at a fork rests on: task i's loss reaches shared parameters only through alias i.
+"""Check that task i's loss reaches shared parameters only through alias i, as all measurements at a fork assume.
 
-A walk of the recorded graph finds swapped losses, a head that feeds another, ways around the fork, parameters that two
-heads share. Where heads are computed as one product the graph can't tell their tasks apart; then each loss is
-differentiated once, with respect to the aliases.
+A walk of the autograd graph finds swapped losses, a head that feeds another head, paths around the fork, and parameters
+that two heads share. Where one product computes all heads, the graph can't tell their tasks apart. Each loss is then
+differentiated once with respect to the aliases.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,54 +20,57 @@ Label = Callable[[int], str]
 
 
 class ForkError(ValueError):
-    """The losses depend on the network in a way that the fork's measurements would get wrong."""
+    """The losses depend on the network in a way that makes measurements at the fork wrong."""
 
 
 @dataclass
 class Reach:
-    """What one loss reaches without passing the fork."""
+    """The parts of the autograd graph that one loss reaches without passing the fork."""
 
     aliases: set[int] = field(default_factory=set)
+    """Tasks on whose aliases the loss depends."""
     marked: set[Node] = field(default_factory=set)
-    """Where it comes to the fork."""
+    """Nodes at which the loss reaches the fork."""
     parameters: set[nn.Parameter] = field(default_factory=set)
+    """Parameters on which the loss depends other than through the fork."""
 
 
 def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label) -> None:
-    """Checks the graph that was recorded for this step's ``losses``.
+    """Check the autograd graph of this step's ``losses``.
 
     Args:
-        fork: where the tasks' gradients are measured.
-        losses: those of T tasks.
+        fork: the fork at which the tasks' gradients are measured.
+        losses: the losses of T tasks.
         wrt: parameters that must lie upstream of the fork.
-        label: names task ``i`` in messages.
+        label: function that returns the name of task ``i`` for messages.
 
     Raises:
-        ForkError: a task, and what is wrong with its way to the shared parameters.
+        ForkError: a loss reaches shared parameters other than through its own alias, or ``wrt`` is not upstream of the
+            fork. The message names the task or the parameters, and the cause.
     """
     starts = roots(losses)
     if isinstance(losses, Tensor) and None in starts:
-        raise ForkError(f"in losses, that of {label(starts.index(None))} does not require grad; was it detached?")
+        raise ForkError(f"the loss of {label(starts.index(None))} does not require grad: was it detached?")
     reaches = {i: _walk(start.edge, fork) for i, start in enumerate(starts) if start is not None}
     marked = set[Node]().union(*(reach.marked for reach in reaches.values()))
     if not marked:
         raise ForkError(
-            "no loss depends on the fork's features. Run the model's forward pass with gradients and with the fork in "
-            "training mode, and don't change an alias in place; the fork is a plain identity where the whole model is "
-            "compiled as one graph: compile the trunk and the heads apart, or measure parameters instead (fork=None)"
+            "no loss depends on the fork's features. Run the model's forward pass with gradients enabled and with the "
+            "fork in training mode, and don't change an alias in place. If the whole model is compiled as one graph, "
+            "the fork does nothing: compile the trunk and the heads apart, or measure parameters instead (fork=None)"
         )
     trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _features(marked)))
     if elsewhere := set(wrt) - trunk:
         raise ForkError(
-            f"wrt holds {_describe(elsewhere)} that the fork's features do not depend on: expected the last shared "
-            f"layer, upstream of the fork"
+            f"wrt holds {_describe(elsewhere)} that the fork's features do not depend on: pass the last shared layer, "
+            f"or other parameters upstream of the fork"
         )
     for i, reach in reaches.items():
         if around := reach.parameters & trunk:
             raise ForkError(
-                f"the loss of {label(i)} reaches {_describe(around)} of the trunk around the fork (a skip connection, "
-                f"tied weights, a penalty on the trunk): pass such features through the fork too, and add penalties to "
-                f"the loss that the balancer returns"
+                f"the loss of {label(i)} reaches {_describe(around)} of the trunk around the fork, for example by a "
+                f"skip connection, tied weights or a penalty on the trunk: pass all shared features through the fork, "
+                f"and add penalties to the loss that the balancer returns"
             )
     for i, reach in reaches.items():
         if not reach.aliases:
@@ -79,16 +82,16 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
         for j, second in reaches.items():
             if i < j and j not in alike[i] and (shared := first.parameters & second.parameters):
                 raise ForkError(
-                    f"the losses of {label(i)} and {label(j)} share {_describe(shared)} after the fork: put what tasks "
-                    f"share before it"
+                    f"the losses of {label(i)} and {label(j)} share {_describe(shared)} after the fork: move "
+                    f"layers that tasks share before the fork"
                 )
     for i, start in enumerate(starts):
         if start is not None and alike[i]:
-            _check_aliases(i, _touched(start, marked) or {i}, label)  # a loss may be flat just now
+            _check_aliases(i, _touched(start, marked) or {i}, label)  # a loss with a zero gradient passes
 
 
 def _alike(i: int, reaches: Mapping[int, Reach]) -> set[int]:
-    """The other tasks that the graph can't tell from task ``i``: all reach each other's aliases and their own."""
+    """Return the other tasks that the graph can't tell from task ``i``: each loss reaches both aliases."""
 
     def both(reach: Reach, j: int) -> bool:
         return {i, j} <= reach.aliases
@@ -97,7 +100,7 @@ def _alike(i: int, reaches: Mapping[int, Reach]) -> set[int]:
 
 
 def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
-    """All that ``start`` depends on, as far as ``fork``; None walks to the leaves."""
+    """Collect what ``start`` depends on, up to ``fork``; if it is None, up to the leaves of the graph."""
     reach = Reach()
     waiting, seen = [(start.node, start.output_nr)], set[tuple[Node, int]]()
     while waiting:
@@ -122,27 +125,28 @@ def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
 
 
 def _features(marked: Iterable[Node]) -> list[GradientEdge]:
-    """Where the features come from; a node of all heads as one has its parameters behind them."""
+    """Return the edges that the features come from: each node's first input, as further inputs are parameters."""
     firsts = [node.next_functions[0] for node in marked]
     return [GradientEdge(source, nr) for source, nr in firsts if source is not None]
 
 
 def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
+    """Raise `ForkError` unless ``aliases``, on which the loss of task ``i`` depends, holds alias ``i`` alone."""
     others = sorted(aliases - {i})
     if others:
         raise ForkError(
-            f"the loss of {label(i)} depends on the features that the fork handed to {label(others[0])}: give the "
-            f"losses in the order of the fork's aliases, and let no head read another's"
+            f"the loss of {label(i)} depends on the features that the fork handed to {label(others[0])}: pass the "
+            f"losses in the order of the fork's aliases, and let no head read another head's features"
         )
     if not aliases:
         raise ForkError(
-            f"the loss of {label(i)} does not depend on the features that the fork handed to it; leave a task out of a "
-            f"step by leaving it out of a {{task: loss}} dict"
+            f"the loss of {label(i)} does not depend on the features that the fork handed to it: compute the loss from "
+            f"this task's alias; if the task has no loss in this step, leave it out of a {{task: loss}} dict"
         )
 
 
 def _touched(start: Root, marked: set[Node]) -> set[int]:
-    """The aliases that a loss does depend on, by its gradient."""
+    """Return the tasks for whose aliases the loss has a gradient that is finite and not zero."""
     nodes = list(marked)
     edges = [GradientEdge(node, 0) for node in nodes]
     gradients = torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)
@@ -151,7 +155,7 @@ def _touched(start: Root, marked: set[Node]) -> set[int]:
         mark = mark_of(node)
         if mark is None or gradient is None:
             continue
-        known = gradient.isfinite() & (gradient != 0)  # of one product, a task's nan is all tasks'
+        known = gradient.isfinite() & (gradient != 0)  # one product spreads a task's nan to all tasks
         if mark.task is None:
             touched |= set(known.movedim(-2, 0).flatten(1).any(1).nonzero().flatten().tolist())
         elif known.any():
@@ -160,6 +164,7 @@ def _touched(start: Root, marked: set[Node]) -> set[int]:
 
 
 def _describe(parameters: set[nn.Parameter]) -> str:
+    """Return the shape of one parameter and the number of the others, for messages."""
     shapes = sorted(str(tuple(parameter.shape)) for parameter in parameters)
     more = f" and {len(shapes) - 1} more" if len(shapes) > 1 else ""
     return f"a parameter of shape {shapes[0]}{more}"

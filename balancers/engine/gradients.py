@@ -87,7 +87,7 @@ class GradientBalancer(LossBalancer):
         return True
 
     def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
-        """Updates the state, in place, after a window of backward passes.
+        """Update the state, in place, after a window of backward passes.
 
         Args:
             losses: ``(T,)``, their means.
@@ -100,7 +100,7 @@ class GradientBalancer(LossBalancer):
         raise NotImplementedError(f"{type(self).__name__} must override adapt")
 
     def audit(self, losses: Losses) -> None:
-        """Checks, on the graph of this step's losses, that each of them uses the fork as it must.
+        """Check, on the graph of this step's losses, that each of them uses the fork as it must.
 
         Done by itself on the first step, and again on one that gives a task for the first time. Without a fork there is
         nothing to check.
@@ -182,7 +182,7 @@ class GradientBalancer(LossBalancer):
         super()._end(this)
 
     def _unweighted(self, measurement: Measurement, this: Pass) -> list[Tensor]:
-        """What was measured, of the losses as they came, in the form that `Window` sums."""
+        """Return what was measured, of the losses as they came, in the form that `Window` sums."""
         assert this.factors is not None
         columns, dtype = measurement.columns(), self.weights.dtype
         if not columns:
@@ -201,7 +201,7 @@ class GradientBalancer(LossBalancer):
         return self.adapt(window.mean_losses().to(self.weights.dtype), norms, window.mask())
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The tasks' names, and how many windows ago the weights were updated."""
+        """Return the tasks' names, and how many windows ago the weights were updated."""
         return super().get_extra_state() | {"turn": self._turn}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

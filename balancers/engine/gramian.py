@@ -33,7 +33,7 @@ class GramianBalancer(CombiningBalancer):
         raise NotImplementedError(f"{type(self).__name__} must override solve")
 
     def decide(self, gramian: Tensor, valid: Tensor) -> Tensor:
-        """The weights, ``(T,)``, of a step; for methods with a state, which stays as it is where ``valid`` is false."""
+        """Return a step's weights, ``(T,)``; for methods with a state, which stays as it is if ``valid`` is false."""
         return self.solve(gramian)
 
     def _combined(self, columns: list[Tensor], scale: Tensor, losses: Tensor) -> Combination:

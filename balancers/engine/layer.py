@@ -52,7 +52,7 @@ class Linear(NamedTuple):
 
 
 def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
-    """The linear layer that features ``z`` come from, where ``wrt`` are its parameters and it is applied once.
+    """Return the linear layer that features ``z`` come from, where ``wrt`` are its parameters and it is applied once.
 
     Hooks that change a gradient on its way (at the features, between the layer and its ReLU, at a parameter) are not
     seen.
@@ -100,7 +100,7 @@ def _before(node: Node | None) -> Node | None:
 
 
 def _leaf(node: Node | None) -> Node | None:
-    """The parameter behind a node, through autocast's conversion of it."""
+    """Return the parameter behind a node, through autocast's conversion of it."""
     return _before(node) if node is not None and node.name() == "ToCopyBackward0" else node
 
 

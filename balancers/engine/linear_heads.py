@@ -1,7 +1,7 @@
-"""T linear heads of equal shape, held and computed as one.
+"""T linear heads of equal shape, stored and computed as one.
 
-The forward pass is one matrix product for all heads, and so is the backward pass until a balancer reads the tasks'
-gradients of the features; these then come from one batched product, which does the same arithmetic.
+The forward pass is one matrix product for all heads. The backward pass is one too, until a balancer reads each task's
+gradient of the features: it then uses one batched product, which does the same arithmetic.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from .fork import Fork
 
 
 class LinearHeads(nn.Module):
-    r"""Maps features of shape ``(..., in_features)`` to outputs ``(..., T, out_features)``, one linear head a task.
+    r"""Map features of shape ``(..., in_features)`` to outputs ``(..., T, out_features)`` by one linear head per task.
 
-    Equal to T times ``nn.Linear`` behind a `Fork`, their initial values included, and faster: a training step at 40
-    tasks takes two thirds of the time. Its fork is ``heads.fork``::
+    The module equals T ``nn.Linear`` modules behind a `Fork`, initial values included, but it is faster: with 40 tasks,
+    a training step takes two thirds of the time. Its fork is ``heads.fork``::
 
         heads = LinearHeads(num_tasks=10, in_features=64, out_features=1)
         balancer = GradNorm(heads.fork)
         outputs = heads(trunk(x))  # (B, 10, 1)
 
-    Entry ``i`` of ``outputs.unbind(-2)`` is task ``i``'s. A ``(T,)`` tensor of losses, such as
-    ``(outputs - targets).square().mean((0, 2))``, goes into a balancer as it is.
+    Entry ``i`` of ``outputs.unbind(-2)`` belongs to task ``i``. A balancer accepts a ``(T,)`` tensor of losses, such as
+    ``(outputs - targets).square().mean((0, 2))``, as it is.
 
     Raises:
         ValueError: ``num_tasks`` is less than 1.
@@ -36,9 +36,9 @@ class LinearHeads(nn.Module):
         self.fork = Fork(num_tasks)
         heads = [nn.Linear(in_features, out_features, bias) for _ in range(num_tasks)]
         self.weight = nn.Parameter(torch.stack([head.weight.detach() for head in heads]))
-        """``(T, out_features, in_features)``."""
+        """Weights of shape ``(T, out_features, in_features)``."""
         self.bias = nn.Parameter(torch.stack([head.bias.detach() for head in heads])) if bias else None
-        """``(T, out_features)``."""
+        """Biases of shape ``(T, out_features)``, or None."""
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.fork.records(features) or _transformed():
@@ -59,17 +59,18 @@ class LinearHeads(nn.Module):
 
 
 def _linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the outputs of all heads, ``(..., T, out)``, for features ``(..., in)``."""
     outputs = F.linear(features, weight.flatten(0, 1), None if bias is None else bias.flatten())
     return outputs.view(*features.shape[:-1], *weight.shape[:2])
 
 
 def _transformed() -> bool:
-    """Whether derivatives of another kind are taken (`torch.func`, forward mode), which no balancer reads."""
+    """Return whether `torch.func` or forward mode takes derivatives, which no balancer reads."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Recorded(torch.autograd.Function):
-    """The same for features ``(N, in)``, with a backward pass that shows the fork each task's gradient of them."""
+    """`_linear` for features ``(N, in)``, with a backward pass that shows the fork each task's gradient of them."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, fork: Fork) -> Tensor:
@@ -83,11 +84,11 @@ class _Recorded(torch.autograd.Function):
         [gradient] = gradients  # (N, T, out)
         of_features = torch.bmm(gradient.transpose(0, 1), weight)  # (T, N, in)
         combiner = ctx.fork.combiner()
-        combined = None if combiner else of_features.sum(0)  # before the observer may overwrite them
+        combined = None if combiner else of_features.sum(0)  # summed first: the observer may overwrite them
         ctx.fork.observe(features, None, of_features, spare=weight.numel() if ctx.needs_input_grad[1] else 0)
         if combiner:
             combined = combiner(features)
-        del of_features  # before the gradient of the weight, often as large
+        del of_features  # free memory for the weight's gradient, often as large
         of_weight = of_bias = None
         if ctx.needs_input_grad[1]:
             of_weight = torch.mm(gradient.reshape(-1, weight.shape[:2].numel()).t(), features).view_as(weight)

@@ -1,4 +1,4 @@
-"""What a caller may hand in as losses, and what is said to one who hands in something else."""
+"""Read the losses that a caller passes to a balancer, and raise clear errors for anything else."""
 
 from collections.abc import Mapping, Sequence, Sized
 from typing import NamedTuple
@@ -11,15 +11,18 @@ Losses = Sequence[Tensor] | Mapping[str, Tensor] | Tensor
 """T scalar tensors, a dict of them by task, or one tensor of shape ``(T,)``."""
 
 Entries = list[Tensor | None] | Tensor
-"""The same once read: in task order, None for a task that a dict leaves out; a ``(T,)`` tensor stays whole."""
+"""Losses that were read: a list in task order, None for a task that a dict leaves out; or the same ``(T,)`` tensor."""
 
 
 class LossReader:
-    """Reads the losses of ``num_tasks`` tasks, whose ``names`` may be known, into one tensor.
+    """Checks the losses of T tasks and puts them in task order.
+
+    Args:
+        tasks: the number of tasks, or their names. A reader without names takes them from the first dict of losses.
 
     Raises:
-        TypeError: a name is no string.
-        ValueError: there is no task, or a name stands twice.
+        TypeError: a name is not a string.
+        ValueError: there is no task, or a name occurs twice.
     """
 
     def __init__(self, tasks: int | Sequence[str]) -> None:
@@ -33,22 +36,24 @@ class LossReader:
             raise ValueError(f"tasks has a name twice: {', '.join(self.names)}")
 
     def label(self, i: int) -> str:
-        """How messages call task ``i``."""
+        """Return the name of task ``i`` for messages."""
         return f"task {i}" if self.names is None else f"task {self.names[i]!r}"
 
     def made_for(self) -> str:
-        """What this balancer expects, for messages."""
+        """Return a clause for messages that names the tasks this balancer expects."""
         names = "" if self.names is None else f" ({', '.join(self.names)})"
         return f"this balancer was made for {self.num_tasks} task{'s' if self.num_tasks > 1 else ''}{names}"
 
     def read(self, losses: Losses, learning: bool) -> tuple[Entries, tuple[bool, ...] | None]:
-        """The losses in task order, and which of them a dict gives (None: all).
+        """Return the losses in task order, and for each task whether it has a loss (None: all have one).
 
-        Names that are not known yet are taken from the first dict.
+        Args:
+            losses: see `Losses`. If the tasks have no names yet, the first dict names them.
+            learning: whether each loss must require grad.
 
         Raises:
-            TypeError: not tensors, or not of a floating-point type.
-            ValueError: a wrong number or shape, an unknown task, or, while ``learning``, no gradient to learn from.
+            TypeError: a loss is not a tensor, or not of a floating-point type.
+            ValueError: the number or shape is wrong, a task is unknown, or a loss must require grad and does not.
         """
         if isinstance(losses, Tensor):
             if losses.shape != (self.num_tasks,):
@@ -76,8 +81,8 @@ class LossReader:
     ) -> tuple[list[Tensor | None], tuple[bool, ...] | None]:
         if self.names is None and len(losses) != self.num_tasks:
             raise ValueError(
-                f"losses has the tasks ({', '.join(map(str, losses))}), but {self.made_for()}; give them all the first "
-                f"time, or name them when making the balancer: tasks=[...]"
+                f"losses has the tasks ({', '.join(map(str, losses))}), but {self.made_for()}: give a loss for "
+                f"every task in the first dict, or name the tasks when making the balancer: tasks=[...]"
             )
         names = tuple(losses) if self.names is None else self.names
         unknown = [task for task in losses if task not in names]
@@ -116,15 +121,20 @@ def _check(what: str, loss: Tensor, learning: bool) -> None:
 
 
 def entries(values: Sized) -> str:
-    """How many ``values`` are, for messages."""
+    """Return the number of ``values`` in words, for messages."""
     return "1 entry" if len(values) == 1 else f"{len(values)} entries"
 
 
 def per_task(what: str, values: float | Sequence[float] | Mapping[str, float], reader: LossReader) -> list[float]:
-    """One number a task, in task order: of one for all, of as many as tasks, or of a dict by name.
+    """Return one number per task, in task order.
+
+    Args:
+        what: the name of the argument, for messages.
+        values: one number for all tasks, a sequence with one number per task, or a dict by task name.
+        reader: the reader that knows the tasks.
 
     Raises:
-        ValueError: there are not as many as tasks, or the dict is of others.
+        ValueError: the sequence does not have one number per task, or the dict's keys are not the tasks' names.
     """
     if isinstance(values, int | float):
         return [float(values)] * reader.num_tasks
@@ -139,7 +149,7 @@ def per_task(what: str, values: float | Sequence[float] | Mapping[str, float], r
 
 
 def stack(losses: Entries) -> Tensor:
-    """One tensor ``(T,)`` of float32 or wider, zero where a task is left out, with a node of its own in the graph."""
+    """Return one tensor ``(T,)`` of float32 or wider, zero for tasks left out, with an autograd node of its own."""
     if isinstance(losses, Tensor):
         losses = losses[...]
     else:
@@ -149,17 +159,17 @@ def stack(losses: Entries) -> Tensor:
 
 
 class Root(NamedTuple):
-    """Where one loss enters the recorded graph, and the gradient that picks it there."""
+    """The edge at which one loss enters the autograd graph, and the gradient that selects this loss there."""
 
     edge: GradientEdge
     seed: Tensor
 
 
 def roots(losses: Entries) -> list[Root | None]:
-    """Each loss's root, None for a task left out.
+    """Return the root of each loss; None for a task that is left out.
 
-    A ``(T,)`` tensor is taken apart where it was stacked: differentiating the whole, row by row, would send zeros
-    through all the other tasks' heads.
+    If a ``(T,)`` tensor was stacked from scalars, the roots are those scalars: differentiating the whole tensor row by
+    row would send zeros through the heads of all other tasks.
     """
     if not isinstance(losses, Tensor):
         return [None if loss is None else Root(get_gradient_edge(loss), torch.ones_like(loss)) for loss in losses]

@@ -47,7 +47,7 @@ class Measurement:
         self._layer: tuple[Tensor, Linear | None] | None = None
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
-        """Takes what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
+        """Take what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
         if self._wrt is None:
             norms = [row_norms(gradients, self._dtype) if task is None else self._norm(gradients)]
             self._keep(task, norms)
@@ -61,11 +61,11 @@ class Measurement:
             self._keep(task, self._differentiated(z, gradients) if layer is None else self._of_one(layer, gradients))
 
     def add(self, task: int, gradients: Sequence[Tensor | None]) -> None:
-        """Takes one task's gradients of the parameters; None is a zero."""
+        """Take one task's gradients of the parameters; None is a zero."""
         self._of_task[task] = self._reduced(gradients)
 
     def columns(self) -> list[Tensor]:
-        """What was measured, each ``(T, ...)``, zero for a task of which nothing was; empty where nothing was at all.
+        """Return what was measured, each ``(T, ...)``: zeros for a task without a gradient; empty if none arrived.
 
         The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
         """
@@ -93,14 +93,14 @@ class Measurement:
         return [combine(a, b) for a, b in zip(before, new, strict=True)]
 
     def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, spare: int) -> list[Tensor]:
-        """What is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
+        """Return what is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
         if layer is not None:
             return self._of_several(layer, gradients, spare)
         rows = [self._differentiated(z, gradient) for gradient in gradients]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     def _differentiated(self, z: Tensor, gradient: Tensor) -> list[Tensor]:
-        """What is kept of one task's, by way of the graph."""
+        """Return what is kept of one task's, by way of the graph."""
         assert self._wrt is not None
         return self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
 
@@ -138,7 +138,7 @@ class Measurement:
 
 
 def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
-    """The dimensions from ``dim`` on as the layer has them, ``(N, out)``."""
+    """Return ``gradients`` with the dimensions from ``dim`` on as the layer has them, ``(N, out)``."""
     if gradients.ndim == dim + 2 and gradients.shape[dim] == len(layer.inputs):
         return gradients
     return gradients.reshape(*gradients.shape[:dim], len(layer.inputs), -1)

@@ -1,6 +1,6 @@
-"""Balancers by name, open to methods from outside.
+"""Look balancers up by name, including those from other packages.
 
-A method joins by the decorator, or by a packaging entry point in the group ``lossbench.balancers``::
+A method is registered by the decorator, or by a packaging entry point in the group ``lossbench.balancers``::
 
     @register
     class MyMethod(LossBalancer):
@@ -25,11 +25,11 @@ _classes: dict[str, type[LossBalancer]] = {}
 
 
 def register(cls: Balancer) -> Balancer:
-    """Makes a balancer known under ``cls.name``.
+    """Register a balancer class under ``cls.name`` and return the class.
 
     Raises:
-        TypeError: ``cls`` is no `LossBalancer`, or states no ``name`` or ``summary`` of its own.
-        ValueError: the name is another class's.
+        TypeError: ``cls`` is not a subclass of `LossBalancer`, or does not define its own ``name`` and ``summary``.
+        ValueError: another class has this name.
     """
     if not (isinstance(cls, type) and issubclass(cls, LossBalancer)):
         raise TypeError(f"register expects a subclass of LossBalancer, got {cls!r}")
@@ -44,22 +44,22 @@ def register(cls: Balancer) -> Balancer:
 
 
 def names() -> list[str]:
-    """All known names, sorted."""
+    """Return all known names, sorted."""
     return sorted({*_classes, *(entry.name for entry in entry_points(group=GROUP))})
 
 
 def get(name: str) -> type[LossBalancer]:
-    """The class registered under ``name``.
+    """Return the class registered under ``name``.
 
     Raises:
-        ValueError: there is none; the message lists those that exist.
-        TypeError: an entry point of that name is no balancer.
+        ValueError: no class has this name; the message lists the known names.
+        TypeError: an entry point of this name is not a balancer.
     """
     if name not in _classes:
         for entry in entry_points(group=GROUP, name=name):
             cls = entry.load()
             if not (isinstance(cls, type) and issubclass(cls, LossBalancer)):
-                raise TypeError(f"the entry point {name!r} in {GROUP} is {entry.value}, which is no LossBalancer")
+                raise TypeError(f"the entry point {name!r} in {GROUP} is {entry.value}, which is not a LossBalancer")
             _classes[name] = cls
     if name not in _classes:
         close = difflib.get_close_matches(name, names(), n=1)
@@ -69,5 +69,5 @@ def get(name: str) -> type[LossBalancer]:
 
 
 def create(name: str, *args: Any, **options: Any) -> LossBalancer:
-    """An instance of the method called ``name``: ``create("gradnorm", net.fork, wrt=net.trunk[-1], alpha=0.12)``."""
+    """Return a new balancer by name: ``create("gradnorm", net.fork, wrt=net.trunk[-1], alpha=0.12)``."""
     return get(name)(*args, **options)

@@ -1,7 +1,6 @@
-"""What methods that combine gradients remember of each task: state whose first dimension is the tasks.
+"""Read and replace rows of state whose first dimension is the tasks, for methods that combine gradients.
 
-Such a method is given the gradients of the tasks that take part in a step, T' of them; their rows of the state alone
-are read, and replaced by new ones.
+Such a method receives the gradients of the T' tasks that take part in a step. It reads and replaces only their rows.
 """
 
 import torch
@@ -9,12 +8,12 @@ from torch import Tensor
 
 
 def rows(state: Tensor, present: Tensor | None) -> Tensor:
-    """``(T', ...)``: the rows of ``state`` ``(T, ...)`` whose indices are ``present``; None: all, the state itself."""
+    """Return the rows ``present`` of ``state`` ``(T, ...)``, ``(T', ...)``; None returns the state itself."""
     return state if present is None else state[present]
 
 
 def keep(state: Tensor, present: Tensor | None, new: Tensor, valid: Tensor) -> None:
-    """Replaces these rows by ``new`` ones, ``(T', ...)``, where ``valid``, a bool that fits them, is true."""
+    """Replace these rows by ``new``, ``(T', ...)``, where ``valid``, a bool tensor that broadcasts to them, is true."""
     new = torch.where(valid, new, rows(state, present))
     if present is None:
         state.copy_(new)

@@ -1,32 +1,32 @@
-"""Mean losses over periods of steps, for methods that compare one epoch with the next."""
+"""Keep mean losses over periods of steps, for methods that compare one epoch with the next."""
 
 import torch
 from torch import Tensor, nn
 
 
 class PeriodMeans(nn.Module):
-    """Each task's mean loss over the last two periods that it had one in.
+    """Each task's mean loss over the last two periods in which it had a loss.
 
     Args:
-        period: how many steps.
-        size: T.
+        period: the number of steps in a period.
+        size: the number of tasks, T.
 
     Raises:
-        ValueError: ``period`` is not an integer, 1 or more.
+        ValueError: ``period`` is not an integer of 1 or more.
     """
 
     current: Tensor
-    """``(T,)``: the mean over this period so far."""
+    """``(T,)``: mean over this period so far."""
     counts: Tensor
-    """``(T,)``: how many losses that is the mean of."""
+    """``(T,)``: number of losses in ``current``."""
     latest: Tensor
-    """``(T,)``: the mean over the last whole period."""
+    """``(T,)``: mean over the last complete period in which the task had a loss."""
     earlier: Tensor
-    """``(T,)``: the mean over the one before."""
+    """``(T,)``: mean over the one before ``latest``."""
     periods: Tensor
-    """``(T,)``: how many whole periods had a loss."""
+    """``(T,)``: number of complete periods in which the task had a loss."""
     steps: Tensor
-    """A scalar: how many steps of this period have been."""
+    """Scalar: number of steps in this period so far."""
 
     def __init__(self, period: int, size: int) -> None:
         super().__init__()
@@ -38,15 +38,15 @@ class PeriodMeans(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
 
     def add(self, losses: Tensor, given: Tensor | None, valid: Tensor) -> Tensor:
-        """Adds the losses of a step, in place.
+        """Add the losses of a step, in place.
 
         Args:
             losses: ``(T,)``.
-            given: ``(T,)``, bool: the tasks that had a loss; None: all.
-            valid: a bool scalar; where it is false, nothing changes.
+            given: ``(T,)``, bool: true for tasks that had a loss; None if all had.
+            valid: a bool scalar; if it is false, nothing changes.
 
         Returns:
-            ``(T,)``, bool: the tasks for which a period has just ended that was not their first.
+            ``(T,)``, bool: true for tasks that have just completed a period, but not their first.
         """
         known = valid.expand_as(losses) if given is None else valid & given
         counts = self.counts + known

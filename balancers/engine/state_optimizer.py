@@ -1,7 +1,7 @@
-"""The optimiser of a balancer's own few numbers.
+"""Optimise the few numbers that a balancer itself learns.
 
-PyTorch's fused Adam and SGD, by their kernels: the state lies in buffers, so that it moves, saves and copies with the
-balancer; and a step on a gradient that is not valid is skipped on the device, without waiting for it.
+This calls the kernels of PyTorch's fused Adam and SGD directly. The optimiser's state lies in buffers, so that it is
+moved, saved and copied with the balancer. A step on an invalid gradient is skipped on the device, without waiting.
 """
 
 import math
@@ -34,7 +34,7 @@ class StateOptimizer(nn.Module):
             raise ValueError(f"lr is {lr!r}; expected a positive, finite learning rate")
         self.name = name
         self.lr = lr
-        # The fused kernels read both as float32.
+        # The fused kernels need both as float32.
         self.register_buffer("step", torch.zeros((), dtype=torch.float32))
         self.register_buffer("_skip_step", torch.zeros((), dtype=torch.float32), persistent=False)
         if name == "adam":
@@ -42,13 +42,13 @@ class StateOptimizer(nn.Module):
             self.register_buffer("exp_avg_sq", torch.zeros(size))
 
     def update(self, parameter: Tensor, gradient: Tensor, valid: Tensor, given: Tensor | None = None) -> None:
-        """Steps ``parameter`` in place.
+        """Update ``parameter`` in place by one step.
 
         Args:
             parameter: ``(size,)``.
             gradient: ``(size,)``.
-            valid: a bool scalar; where it is false, nothing at all changes.
-            given: ``(size,)``, bool: entries that are false stay as they are, their moments too; None steps all.
+            valid: a bool scalar; if it is false, nothing changes.
+            given: ``(size,)``, bool: where it is false, the entry and its moments stay as they are; None updates all.
         """
         if given is not None:
             held = [parameter, *(moment for key, moment in self.named_buffers() if moment.ndim)]
@@ -60,7 +60,7 @@ class StateOptimizer(nn.Module):
             self._step(parameter, gradient, valid)
 
     def _step(self, parameter: Tensor, gradient: Tensor, valid: Tensor) -> None:
-        # The kernels behind torch.optim's fused Adam and SGD; they do nothing where found_inf is 1.
+        # The kernels of torch.optim's fused Adam and SGD. They change nothing if found_inf is 1.
         torch.logical_not(valid, out=self._skip_step)
         self.step.add_(valid)
         if self.name == "sgd":

@@ -48,7 +48,7 @@ class Window:
         self.count, self.losses, self.given, self.gradients, self.adds_up = 0, None, None, None, False
 
     def add(self, one: Pass) -> None:
-        """Adds a pass that has ended."""
+        """Add a pass that has ended."""
         if one.given is not None or self.given is not None:
             before = self.count * torch.ones_like(one.losses) if self.given is None else self.given
             self.given = before + (1.0 if one.given is None else one.given)
@@ -60,7 +60,7 @@ class Window:
         self.count += 1
 
     def add_other_ranks(self) -> None:
-        """Adds what the other ranks of ``torch.distributed``'s default group have summed: one collective call."""
+        """Add what the other ranks of ``torch.distributed``'s default group have summed: one collective call."""
         assert self.losses is not None
         given = torch.full_like(self.losses, self.count) if self.given is None else self.given
         parts = [self.losses, given, *(self.gradients or [])]

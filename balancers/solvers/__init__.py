@@ -1,4 +1,6 @@
-"""The small problems inside gradient methods, solved on the device: pure functions of a Gramian ``(..., T, T)`` of T
-gradients, one file a problem. They never wait for the device: a fixed number of iterations, no Python branch on a
-value. Computed in float64, given back in the Gramian's type; no result depends on the gradients' common scale.
+"""Solve the small problems inside gradient methods on the device, one file per problem.
+
+Each solver is a pure function of a Gramian ``(..., T, T)`` of T gradients. It never waits for the device: the number of
+iterations is fixed, and no Python branch depends on a value. It computes in float64 and returns the Gramian's type. The
+gradients' common scale does not affect how accurate a result is.
 """

@@ -1,10 +1,11 @@
-r"""CAGrad's problem: the combination of gradients that gives the worst-off task the most within a ball.
+r"""Solve CAGrad's problem: the combination of gradients, within a ball, that gives the worst-off task the most.
 
-A linear function plus a norm, minimised on the simplex. Where the norm vanishes (a Pareto-stationary point) it has no
-derivative, and Newton's method on :math:`\lambda` alone stalls nearby. Instead the gain of the worst-off task is raised
-until the ball is reached: for any gain that is asked for, the shortest way there is a quadratic program, linear in its
-multipliers and the gain but for their complementarity, and how far the gain may rise in a step is the root of a
-quadratic equation, taken exactly. Two tasks have a closed form.
+The problem minimises a linear function plus a norm on the simplex. Where the norm is zero (a Pareto-stationary point)
+it has no derivative, and Newton's method on :math:`\lambda` alone stalls nearby. The solver therefore raises the gain
+of the worst-off task until the ball is reached. For a given gain, the shortest vector that reaches it solves a
+quadratic program. Apart from complementarity, the conditions for its solution are linear in the multipliers and in the
+gain. How far the gain may rise in a step is the root of a quadratic equation, which is taken exactly. Two tasks have a
+closed form.
 """
 
 import torch
@@ -14,19 +15,23 @@ from .cholesky import Cholesky
 from .interior_point import EQUAL, TINY, TO_BOUNDARY, rounding, share_among_equals, steps
 
 GAP = 1e-10
-"""The duality gap at which the barrier stays, of weights whose sum is 1."""
+"""Duality gap, for weights whose sum is 1, at which the barrier stops falling."""
 TO_CENTRE = 0.2
-"""What becomes of the duality gap in a step that no boundary cuts short."""
+"""Factor by which a step shrinks the duality gap if no boundary cuts the step short."""
 RISE = 4.0
-"""In a step the gain may rise so many times (times the root of T) as far as its slowest slack allows. Where the ball
-can't be reached, steps of any size would run into that slack; where it can, short ones would take too many."""
+"""Limit on how far a step may raise the gain, as a multiple (times the root of T) of what its slowest slack allows.
+
+If the ball can't be reached, steps without a limit would run into that slack. If it can, a smaller limit would need too
+many steps.
+"""
 MORE_STEPS = 2
-"""Than a quadratic program takes."""
+"""Number of steps beyond those of a quadratic program."""
 RIDGE = 1e-13
+"""Smallest value for the ridge on the scaled Gramian's diagonal, and for divisors that could be zero."""
 
 
 def conflict_averse(gramian: Tensor, c: float) -> Tensor:
-    r"""CAGrad's weights for T gradients with the Gramian :math:`M = G G^\top` and the mean :math:`g_0`.
+    r"""Return CAGrad's weights for T gradients with the Gramian :math:`M = G G^\top` and the mean :math:`g_0`.
 
     .. math:: \lambda = \arg\min_\lambda \; g_\lambda^\top g_0 + c\,|g_0|\,|g_\lambda| \quad\text{s.t.}\quad
               \lambda \ge 0,\ \textstyle\sum_i \lambda_i = 1, \qquad g_\lambda = G^\top \lambda
@@ -36,15 +41,15 @@ def conflict_averse(gramian: Tensor, c: float) -> Tensor:
     .. math:: \lambda_1 = \tfrac12 + \frac{\delta}{2|g_1 - g_2|^2}
               \bigg(1 + \sqrt{\frac{D}{c^2 D - (1 - c^2)\delta^2}}\bigg), \text{ clipped to } [0, 1];
 
-    where the denominator is negative, the shorter gradient takes all.
+    where the denominator is negative, the shorter gradient gets all the weight.
 
-    Where the solution is not unique (:math:`g_0 = 0`, all gradients zero) it is one from the middle of the solutions;
-    equal gradients get equal weights. :math:`g_\lambda` may be zero up to rounding (Pareto-stationary): whoever divides
-    by :math:`|g_\lambda|` guards against it.
+    If the solution is not unique (:math:`g_0 = 0`, all gradients zero), the result lies in the middle of the solutions.
+    Equal gradients get equal weights. :math:`g_\lambda` may be zero up to rounding (at a Pareto-stationary point):
+    callers that divide by :math:`|g_\lambda|` must guard against it.
 
     Args:
         gramian: ``(..., T, T)``.
-        c: the ball's radius over :math:`|g_0|`, 0 or more; below 1 in the paper.
+        c: the ball's radius divided by :math:`|g_0|`, 0 or more. The paper uses values below 1.
 
     Returns:
         ``(..., T)``, of the Gramian's type.
@@ -66,9 +71,10 @@ def conflict_averse(gramian: Tensor, c: float) -> Tensor:
 
 
 def _two(M: Tensor, squares: Tensor, c: float, eps: float) -> Tensor:
+    """Return the weights of two tasks, ``(..., 2)``, by the closed form."""
     (first, second), product = squares.split(1, -1), M[..., 0, 1:]
     delta = second - first
-    # The product is a rounding smaller, so that equal gradients share alike and no difference is below zero.
+    # The product is reduced by a rounding, so that equal gradients get equal weights and no difference is negative.
     distance = torch.add(first, second).sub_(product, alpha=2 - 2 * eps).clamp_min_(TINY**2)
     area = torch.mul(first, second).addcmul_(product, product, value=eps - 1).clamp_min_(TINY**2)
     inverse = torch.mul(area, c * c).addcmul_(delta, delta, value=(c * c - 1) / 4).div_(area)
@@ -78,24 +84,24 @@ def _two(M: Tensor, squares: Tensor, c: float, eps: float) -> Tensor:
 
 
 def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
-    r"""A multiple of the weights, ``(B, T, 1)``, for `M` of shape ``(B, T, T)``.
+    r"""Return a multiple of the weights, ``(B, T, 1)``, for ``M`` of shape ``(B, T, T)``.
 
     With :math:`|g_0| = 1` and :math:`b_i = g_i^\top g_0`, the minimum over the simplex equals
 
     .. math:: \max_{|e| \le c} \min_i \; b_i + g_i^\top e.
 
-    The shortest :math:`e` that gives every task at least the gain `s` is :math:`G^\top v` with
+    The shortest :math:`e` that gives every task at least the gain :math:`s` is :math:`G^\top v` with
 
     .. math:: z = b + M v - s \ge 0, \quad v \ge 0, \quad v_i z_i = 0,
 
-    and for the `s` at which :math:`v^\top M v = c^2`, :math:`v` is in the direction of :math:`\lambda`. A step of
-    Newton's method that sends :math:`v_i z_i` to :math:`\mu` goes to :math:`v = v_0 + s\,v_1` with
+    For the :math:`s` at which :math:`v^\top M v = c^2`, :math:`v` has the direction of :math:`\lambda`. A step of
+    Newton's method that aims at :math:`v_i z_i = \mu` ends at :math:`v = v_0 + s\,v_1` with
 
     .. math:: (M + \mathrm{diag}(z / v))\, (v_0, v_1) = (z + \mu / v - b,\; 1), \qquad
               s = \max \{ s : |G^\top (v_0 + s\,v_1)| \le c \}.
 
-    The duality gap of :math:`\lambda = v / \sum_i v_i` is :math:`(v^\top z + |e| (c - |e|)) / \sum_i v_i`. Where no
-    gain takes :math:`e` to the ball (an exact conflict), `v` grows until it is small.
+    The duality gap of :math:`\lambda = v / \sum_i v_i` is :math:`(v^\top z + |e| (c - |e|)) / \sum_i v_i`. If no
+    gain takes :math:`e` to the ball (an exact conflict), :math:`v` grows until the gap is small.
     """
     batch, tasks = M.shape[:2]
     M = M / M.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY**2)[:, None, None]
@@ -105,7 +111,7 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
     matrix = M.clone()
     curvature, diagonal = (each.diagonal(dim1=1, dim2=2).unsqueeze(2) for each in (M, matrix))
 
-    # v, z and s lie in one tensor, and where they are to go in another: what concerns several is one call.
+    # v, z and s share one tensor, and their next values another, so that one call can work on several of them.
     state = M.new_ones(batch, 2 * tasks + 1, 1)
     new, parts = torch.empty_like(state), M.new_empty(batch, 2 * tasks, 1)
     (v, z, s), (v_new, z_new, s_new) = state.split([tasks, tasks, 1], 1), new.split([tasks, tasks, 1], 1)

@@ -1,8 +1,8 @@
-r"""The shortest combination of gradients with weights no smaller than given: UPGrad's and DualProj's problem.
+r"""Find the shortest combination of gradients with weights :math:`v \ge w`: UPGrad's and DualProj's problem.
 
-:math:`\sum_i v_i g_i` is the projection of :math:`\sum_i w_i g_i` on the dual cone, the directions along which no loss
-rises. A quadratic program over :math:`v \ge w`, solved by an interior point method in twenty steps whatever the
-Gramian; two tasks have a closed form.
+:math:`\sum_i v_i g_i` is the projection of :math:`\sum_i w_i g_i` onto the dual cone: the set of directions along which
+no loss rises. The quadratic program over :math:`v \ge w` is solved by an interior point method, in twenty steps for any
+Gramian. Two tasks have a closed form.
 """
 
 import torch
@@ -12,7 +12,7 @@ from .interior_point import TINY, nonnegative_qp, rounding, share_among_equals
 
 
 def project_on_dual_cone(gramian: Tensor, weights: Tensor) -> Tensor:
-    r"""The weights of the projection on the dual cone of T gradients, whose Gramian is :math:`M = G G^\top`.
+    r"""Return the weights of the projection onto the dual cone of T gradients with the Gramian :math:`M = G G^\top`.
 
     .. math:: v = \arg\min_v v^\top M v \quad\text{s.t.}\quad v \ge w
 
@@ -20,18 +20,19 @@ def project_on_dual_cone(gramian: Tensor, weights: Tensor) -> Tensor:
 
     .. math:: v_1 = \max\Big(w_1, -\frac{g_1^\top g_2}{|g_1|^2} \max(w_2, 0)\Big)
 
-    and :math:`v_2` alike. With more, :math:`v = w + s x`, :math:`s_i \propto 1/|g_i|`, :math:`x \ge 0`.
+    and :math:`v_2` by symmetry. With more tasks, :math:`v = w + s x`, where :math:`s_i \propto 1/|g_i|` and
+    :math:`x \ge 0`.
 
-    :math:`G^\top v` is unique; where :math:`v` is not (a convex combination of gradients is zero, or there are more
-    tasks than parameters), :math:`x` is about the shortest, and of tasks with equal gradients each gets the same
-    :math:`v - w`. A zero gradient's weight is of no consequence.
+    :math:`G^\top v` is unique. If :math:`v` is not (a convex combination of gradients is zero, or there are more tasks
+    than parameters), :math:`x` is about the shortest solution, and tasks with equal gradients get the same
+    :math:`v - w`. The weight of a zero gradient does not affect the result.
 
     Args:
         gramian: ``(..., T, T)``.
-        weights: :math:`w`, ``(..., T)``, usually not negative; leading dimensions are broadcast with the Gramian's.
+        weights: :math:`w`, ``(..., T)``, usually not negative. Leading dimensions broadcast with the Gramian's.
 
     Returns:
-        ``(..., T)``, of the two types' promotion.
+        ``(..., T)``, of the type to which the two arguments' types are promoted.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2024, prop. 1 (the quadratic
     program).

@@ -1,13 +1,15 @@
-r"""Convex quadratic programs over :math:`x \ge 0` by an interior point method of a fixed number of steps.
+r"""Solve convex quadratic programs over :math:`x \ge 0` by an interior point method with a fixed number of steps.
 
-Newton's method on the optimality conditions, each step sending :math:`x_i z_i` to a twentieth of its mean: one Cholesky
-factor, one solve, fifteen operator calls, and no decision that the host has to take. A predictor and a corrector
-(Mehrotra) would save a third of the steps and more than double their calls; and a few problems in ten thousand then go
-round in circles near the boundary (Cartis 2009), which steps that aim at the centre do not. Two habits make the fixed
-number safe. The barrier never falls below the accuracy asked for, so that further steps stay where they are instead of
-dividing by zero. Where the solution is not unique, a ridge on `x` chooses about the shortest; the last steps drop it
-from the gradient and keep it in the matrix (a proximal point method, Friedlander and Orban 2012), so that it costs no
-accuracy elsewhere.
+The steps are Newton's method on the optimality conditions. Each step aims at an :math:`x_i z_i` of a twentieth of the
+current mean. It takes one Cholesky factor, one solve and fifteen operator calls, and the host decides nothing. A
+predictor-corrector method (Mehrotra) would save a third of the steps but more than double the calls of each. It also
+makes a few problems in ten thousand go round in circles near the boundary (Cartis 2009); steps that aim at the centre
+do not.
+
+Two measures make the fixed number of steps safe. The barrier never falls below the required accuracy, so that further
+steps stay where they are instead of dividing by zero. If the solution is not unique, a ridge on :math:`x` selects about
+the shortest one. The last steps drop the ridge from the gradient but keep it in the matrix (a proximal point method,
+Friedlander and Orban 2012), so that it costs no accuracy elsewhere.
 
 Sources: Wright, "Primal-Dual Interior-Point Methods", SIAM 1997, ch. 5 (path-following); Cartis, "Some Disadvantages of
 a Mehrotra-Type Primal-Dual Corrector Interior Point Algorithm for Linear Programming", Appl. Numer. Math. 2009;
@@ -23,43 +25,45 @@ from torch import Tensor
 from .cholesky import Cholesky
 
 PROXIMAL_STEPS = 2
+"""Number of last steps that drop the ridge from the gradient."""
 GAP = 1e-10
-"""The duality gap :math:`x^\\top z` at which the barrier stays."""
+"""Duality gap :math:`x^\\top z` at which the barrier stops falling."""
 TO_CENTRE = 0.05
-"""What becomes of the duality gap in a step that no boundary cuts short."""
+"""Factor by which a step shrinks the duality gap if no boundary cuts the step short."""
 TO_BOUNDARY = 0.99
-"""The part of the way to the boundary that a step goes."""
+"""Largest fraction of the way to the boundary that a step may go."""
 RIDGE = 1e-10
+"""Smallest ridge."""
 EQUAL = 16
-"""Gradients within this many roundings of each other are equal."""
+"""Number of roundings within which two gradients count as equal."""
 TINY = 1e-150
-"""Stands in for a norm of zero; far below any norm, and its square is not zero."""
+"""Replacement for a norm of zero: far below any other norm, but its square is not zero."""
 
 
 def rounding(gramian: Tensor) -> float:
-    """How far below zero rounding may have put an eigenvalue of a Gramian whose diagonal is 1."""
+    """Return how far below zero rounding may have moved an eigenvalue of a Gramian whose diagonal is 1."""
     return gramian.shape[-1] * torch.finfo(gramian.dtype).eps
 
 
 def steps(tasks: int) -> int:
-    """As many as reach the accuracy asked for from the worst Gramians tried."""
+    """Return the number of steps that reaches the required accuracy on the worst Gramians tried."""
     return 16 + math.isqrt(tasks)
 
 
 def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor:
-    r"""The :math:`x \ge 0` that minimises :math:`\tfrac12 x^\top Q x + q^\top x`, :math:`Q` positive semidefinite.
+    r"""Return the :math:`x \ge 0`, ``(B, T, 1)``, that minimises :math:`\tfrac12 x^\top Q x + q^\top x`.
 
     Args:
-        hessian: :math:`Q`, ``(B, T, T)``, its diagonal about 1.
-        linear: :math:`q`, ``(B, T, 1)``, its largest entry about 1.
-        indefinite: how far below zero an eigenvalue of ``hessian`` may be, from rounding.
+        hessian: :math:`Q`, ``(B, T, T)``, positive semidefinite, with a diagonal of about 1.
+        linear: :math:`q`, ``(B, T, 1)``, with a largest entry of about 1.
+        indefinite: how far below zero rounding may have moved an eigenvalue of ``hessian``.
     """
     batch, tasks = linear.shape[:2]
     matrix = hessian.clone()
     diagonal = matrix.diagonal(dim1=1, dim2=2).unsqueeze(2)
     diagonal += max(RIDGE, 4 * indefinite)
     ridged, curvature = matrix.clone(), diagonal.clone()
-    # x and z lie in one tensor, and how far each is to go down in another: what concerns both is one call.
+    # x and z share one tensor, and their decreases another, so that one call can work on both.
     state = linear.new_ones(batch, 2 * tasks, 1)
     down, parts = torch.empty_like(state), torch.empty_like(state)
     (x, z), (x_down, z_down) = state.split(tasks, 1), down.split(tasks, 1)
@@ -71,7 +75,7 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
         torch.baddbmm(linear, hessian if step >= count - PROXIMAL_STEPS else ridged, x, out=gradient)
         torch.div(z, x, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
-        # x z = target, to first order: (Q + z / x) x_down = gradient - target / x.
+        # Solve x z = target to first order: (Q + z / x) x_down = gradient - target / x.
         torch.baddbmm(floor, x_row, z, alpha=TO_CENTRE / tasks, out=target)
         torch.div(target, x, out=pull)
         cholesky.solve(matrix, gradient.sub_(pull), half=gradient, out=x_down)
@@ -82,9 +86,14 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
 
 
 def share_among_equals(gramian: Tensor, values: Tensor, eps: float) -> Tensor:
-    """The mean of ``values`` ``(B, T, 1)`` over the tasks whose gradient equals the task's own up to rounding.
+    """Replace each task's value by the mean over all tasks whose gradient is equal to its own up to rounding.
 
-    An objective can't tell such tasks apart, and rounding would decide between them.
+    An objective can't tell such tasks apart, so that rounding would decide between them.
+
+    Args:
+        gramian: ``(B, T, T)``.
+        values: ``(B, T, 1)``.
+        eps: the rounding of the Gramian's original type.
     """
     squares = gramian.diagonal(dim1=1, dim2=2)
     sums = squares.unsqueeze(2) + squares.unsqueeze(1)

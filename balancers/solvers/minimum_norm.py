@@ -1,9 +1,9 @@
-r"""The shortest convex combination of gradients: MGDA's problem.
+r"""Find the shortest convex combination of gradients: MGDA's problem.
 
-A quadratic program on the simplex. Scaled by the gradients' norms it becomes one over :math:`x \ge 0` (the simplex's
-constraint is a square added to the objective, see below), for which an interior point method needs twenty steps
-whatever the Gramian; Frank-Wolfe, the usual choice, takes a number of steps that grows with the accuracy. Two tasks
-have a closed form.
+The problem is a quadratic program on the simplex. Scaling by the gradients' norms turns it into one over
+:math:`x \ge 0`; the simplex constraint becomes a square added to the objective (see `minimum_norm`). An interior
+point method then needs twenty steps for any Gramian. Frank-Wolfe, the usual choice, takes more steps the more accurate
+the result must be. Two tasks have a closed form.
 """
 
 import torch
@@ -12,24 +12,24 @@ from torch import Tensor
 from .interior_point import EQUAL, TINY, nonnegative_qp, rounding, share_among_equals
 
 SMALLEST = 1e-12
-"""Norms are scaled by no more than this part of the largest."""
+"""Smallest norm used for scaling, as a fraction of the largest norm."""
 
 
 def minimum_norm(gramian: Tensor) -> Tensor:
-    r"""The weights of the shortest convex combination of T gradients with the Gramian :math:`M = G G^\top`.
+    r"""Return the weights of the shortest convex combination of T gradients with the Gramian :math:`M = G G^\top`.
 
     .. math:: \lambda = \arg\min_\lambda \lambda^\top M \lambda \quad\text{s.t.}\quad
               \lambda \ge 0,\ \textstyle\sum_i \lambda_i = 1
 
     With two tasks, :math:`\lambda_1 = \frac{g_2^\top(g_2 - g_1)}{|g_1 - g_2|^2}`, clipped to :math:`[0, 1]`.
 
-    With more, scaled to :math:`\lambda_i = s_i x_i` with :math:`s_i = \min_j |g_j| / |g_i|`, so that
-    :math:`C = M_{ij} / |g_i||g_j|` has a unit diagonal, the minimum of
-    :math:`\tfrac12 x^\top C x + \tfrac12 (s^\top x - 1)^2` over :math:`x \ge 0` alone has the same direction: the
-    objective being homogeneous, only :math:`s^\top x` moves away from 1 (Lawson and Hanson 1974, ch. 23).
+    With more tasks, let :math:`\lambda_i = s_i x_i` with :math:`s_i = \min_j |g_j| / |g_i|`, so that
+    :math:`C_{ij} = M_{ij} / (|g_i||g_j|)` has a diagonal of 1. The minimum of
+    :math:`\tfrac12 x^\top C x + \tfrac12 (s^\top x - 1)^2` over :math:`x \ge 0` then has the direction of the solution:
+    the first term is homogeneous, so that only :math:`s^\top x` moves away from 1 (Lawson and Hanson 1974, ch. 23).
 
-    Where many combinations are as short (all gradients zero, more tasks than parameters) it is one from the middle of
-    them; equal gradients get equal weights. A zero gradient takes all the weight.
+    If many combinations are equally short (all gradients zero, more tasks than parameters), the result lies in the
+    middle of them. Equal gradients get equal weights. A zero gradient gets all the weight.
 
     Args:
         gramian: ``(..., T, T)``.
@@ -47,7 +47,7 @@ def minimum_norm(gramian: Tensor) -> Tensor:
     if tasks == 1:
         weights = torch.ones_like(squares)
     elif tasks == 2:
-        # A rounding of both is added, so that equal gradients share alike.
+        # A rounding of both is added, so that equal gradients get equal weights.
         share = (squares.flip(-1) - M[..., 0, 1:]).add_(squares.sum(-1, keepdim=True), alpha=EQUAL * eps).add_(TINY**2)
         weights = (share / share.sum(-1, keepdim=True)).clamp_(0, 1)
     else:

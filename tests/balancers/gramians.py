@@ -1,4 +1,4 @@
-"""Gramians to try the solvers on, and a guard that refuses what would wait for a device."""
+"""Gramians for the solvers' tests, and a guard that refuses operators that would wait for a device."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +12,9 @@ SIZES = (1, 2, 3, 5, 10, 40, 100)
 
 
 def gradients(num_tasks: int, seed: int = 0) -> dict[str, Tensor]:
-    """T gradients as rows, ``(T, n)`` in float64, by what is difficult about them; those that need two tasks only
-    from T=2 on.
+    """Return T gradients as rows, ``(T, n)`` in float64, for each kind of difficulty.
+
+    Kinds that need two tasks are included from T=2 on.
     """
     generator = torch.Generator().manual_seed(1000 * num_tasks + seed)
 
@@ -21,7 +22,7 @@ def gradients(num_tasks: int, seed: int = 0) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     def spectrum(smallest: float) -> Tensor:
-        """Singular values from 1 down to ``smallest``."""
+        """Return a matrix with singular values from 1 down to ``10 ** smallest``."""
         left, right = torch.linalg.qr(randn(T, T))[0], torch.linalg.qr(randn(T, T))[0]
         return left @ (torch.logspace(0, smallest, T, dtype=torch.float64)[:, None] * right)
 
@@ -30,8 +31,8 @@ def gradients(num_tasks: int, seed: int = 0) -> dict[str, Tensor]:
         "random": randn(T, 3 * T + 2),
         "orthogonal": torch.eye(T, dtype=torch.float64),
         "aligned": 1 + 0.1 * randn(T, 3 * T + 2),
-        "ill_conditioned": spectrum(-4),  # of the Gramian: 1e8
-        "nearly_singular": spectrum(-7),  # 1e14
+        "ill_conditioned": spectrum(-4),  # condition number of the Gramian: 1e8
+        "nearly_singular": spectrum(-7),  # condition number: 1e14
         "rank_deficient": randn(T, max(1, T // 2)),
         "rank_one": randn(T, 1) * randn(1, T + 1),
         "duplicated": randn((T + 1) // 2, 2 * T).repeat_interleave(2, 0)[:T],
@@ -48,7 +49,7 @@ def gradients(num_tasks: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def cases(num_tasks: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
-    """Their Gramians ``(T, T)``, multiplied in ``dtype``: rounding may leave them slightly indefinite."""
+    """Return the Gramians ``(T, T)`` of `gradients`, computed in ``dtype``. Rounding can make them indefinite."""
     return {name: G.to(dtype) @ G.to(dtype).T for name, G in gradients(num_tasks, seed).items()}
 
 
@@ -69,7 +70,7 @@ WAITS = {
     "unique_dim",
     "_unique2",
 }
-"""The ATen operators that wait for a CUDA device."""
+"""Names of the ATen operators that wait for a CUDA device."""
 
 
 class _NoWaiting(TorchDispatchMode):
@@ -91,7 +92,7 @@ class _NoWaiting(TorchDispatchMode):
 
 @contextmanager
 def no_waiting(but: Sequence[str] = ()) -> Iterator[None]:
-    """Refuses every operator, ``but`` these, that would wait for a CUDA device, here on the CPU."""
+    """Refuse, on the CPU, all operators that would wait for a CUDA device, except those named in ``but``."""
     with _NoWaiting(but):
         yield
 
@@ -107,7 +108,7 @@ class _Counting(TorchDispatchMode):
 
 
 def calls(function: Callable[[], object]) -> int:
-    """How many operators ``function`` calls, views included."""
+    """Return the number of operators that ``function`` calls, views included."""
     with _Counting() as counting:
         function()
     return counting.count

@@ -1,4 +1,4 @@
-"""What the tests of `LinearHeads` share: a network with them and its twin with `nn.Linear` behind a fork, and data."""
+"""Networks and data for the tests of `LinearHeads`: a network that uses it, and a twin with `nn.Linear` and a fork."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ NAMES = ["depth", "normals", "edges"]
 
 
 class Separate(nn.Module):
-    """A trunk, whose entry 2 is the last shared layer, and a module for each head: ``(..., 5)`` to ``(..., T, 2)``."""
+    """A network ``(..., 5)`` to ``(..., T, 2)`` with one module per head. ``trunk[2]`` is the last shared layer."""
 
     def __init__(self, *, bias: bool = True, last: nn.Module | None = None) -> None:
         super().__init__()
@@ -28,13 +28,13 @@ class Separate(nn.Module):
         return self.outputs(self.trunk(x))
 
     def parts(self) -> list[Tensor | None]:
-        """Gradients: of the trunk's parameters, of the heads' weights and of their biases, stacked."""
+        """Return the gradients of the trunk's parameters, and the stacked ones of the heads' weights and biases."""
         trunk = [parameter.grad for parameter in self.trunk.parameters()]
         return [*trunk, stacked([head.weight for head in self.heads]), stacked([head.bias for head in self.heads])]
 
 
 class Batched(nn.Module):
-    """The same, with `LinearHeads`."""
+    """The same network with `LinearHeads`."""
 
     def __init__(self, *, bias: bool = True, last: nn.Module | None = None) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def build(make: Callable[..., Net], **options: object) -> Net:
 
 
 def twins(recording: bool = True, **options: object) -> tuple[Batched, Separate]:
-    """The same network twice. ``recording``: a balancer reads the fork of the first."""
+    """Return the same network in both forms. If ``recording``, a balancer reads the first one's fork."""
     batched, separate = build(Batched, **options), build(Separate, **options)
     if recording:
         GradNorm(batched.fork)
@@ -84,14 +84,14 @@ def inputs(*shape: int, seed: int = 2) -> Tensor:
 
 
 def losses_of(outputs: Tensor) -> Tensor:
-    """``(T,)``: squared errors on scales that differ by task."""
+    """Return the squared errors, ``(T,)``, whose scales differ between tasks."""
     targets = torch.arange(1.0, TASKS + 1, dtype=outputs.dtype)[:, None]
     errors = (outputs - targets).square().movedim(-2, 0).flatten(1)
     return errors.mean(1) * torch.tensor([1.0, 1.3, 0.8], dtype=outputs.dtype)
 
 
 def wrt_of(net: Net, wrt: str) -> dict[str, object]:
-    """`GradNorm`'s arguments that say where gradients are measured."""
+    """Return the arguments that tell `GradNorm` where to measure gradients."""
     layer = net.trunk[2]
     return {
         "features": {"fork": net.fork},

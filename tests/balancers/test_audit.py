@@ -1,4 +1,4 @@
-"""The first step checks that task i's loss reaches the trunk through alias i alone, and says which task's doesn't."""
+"""The first step checks that task i's loss reaches the trunk only through alias i, and names a task that doesn't."""
 
 from collections.abc import Callable, Sequence
 
@@ -124,8 +124,8 @@ REFUSED: list[tuple[Losses, list[str]]] = [
     (swapped_batched, ["'depth'", "'normals'"]),
     (swapped_batched_list, ["'normals'", "'edges'"]),
     (same_loss_twice, ["'normals'", "'depth'"]),
-    (head_feeds_another, ["'normals'", "'depth'", "no head read another's"]),
-    (heads_feed_each_other, ["'depth'", "'normals'", "no head read another's"]),
+    (head_feeds_another, ["'normals'", "'depth'", "no head read another head's features"]),
+    (heads_feed_each_other, ["'depth'", "'normals'", "no head read another head's features"]),
     (consistency_term, ["'edges'", "'depth'"]),
     (skip_around, ["'normals'", "around the fork", "skip", "through the fork"]),
     (trunk_weight_in_head, ["'edges'", "(4, 4)", "tied weights"]),
@@ -160,7 +160,7 @@ def test_refused_step_leaves_the_state():
     net = Net()
     balancer = GradNorm(net.fork)
     before = {key: value.clone() for key, value in balancer.named_buffers()}
-    for _ in range(2):  # a second try is audited too
+    for _ in range(2):  # a refused step does not count: the next one is audited too
         with pytest.raises(ForkError):
             balancer(swapped(net))
     assert all(value.equal(before[key]) for key, value in balancer.named_buffers())
@@ -209,25 +209,25 @@ def frozen_head(net: Net):
 
 
 def same_input_in_head(net: Net):
-    """What does not pass the trunk at all may be read by any head."""
+    """Let all heads read an input that does not pass the trunk."""
     z = net.features()
     return [head(torch.tanh(each) + X[:, :1]).square().mean() for head, each in zip(net.heads, z, strict=True)]
 
 
 def partly_batched(net: Net):
-    """Two heads as one product, the third apart."""
+    """Compute two heads as one product, and the third separately."""
     z = net.features()
     pair = torch.bmm(torch.stack(z[:2]), net.batched[:2]).square().mean((1, 2))
     return [*pair.unbind(), net.heads[2](z[2]).square().mean()]
 
 
 def flat_batched_loss(net: Net):
-    """A task whose gradient is zero just now gives no reason to complain."""
+    """Give one task a gradient that is zero in this step."""
     return net.batched_losses() * torch.tensor([1.0, 0.0, 1.0])
 
 
 def detached_alias(net: Net):
-    """A head may read another's features where no gradient flows back."""
+    """Let all heads read another head's features, but without a gradient."""
     z = net.features()
     return [head(each + z[0].detach()).square().mean() for head, each in zip(net.heads, z, strict=True)]
 
@@ -274,7 +274,7 @@ def test_batched_heads_are_measured_like_single_ones(form):
 
 
 def test_losses_that_share_nothing():
-    """Without a fork there is nothing to check: here each task has a part of wrt to itself."""
+    """Without a fork there is nothing to check: here each parameter in wrt belongs to one task."""
     first, second = nn.Linear(2, 1), nn.Linear(2, 1)
     balancer = GradNorm(None, wrt=[*first.parameters(), *second.parameters()], tasks=2)
     x = torch.ones(3, 2)
@@ -284,7 +284,7 @@ def test_losses_that_share_nothing():
 
 
 def test_audit_on_demand():
-    """The first step is audited by itself; later ones where `audit` is called."""
+    """The first step is audited automatically; a later one if `audit` is called."""
     net = Net()
     balancer = GradNorm(net.fork, tasks=NAMES)
     balancer(net.losses()).backward()

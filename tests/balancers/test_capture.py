@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: what can be one, and that it trains as the step itself does."""
+"""A step captured in a CUDA graph trains as the step itself does, and steps that can't be captured are refused."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A fork is an identity for everything but a balancer's own backward pass, which counts once."""
+"""A fork is an identity outside a balancer's own backward pass, and that pass counts once."""
 
 import gc
 import weakref
@@ -18,7 +18,7 @@ Pair = namedtuple("Pair", "near far")
 
 
 def pair() -> tuple[Net, Net, GradNorm]:
-    """A network with a balancer on its fork, the same network without one, and the balancer."""
+    """Return a network with a balancer on its fork, the same network without one, and the balancer."""
     net, plain = build("linear", 2), build("linear", 2)
     return net, plain, GradNorm(net.fork, wrt=net.layer, optimizer="sgd", lr=0.1)
 
@@ -75,7 +75,7 @@ def test_nested_features_keep_their_structure():
 
 
 def test_values_and_gradients_without_the_balancer():
-    """The same network may also be trained, or probed, past its balancer."""
+    """A network that has a balancer can also be trained, or differentiated, without it."""
     net, plain, balancer = pair()
     x = batch()
     balancer(losses_of(net(x), x)).backward()
@@ -97,7 +97,7 @@ def func_grad(net: Net, x: Tensor):
 
 
 def func_per_sample(net: Net, x: Tensor):
-    """Gradients for each sample on its own."""
+    """Return a gradient for each sample."""
     each = vmap(grad(of_parameters(net)), in_dims=(None, 0))
     return each({key: p.detach() for key, p in net.named_parameters()}, x[:, None])
 
@@ -143,7 +143,7 @@ def test_transforms(transform):
 @pytest.mark.parametrize("wrt", ["layer", "features", "parameters"])
 @pytest.mark.parametrize("through", ["outputs", "loss"])
 def test_gradient_penalty(wrt: str, through: str):
-    """A penalty on the gradient at the input, of the outputs or of the balancer's loss itself, added to that loss."""
+    """The loss may get a penalty on its own gradient, or on the outputs' gradient, with respect to the input."""
     net, plain, _ = pair()
     if wrt == "parameters":
         balancer = GradNorm(None, wrt=net.layer, tasks=2, optimizer="sgd", lr=0.1)
@@ -161,7 +161,7 @@ def test_gradient_penalty(wrt: str, through: str):
         net.zero_grad()
         (loss + penalty(sum(outputs).sum() if through == "outputs" else loss)).backward()
 
-        # The same without a fork; each head has a copy of the features to differentiate with respect to.
+        # Compute the same without a fork: each head has its own copy of the features to differentiate by.
         z = plain.trunk(x)
         aliases = [z.clone(), z.clone()]
         outputs = plain.outputs([aliases])
@@ -178,7 +178,7 @@ def test_gradient_penalty(wrt: str, through: str):
         full.backward()
         torch.testing.assert_close(gradients(net), gradients(plain), rtol=1e-12, atol=1e-15)
         assert balancer.optimizer.step == t + 1
-        # A fork measures what arrives there in this pass, the penalty's part included; without one, the losses alone.
+        # A fork measures all gradients that arrive in this pass, including the penalty's; without one, the losses'.
         norms = torch.stack([torch.cat([g.flatten() for g in each]).norm() for each in measured])
         torch.testing.assert_close(balancer.statistics["gradient_norms"], norms, rtol=1e-12, atol=0)
 
@@ -242,7 +242,7 @@ def test_a_forward_pass_alone_changes_nothing(learning: bool):
     net, _, balancer = pair()
     x = batch()
     balancer(losses_of(net(x), x)).backward()
-    balancer(losses_of(net(x), x))  # shows the weights of this step, so that nothing is left to happen
+    balancer(losses_of(net(x), x))  # applies this step's weights, so that later calls have nothing to change
     before = state(balancer)
     with torch.set_grad_enabled(learning):
         for _ in range(3):

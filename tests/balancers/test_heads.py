@@ -1,4 +1,4 @@
-"""T linear heads as one product are T `nn.Linear` behind a fork: in values, in derivatives, and however they run."""
+"""`LinearHeads` equals T `nn.Linear` modules behind a fork: in values, in derivatives and in all ways of running it."""
 
 import copy
 import gc
@@ -37,7 +37,7 @@ def test_initial_values_are_those_of_linear_layers(bias: bool):
     if bias:
         assert all(own.equal(head.bias) for own, head in zip(heads.bias, separate, strict=True))
     assert [tuple(p.shape) for p in heads.parameters()] == [(3, 2, 4), (3, 2)][: 1 + bias]
-    assert after.equal(torch.randn(1)), "what is drawn next is another number"
+    assert after.equal(torch.randn(1)), "the heads consumed a different amount of random numbers"
 
 
 def test_no_head():
@@ -50,13 +50,13 @@ def contiguous(outputs: Tensor) -> Tensor:
 
 
 def not_contiguous(outputs: Tensor) -> Tensor:
-    """The gradient of the outputs comes transposed."""
+    """Reduce the outputs such that their gradient is transposed in memory."""
     turned = outputs.movedim(-2, 0).contiguous()
     return (turned * torch.linspace(-1, 2, turned.numel(), dtype=turned.dtype).view_as(turned)).sum()
 
 
 def expanded(outputs: Tensor) -> Tensor:
-    """It comes as one number, expanded."""
+    """Reduce the outputs such that their gradient is one expanded number."""
     return outputs.sum()
 
 
@@ -142,7 +142,7 @@ def test_a_graph_is_differentiated_again(recording: bool):
 
 @RECORDING
 def test_bfloat16_autocast(recording: bool):
-    """Products are taken in bfloat16, as those of separate heads; parameters get gradients of their own type."""
+    """Products are computed in bfloat16, as with separate heads; parameters get gradients of their own type."""
     batched, separate = (net.float() for net in twins(recording))
     outputs = []
     for net in (batched, separate):
@@ -162,7 +162,7 @@ def test_bfloat16_autocast(recording: bool):
 @RECORDING
 @pytest.mark.parametrize("shape", [(3, 4), (2, 2, 4), (4,)], ids=str)
 def test_second_derivatives(recording: bool, shape: tuple[int, ...]):
-    """Against finite differences."""
+    """Second derivatives agree with finite differences."""
     heads = LinearHeads(TASKS, WIDTH, OUTPUTS).double()
     if recording:
         GradNorm(heads.fork)
@@ -179,7 +179,7 @@ def test_second_derivatives(recording: bool, shape: tuple[int, ...]):
 @pytest.mark.parametrize("wrt", ["layer", "features"])
 @pytest.mark.parametrize("through", ["outputs", "loss"])
 def test_gradient_penalty(wrt: str, through: str):
-    """A penalty on the slope at the input; its part that comes through the heads is measured with the tasks'."""
+    """With a penalty on the slope at the input, the penalty's gradient through the heads is measured too."""
     nets = twins()
     balancers = [
         GradNorm(net.fork, wrt=net.trunk[2] if wrt == "layer" else None, optimizer="sgd", lr=0.1) for net in nets
@@ -208,7 +208,7 @@ def func_grad(net: Batched, x: Tensor):
 
 
 def func_per_sample(net: Batched, x: Tensor):
-    """Gradients for each sample on its own."""
+    """Return a gradient for each sample."""
     each = vmap(grad(of_parameters(net)), in_dims=(None, 0))
     return each({key: p.detach() for key, p in net.named_parameters()}, x[:, None])
 
@@ -232,7 +232,7 @@ def forward_mode(net: Batched, x: Tensor):
 
 
 def batched_backward(net: Batched, x: Tensor):
-    """A Jacobian whose rows are one vectorised backward pass."""
+    """Compute a Jacobian by one vectorised backward pass for all rows."""
     return torch.autograd.functional.jacobian(net, x, vectorize=True)
 
 
@@ -243,7 +243,7 @@ def batched_backward(net: Batched, x: Tensor):
     ids=lambda f: f.__name__,
 )
 def test_transforms(transform: Callable, recording: bool):
-    """The same as without a balancer; that is, as the plain product."""
+    """Transforms give the same as without a balancer, that is, as for the plain product."""
     net, plain = twins(recording)[0], twins(recording=False)[0]
     balancer = GradNorm(net.fork) if recording else None
     before = {} if balancer is None else {key: value.clone() for key, value in balancer.named_buffers()}
@@ -276,7 +276,7 @@ def test_whole_model_compiled_is_refused():
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("wrt", ["layer", "features"])
 def test_trunk_compiled(wrt: str):
-    """The heads, which show the fork the gradients, are not; what comes before them may be."""
+    """The trunk may be compiled, but not the heads, which show the fork the gradients."""
     nets = twins()
     trunk = torch.compile(nets[0].trunk, fullgraph=True, backend="aot_eager")
     norms = []
@@ -333,7 +333,7 @@ def test_a_copy_is_a_network_of_its_own(copied: Callable[[Batched], Batched]):
 
 
 def test_a_step_leaves_nothing_behind():
-    """Neither one whose loss was dropped, nor one that was learned from."""
+    """No tensor stays alive, with or without a backward pass through the loss."""
     net, _ = twins()
     balancer = GradNorm(net.fork, wrt=net.trunk[2])
     balancer(losses_of(net(inputs(6)))).backward()

@@ -1,4 +1,4 @@
-"""What the audit of the first step refuses and what it lets pass, where the heads are one product."""
+"""The audit of the first step refuses wrong losses and passes right ones if one product computes all heads."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def mixed_losses(net: Batched, losses: Tensor):
 
 
 def mean_over_tasks(net: Batched, losses: Tensor):
-    """A mean over the wrong dimensions: of samples, of which there are as many as tasks."""
+    """Average over the wrong dimensions, which goes unnoticed if there are as many samples as tasks."""
     return net(inputs(TASKS)).square().mean((1, 2))
 
 
@@ -98,7 +98,7 @@ def scaled(net: Batched, losses: Tensor):
 
 
 def flat_just_now(net: Batched, losses: Tensor):
-    """A task whose gradient is zero just now gives no reason to complain."""
+    """Give one task a gradient that is zero in this step."""
     return losses * torch.tensor([1.0, 0.0, 1.0])
 
 

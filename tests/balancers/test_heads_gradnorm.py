@@ -1,4 +1,4 @@
-"""GradNorm through linear heads as one product: it measures what it does through T `nn.Linear`; what a step costs."""
+"""GradNorm measures the same through `LinearHeads` as through T `nn.Linear`, at a cost that does not depend on T."""
 
 import itertools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ FORMS: dict[str, Callable[[Tensor], object]] = {
 
 
 def trained(net: Net, balancer: GradNorm, form: str, passes: int = 1) -> tuple[Tensor, list[list[Tensor]]]:
-    """20 steps: the weights after each, and the network's gradients in each."""
+    """Train for 20 steps; return the weights after each step, and the network's gradients in each."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     weights, gradients = [], []
     for t in range(20):
@@ -72,7 +72,7 @@ def test_gradnorm_is_that_of_separate_heads(wrt: str, accumulate: int, form: str
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_gradnorm_is_the_papers(wrt: str, optimizer: str, last: type[nn.Module]):
-    """Algorithm 1 by double backward, on separate heads without a fork."""
+    """The result equals the paper's algorithm 1, by double backward on separate heads without a fork."""
     net, plain = twins(recording=False, last=last())
     balancer = GradNorm(**wrt_of(net, wrt), optimizer=optimizer, lr=0.05)
     weights, gradients = trained(net, balancer, "tensor")
@@ -90,7 +90,7 @@ def test_gradnorm_is_the_papers(wrt: str, optimizer: str, last: type[nn.Module])
 
 @pytest.mark.parametrize("wrt", ["features", "layer", "parameters"])
 def test_a_task_is_left_out(wrt: str):
-    """Its weight holds for that step, and its head gets no gradient."""
+    """The weight of a task that is left out stays the same in that step, and its head gets no gradient."""
     nets = twins(recording=False)
     balancers = [GradNorm(**wrt_of(net, wrt) | {"tasks": NAMES}) for net in nets]
     for t, left_out in enumerate([None, "normals", None, "depth", "edges"]):
@@ -109,7 +109,7 @@ def test_a_task_is_left_out(wrt: str):
 
 @pytest.mark.parametrize("wrt", ["features", "layer"])
 def test_heads_applied_twice_in_a_step(wrt: str):
-    """Once to each of two views of a sample, say."""
+    """Heads can run twice in a step, for example on two views of a sample."""
     found = []
     for net in twins(recording=False):
         balancer = GradNorm(**wrt_of(net, wrt))
@@ -125,7 +125,7 @@ def test_heads_applied_twice_in_a_step(wrt: str):
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_step_that_is_not_finite(at: int, bad: str, wrt: str):
-    """A label that is none, of one task, leaves the state as it is; so it does in the very first step."""
+    """A target that is not finite, in one task, leaves the state as it was, also in the very first step."""
     net = build(Batched)
     balancer = GradNorm(**wrt_of(net, wrt))
     state = ("next_weights", "initial_losses", "weights_sum", "optimizer.exp_avg")
@@ -143,7 +143,7 @@ def test_a_step_that_is_not_finite(at: int, bad: str, wrt: str):
 @pytest.mark.parametrize("form", ["tensor", "list"])
 @pytest.mark.parametrize("wrt", ["features", "layer", "parameters"])
 def test_a_pass_that_goes_past_the_balancer_does_not_count(wrt: str, form: str):
-    """Neither one through the losses themselves, nor one through what another balancer made of them."""
+    """A pass through the losses themselves, or through another balancer's total, changes no state."""
     net = build(Batched)
     balancer, other, alone = (GradNorm(**wrt_of(net, wrt), optimizer="sgd", lr=0.1) for _ in range(3))
     for t in range(2):
@@ -177,11 +177,11 @@ def test_gradnorm_under_autocast(wrt: str, inside: bool):
     torch.testing.assert_close(*norms, rtol=2e-2, atol=0)
 
 
-# What a step does
+# The cost of a step
 
 
 def step_counts(num_tasks: int, wrt: str | None) -> Counts:
-    """Of a whole step, but the optimiser's; ``wrt`` None is equal weighting."""
+    """Count a step's operators without the optimiser's; ``wrt`` None is equal weighting."""
     trunk = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
     heads = LinearHeads(num_tasks, 8, OUTPUTS)
     balancer = {

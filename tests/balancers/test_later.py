@@ -1,4 +1,4 @@
-"""What the device knows reaches the host without a wait, and no step depends on when it does."""
+"""`Later` brings a GPU boolean to the CPU without waiting, and no step's result depends on when it arrives."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ COPIES = pytest.mark.parametrize(
 
 
 class Net(nn.Module):
-    """A trunk and three heads, whose losses differ in scale."""
+    """A trunk and three heads, with losses of different scales."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def test_from_the_cpu_at_once(value: bool):
 
 
 def test_what_it_was_then():
-    """A value that changes later, as one in a reused buffer does, is another."""
+    """The value is that of the time it was read, even if its buffer is reused later."""
     values = torch.tensor([False, True])
     later = Later(values.any())
     values.zero_()
@@ -58,9 +58,9 @@ def test_from_other_devices_never():
 @CUDA
 @pytest.mark.parametrize("value", [True, False])
 def test_from_cuda_after_a_while(value: bool):
-    """Asking does not wait; once the device has come so far, the answer is there."""
+    """Polling does not wait; the answer is known once the device has computed it."""
     torch.cuda.synchronize()
-    torch.cuda._sleep(50_000_000)  # tens of milliseconds, which the value has to stand behind
+    torch.cuda._sleep(50_000_000)  # keeps the device busy for tens of milliseconds before the value
     later = Later(torch.full((), value, device="cuda"))
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -77,11 +77,11 @@ def test_a_copy_from_cuda(copied: Callable[[Later], Later]):
     assert copied(Later(torch.ones((), dtype=torch.bool, device="cuda"))).is_true()
 
 
-# GradNorm asks so whether all tasks have begun: whether each has an initial loss.
+# GradNorm uses `Later` to find out whether every task has an initial loss.
 
 
 class Never(Later):
-    """From a device whose answers never come."""
+    """A value on a device whose answers never arrive."""
 
     def is_true(self) -> bool:
         return False
@@ -92,7 +92,7 @@ def named(losses: list[Tensor], *tasks: str) -> dict[str, Tensor]:
 
 
 def run(later: type[Later], monkeypatch: pytest.MonkeyPatch, finite: bool = True) -> dict[str, Tensor]:
-    """The state after steps in which a task comes late, or a loss is not finite at first."""
+    """Return the state after steps in which a task starts late and, if not ``finite``, its first loss is infinite."""
     monkeypatch.setattr("balancers.gradnorm.Later", later)
     net = Net()
     balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"))
@@ -111,7 +111,7 @@ def test_gradnorm_does_the_same_whenever_it_hears(monkeypatch: pytest.MonkeyPatc
 
 
 def test_initial_losses_are_each_tasks_first():
-    """A step that was not finite is none; once all are known they stay."""
+    """A step that is not finite does not count, and a task's initial loss never changes."""
     net = Net()
     balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"))
     first: dict[str, Tensor] = {}
@@ -128,7 +128,7 @@ def test_initial_losses_are_each_tasks_first():
 @COPIES
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_copied_network_with_its_balancer(steps: int, copied: Callable[[nn.ModuleList], nn.ModuleList]):
-    """Also right after a step, when an answer may be on its way."""
+    """A copy continues as the original does, also right after a step, when an answer may still be on its way."""
     net = Net()
     balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=3)
     for t in range(steps):

@@ -1,4 +1,4 @@
-"""Bargaining weights are fair (a duality gap bounds how far from it), whatever the Gramian's scale, order and rank."""
+"""Bargaining weights are fair, by their duality gap, for any scale, order and rank of the Gramian."""
 
 from functools import cache
 
@@ -14,17 +14,17 @@ from .gramians import SIZES, cases, no_waiting
 
 ALPHAS = (0.1, 0.5, 1.0, 2.0, 10.0)
 SOLVABLE = ("random", "orthogonal", "aligned", "ill_conditioned", "duplicated", "uneven", "opposed")
-"""The cases with a condition number up to 1e8 once the rows have norm 1, or whose null space has no cone of weights."""
+"""Cases whose condition number is at most 1e8 with rows of norm 1, or whose null space has no nonnegative weights."""
 
 
 def gap(M: Tensor, w: Tensor, alpha: float) -> Tensor:
-    """A bound on how far the convex objective is above its minimum, over the squared length of the direction.
+    """Return a bound on how far the objective is above its minimum, divided by the direction's squared length.
 
-    With u = w in Fenchel's dual of it, 1/2 u^T M u + sum of (y_i v - phi(v)) at its least v, where y = M u.
+    It uses Fenchel's dual at u = w: -1/2 u^T M u + the sum over i of min_v (y_i v - phi(v)), where y = M u.
     """
     y = (M @ w.unsqueeze(-1)).squeeze(-1)
     energy = (w * y).sum(-1)
-    y = y.clamp(min=1e-25)  # rounding may leave it below zero
+    y = y.clamp(min=1e-25)  # rounding may make it negative
     if alpha == 1:
         return (w * y - 1 - (w * y).log()).sum(-1) / energy
 
@@ -41,7 +41,7 @@ def gramians(num_tasks: int, dtype: torch.dtype = torch.float64) -> dict[str, Te
 
 
 def solvable(num_tasks: int, *without: str, dtype: torch.dtype = torch.float64) -> tuple[list[str], Tensor]:
-    """The names of the cases that have a solution, and their Gramians, ``(N, T, T)``."""
+    """Return the names of the cases that have a solution, and their Gramians, ``(N, T, T)``."""
     found = gramians(num_tasks, dtype)
     names = [name for name in SOLVABLE if name in found and name not in without]
     return names, torch.stack([found[name] for name in names])
@@ -65,7 +65,7 @@ def test_weights_are_fair(num_tasks: int, alpha: float) -> None:
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("num_tasks", SIZES)
 def test_weights_of_a_float32_gramian(num_tasks: int, alpha: float) -> None:
-    # A condition of 1e8 is beyond what float32 can hold, and so are the weights of norms from 1e-4 to 1e4.
+    # Float32 can't represent a condition number of 1e8, nor the weights for norms from 1e-4 to 1e4.
     names, M = solvable(num_tasks, "ill_conditioned", "uneven", dtype=torch.float32)
     w = fair_bargaining(M, alpha)
     assert w.dtype == torch.float32
@@ -86,7 +86,7 @@ def test_nash_for_two_tasks(cosine: float) -> None:
     M = torch.tensor([[4.0, 2 * cosine], [2 * cosine, 1.0]], dtype=torch.float64)
     expected = torch.tensor([0.5, 1.0], dtype=torch.float64) / (1 + cosine) ** 0.5
     torch.testing.assert_close(fair_bargaining(M, 1.0), expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(fair_bargaining(M, 1 + 1e-9), expected, rtol=1e-6, atol=0)  # the general way
+    torch.testing.assert_close(fair_bargaining(M, 1 + 1e-9), expected, rtol=1e-6, atol=0)  # the general algorithm
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -111,7 +111,7 @@ def test_scale(num_tasks: int, dtype: torch.dtype, norm: float, alpha: float) ->
 @pytest.mark.parametrize("num_tasks", [2, 3, 10, 40])
 def test_order_of_tasks_does_not_matter(num_tasks: int, alpha: float) -> None:
     order = torch.randperm(num_tasks)
-    for without, rtol in (("ill_conditioned", "uneven"), 1e-8), ((), 1e-4):  # rounding, times the condition
+    for without, rtol in (("ill_conditioned", "uneven"), 1e-8), ((), 1e-4):  # rounding times the condition number
         _, M = solvable(num_tasks, *without)
         w, permuted = fair_bargaining(M, alpha), fair_bargaining(M[:, order][..., order], alpha)
         torch.testing.assert_close(permuted, w[:, order], rtol=rtol, atol=1e-30)
@@ -159,7 +159,7 @@ def test_noise_far_beyond_rounding_is_survived(num_tasks: int) -> None:
 
 
 def test_an_exact_conflict() -> None:
-    """Each of the two has a little gradient of its own; the third task is weighed as ever."""
+    """The solver adds a small gradient of its own to each of the two tasks; the third keeps its usual weight."""
     M = torch.tensor([[1.0, -2.0, 0.0], [-2.0, 4.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     w = fair_bargaining(M, 1.0)
     epsilon = 12 * torch.finfo(torch.float64).eps

@@ -1,7 +1,7 @@
-"""`conflict_averse` against a bound that holds whatever the weights, from the maximisation that CAGrad starts with.
+"""`conflict_averse` attains a lower bound that follows from CAGrad's original maximisation problem.
 
-For any ``|e| <= c |g_0|``, the least of ``g_i (g_0 + e)`` is at most the minimum that the weights should attain. The
-best `e` is found by SciPy, from the gradients and not from their Gramian.
+For any ``|e| <= c |g_0|``, the smallest ``g_i (g_0 + e)`` is a lower bound on the minimum, which the weights should
+attain. SciPy finds the best ``e`` from the gradients, not from their Gramian.
 """
 
 from functools import lru_cache
@@ -35,10 +35,10 @@ def objective(G: Tensor, c: float, weights: Tensor) -> float:
 
 
 def bound(G: Tensor, c: float) -> float:
-    """The largest lower bound found, in mean squares of the gradients.
+    """Return the largest lower bound found, in units of the gradients' mean square.
 
-    With ``e = k g(k)``, where ``g(k)`` is the shortest convex combination of ``g_i + g_0 / k``, ``|e|`` grows with `k`
-    until it meets the ball's radius or stays inside.
+    Let ``e = k g(k)``, where ``g(k)`` is the shortest convex combination of ``g_i + g_0 / k``. ``|e|`` grows with ``k``
+    until it reaches the ball's radius, or it stays inside.
     """
     rows = normalised(G)
     mean = rows.mean(0)
@@ -103,7 +103,7 @@ def test_norms_that_differ(num_tasks: int, size: int, seed: int, exponent: float
 
 
 def test_two_tasks() -> None:
-    """The closed form against a fine grid."""
+    """The closed form is at least as good as a fine grid."""
     first = np.linspace(0, 1, 2001)
     for seed in range(10):
         for name, G in gradients(2, seed).items():
@@ -115,7 +115,7 @@ def test_two_tasks() -> None:
 
 
 def test_limits() -> None:
-    """A ball of no size leaves the task with the least product with the mean; a large one, the shortest combination."""
+    """Radius 0 gives all weight to the gradient with the least product with the mean; a large one, the shortest sum."""
     for num_tasks in (2, 3, 10):
         M = cases(num_tasks)["random"]
         least = torch.nn.functional.one_hot(M.mean(1).argmin(), num_tasks).double()
@@ -165,7 +165,7 @@ def test_batch_is_the_same_as_a_loop(num_tasks: int) -> None:
 
 @pytest.mark.parametrize("num_tasks", SIZES[1:])
 def test_pareto_stationary(num_tasks: int) -> None:
-    """Where the mean is in conflict with nothing but the combination that is zero, that combination is found."""
+    """If the mean gradient is zero, the solver finds a combination that is zero."""
     M = cases(num_tasks)["stationary"]
     weights = conflict_averse(M, 0.5)
     assert weights @ M @ weights < 1e-10 * M.diagonal().mean()

@@ -1,4 +1,4 @@
-"""`project_on_dual_cone` against SciPy's non-negative least squares, which works on the gradients themselves."""
+"""`project_on_dual_cone` agrees with SciPy's non-negative least squares, which works on the gradients themselves."""
 
 from itertools import pairwise
 
@@ -19,14 +19,14 @@ NOT_UNIQUE = ("conflict", "stationary", "rank_deficient", "rank_one", "nearly_si
 
 
 def excess(G: Tensor, w: Tensor, v: Tensor) -> float:
-    """``|G^T v|^2`` over that of the projection, in mean squares of the gradients: NNLS for ``v - w >= 0``."""
+    """Return ``|G^T v|^2`` minus the projection's (NNLS for ``v - w >= 0``), in units of the gradients' mean square."""
     scaled = (G / G.square().sum(1).mean().sqrt().clamp_min(1e-300)).numpy().T
     residual = nnls(scaled, -scaled @ w.double().numpy(), maxiter=100_000)[1]
     return float(np.square(scaled @ v.double().numpy()).sum() - residual**2)
 
 
 def several_weights(num_tasks: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Of UPGrad (one task), DualProj (the mean), and some that are negative."""
+    """Return the weights of UPGrad (one task) and of DualProj (the mean), and some that are partly negative."""
     return (
         torch.eye(num_tasks, dtype=dtype)[num_tasks // 2],
         torch.full((num_tasks,), 1 / num_tasks, dtype=dtype),
@@ -43,7 +43,7 @@ def test_is_the_projection(num_tasks: int) -> None:
                 assert v.isfinite().all()
                 assert (v >= w).all()
                 gap = excess(G, w, v)
-                # A condition number of 1e14 is beyond what the Gramian's own rounding allows.
+                # The Gramian's own rounding does not allow a condition number of 1e14.
                 assert gap < (1e-4 if name == "nearly_singular" else 1e-7), (name, seed, gap)
 
 
@@ -64,7 +64,7 @@ def test_is_the_projection_in_float32(num_tasks: int) -> None:
 
 @pytest.mark.parametrize("angle", [1e-2, 1e-3, 1e-4])
 def test_narrow_cone(angle: float) -> None:
-    """Two gradients are almost opposed, so that it takes large weights on both to get away from a third.
+    """Two gradients are almost opposed, so that both need large weights to outweigh a third.
 
     The smallest eigenvalue that matters is ``2 * angle ** 2``.
     """
@@ -101,7 +101,7 @@ def test_without_conflict_weights_stay() -> None:
 
 
 def test_weights_are_broadcast() -> None:
-    """UPGrad's call: the T unit vectors for one Gramian."""
+    """UPGrad passes the T unit vectors as weights for one Gramian."""
     for num_tasks in SIZES[:-1]:
         M, units = cases(num_tasks)["random"], torch.eye(num_tasks, dtype=torch.float64)
         together = project_on_dual_cone(M.unsqueeze(-3), units)
@@ -140,7 +140,7 @@ def test_order_of_tasks_is_of_no_consequence(num_tasks: int) -> None:
             v, permuted = project_on_dual_cone(M, w), project_on_dual_cone(M[order][:, order], w[order])
             if name not in NOT_UNIQUE:
                 torch.testing.assert_close(permuted, v[order], rtol=1e-8, atol=1e-8)
-            difference = permuted - v[order]  # G^T v is unique all the same
+            difference = permuted - v[order]  # G^T v is unique even if v is not
             length = difference @ M[order][:, order] @ difference / M.diagonal().mean().clamp_min(1e-300)
             assert length < 1e-8 * v.abs().max().clamp_min(1) ** 2
 
@@ -154,7 +154,7 @@ def test_equal_tasks_are_raised_equally(num_tasks: int) -> None:
 
 
 def test_weights_stay_small_where_they_need_not_grow() -> None:
-    """At a Pareto-stationary point weights may grow without bound along the combination that is zero."""
+    """At a Pareto-stationary point, adding the combination that is zero could make the weights arbitrarily large."""
     for num_tasks in SIZES[1:]:
         for name in ("conflict", "stationary"):
             for w in several_weights(num_tasks, torch.float64):
@@ -162,7 +162,7 @@ def test_weights_stay_small_where_they_need_not_grow() -> None:
 
 
 def test_two_tasks() -> None:
-    """Gradients that agree, that conflict, and with a negative weight or two."""
+    """Gradients agree or conflict, with no, one or two negative weights."""
     for product, w, expected in (
         (1.0, [1.0, 2.0], [1.0, 2.0]),
         (-1.0, [3.0, 1.0], [3.0, 1.5]),

@@ -1,4 +1,4 @@
-"""`minimum_norm` against SciPy's non-negative least squares, which works on the gradients and not on their Gramian."""
+"""`minimum_norm` agrees with SciPy's non-negative least squares, which works on gradients and not on their Gramian."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SEEDS = {1: 1, 2: 8, 3: 8, 5: 5, 10: 3, 40: 1, 100: 1}
 
 
 def shortest(G: Tensor) -> float:
-    """The squared norm of the shortest convex combination of G's rows over their mean square (Lawson and Hanson)."""
+    """Return the squared norm of the shortest convex combination over G's mean square (Lawson and Hanson)."""
     scaled = (G / G.square().sum(1).mean().sqrt().clamp_min(1e-300)).numpy()
     solution = nnls(np.vstack([scaled.T, np.ones(len(G))]), np.append(np.zeros(G.shape[1]), 1), maxiter=100_000)[0]
     return float(np.square(solution / solution.sum() @ scaled).sum())
@@ -49,7 +49,7 @@ def test_is_as_short_as_the_shortest(num_tasks: int, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("num_tasks", SIZES)
 def test_duality_gap_is_small(num_tasks: int) -> None:
-    """``f - f* <= 2 (f - min_i (M lambda)_i)``, by convexity and for any `lambda`: no reference is needed."""
+    """``f - f* <= 2 (f - min_i (M lambda)_i)`` holds by convexity for any ``lambda``, so no reference is needed."""
     for name, M in cases(num_tasks).items():
         product = M @ minimum_norm(M)
         gap = 2 * (minimum_norm(M) @ product - product.min()) / M.diagonal().mean().clamp_min(1e-300)
@@ -64,7 +64,7 @@ def test_norms_that_differ(num_tasks: int, size: int, seed: int, exponent: float
     G *= 10 ** (exponent * torch.rand(num_tasks, 1, generator=generator, dtype=torch.float64))
     weights = minimum_norm(G @ G.T)
     assert_on_simplex(weights)
-    # Also in units of the shortest gradient: a gap over the mean square would forgive a wrong answer.
+    # Measure the gap in units of the shortest gradient: in units of the mean square, a wrong answer could pass.
     smallest = G.square().sum(1).min() / G.square().sum(1).mean()
     assert length(G, weights) - shortest(G) < 1e-8 * smallest + 1e-15
 
@@ -87,7 +87,7 @@ def test_common_scale_in_float32() -> None:
 def test_order_of_tasks_is_of_no_consequence(num_tasks: int) -> None:
     order = torch.randperm(num_tasks)
     for name, M in cases(num_tasks).items():
-        if name not in ("rank_deficient", "rank_one", "nearly_singular"):  # their solution is not unique
+        if name not in ("rank_deficient", "rank_one", "nearly_singular"):  # their solutions are not unique
             torch.testing.assert_close(minimum_norm(M[order][:, order]), minimum_norm(M)[order], rtol=0, atol=1e-8)
 
 
@@ -111,7 +111,7 @@ def test_batch_is_the_same_as_a_loop(num_tasks: int) -> None:
 
 
 def test_two_tasks() -> None:
-    """The three cases of the closed form: the first alone, the second alone, the foot of the perpendicular."""
+    """The closed form has three cases: the first gradient, the second, and the foot of the perpendicular."""
     for G, expected in (
         ([[1.0, 0], [2, 1]], [1.0, 0.0]),
         ([[2.0, 1], [1, 0]], [0.0, 1.0]),

@@ -1,4 +1,4 @@
-"""Spectra agree with LAPACK's, by Jacobi's method too, and least-squares solutions with the pseudoinverse."""
+"""Spectra agree with LAPACK's, also by Jacobi's method; least-squares solutions agree with the pseudoinverse."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,14 @@ METHODS = pytest.mark.parametrize("method", ["lapack", "jacobi"], indirect=True)
 
 @pytest.fixture
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What another device would use, on the CPU."""
+    """Run the test on the CPU, with LAPACK or with the Jacobi method that other devices use."""
     if request.param == "jacobi":
         monkeypatch.setattr(spectrum, "_lapack", spectrum._jacobi)
     return request.param
 
 
 def matrices(num_tasks: int) -> dict[str, Tensor]:
-    """Gramians, and what is hard for Jacobi's method: clusters of eigenvalues, equal diagonals, both signs."""
+    """Return Gramians and matrices that are hard for Jacobi's method: equal or close eigenvalues, or of both signs."""
     T = num_tasks
     Q = torch.linalg.qr(torch.randn(T, T, dtype=torch.float64))[0]
     few = 1.0 + torch.arange(T, dtype=torch.float64) % 2
@@ -91,7 +91,7 @@ def test_pseudo_solve_is_the_pseudoinverse(num_tasks: int, dtype: torch.dtype, m
         values = torch.linalg.eigvalsh(M) / scale(M)
         least = values[values > rtol * values[-1]].min().item() if M.any() else 1.0
         if least < 2 * rtol * values[-1] or least < 1e-10:
-            continue  # rounding decides on the rank, or on the solution
+            continue  # rounding decides the rank or the solution
         expected = torch.linalg.pinv(M, hermitian=True, rtol=rtol) @ right.double()
         largest = expected.abs().max().item()
         torch.testing.assert_close(w.double(), expected, rtol=0, atol=(1e-6 + 1e-14 / least) * largest, msg=name)
@@ -99,7 +99,7 @@ def test_pseudo_solve_is_the_pseudoinverse(num_tasks: int, dtype: torch.dtype, m
 
 @pytest.mark.parametrize("num_tasks", [3, 10])
 def test_the_rank_is_that_of_numpy(num_tasks: int) -> None:
-    """M^+ M has as many ones on its spectrum as M has rank."""
+    """The trace of the projector M^+ M is the rank of M."""
     for name in ("random", "rank_deficient", "rank_one", "duplicated", "zeros", "zero_row"):
         M = cases(num_tasks)[name]
         projector = pseudo_solve(M.expand(num_tasks, -1, -1), M)
@@ -164,7 +164,7 @@ def test_degenerate_gramians_are_finite(num_tasks: int, method: str) -> None:
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 10])
 def test_does_not_wait_for_the_device(num_tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a device other than the CPU, where LAPACK is nothing to wait for."""
+    """Jacobi's method, which all devices but the CPU use, does not wait. On the CPU LAPACK has nothing to wait for."""
     monkeypatch.setattr(spectrum, "_lapack", spectrum._jacobi)
     for M in cases(num_tasks).values():
         right = torch.ones(num_tasks, dtype=torch.float64)

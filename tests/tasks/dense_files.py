@@ -1,4 +1,4 @@
-"""Writes small data sets in the layout of MTAN's, of images from which all targets can be learned."""
+"""Write small data sets in the layout of MTAN's, with images from which all targets can be learned."""
 
 from pathlib import Path
 
@@ -16,9 +16,10 @@ def write(
     normals: bool = True,
     farthest: float = 4.0,
 ) -> Path:
-    """Floors (class 1) and walls (0), each with a box of another class, numbered from 0 in both splits.
+    """Write images of a floor (class 1) and a wall (class 0) with a box of another class; return ``root``.
 
-    The label, depth and normal of some pixels are unknown: of the first two columns, rows, and the last two rows.
+    Images are numbered from 0 in both splits. Some targets are unknown: labels in the first two columns, depths in the
+    first two rows, and normals in the last two rows.
     """
     random = np.random.default_rng(7)
     height, width = size

@@ -1,4 +1,4 @@
-"""The augmentation of the multi-task literature: sizes kept, targets changed as the scene's enlargement has it."""
+"""The augmentation of the multi-task literature keeps sizes and changes targets as enlarging the scene requires."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tasks.dense.images import Images
 
 
 def wall(height: int = 24, width: int = 36) -> Images:
-    """A slanted wall whose image is a smooth function of the place, with targets that tell where a pixel was."""
+    """Return a slanted wall whose image is a smooth function of the position; labels tell where a pixel was."""
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     normal = torch.tensor([0.6, 0.0, 0.8])[:, None, None].expand(3, height, width).clone()
     normal[:, :6] = 0
@@ -20,7 +20,7 @@ def wall(height: int = 24, width: int = 36) -> Images:
 
 
 def drawn(images: Images, seed: int, *, inverse_depth: bool = False) -> tuple[Images, float, bool]:
-    """What came of it, by which scale, and whether it was mirrored: told from the normals and the image."""
+    """Return the augmented images, their scale and whether they were mirrored, as seen in the image and the normals."""
     changed = augment(images, torch.Generator().manual_seed(seed), inverse_depth=inverse_depth)
     rows = changed.image[0, 1, :, 0]
     span = float(rows[-1] - rows[0])
@@ -33,7 +33,7 @@ def test_every_scale_place_and_side_comes_up():
     kinds = [(scale, mirrored) for _, scale, mirrored in seen]
     for scale in SCALES:
         for mirrored in (False, True):
-            assert 15 < kinds.count((scale, mirrored)) < 55  # of 33 expected
+            assert 15 < kinds.count((scale, mirrored)) < 55  # 33 expected
     first_rows = {float(changed.image[0, 1, 0, 0]) for changed, scale, _ in seen if scale == 1.5}
     assert len(first_rows) == 24 - 16 + 1
 
@@ -89,7 +89,7 @@ def test_mirroring_twice_changes_nothing():
 
 
 def test_a_mirrored_plane_has_the_normals_of_its_mirrored_depth():
-    """Normals from finite differences of the depth, so that the sign of x is not taken from the code."""
+    """Finite differences of the depth give the normals' signs, independently of the code under test."""
 
     def slope(depth: Tensor) -> Tensor:
         return depth[..., 10, 20] - depth[..., 10, 19]

@@ -1,4 +1,4 @@
-"""Data sets in folders: what is found, what is read, and what is refused by name without being executed."""
+"""Data sets in folders are found and read; broken files are refused by name, and no code in them is executed."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def saved(path: Path, array: np.ndarray) -> None:
     np.save(path, array)
 
 
-# What is found and read
+# Finding and reading
 
 
 def test_files_come_in_numeric_order(root):
@@ -122,7 +122,7 @@ def test_the_fingerprint_is_that_of_names_and_sizes(root, tmp_path_factory):
     assert of(other) not in (changed, of(root))
 
 
-# What is refused
+# Refusing
 
 
 def test_a_folder_that_is_missing_or_empty_is_named(root, tmp_path):
@@ -202,7 +202,7 @@ def test_a_truncated_file_is_named(root, kind, left):
 
 
 class Bomb:
-    """Leaves a file behind when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -242,7 +242,7 @@ def test_a_pickle_is_refused_and_not_executed(root, kind, where, tmp_path):
     assert not trap.exists()
     if where == "for a file":
         pickle.loads(path.read_bytes())
-        assert trap.exists()  # it would have worked
+        assert trap.exists()  # the bomb itself works
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")

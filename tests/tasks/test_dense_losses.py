@@ -1,4 +1,4 @@
-"""The losses of dense prediction against plain NumPy, with pixels, and whole images, that have no target."""
+"""The losses of dense prediction agree with plain NumPy, also for pixels and whole images without a target."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ N, C, H, W = 3, 5, 6, 8
 
 
 def targets(share: float) -> dict[str, torch.Tensor]:
-    """Random ones, of which each pixel has a ``share`` of a chance; the second image has none."""
+    """Return random targets, which a pixel has with probability ``share``; the second image has none."""
     known = torch.rand(N, H, W) < share
     known[1] = False
     normal = torch.nn.functional.normalize(torch.randn(N, 3, H, W), dim=1)

@@ -1,4 +1,4 @@
-"""The metrics of dense prediction against scikit-learn and plain NumPy."""
+"""The metrics of dense prediction agree with scikit-learn and plain NumPy."""
 
 import math
 
@@ -20,7 +20,7 @@ def given(measure: Measure, prediction: Tensor, true: Tensor, chunk: int) -> Mea
 
 
 def masks(shape: tuple[int, ...]) -> Tensor:
-    """Which pixels have a target; the second image has none."""
+    """Return a mask of the pixels that have a target; the second image has none."""
     known = torch.rand(shape) < 0.8
     known[1] = False
     return known
@@ -80,7 +80,7 @@ def test_angles_agree_with_numpy(seed, pixels):
     torch.manual_seed(seed)
     known = masks((4, 7, pixels))
     true = torch.nn.functional.normalize(torch.randn(4, 3, 7, pixels), dim=1) * known[:, None]
-    prediction = (true + torch.randn_like(true) / 3) * torch.rand(4, 1, 7, pixels)  # of any length
+    prediction = (true + torch.randn_like(true) / 3) * torch.rand(4, 1, 7, pixels)  # vectors of any length
     scores = given(Normals(), prediction, true, 3).scores()
     p, t = (field.movedim(1, -1)[known].double().numpy() for field in (prediction, true))
     cosine = (p * t).sum(-1) / np.linalg.norm(p, axis=-1) / np.linalg.norm(t, axis=-1)

@@ -1,4 +1,4 @@
-"""The dense-prediction network: what it computes, what its tasks share, and which images it takes."""
+"""The dense-prediction network computes the right outputs, shares the right layers and refuses unsuitable images."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def made(seed: int = 0) -> SegNet:
 
 
 def with_indices(net: SegNet, x: Tensor) -> list[Tensor]:
-    """The network as the SegNet paper has it: indices of the maxima, and unpooling."""
+    """Run the network as in the SegNet paper: with the indices of the maxima, and unpooling."""
     indices = []
     for stage in net.encoder:
         x, where = F.max_pool2d(stage(x), 2, return_indices=True)
@@ -32,7 +32,7 @@ def test_features_go_back_to_where_their_maximum_was(training):
     net = made().double().train(training)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.constant_(module.bias, 6)  # no ReLU is at 0, so that no pixels tie
+            torch.nn.init.constant_(module.bias, 6)  # keeps all ReLUs above 0, so that no pixels tie
     images = torch.rand(3, 3, 16, 24, dtype=torch.float64)
     ours, theirs = net(images), with_indices(net, images)
     assert [tuple(prediction.shape) for prediction in ours] == [(3, 5, 16, 24), (3, 1, 16, 24), (3, 3, 16, 24)]
@@ -51,7 +51,7 @@ def test_features_go_back_to_where_their_maximum_was(training):
 def test_all_pixels_that_tie_for_the_maximum_are_its_place():
     net = SegNet((2,), (1,), (2,)).eval()
     with torch.no_grad():
-        net.encoder[0][0].weight.zero_()  # every feature is 0
+        net.encoder[0][0].weight.zero_()  # makes every feature 0
         net.decoder[0][0].weight.zero_()
         net.decoder[0][0].weight[:, :, 1, 1] = 1
     seen = []

@@ -1,4 +1,4 @@
-"""What both physics-informed problems must do: derivatives, points, losses and score, against independent ones."""
+"""Both physics-informed problems: derivatives, points, losses and scores agree with independent computations."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -26,19 +26,19 @@ def seeded(seed: int) -> torch.Generator:
 def initial_model(problem: PhysicsProblem, seed: int = 0) -> TanhNetwork:
     torch.manual_seed(seed)
     model = problem.model()
-    for parameter in model.parameters():  # biases too, which are zero at first
+    for parameter in model.parameters():  # biases too: they start at zero
         nn.init.normal_(parameter, std=0.3)
     return model
 
 
 def within(problem: PhysicsProblem, count: int, seed: int = 3) -> Tensor:
-    """Points in the box's interior, float64."""
+    """Return random points in the box's interior, in float64."""
     low, high = torch.tensor(problem.box, dtype=torch.float64).T
     return low + (high - low) * (0.02 + 0.96 * torch.rand(count, 2, generator=seeded(seed), dtype=torch.float64))
 
 
 def differentiated(function: Callable[[Tensor], Tensor], points: Tensor, along: Sequence[int]) -> Jet:
-    """The jet by differentiating twice."""
+    """Compute the jet by differentiating twice."""
     points = points.clone().requires_grad_()
     values = function(points)
     (gradients,) = torch.autograd.grad(values.sum(), points, create_graph=True)
@@ -61,7 +61,7 @@ class Exact(Field):
 
 
 def in_numpy(model: TanhNetwork) -> Callable[[np.ndarray], np.ndarray]:
-    """The network as plain NumPy, in float64."""
+    """Return the network as a plain NumPy function, in float64."""
     weights = [parameter.detach().double().numpy() for parameter in model.parameters()]
     centre, scale = model.centre.double().numpy(), model.scale.double().numpy()
 
@@ -75,7 +75,7 @@ def in_numpy(model: TanhNetwork) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def differences(u: Callable[[np.ndarray], np.ndarray], points: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and second derivative along an axis, by central differences of fourth order."""
+    """Return the first and second derivative along an axis, by central differences of fourth order."""
     h = 2e-3
     step = h * np.eye(2)[axis]
     m2, m1, at, p1, p2 = (u(points + k * step) for k in (-2, -1, 0, 1, 2))

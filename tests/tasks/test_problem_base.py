@@ -1,4 +1,4 @@
-"""What every problem states and gets from `Problem`, tried on a problem as a user would write one."""
+"""`Problem` checks what every problem must define and provides what all share, here for a user's problem."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError
@@ -57,10 +57,10 @@ def test_a_problem_that_states_all_is_accepted():
     ("fact", "value", "message"),
     [
         ("tasks", (), r"Sines\.tasks is \[\]; expected at least one"),
-        ("tasks", ("slow", "slow"), "each with a name of its own"),
+        ("tasks", ("slow", "slow"), "all with different names"),
         ("metrics", (Metric("sum", "", "", True),) * 2, r"Sines\.metrics is \['sum', 'sum'\]"),
-        ("metrics", (Metric("sum", "", "", True, "medium"),), "metric 'sum' is of task 'medium'; tasks: "),
-        ("primary", "mean", r"Sines\.primary is 'mean', which is none of its metrics: \['sum', 'e'\]"),
+        ("metrics", (Metric("sum", "", "", True, "medium"),), r"metric 'sum' has task 'medium'; expected one of \["),
+        ("primary", "mean", r"Sines\.primary is 'mean'; expected the name of one of its metrics: \['sum', 'e'\]"),
         ("static_weights", {"one": (1.0,)}, r"static_weights\['one'\] has 1 weights that sum to 1.0; expected 2"),
         ("static_weights", {"tiny": (0.1, 0.1)}, r"static_weights\['tiny'\] has 2 weights that sum to 0.2; expected 2"),
     ],
@@ -100,7 +100,7 @@ def test_a_recipe_out_of_range_is_refused(change, message):
 
 def test_evaluating_puts_every_modules_mode_back():
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 3)))
-    model[1].eval()  # frozen statistics, as when fine-tuning
+    model[1].eval()  # statistics are frozen, as in fine-tuning
     modes = [module.training for module in model.modules()]
     with evaluating(model):
         assert not any(module.training for module in model.modules())

@@ -1,4 +1,4 @@
-"""Burgers: the solution against two other methods, and where its points lie; the rest is in ``test_physics.py``."""
+"""Burgers' solution agrees with two other methods, and its points lie where they should; see ``test_physics.py``."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,10 @@ from tasks.burgers import NU, Burgers
 
 
 def spectral(times: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The solution ``(times, places)``, integrated in time as a Fourier series of period 2.
+    """Return the solution ``(times, places)``, by integrating a Fourier series of period 2 in time.
 
-    Its coefficients are imaginary, as u is odd. Of those that N points resolve, products leave out the upper third.
+    The coefficients are imaginary because u is odd. Products drop the upper third of the frequencies that N points can
+    represent.
     """
     N = 1536
     k = np.pi * np.arange(N // 2 + 1)
@@ -56,7 +57,7 @@ def test_adaptive_quadrature_of_the_same_integral_agrees(t, x):
 
 
 def test_the_shocks_slope_is_the_published_one():
-    """Basdevant et al. 1986, table 2: the steepest slope at x = 0 is -152.00516, at pi t = 1.6037."""
+    """In table 2 of Basdevant et al. (1986), the steepest slope at x = 0 is -152.00516, at pi t = 1.6037."""
     points = torch.tensor([[1.6037 / np.pi, 0.0]], dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(Burgers.solution(points).sum(), points)
     assert gradient[0, 1].item() == pytest.approx(-152.00516, abs=1e-3)
@@ -75,9 +76,9 @@ def test_the_initial_and_boundary_values():
 def test_points_lie_inside_at_the_start_and_on_both_sides():
     pools = Burgers().pools(torch.Generator().manual_seed(4))
     t, x = pools["residual"].double().T
-    assert len((t * 10_000).floor().clamp(0, 9_999).unique()) > 9_990  # one in every strip, but for rounding
+    assert len((t * 10_000).floor().clamp(0, 9_999).unique()) > 9_990  # one point in every strip, up to rounding
     assert (x < 0).double().mean().item() == pytest.approx(0.5, abs=1e-3)
-    for share in (0.1, 0.5, 0.9):  # uniform
+    for share in (0.1, 0.5, 0.9):  # quantiles of a uniform distribution
         assert x.abs().quantile(share).item() == pytest.approx(share, abs=2e-3)
 
     start, sides = pools["initial"], pools["boundary"]

@@ -1,4 +1,4 @@
-"""Cityscapes on small files in the same layout: where it differs from NYUv2, which has the tests of what they share."""
+"""Cityscapes, on small files of the same layout, where it differs from NYUv2. NYUv2's tests cover what they share."""
 
 import itertools
 import math
@@ -96,7 +96,7 @@ def test_augmentation_enlarges_inverse_depth(root, data):
 
     assert deepest(made(root)) == {0.5}
     found = deepest(made(root, augment=True))
-    assert {0.5, 0.6, 0.75} <= found  # others are of crops without the nearest wall
+    assert {0.5, 0.6, 0.75} <= found  # other values come from crops without the nearest wall
     assert (min(found), max(found)) == (0.5, 0.75)
 
 

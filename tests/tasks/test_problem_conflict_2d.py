@@ -1,4 +1,4 @@
-"""The two-objective landscape, against the papers' formulas and a search for its Pareto front."""
+"""The two-objective landscape agrees with the papers' formulas, and its Pareto front with a search."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from tasks.conflict_2d import STARTS, Conflict2D, draw_trajectories, landscape, 
 
 
 def by_hand(x: float, y: float) -> tuple[float, float]:
-    """CAGrad's losses at a point, written down from the paper."""
+    """Return CAGrad's two losses at a point, by the paper's formulas."""
     f1 = math.log(max(abs(0.5 * (-x - 7) - math.tanh(-y)), 0.000005)) + 6
     f2 = math.log(max(abs(0.5 * (-x + 3) + math.tanh(-y) + 2), 0.000005)) + 6
     g1 = ((-x + 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20
@@ -62,6 +62,35 @@ def test_there_is_a_way_down_from_the_start_on_the_edge():
         assert gradient[1] > 1
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize("x", [0.0, -2.0, 3.0])
+def test_the_gradient_on_the_edge_is_the_sum_of_both_sides(x, scale):
+    """On the edge, y = 0, each maximum takes its argument's derivative, though it is constant on one side of the edge.
+
+    The start (0, 0) lies on the edge. The expected slopes are one-sided, second-order differences of `by_hand`.
+    """
+    h = 1e-5
+    at, above, further, below, lower = (np.array(by_hand(x, y)) for y in (0, h, 2 * h, -h, -2 * h))
+    from_above = (4 * above - further - 3 * at) / (2 * h)
+    from_below = (3 * at - 4 * below + lower) / (2 * h)
+    expected = (from_above + from_below) * (scale, 1)
+
+    theta = torch.tensor([x, 0.0], dtype=torch.float64, requires_grad=True)
+    for loss, slope in zip(landscape(theta, scale), expected, strict=True):
+        [gradient] = torch.autograd.grad(loss, theta, retain_graph=True)
+        assert abs(slope) > 0.5
+        assert gradient.tolist() == pytest.approx([0, slope], rel=1e-7)
+
+
+def test_the_start_on_the_edge_has_the_papers_gradient():
+    """The slope is (f - g) / 2, as tanh(y / 2) has slope 1/2 at 0; f = log(3.5) + 6 and g = -14.46 for both losses."""
+    model = Conflict2D(start=2, scale=1).model()
+    slope = (math.log(3.5) + 6 + 14.46) / 2
+    for loss in landscape(model(), scale=1):
+        [gradient] = torch.autograd.grad(loss, model.theta, retain_graph=True)
+        assert gradient.tolist() == pytest.approx([0, slope], rel=1e-6)
+
+
 # The Pareto front
 
 
@@ -74,7 +103,7 @@ def test_no_point_of_a_fine_grid_beats_the_front():
 
 
 def test_the_grids_own_undominated_points_lie_on_the_front():
-    """A search that knows nothing of weighted sums, over all of the landscape."""
+    """A search of the whole landscape, without weighted sums, finds the same front."""
     ticks = torch.linspace(-15, 15, 1201, dtype=torch.float64)
     points = torch.stack(torch.meshgrid(ticks, ticks, indexing="ij"), -1).flatten(0, 1)
     losses = landscape(points, scale=1).numpy()
@@ -84,7 +113,7 @@ def test_the_grids_own_undominated_points_lie_on_the_front():
     assert len(undominated) > 500
     ours = landscape(pareto_front(2001), scale=1)
     assert torch.cdist(torch.from_numpy(losses[undominated]), ours).min(1).values.max() < 0.02
-    found = points[undominated]  # half a unit off in y costs less than a step of the grid in x
+    found = points[undominated]  # half a unit in y changes the losses less than a grid step in x
     assert torch.cdist(found, pareto_front(2001)).min(1).values.max() < 0.5
     assert found[:, 0].min() == pytest.approx(-7, abs=0.03)
     assert found[:, 0].max() == pytest.approx(7, abs=0.03)
@@ -96,7 +125,7 @@ def test_the_fronts_points_are_minima_of_weighted_sums():
     losses = landscape(theta, scale=1)
     (p * losses[:, 0] + (1 - p) * losses[:, 1]).sum().backward()
     assert theta.grad.abs().max() < 1e-9
-    assert theta[5].tolist() == pytest.approx([0, -8.3552], abs=2e-4)  # as in the papers' public code
+    assert theta[5].tolist() == pytest.approx([0, -8.3552], abs=2e-4)  # the point in the papers' public code
 
 
 # The problem

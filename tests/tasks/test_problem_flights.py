@@ -1,4 +1,4 @@
-"""The flights problem's data, model, losses and metrics, against independent computations."""
+"""The flights problem's data, model, losses and metrics agree with independent computations."""
 
 import importlib.util
 import itertools
@@ -50,17 +50,17 @@ def data() -> FlightsData:
 
 @pytest.fixture(scope="module")
 def small(data) -> FlightsData:
-    """The first 3,000 flights of each split."""
+    """Return the first 3,000 flights of each split."""
     train, validation, test = (Samples(*(part[:3000] for part in getattr(data, name))) for name in SPLITS)
     return FlightsData(train, validation, test, data.schedule[:3000])
 
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    """The flights as published, with their weather, the day of the year from 0 on and the split of each."""
+    """Return the published flights with their weather, day of the year (from 0) and split."""
     table = pd.read_csv(FLIGHTS_FILE)
     weather = pd.read_csv(WEATHER_FILE).drop_duplicates(["time_hour", "origin"])
-    # A join in universal time, where the problem's is in local time.
+    # Join by universal time; the problem joins by local time.
     table = table.merge(weather, on=["time_hour", "origin"], how="left", suffixes=("", "_of_weather"))
     table["date"] = pd.to_datetime(table[["year", "month", "day"]])
     table["day_of_year"] = (table["date"] - pd.Timestamp("2013-01-01")).dt.days
@@ -129,7 +129,7 @@ def test_numbers_are_the_schedule_and_the_weather_that_is_joined_another_way(spl
     numbers = getattr(data, split).numbers.numpy()
     assert numbers.shape[1] == 35
     assert np.isfinite(numbers).all()
-    # Column 8 is the rain, below.
+    # Column 8, the rain, is checked below.
     np.testing.assert_allclose(np.delete(numbers[:, :12], 8, 1), standardised.loc[chosen.index], atol=1e-4)
 
     np.testing.assert_array_equal(numbers[:, 12:15], chosen[["temp", "pressure", "wind_dir"]].isna())
@@ -227,12 +227,12 @@ def test_the_package_is_found_without_being_imported(data):
     [
         (0, lambda table: table.drop(columns="dep_delay"), r"flights\.csv has no column dep_delay"),
         (1, lambda table: table.drop(columns="temp"), r"weather\.csv has no column temp"),
-        (0, lambda table: table.assign(hour="noon"), r"flights\.csv: column hour has values that are no numbers"),
+        (0, lambda table: table.assign(hour="noon"), r"flights\.csv: column hour has values that are not numbers"),
         (0, lambda table: table.assign(carrier=None), r"flights\.csv: column carrier has rows without a value"),
-        (1, lambda table: table.assign(pressure="high"), r"weather\.csv: column pressure has values that are no num"),
+        (1, lambda table: table.assign(pressure="high"), r"weather\.csv: column pressure has values that are not n"),
         (0, lambda table: table, r"flights\.csv: column carrier has \d+ different values; expected 16"),
         (1, lambda table: table.assign(origin="BOS"), r"weather\.csv: column origin has 'BOS'; expected EWR, JFK, LGA"),
-        (1, lambda table: table.assign(year=2014), r"weather\.csv: column year has others than 2013"),
+        (1, lambda table: table.assign(year=2014), r"weather\.csv: column year has other years than 2013"),
     ],
 )
 def test_a_broken_table_is_refused_by_file_and_column(which, change, message, monkeypatch, tmp_path):

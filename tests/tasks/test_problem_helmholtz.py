@@ -1,4 +1,4 @@
-"""Helmholtz: the solution against a spectral one, and where its points lie; the rest is in ``test_physics.py``."""
+"""Helmholtz's solution agrees with a spectral one, and its points lie where they should; see ``test_physics.py``."""
 
 import math
 
@@ -11,7 +11,7 @@ from tasks.helmholtz import Helmholtz, source
 
 
 def chebyshev(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The n + 1 Chebyshev points on [-1, 1], falling, and the matrix that differentiates a polynomial through them."""
+    """Return the n + 1 Chebyshev points on [-1, 1], descending, and their polynomials' differentiation matrix."""
     x = np.cos(np.pi * np.arange(n + 1) / n)
     c = np.r_[2, np.ones(n - 1), 2] * (-1) ** np.arange(n + 1)
     between = x[:, None] - x + np.eye(n + 1)
@@ -21,7 +21,7 @@ def chebyshev(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_spectral_solution_of_the_equation_agrees(split):
-    """Collocation: with zero boundary values, ``(D2 + k^2) U + U D2^T = Q`` at the inner points."""
+    """Collocation with zero boundary values solves ``(D2 + k^2) U + U D2^T = Q`` at the inner points."""
     x, D = chebyshev(40)
     second = (D @ D)[1:-1, 1:-1]
     inner = torch.from_numpy(x[1:-1].copy())
@@ -52,7 +52,7 @@ def test_points_lie_inside_and_on_all_four_sides():
     pools = Helmholtz().pools(torch.Generator().manual_seed(4))
     for axis in (0, 1):  # a Latin hypercube: one point in every strip
         strips = ((pools["residual"][:, axis].double() + 1) / 2 * 10_000).floor().clamp(0, 9_999)
-        assert len(strips.unique()) > 9_990  # all, but for rounding
+        assert len(strips.unique()) > 9_990  # all, up to rounding
     boundary = pools["boundary"]
     sides = [boundary[boundary[:, axis] == side] for axis in (0, 1) for side in (-1, 1)]
     assert [len(side) for side in sides] == [250] * 4

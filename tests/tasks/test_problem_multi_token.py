@@ -1,4 +1,4 @@
-"""The multi-token problem's text, split, model, losses and metrics, against independent computations."""
+"""The multi-token problem's text, splits, model, losses and metrics agree with independent computations."""
 
 import hashlib
 import importlib.util
@@ -57,7 +57,7 @@ def take(problem: MultiToken, data: Text, count: int, seed: int = 2) -> list[Ten
 
 
 def covered(data: Text, split: str) -> np.ndarray:
-    """Which characters of the text are in a window of ``split``."""
+    """Return a mask of the text's characters that are in a window of ``split``."""
     mask = np.zeros(len(data.codes), dtype=bool)
     for start in getattr(data, split).tolist():
         mask[start : start + CONTEXT + OFFSETS] = True
@@ -69,7 +69,7 @@ def decoded(data: Text) -> str:
 
 
 def bits_of(model: torch.nn.Module, windows: Tensor) -> np.ndarray:
-    """``(N, 32, 4)``: of each character, at the positions and offsets that it is foretold from."""
+    """Return the bits per character, ``(N, 32, 4)``, by the position and offset that predict it."""
     with torch.no_grad():
         logits = model(windows[:, :CONTEXT]).double().numpy()
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -102,7 +102,7 @@ def test_the_alphabet_is_the_training_texts_most_frequent_characters(data):
     assert (np.diff(counts[:-1]) <= 0).all()
     assert data.alphabet[:2] == " e"
     np.testing.assert_allclose(data.frequencies.numpy(), counts / counts.sum(), rtol=1e-6)
-    assert counts.min() > 0  # that of all other characters too, so no code is impossible
+    assert counts.min() > 0  # also for the code of all other characters, so no code is impossible
 
 
 def test_characters_without_a_code_share_the_last():

@@ -1,4 +1,4 @@
-"""NYUv2 on small files in the same layout: what is read, batched, trained, scored and drawn."""
+"""NYUv2 reads, batches, trains on, scores and draws small files of the same layout."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A data set that a test may break."""
+    """Write a data set that a test may break."""
     return write(tmp_path, train=12, val=2, size=(32, 32))
 
 
@@ -212,7 +212,7 @@ def test_augmentation_is_of_training_images_alone_and_new_in_each_epoch(root, pr
     plain = {image.image.numpy().tobytes() for batch in taken(problem, 45, batch_size=1) for image in batch.split(1)}
     for epoch in epochs:
         untouched = sum(image.image.numpy().tobytes() in plain for image in epoch)
-        assert 0 < untouched < 20  # of 45 a sixth are neither enlarged nor mirrored
+        assert 0 < untouched < 20  # a sixth of the 45 is expected to be neither enlarged nor mirrored
     seen = [{image.image.numpy().tobytes() for image in epoch} for epoch in epochs]
     assert len(seen[0] & seen[1]) < 20
     assert same(augmented.training_sample(data), problem.training_sample(data))
@@ -314,7 +314,7 @@ def test_the_constant_predictor_scores_one(root, data, split):
     problem = made(root)
     assert problem.evaluate(problem.constant(data), data, split)["relative error"] == pytest.approx(1)
     initial = problem.evaluate(initial_model(problem), data, split)
-    assert made(root).evaluate(initial_model(problem), data, split) == initial  # whatever was evaluated before
+    assert made(root).evaluate(initial_model(problem), data, split) == initial  # independent of earlier evaluations
 
 
 def test_the_constant_predictor_is_the_best_one(problem, data):

@@ -1,4 +1,4 @@
-"""Problems by name: ours, a user's by the decorator, and another distribution's by its entry point."""
+"""Problems are found by name: ours, a user's by the decorator, and another distribution's by its entry point."""
 
 import sys
 from pathlib import Path
@@ -23,14 +23,14 @@ class Misnamed(Regression):
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    """One with our problems alone, whatever plugins other tests have loaded into this process."""
+    """Use a registry of our problems only, as other tests may have loaded plugins into this process."""
     ours = {name: cls for name, cls in problem_registry._classes.items() if cls.__module__.startswith("tasks.")}
     monkeypatch.setattr(problem_registry, "_classes", ours)
 
 
 @pytest.fixture
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed distribution that offers problems."""
+    """Install a distribution that offers problems."""
     info = tmp_path / "borrowed-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: borrowed\nVersion: 1.0\n")

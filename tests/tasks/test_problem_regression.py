@@ -1,4 +1,4 @@
-"""The regression problem's data, model, losses and metrics, against independent computations."""
+"""The regression problem's data, model, losses and metrics agree with independent computations."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def head_weights(model: Network | SeparateNetwork) -> list[Tensor]:
 
 
 def predictions_of(model: torch.nn.Module, inputs: Tensor) -> np.ndarray:
-    """``(N, T, 100)``, in float64."""
+    """Return the predictions, ``(N, T, 100)``, in float64."""
     predictions = model(inputs)
     joined = predictions if isinstance(predictions, Tensor) else torch.stack(predictions, 1)
     return joined.detach().double().numpy()
@@ -202,7 +202,7 @@ def test_model_is_the_papers(heads):
 
 
 def test_batched_and_separate_heads_are_the_same_network():
-    """Their initial values are bit for bit the same; one trained like the other stays so."""
+    """Their initial values are equal to the bit, and the same training keeps them equal."""
     batches = take(small(), 5)
     values, gradients, losses, norms = [], [], [], []
     for heads in ("batched", "separate"):
@@ -287,7 +287,7 @@ def test_a_loss_reaches_no_other_tasks_head(heads):
     first, _ = problem.losses(model, batch)
     parameters = list(model.heads.parameters())
     found = torch.autograd.grad(first, parameters, allow_unused=True, materialize_grads=True)
-    # Separate: weight, bias, weight, bias. Batched: weight and bias, each of both tasks.
+    # Separate heads: weight, bias, weight, bias. Batched heads: one weight and one bias for both tasks.
     own, other = (found[:2], found[2:]) if heads == "separate" else zip(*found, strict=True)
     assert all(gradient.any() for gradient in own)
     assert not any(gradient.any() for gradient in other)
@@ -381,8 +381,8 @@ def test_equal_sigmas_still_give_each_task_a_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sigmas": []}, r"sigmas is \[\]; expected one number a task"),
-        ({"sigmas": 3}, "sigmas is 3; expected one number a task"),
+        ({"sigmas": []}, r"sigmas is \[\]; expected one number per task"),
+        ({"sigmas": 3}, "sigmas is 3; expected one number per task"),
         ({"sigmas": (1, -2)}, r"sigmas\[1\] is -2; expected a positive, finite number"),
         ({"sigmas": (0, 1)}, r"sigmas\[0\] is 0; expected a positive"),
         ({"sigmas": (1, float("nan"))}, r"sigmas\[1\] is nan"),
@@ -404,7 +404,7 @@ def test_a_bad_option_is_refused_by_name(options, message):
         Regression(**options)
 
 
-# What is shown of it
+# What is shown of the problem
 
 
 def test_sizes_count_samples():

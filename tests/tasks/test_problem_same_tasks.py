@@ -1,4 +1,4 @@
-"""The control of equal tasks: its data and metrics, and that fixed weights do train it like single-task training."""
+"""The control of equal tasks: its data and metrics are right, and fixed weights train it as single-task training."""
 
 import itertools
 
@@ -11,9 +11,9 @@ from balancers import Fork, GradNorm
 from tasks.same_tasks import Network, SameTasks, SameTasksData
 
 STEPS = 800
-"""Of training, of the default recipe's 2,000."""
+"""Number of training steps; the default recipe has 2,000."""
 AGREEMENT = 1e-3
-"""Relative. Rounding and Adam's epsilon make less than 1e-4 of it, even after ten thousand steps."""
+"""Relative tolerance. Rounding and Adam's epsilon cause less than 1e-4, even after ten thousand steps."""
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -53,7 +53,7 @@ def equal(problem, data) -> Network:
 
 @pytest.fixture(scope="module")
 def single(problem, data) -> list[Network]:
-    """Trained on one task's loss alone, a model a task."""
+    """Train one model per task on that task's loss alone."""
     one_hot = [tuple(3.0 * (i == j) for j in range(3)) for i in range(3)]
     return [trained(problem, data, weights, STEPS) for weights in one_hot]
 
@@ -63,7 +63,7 @@ def errors_of(problem: SameTasks, data: SameTasksData, model: torch.nn.Module) -
     return [metrics[metric.name] for metric in problem.metrics if metric.task is not None]
 
 
-# What the control rests on
+# The property that makes it a control
 
 
 def test_single_task_training_is_the_same_for_every_copy(problem, data, single):
@@ -97,7 +97,7 @@ def test_an_untrained_copy_keeps_its_head_and_stays_bad(problem, data, single):
 
 
 def test_weights_that_change_in_time_are_seen(problem, data, equal):
-    """The control would show it if a method's weights weren't what they are said to be."""
+    """Weights that change during training change the score, so the control would reveal them."""
     model = initial_model(problem)
     optimizer = torch.optim.Adam(model.parameters(), lr=problem.recipe.lr)
     for step, batch in enumerate(itertools.islice(problem.batches(data, seeded(2), problem.recipe.batch_size), STEPS)):
@@ -221,9 +221,9 @@ def test_inverse_scale_weights_make_the_losses_alike():
 @pytest.mark.parametrize(
     ("scales", "message"),
     [
-        ([], r"scales is \[\]; expected one number a task"),
-        ("abc", "scales is 'abc'; expected one number a task"),
-        (3, "scales is 3; expected one number a task"),
+        ([], r"scales is \[\]; expected one number per task"),
+        ("abc", "scales is 'abc'; expected one number per task"),
+        (3, "scales is 3; expected one number per task"),
         ((1, 0), r"scales\[1\] is 0; expected a positive, finite number"),
         ((1, float("inf")), r"scales\[1\] is inf"),
         ((1, "2"), r"scales\[1\] is '2'"),

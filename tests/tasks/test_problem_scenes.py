@@ -1,4 +1,4 @@
-"""The problem ``scenes``: its data, and what it makes of the model, losses and metrics of dense prediction."""
+"""The problem ``scenes``: its data, and its use of the model, losses and metrics of dense prediction."""
 
 import itertools
 import math
@@ -42,7 +42,7 @@ def data(problem) -> SceneData:
 
 @pytest.fixture(scope="module")
 def trained(problem, data) -> nn.Module:
-    """With equal weights, for half of the recipe's steps."""
+    """Train with equal weights for half of the recipe's steps."""
     model = initial_model(problem)
     optimizer = torch.optim.Adam(model.parameters(), lr=problem.recipe.lr, fused=True)
     for batch in itertools.islice(problem.batches(data, seeded(2), problem.recipe.batch_size), 90):
@@ -114,7 +114,7 @@ def test_images_are_the_rendered_ones_with_white_noise(data, split):
 
 
 def test_other_sizes_show_the_same_rooms():
-    """A pixel of the small picture has the middle of four of the large one's: where all is one plane, their mean."""
+    """A pixel of the small image is the mean of four pixels of the large one, where all four show one plane."""
     small = Scenes(size=[32, 48], train_scenes=1).data(seeded(1), "cpu").validation
     large = Scenes(size=(64, 96), train_scenes=1).data(seeded(1), "cpu").validation
     labels = large.label.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
@@ -122,9 +122,9 @@ def test_other_sizes_show_the_same_rooms():
     even = (labels == labels[..., :1]).all(3) & ((normals - normals[..., :1]).abs().amax((1, 4)) < 1e-3)
     assert even.float().mean() > 0.6
     assert torch.equal(small.label[even], labels[..., 0][even])
-    inverse = (1 / large.depth).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).mean(4)  # affine in a plane's picture
+    inverse = (1 / large.depth).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).mean(4)  # affine in a plane's image
     agrees = torch.isclose(1 / small.depth, inverse, rtol=1e-3)[even[:, None]]
-    assert agrees.float().mean() > 0.999  # not all: the tops of two boxes may meet in a picture
+    assert agrees.float().mean() > 0.999  # not all: the tops of two boxes may meet in an image
 
 
 @pytest.mark.parametrize(

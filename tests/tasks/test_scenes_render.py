@@ -1,4 +1,4 @@
-"""The ray caster against a plain one in float64 that tries every face and ball by itself; what its rooms are like."""
+"""The ray caster agrees with a plain float64 one that tries every face and ball by itself; rooms are as described."""
 
 from dataclasses import dataclass, fields
 
@@ -28,12 +28,12 @@ def images(rooms) -> Images:
     return render(rooms, SIZE)
 
 
-# The same scenes, independently: rectangles and balls, each met by itself
+# An independent ray caster, which intersects each rectangle and each ball by itself
 
 
 @dataclass
 class Surface:
-    """A piece of surface: its row, and distances and unit normals ``(P,)`` and ``(P, 3)`` for rays that hit it."""
+    """A piece of surface: its row, and for P rays the distances ``(P,)`` and unit normals ``(P, 3)`` where they hit."""
 
     row: int
     distance: np.ndarray
@@ -41,7 +41,7 @@ class Surface:
 
 
 def rectangle(row, centre, normal, side, other, origin, rays) -> Surface:
-    """The rectangle about ``centre`` with half sides ``side`` and ``other``, seen from where its normal points."""
+    """Intersect a rectangle about ``centre`` with half sides ``side`` and ``other``, visible from its normal's side."""
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = (centre - origin) @ normal / (rays @ normal)
         at = origin + distance[:, None] * rays - centre
@@ -65,7 +65,7 @@ def faces(row, centre, half, turn, origin, rays, inwards=False) -> list[Surface]
 
 
 def ball(row, centre, radius, origin, rays) -> Surface:
-    """The smaller root of ``|start + distance ray|^2 = radius^2``."""
+    """Intersect a ball: the smaller root of ``|start + distance ray|^2 = radius^2``."""
     start = origin - centre
     along = rays @ start
     with np.errstate(invalid="ignore"):
@@ -83,9 +83,9 @@ def things(scene, origin, rays) -> list[Surface]:
 
 
 def cast(scene, size, shift=(0.0, 0.0)):
-    """Distance along the axis, row, piece and world normal of what each pixel's ray hits, all pixels in one row.
+    """Return distance along the axis, row, piece, world normal and point at which each pixel's ray hits.
 
-    Rays go through the pixels' middles, ``shift`` pixels to the right and down.
+    All pixels are in one dimension. Rays go through the pixels' centres, ``shift`` pixels to the right and down.
     """
     height, width = size
     columns, rows = np.meshgrid(np.arange(width) + 0.5 + shift[0], np.arange(height) + 0.5 + shift[1])
@@ -108,7 +108,7 @@ def scene_of(rooms: Rooms, i: int) -> dict[str, np.ndarray]:
 
 
 def clear_of_edges(scene, size, piece, shift=0.01) -> np.ndarray:
-    """Pixels whose ray hits the same piece when it is moved by a hundredth of a pixel."""
+    """Return a mask of the pixels whose ray hits the same piece when it moves by a hundredth of a pixel."""
     around = [(shift, 0), (-shift, 0), (0, shift), (0, -shift)]
     return np.all([cast(scene, size, move)[2] == piece for move in around], axis=0)
 
@@ -162,11 +162,11 @@ def test_colours_are_paint_under_two_lamps_and_their_shadows():
         expected = np.sqrt(np.clip(paint * light, 0, 1))
         clear = clear_of_edges(scene, SIZE, piece)
         wrong.append((abs(images.image[i].flatten(1).T.numpy() - expected).max(1) > 2e-3)[clear].mean())
-    assert np.mean(wrong) < 1e-4  # a pixel may lie on a shadow's edge
+    assert np.mean(wrong) < 1e-4  # some pixels may lie on a shadow's edge
     assert np.mean(shadowed) > 0.02
 
 
-# What holds of every pixel
+# Properties of every pixel
 
 
 def test_shapes_and_types(images):
@@ -231,8 +231,8 @@ def test_the_cameras_axes_are_a_right_handed_frame_about_upright(rooms):
     axes = rooms.axes
     torch.testing.assert_close(axes @ axes.mT, torch.eye(3).expand(120, 3, 3), rtol=0, atol=1e-6)
     torch.testing.assert_close(torch.linalg.det(axes), torch.ones(120))
-    assert (axes[:, 1, 2] < -0.5).all()  # its y points down
-    assert (axes[:, 0, 2].abs() < 0.1).all()  # and hardly rolls
+    assert (axes[:, 1, 2] < -0.5).all()  # the camera's y axis points down
+    assert (axes[:, 0, 2].abs() < 0.1).all()  # the camera hardly rolls
 
 
 def test_paint_and_texture_say_nothing_of_the_class():
