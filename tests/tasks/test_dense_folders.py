@@ -150,7 +150,7 @@ def test_a_missing_file_is_named(root, kind):
 def test_a_name_that_is_no_number_is_refused(root, name):
     path = root / "train" / "image" / name
     path.write_bytes(b"")
-    with pytest.raises(BadDataError, match=re.escape(f"{path}: expected a number for a name")):
+    with pytest.raises(BadDataError, match=re.escape(f"{path}: expected a number as the file's name")):
         checked(root)
 
 

@@ -102,7 +102,7 @@ def test_other_sizes_are_refused(size):
 
 @pytest.mark.parametrize(("widths", "convolutions"), [((4, 8), (1,)), ((), ()), ((4, 0), (1, 1)), ((4, 8), (1, 0))])
 def test_impossible_stages_are_refused(widths, convolutions):
-    with pytest.raises(ValueError, match="expected one of each a stage, 1 or more"):
+    with pytest.raises(ValueError, match="expected one of each per stage, all 1 or more"):
         SegNet(widths, convolutions, (1,))
 
 

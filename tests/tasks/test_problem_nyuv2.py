@@ -153,7 +153,7 @@ def test_a_broken_value_is_named_when_it_is_read(small, num_workers):
 
 
 def test_too_few_images_are_refused(tmp_path):
-    with pytest.raises(BadDataError, match="has 5 images; 5 are held out, expected more"):
+    with pytest.raises(BadDataError, match="has 5 images; expected more than the 5 that are held out"):
         made(write(tmp_path, train=5, val=1)).data(seeded(0), "cpu")
 
 

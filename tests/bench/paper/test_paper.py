@@ -1,4 +1,4 @@
-"""The paper's claims: verdicts on made-up numbers, the runs an experiment asks for, and all of it on a small scale."""
+"""Test the paper's claims: verdicts on made-up numbers, the runs of an experiment, and the whole at a small scale."""
 
 import re
 from collections.abc import Iterator
@@ -36,8 +36,10 @@ from bench.run import plugins, result_file
 from bench.run.spec import Method, RunSpec
 from bench.run.training import Evaluation, Result
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 HERE = Path(__file__).parents[1]
-README = HERE.parents[1] / "README.md"
+DOCUMENT = HERE.parents[1] / "docs" / "paper-claims.md"
 KEPT = HERE.parents[1] / "results" / "reference" / "paper" / "tables"
 SCALE = Effort((1, 2, 3), (1, 2), (101,), (1e-3, 3e-3), (3e-3, 1e-2), draws=5, draws_grid=(3e-3, 1e-2), rounds=2)
 EQUAL = Method("equal", None, {})
@@ -89,12 +91,12 @@ def test_a_peak_is_the_best_within_against_the_best_of_the_others() -> None:
     assert verdict == "holds"
     assert peak(levels[::-1, None] * noise, (0.1, 1, 2, 3), (1, 2))[1] == "holds"
     assert peak((1 / levels)[:, None] * noise, (0.1, 1, 2, 3), (1, 2))[1] == "does not hold"
-    assert peak(np.ones((4, 4)) * noise, (0.1, 1, 2, 3), (1, 2))[1] == "does not hold"  # flat
+    assert peak(np.ones((4, 4)) * noise, (0.1, 1, 2, 3), (1, 2))[1] == "does not hold"  # all places score alike
 
 
 @pytest.mark.parametrize("pearson", [0.0, 0.5, -0.8])
 def test_the_interval_of_a_rank_correlation_covers_it(pearson: float) -> None:
-    truth = 6 / np.pi * np.arcsin(pearson / 2)  # of normal variables
+    truth = 6 / np.pi * np.arcsin(pearson / 2)  # true rank correlation of normal variables
     rng, covered, repeats = np.random.default_rng(1), 0, 2000
     for _ in range(repeats):
         x, y = rng.multivariate_normal([0, 0], [[1, pearson], [pearson, 1]], size=100).T
@@ -171,7 +173,7 @@ def _ended(on: Bench, scores: list[float], weights: np.ndarray) -> Result:
     return Result(tasks=on.problem.tasks, curves=curves, weights=weights, losses=np.ones_like(weights))
 
 
-# What is asked for.
+# The runs that an experiment asks for.
 
 
 @pytest.fixture
@@ -253,7 +255,7 @@ def test_random_weights_sum_to_the_number_of_tasks_and_reach_the_corners() -> No
     assert (claim_static.draws(10, 3) == claim_static.draws(1000, 3)[:10]).all()
 
 
-# Words.
+# Texts.
 
 
 def test_a_number_is_told_with_its_interval_and_unit() -> None:
@@ -275,7 +277,7 @@ def test_what_stands_beside_a_claim_takes_no_part_in_its_verdict() -> None:
     assert outcome.verdict("one learning rate") is None
 
 
-# All of it.
+# The whole command, at a small scale.
 
 
 @pytest.fixture
@@ -291,6 +293,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "QUICK", SCALE)
 
 
+@pytest.mark.slow
 def test_claims_are_judged_told_and_drawn_and_what_was_computed_is_used_again(
     tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +311,7 @@ def test_claims_are_judged_told_and_drawn_and_what_was_computed_is_used_again(
             of_claim = findings[(findings["claim"] == claim) & (findings["setting"] == setting)]
             assert every(of_claim["verdict"].dropna().tolist()) == verdict
     twelve = findings[(findings["claim"] == 1) & (findings["setting"] == "tuned")]
-    assert twelve["finding"].str.contains("static 1/σ² against equal").sum() == 2
+    assert twelve["finding"].str.contains("static 1/σ² over that of equal").sum() == 2
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 5
     assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", page)
@@ -342,6 +345,7 @@ def test_two_at_work_in_one_folder_are_told(tmp_path: Path) -> None:
     assert "another process is at work" in done.output
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_is_measured_on_three_models_and_kept(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = claim_overhead.overhead(lab)
     table = outcome.table
@@ -354,7 +358,7 @@ def test_the_time_of_a_step_is_measured_on_three_models_and_kept(lab: Lab, monke
     pd.testing.assert_frame_equal(claim_overhead.overhead(lab).table, table)
 
 
-def test_readme_shows_the_verdicts_that_were_measured() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_documentation_shows_the_verdicts_that_were_measured() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
     table = text.partition("<!-- lossbench paper -->\n")[2].partition("\n<!-- end -->")[0]
     assert table == all_claims.markdown(pd.read_csv(KEPT / "claims.csv"))

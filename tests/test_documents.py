@@ -1,0 +1,225 @@
+"""Check the documents as a reader would: run the programs of README.md and docs/*.md, follow links, compare tables.
+
+Each unnamed program runs on its own; those named in their first line become files in a folder of their own.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import balancers
+from bench.catalogue import method_list
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+LINKED_DOCUMENTS = [
+    *DOCUMENTS,
+    *(ROOT / path for path in ("CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "bench/PROTOCOL.md")),
+    ROOT / "bench" / "cost" / "NOTES.md",
+]
+LONGEST_README = 150
+METHODS_MARKER = "<!-- lossbench list balancers --markdown -->"
+
+
+class Program(NamedTuple):
+    """A block of Python or TOML in a document."""
+
+    document: str
+    name: str
+    """The file name in its first line; empty where it has none."""
+    code: str
+
+
+def programs_in(document: Path) -> list[Program]:
+    """Return the Python and TOML blocks of ``document``, in their order."""
+    blocks = re.findall(r"^```(?:python|toml)\n(.*?)^```$", text_of(document), re.DOTALL | re.MULTILINE)
+    names = [re.match(r"# (\S+\.(?:py|toml))\n", code) for code in blocks]
+    return [
+        Program(str(document.relative_to(ROOT)), name[1] if name else "", code)
+        for name, code in zip(names, blocks, strict=True)
+    ]
+
+
+def text_of(document: Path) -> str:
+    return document.read_text(encoding="utf-8")
+
+
+def prose_of(document: Path) -> str:
+    """Return the text of ``document`` without its fenced blocks and code spans."""
+    without_blocks = re.sub(r"^```.*?^```$", "", text_of(document), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^    .*$", "", without_blocks, flags=re.MULTILINE))
+
+
+def anchors_of(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of ``document``."""
+    without_blocks = re.sub(r"^```.*?^```$", "", text_of(document), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.*?) *$", without_blocks, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links_in(document: Path) -> list[str]:
+    """Return the targets of the links and pictures in ``document`` that lead to files or headings of the repository."""
+    targets = re.findall(r"\]\(([^()\s]+)\)", prose_of(document))
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+PROGRAMS = [program for document in DOCUMENTS for program in programs_in(document)]
+FILES = {program.name: program.code for program in PROGRAMS if program.name}
+LINKS = [(str(document.relative_to(ROOT)), target) for document in LINKED_DOCUMENTS for target in links_in(document)]
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python with ``arguments`` in ``folder``, where the packages of the repository can be imported."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+# Programs.
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Use one thread: on a busy machine, small operations on two take ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_named_program_has_one_place_and_a_test_that_runs_it() -> None:
+    names = [program.name for program in PROGRAMS if program.name]
+    assert sorted(names) == ["from_gradnorm.py", "mine.toml", "my_method.py", "my_model.py", "my_problem.py"]
+
+
+def test_the_first_example_trains_a_network(tmp_path: Path) -> None:
+    [example] = [program for program in PROGRAMS if program.document == "README.md"]
+    assert "class Net" in example.code
+    (tmp_path / "example.py").write_text(example.code)
+
+    done = run("example.py", folder=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    weights, norms = re.findall(r"tensor\(\[(.*?)\]", done.stdout)
+    assert sum(map(float, weights.split(","))) == pytest.approx(2, abs=1e-3)
+    assert all(float(norm) > 0 for norm in norms.split(","))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(program, id=program.document)
+        for program in PROGRAMS
+        if not program.name and program.document != "README.md"
+    ],
+)
+def test_every_other_unnamed_program_runs_on_its_own(program: Program) -> None:
+    variables: dict[str, object] = {}
+    exec(program.code, variables)
+    balancer = variables["balancer"]
+    assert isinstance(balancer, balancers.LossBalancer)
+    assert balancer.weights.isfinite().all()
+    assert not balancer.weights.allclose(balancer.weights.new_ones(()))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_ones_own_method_and_problem_run_beside_ours_from_a_folder_with_its_own_tasks(tmp_path: Path) -> None:
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    for name in ("tasks.py", "balancers.py"):
+        (tmp_path / name).write_text("raise RuntimeError('the wrong file was imported')\n")
+
+    done = run("-m", "bench", "run", "mine.toml", folder=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    scores = pd.read_parquet(tmp_path / "results" / "mine" / "tables" / "scores.parquet")
+    assert set(scores["balancer"]) == {"equal", "gradnorm", "geometric-mean"}
+    assert set(scores["problem"]) == {"waves"}
+    assert (tmp_path / "results" / "mine" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_the_cost_of_ones_own_model(tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text(FILES["my_model.py"])
+
+    done = run("-m", "bench", "cost", "my_model.py:make_step", folder=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert all(method in done.stdout for method in ("uncertainty", "gradnorm layer", "gradnorm every 10"))
+    assert (tmp_path / "results" / "cost" / "my_model" / "cost.png").stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_ten_task_recipe_of_public_gradnorm_orders_the_weights_against_sigma() -> None:
+    logs: dict[str, np.ndarray] = {}
+    exec(FILES["from_gradnorm.py"], logs)
+
+    weights, ratios = logs["log_weights"], logs["log_loss"]
+    assert weights.shape == ratios.shape == (1000, 10)
+    assert (weights[0] == 1).all()
+    assert (ratios[0] == 1).all()
+    np.testing.assert_allclose(weights.sum(1), 10, rtol=1e-5)
+    sigmas = (48, 3, 54, 16, 9, 30, 52, 26, 47, 81)
+    assert spearmanr(sigmas, weights[-100:].mean(0)).statistic < -0.95
+
+
+# Tables, length and links. `tests/bench/paper` compares the table of the paper's claims.
+
+
+def test_the_table_of_methods_is_what_they_declare() -> None:
+    text = text_of(ROOT / "docs" / "methods.md")
+    table = text.partition(f"{METHODS_MARKER}\n")[2].partition("\n<!-- end -->")[0]
+    ours = [entry for entry in method_list.entries() if balancers.get(entry.name).__module__.startswith("balancers.")]
+    assert table == method_list.markdown(ours)
+
+
+@pytest.mark.parametrize("marker", [METHODS_MARKER, "<!-- lossbench paper -->"])
+def test_a_generated_table_has_one_place(marker: str) -> None:
+    assert sum(text_of(document).count(f"{marker}\n") for document in DOCUMENTS) == 1
+
+
+def test_readme_is_a_page() -> None:
+    assert len(text_of(README).splitlines()) <= LONGEST_README
+
+
+@pytest.mark.parametrize(("document", "target"), LINKS)
+def test_a_link_leads_to_a_file_and_to_a_heading_in_it(document: str, target: str) -> None:
+    path, _, anchor = unquote(target).partition("#")
+    file = (ROOT / document).parent / path if path else ROOT / document
+    assert file.exists(), f"{document} links to {path}, which does not exist"
+    assert file.resolve().is_relative_to(ROOT), f"{document} links to {path}, which is not in the repository"
+    if anchor:
+        assert anchor in anchors_of(file), f"{document} links to #{anchor}, which {file.name} does not have"
+
+
+def test_the_index_of_the_documentation_names_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    assert set(links_in(index)) == {document.name for document in DOCUMENTS if document not in (README, index)}
+
+
+def test_every_page_of_the_documentation_can_be_reached_from_readme() -> None:
+    reached, to_visit = set(), [README]
+    while to_visit:
+        document = to_visit.pop()
+        reached.add(document)
+        targets = [(document.parent / link.partition("#")[0]).resolve() for link in links_in(document)]
+        to_visit += [target for target in targets if target in DOCUMENTS and target not in reached]
+    assert reached == set(DOCUMENTS)
