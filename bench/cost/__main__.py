@@ -1,8 +1,8 @@
-"""``python -m bench.cost``: the limits table, and how costs grow. Takes a quarter of an hour on one core.
+"""``python -m bench.cost``: measure the limits table and how costs grow. It takes a quarter of an hour on one core.
 
-Into ``results/cost`` go ``limits.csv``, ``growth.csv`` and ``growth.png``, with ``--compile`` ``compiled.csv`` too, and
-``environment.json``, what they were measured on; what was measured on CUDA has ``-cuda`` in its name. Nothing else
-should be running.
+The results go to ``results/cost``: ``limits.csv``, ``growth.csv`` and ``growth.png``, with ``--compile`` also
+``compiled.csv``, and ``environment.json``, which describes the machine. The names of files that were measured on CUDA
+contain ``-cuda``. Nothing else should be running.
 """
 
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ from .subject import SubjectError
 
 def main(
     device: DeviceName = DeviceName.CPU,
-    quick: Annotated[bool, typer.Option("--quick", help="A few rounds of the smallest cases.")] = False,
-    with_compile: Annotated[bool, typer.Option("--compile", help="Measure under torch.compile too.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder for tables and figure.")] = Path("results/cost"),
+    quick: Annotated[bool, typer.Option("--quick", help="Measure a few rounds of the smallest cases only.")] = False,
+    with_compile: Annotated[bool, typer.Option("--compile", help="Also measure under torch.compile.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")] = Path("results/cost"),
 ) -> None:
-    """Measure what GradNorm adds to a step of equal weighting, beside the least that it has to."""
+    """Measure what GradNorm adds to a step of equal weighting, next to its bounds."""
     try:
         place = devices.find(device)
     except SubjectError as error:
@@ -47,18 +47,24 @@ def main(
     with single_thread():
         table = keep(_all(cost_limits.measure(place, quick)), "limits")
         shown = cost_terminal.limits(table)
-        console.print(Text(f"The limits: {machine}", style="bold"), shown, Text(cost_terminal.KEY))
+        console.print(
+            Text(f"What GradNorm adds to a step, next to its bounds: {machine}", style="bold"),
+            shown,
+            Text(cost_terminal.KEY),
+        )
         grown = keep(_all(cost_growth.measure(place, quick)), "growth")
         with figure_style.theme():
             figure_style.save(cost_figures.growth(grown, machine), out, f"growth{suffix}")
         if with_compile:
             table = keep(_all(compiled.measure(place, quick)), "compiled")
-            console.print(Text(f"Trunk and heads compiled: {machine}", style="bold"), cost_terminal.times(table))
-    console.print(Text(f"tables and figure: {out}"))
+            console.print(
+                Text(f"The same with trunk and heads compiled: {machine}", style="bold"), cost_terminal.times(table)
+            )
+    console.print(Text(f"tables and figure are in {out}"))
 
 
 def _all(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """The parts as one table; each is told of as it comes."""
+    """Return the parts as one table, and print a line as each of them arrives."""
     messages = Console(stderr=True, highlight=False)
     kept = []
     for part in parts:

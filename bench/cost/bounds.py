@@ -1,4 +1,4 @@
-"""The least that GradNorm needs on top of an equal-weighting step, from the shapes of the features and the layer."""
+"""Compute bounds for what GradNorm adds to an equal-weighting step, from the shapes of the features and the layer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from .subject import MakeStep, features, make
 
 @dataclass(frozen=True)
 class Bounds:
-    """For gradients with respect to the last shared layer, and the features.
+    """A lower bound for GradNorm's arithmetic, and upper bounds for its peak memory.
 
     Attributes:
-        flops: of T gradients of the layer, from those of the features.
-        layer_bytes: T+1 copies of the features and two of the layer's gradient.
-        feature_bytes: T+1 copies of the features.
+        flops: lower bound at the last shared layer: floating-point operations of T gradients of the layer, given the
+            gradients of the features.
+        layer_bytes: upper bound at the last shared layer: T+1 copies of the features and two of the layer's gradient.
+        feature_bytes: upper bound at the features: T+1 copies of them.
     """
 
     flops: int
@@ -26,7 +27,7 @@ class Bounds:
 
 
 def bounds(make_step: MakeStep, num_tasks: int) -> Bounds:
-    """The bounds for a subject that has a fork and a last shared layer."""
+    """Return the bounds for a subject that has a fork and a last shared layer."""
     subject = make(make_step)
     z, _ = features(subject)
     ones = [torch.ones_like(part) for part in z]

@@ -1,4 +1,4 @@
-"""What costs are measured on: the regression problem, at any number of tasks and batch size, and two networks."""
+"""Make the cases that costs are measured on: the regression problem of any size, and two larger networks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 import tasks
 from bench.run.seeds import generator
 
-from . import networks as of_size
+from . import networks as realistic
 from .subject import MakeStep, of_problem, on_device
 
 Heads = Literal["separate", "batched"]
@@ -20,7 +20,15 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a batch of ``batch`` samples, in `make_step`'s form; ``problem`` is its name."""
+    """A model and one batch.
+
+    Attributes:
+        problem: name in tables and figures.
+        heads: kind of heads.
+        batch: number of samples in the batch.
+        num_tasks: T.
+        make_step: makes the model and the batch, see `subject`.
+    """
 
     problem: str
     heads: Heads
@@ -30,12 +38,12 @@ class Case:
 
     @property
     def about(self) -> dict[str, str | int]:
-        """What a table says of it."""
+        """Return the columns that identify the case in a table."""
         return {"problem": self.problem, "heads": self.heads, "batch": self.batch, "tasks": self.num_tasks}
 
 
 def regression(num_tasks: int, batch: int, device: torch.device) -> Iterator[Case]:
-    """The regression problem on one batch, with each kind of heads; sigmas go from 1 to 100 in even ratios."""
+    """Yield the regression problem on one batch, once for each kind of heads; sigmas are geometric from 1 to 100."""
     sigmas = np.geomspace(1, 100, num_tasks).tolist()
     for heads in HEADS:
         problem = tasks.create("regression", sigmas=sigmas, heads=heads, train_samples=batch)
@@ -45,6 +53,6 @@ def regression(num_tasks: int, batch: int, device: torch.device) -> Iterator[Cas
 
 
 def networks(device: torch.device) -> Iterator[Case]:
-    """Two networks of realistic size."""
-    yield Case("ResNet-18", "separate", of_size.IMAGES, 2, on_device(of_size.dense, device))
-    yield Case("transformer", "separate", of_size.SEQUENCES, 4, on_device(of_size.sequences, device))
+    """Yield two networks of realistic size."""
+    yield Case("ResNet-18", "separate", realistic.IMAGES, 2, on_device(realistic.dense, device))
+    yield Case("transformer", "separate", realistic.SEQUENCES, 4, on_device(realistic.sequences, device))

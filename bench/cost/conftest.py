@@ -1,4 +1,4 @@
-"""What pytest-benchmark notes about the machine: what every result of ours notes, and not the machine's name."""
+"""Make pytest-benchmark record the processor and the GPU, as all our results do, but not the machine's name."""
 
 from typing import Any
 

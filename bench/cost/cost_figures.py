@@ -1,4 +1,4 @@
-"""The figures of costs: how they grow with tasks and batch, and what was found of a user's own model."""
+"""Draw the figures of costs: how they grow with tasks and batch size, and the results for a user's own model."""
 
 from itertools import combinations
 
@@ -17,23 +17,25 @@ from .floor import LAYER_FLOOR
 from .gradient_agreement import Gradients
 from .timed_methods import AGAIN, EQUAL, LAYER
 
+BOUND = "bound (of time and arithmetic: lower; of memory: upper)"
+"""Name of the bounds in the legend."""
 MOST_NAMES = 12
-"""Of more tasks than these, only those at the edges are named."""
+"""Maximum number of tasks to label. With more, only the largest and the smallest norm are labelled, and no cosine."""
 MOST_NUMBERS = 8
-"""A heat map of more tasks than these has no numbers in it."""
+"""Maximum number of tasks for which a heat map shows its numbers."""
 
 
 def growth(table: pd.DataFrame, machine: str) -> Figure:
-    """Time, arithmetic and memory that GradNorm adds, against the number of tasks (above) and the batch (below).
+    """Draw the time, arithmetic and memory that GradNorm adds, against the number of tasks (top) and batch (bottom).
 
-    The bound of time is what was measured of the products and their norms alone.
+    The bound of time is the measured time of the products and their norms alone.
     """
     figure, axes = panels(6, columns=3, width=3.6, height=2.9)
     by_tasks, by_batch = table[table["batch"] == AT_BATCH], table[table["tasks"] == AT_TASKS]
     for rows, against, (time, flops, memory) in ((by_tasks, "tasks", axes[:3]), (by_batch, "batch", axes[3:])):
         fixed = f"batch {AT_BATCH}" if against == "tasks" else f"{AT_TASKS} tasks"
         _ratios(time, rows, against)
-        time.set(title=f"Time of a step, {fixed}", ylabel="equal weighting: 1")
+        time.set(title=f"Time of a step, {fixed}", ylabel="ratio to equal weighting")
         _with_bound(flops, rows, against, "flops")
         flops.set(title="Extra arithmetic", ylabel="MFLOP")
         _with_bound(memory, rows, against, "peak_bytes")
@@ -53,17 +55,24 @@ def _ratios(panel: Axes, rows: pd.DataFrame, against: str) -> None:
     panel.axhline(1, color=FAINT, linewidth=0.8)
     for heads, look in styles(HEADS).items():
         own = rows[rows["heads"] == heads].sort_values(against)
-        line, floor = (own[own["method"] == contender.name] for contender in (LAYER, LAYER_FLOOR))
+        line, floor = (own[own["method"] == method.name] for method in (LAYER, LAYER_FLOOR))
         panel.plot(floor[against], floor["ratio"], color=look.colour, alpha=0.3, linewidth=5)
         panel.fill_between(line[against], line["ratio_low"], line["ratio_high"], color=look.colour, alpha=0.2, lw=0)
         _line(panel, line[against], line["ratio"], look, heads)
 
 
 def _with_bound(panel: Axes, rows: pd.DataFrame, against: str, what: str) -> None:
-    """In millions, on a logarithmic axis; what is next to nothing falls below it."""
+    """Draw ``extra_{what}`` in millions and its bound, on a logarithmic axis; values near zero fall below the axis."""
     rows = rows[rows["method"] == LAYER.name]
     bound = rows.drop_duplicates(against).sort_values(against)
-    panel.plot(bound[against], bound[f"{what}_bound"] / 1e6, color=INK, alpha=0.25, linewidth=5, label="bound")
+    panel.plot(
+        bound[against],
+        bound[f"{what}_bound"] / 1e6,
+        color=INK,
+        alpha=0.25,
+        linewidth=5,
+        label=BOUND,
+    )
     for heads, look in styles(HEADS).items():
         line = rows[rows["heads"] == heads].sort_values(against)
         _line(panel, line[against], line[f"extra_{what}"].clip(lower=1) / 1e6, look, f"{heads} heads")
@@ -79,7 +88,7 @@ def _line(panel: Axes, x: "pd.Series[float]", y: "pd.Series[float]", look: Style
 
 
 def own(costs: pd.DataFrame, gradients: Gradients, machine: str) -> Figure:
-    """The time of a step under each method, and the norms and cosines of the tasks' gradients."""
+    """Draw the time of a step with each method, and the norms and cosines of the tasks' gradients."""
     figure, (time, norms, cosines) = panels(3, columns=3, width=5, height=3.4)
     _bars(time, costs, machine)
     ends = [(norms, _norms(norms, gradients))]
@@ -92,7 +101,7 @@ def own(costs: pd.DataFrame, gradients: Gradients, machine: str) -> Figure:
 
 
 def _bars(panel: Axes, costs: pd.DataFrame, machine: str) -> None:
-    """A bar a method; those that are all equal weighting are grey."""
+    """Draw a bar for each method; the two bars of equal weighting are grey."""
     colour = styles(["a method"])["a method"].colour
     equal = costs["method"].isin([EQUAL.name, AGAIN.name])
     panel.barh(range(len(costs)), costs["ratio"], height=0.62, color=np.where(equal, FAINT, colour), linewidth=0)
@@ -105,7 +114,7 @@ def _bars(panel: Axes, costs: pd.DataFrame, machine: str) -> None:
     panel.set_xlim(0, ends.max() * 1.2)
     panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     panel.set_title("Time of a step")
-    panel.set_xlabel(f"equal weighting, {costs['median_ms'].iloc[0]:.3g} ms: 1\n{machine}")
+    panel.set_xlabel(f"ratio to equal weighting ({costs['median_ms'].iloc[0]:.3g} ms)\n{machine}")
 
 
 Ends = list[tuple[float, str, str]]
@@ -127,7 +136,7 @@ def _norms(panel: Axes, gradients: Gradients) -> Ends:
 
 
 def _cosines(panel: Axes, gradients: Gradients) -> Ends:
-    """A line for each pair of a few tasks."""
+    """Draw the cosine of each pair of tasks as a line; for at most three tasks."""
     pairs = list(combinations(range(len(gradients.tasks)), 2))
     names = [f"{gradients.tasks[i]}, {gradients.tasks[j]}" for i, j in pairs]
     looks = styles(names)
@@ -140,12 +149,12 @@ def _cosines(panel: Axes, gradients: Gradients) -> Ends:
             ends.append((float(line[-1]), name, looks[name].colour))
     panel.set_ylim(-1, 1)
     step_axis(panel, max(1, len(gradients.cosines) - 1))
-    panel.set_title("Cosines between them")
+    panel.set_title("Cosines between the tasks' gradients")
     return ends
 
 
 def _heat_map(panel: Axes, gradients: Gradients) -> None:
-    """The median over steps for each pair of many tasks."""
+    """Draw each pair's median cosine over steps as a heat map; for more than three tasks."""
     medians = gradients.median_cosines
     named = len(medians) <= MOST_NAMES
     lower = medians.iloc[1:, :-1]
@@ -165,4 +174,4 @@ def _heat_map(panel: Axes, gradients: Gradients) -> None:
     panel.grid(False)
     panel.tick_params(length=0)
     panel.tick_params(axis="y", labelrotation=0)
-    panel.set_title("Cosines between them, median over steps")
+    panel.set_title("Median cosines between the tasks' gradients")

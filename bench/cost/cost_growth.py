@@ -1,4 +1,4 @@
-"""How GradNorm's cost, with respect to the last shared layer, and its floor grow with the tasks and with the batch."""
+"""Measure how GradNorm's cost at the last shared layer, and its floor, grow with the tasks and with the batch."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -17,7 +17,7 @@ ROUNDS, QUICK = 100, 10
 
 
 def measure(device: torch.device, quick: bool) -> Iterator[pd.DataFrame]:
-    """GradNorm's row and its floor's, case after case, as in the limits table; few when ``quick``."""
+    """Yield GradNorm's row and its floor's for each case, as in the limits table; with ``quick``, for few cases."""
     sizes = [(num_tasks, AT_BATCH) for num_tasks in TASKS], [(AT_TASKS, batch) for batch in BATCHES]
     for num_tasks, batch in dict.fromkeys(chain.from_iterable(some[:2] if quick else some for some in sizes)):
         for case in regression(num_tasks, batch, device):

@@ -1,10 +1,15 @@
-"""The limits table: what GradNorm adds to a step of equal weighting, beside the least that it has to.
+"""Measure the limits table: what GradNorm adds to a step of equal weighting, next to its bounds.
 
-A row is a case and a method. Beside what `compare` says, it has ``ratio_to_fastest``: the same over the fastest
-equal-weighting step of this problem and batch, with whichever kind of heads, so that no ratio is won by a slow
-baseline. For methods that measure in every step, ``flops_bound`` and ``peak_bytes_bound`` stand beside ``extra_flops``
-and ``extra_peak_bytes`` (see `Bounds`); of the one that updates every ten steps, a step between two updates is counted.
-Of time the least that can be measured is that of a `Floor`, which forms the products and their norms, nothing else.
+A row is one method on one case. It has the columns of `step_comparison.compare` and these:
+
+- ``ratio_to_fastest``: the step's time over the fastest equal-weighting step of the same problem and batch, with either
+  kind of heads, so that a slow baseline can't make a method look cheap.
+- ``flops_bound`` and ``peak_bytes_bound``: lower bound of ``extra_flops`` and upper bound of ``extra_peak_bytes`` (see
+  `Bounds`), for methods that measure in every step.
+
+The counts of the method that updates every ten steps are of a step between two updates.
+
+The lower bound of time is measured: a `Floor` forms the products and their norms, and does nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,36 +25,40 @@ from .step_clock import interleave
 from .step_comparison import WARM_UP, compare, start, warm_up
 from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, TimedMethod
 
-CONTENDERS = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
+METHODS = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
 FLOORS = (LAYER_FLOOR, FEATURES_FLOOR)
-"""For the regression problem."""
+"""Floors, which are measured on the regression problem only."""
 SIZES = ((2, 100), (10, 100), (40, 100), (2, 1000), (10, 1000))
-"""Numbers of tasks and batch sizes of the regression problem."""
+"""Number of tasks and batch size of each regression problem."""
 ROUNDS, OF_NETWORKS, QUICK = 200, 100, 10
+"""Rounds on the regression problem, on the networks, and on each case of a quick run."""
 
 
 def measure(device: torch.device, quick: bool) -> Iterator[pd.DataFrame]:
-    """The rows of one problem and batch after the other; when ``quick``, of the smallest alone."""
+    """Yield the rows of one problem and batch after the other; with ``quick``, of the smallest only."""
     for num_tasks, batch in SIZES[:1] if quick else SIZES:
         cases = list(regression(num_tasks, batch, device))
-        yield rows_beside_fastest(cases, CONTENDERS + FLOORS, QUICK if quick else ROUNDS)
+        yield rows_beside_fastest(cases, METHODS + FLOORS, QUICK if quick else ROUNDS)
     if not quick:
         for case in networks(device):
-            yield rows_beside_fastest([case], CONTENDERS, OF_NETWORKS)
+            yield rows_beside_fastest([case], METHODS, OF_NETWORKS)
 
 
-def rows_beside_fastest(cases: Sequence[Case], contenders: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
-    """The rows of the kinds of heads of one problem and batch, with ``ratio_to_fastest``."""
+def rows_beside_fastest(cases: Sequence[Case], methods: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
+    """Return the rows of ``cases``, which differ in their heads only, with ``ratio_to_fastest``."""
     parts = []
     for case, slowness in zip(cases, slownesses(cases, rounds), strict=True):
-        part = rows(case, contenders, rounds)
+        part = rows(case, methods, rounds)
         part.insert(list(part.columns).index("ratio_high") + 1, "ratio_to_fastest", part["ratio"] * slowness)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
 def slownesses(cases: Sequence[Case], rounds: int) -> list[float]:
-    """A step of equal weighting over that of the fastest of ``cases``, done in turn: medians over rounds."""
+    """Return, for each case, the time of its equal-weighting step over that of the fastest case.
+
+    All cases take turns, and the values are medians over rounds.
+    """
     trainings = [training for case in cases for training in start(case.make_step, [EQUAL], case.num_tasks)]
     warm_up(trainings, WARM_UP)
     seconds = interleave(trainings, rounds)
@@ -57,9 +66,9 @@ def slownesses(cases: Sequence[Case], rounds: int) -> list[float]:
     return [float(np.median(own / fastest)) for own in seconds]
 
 
-def rows(case: Case, contenders: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
-    """The rows of a case, without ``ratio_to_fastest``."""
-    measured = compare(case.make_step, contenders, case.num_tasks, rounds)
+def rows(case: Case, methods: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
+    """Return the rows of one case, without ``ratio_to_fastest``."""
+    measured = compare(case.make_step, methods, case.num_tasks, rounds)
     least = bounds(case.make_step, case.num_tasks)
     measured["flops_bound"] = measured["method"].map({LAYER.name: least.flops, FEATURES.name: 0})
     of_method = {LAYER.name: least.layer_bytes, FEATURES.name: least.feature_bytes}

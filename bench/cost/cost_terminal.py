@@ -1,4 +1,4 @@
-"""The tables of costs in the terminal."""
+"""Lay out the tables of costs for the terminal."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
@@ -16,85 +16,93 @@ from .gradient_agreement import Gradients
 from .own_model import Report
 
 MOST_TASKS = 12
+"""Maximum number of tasks in the table of gradients."""
 LEFT = ("case", "method", "task")
-"""Columns of words."""
+"""Columns that hold words, and are aligned to the left."""
 
 Cells = dict[str, Sequence[str]]
 
 
 def limits(table: pd.DataFrame) -> Table:
-    """The limits table, a section a case."""
+    """Return the limits table, with a section for each case."""
     flops = _each(_share_of_equal, table["extra_flops"], table["flops_bound"], table["flops"] - table["extra_flops"])
     memory = _each(_beside_bound, table["extra_peak_bytes"], table["peak_bytes_bound"])
     return _by_case(
         table,
         {
             **_times(table),
-            "fastest": _each("{:.3f}".format, table["ratio_to_fastest"]),
-            "+calls": _each("{:d}".format, table["extra_operator_calls"]),
-            "+FLOP (bound)": flops,
-            "+memory (bound)": memory,
+            "time over\nfastest": _each("{:.3f}".format, table["ratio_to_fastest"]),
+            "extra\ncalls": _each("{:d}".format, table["extra_operator_calls"]),
+            "extra FLOP\n(bound)": flops,
+            "extra memory\n(bound)": memory,
         },
     )
 
 
 def times(table: pd.DataFrame) -> Table:
-    """Times alone, a section a case."""
+    """Return a table of times only, with a section for each case."""
     return _by_case(table, _times(table))
 
 
 KEY = (
-    "time: over equal weighting's, a median and its interval; fastest: over the problem's fastest equal weighting; "
-    "+: more than equal weighting; every 10: times are means over ten steps, the rest is of one between updates; "
-    "products alone, norms alone: what the layer's and the features' gradients take without a method, the floor"
+    "time ratio: a step's time over equal weighting's, as a median with its 95 % interval;\n"
+    "time over fastest: a step's time over the fastest equal weighting on the same problem and batch;\n"
+    "extra: in addition to equal weighting; extra FLOP: in % of equal weighting's;\n"
+    "bound: lower bound of FLOP, upper bound of memory;\n"
+    "gradnorm every 10: times are means over ten steps, all else is of a step between two updates;\n"
+    "products alone, norms alone: the least time for the layer's gradients, and for the features' gradient norms."
 )
-"""What the columns of the limits table mean."""
+"""Explains the columns and rows of the limits table."""
 
 
 def costs(table: pd.DataFrame) -> Table:
-    """What the methods cost on one subject."""
+    """Return the table of what each method costs on one subject."""
     return _table(
         {
             **_times(table),
-            "+calls": _each("{:d}".format, table["extra_operator_calls"]),
+            "extra\ncalls": _each("{:d}".format, table["extra_operator_calls"]),
             "FLOP": _each(lambda value: quantity(value, ""), table["flops"]),
-            "+FLOP": _each(_percent, table["extra_flops"], table["flops"] - table["extra_flops"]),
-            "memory": _each(lambda value: quantity(value, "B"), table["peak_bytes"]),
-            "+memory": _each(lambda value: quantity(value, "B"), table["extra_peak_bytes"]),
+            "extra FLOP": _each(_percent, table["extra_flops"], table["flops"] - table["extra_flops"]),
+            "peak memory": _each(lambda value: quantity(value, "B"), table["peak_bytes"]),
+            "extra memory": _each(lambda value: quantity(value, "B"), table["extra_peak_bytes"]),
         }
     )
 
 
 def print_own(report: Report) -> None:
-    """Prints what was found of a user's own model."""
+    """Print the results for a user's own model."""
     out = new_console()
     out.print(Text(f"Cost of a step: {report.machine}", style="bold"), costs(report.costs))
     wrt = f"with respect to {report.gradients.wrt}"
-    out.print(Text(f"The tasks' gradients, {wrt}, first and last step", style="bold"), gradients(report.gradients))
+    out.print(
+        Text(f"The tasks' gradients, {wrt}, in the first and the last step", style="bold"), gradients(report.gradients)
+    )
     for sentence in (agreement(report.gradients), *report.notes):
         out.print(Text(sentence))
 
 
 def gradients(found: Gradients) -> Table:
-    """How large the tasks' losses and gradients were in the first step and in the last, at most `MOST_TASKS`."""
-    columns = {"loss": found.losses[0], "loss, end": found.losses[-1]}
-    columns |= {"gradient norm": found.norms[0], "norm, end": found.norms[-1]}
+    """Return a table of the losses and gradient norms in the first and the last step, of at most `MOST_TASKS` tasks."""
+    columns = {"loss, first step": found.losses[0], "loss, last step": found.losses[-1]}
+    columns |= {"gradient norm, first step": found.norms[0], "gradient norm, last step": found.norms[-1]}
     cells = {name: _each(number, values[:MOST_TASKS]) for name, values in columns.items()}
     return _table({"task": found.tasks[:MOST_TASKS], **cells})
 
 
 def agreement(found: Gradients) -> str:
-    """What the cosines say, in a sentence."""
+    """Return a sentence that sums up the cosines."""
     pairs = np.triu_indices(len(found.tasks), k=1)
     medians = found.median_cosines.to_numpy()[pairs]
     if np.isnan(medians).all():
-        return "In no step did two tasks have gradients other than zero."
+        return "There are no cosines: in no step did two tasks have gradients other than zero."
     ends = [int(np.nanargmin(medians)), int(np.nanargmax(medians))]
     named = [f"{_number(medians[at])} ({found.tasks[pairs[0][at]]}, {found.tasks[pairs[1][at]]})" for at in ends]
     cosines = found.cosines[:, *pairs]
     below = np.mean(cosines[np.isfinite(cosines)] < 0)
     where = named[0] if len(medians) == 1 else f"from {named[0]} to {named[1]}"
-    return f"Cosines between the tasks' gradients, medians over steps: {where}; {below:.0%} of all are below 0."
+    return (
+        f"Median cosines between the tasks' gradients over the steps: {where}. {below:.0%} of all cosines are below 0."
+    )
 
 
 def _number(value: float) -> str:
@@ -114,14 +122,14 @@ def _by_case(table: pd.DataFrame, cells: Cells) -> Table:
 def _times(table: pd.DataFrame) -> Cells:
     return {
         "method": list(table["method"]),
-        "time [95 %]": _each(_ratio, table["ratio"], table["ratio_low"], table["ratio_high"]),
-        "ms": _each(number, table["median_ms"]),
-        "+ms": _each("{:.2f}".format, table["extra_ms"]),
+        "time ratio\n[95 % interval]": _each(_ratio, table["ratio"], table["ratio_low"], table["ratio_high"]),
+        "step,\nms": _each(number, table["median_ms"]),
+        "extra\nms": _each("{:.2f}".format, table["extra_ms"]),
     }
 
 
 def _ratio(ratio: float, low: float, high: float) -> str:
-    """A ratio of times, to the thousandths that limits are about."""
+    """Format a ratio of times with three decimals: the limits differ by thousandths."""
     if not np.isfinite(ratio):
         return NOTHING
     return f"{ratio:.3f} [{low:.3f}, {high:.3f}]" if low < high else f"{ratio:.3f}"
@@ -142,7 +150,7 @@ def _beside_bound(extra: float, bound: float) -> str:
 
 
 def _each(form: Callable[..., str], *columns: Iterable[float]) -> list[str]:
-    """A text for each row; the minus that typography knows is as wide as a digit."""
+    """Return a text for each row, with a true minus sign in place of the hyphen, because it is as wide as a digit."""
     return [form(*row).replace("-", "−") for row in zip(*columns, strict=True)]
 
 

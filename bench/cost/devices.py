@@ -1,4 +1,4 @@
-"""Where steps are measured: by name, on the command line, and as tables and figures call it."""
+"""Find the device to measure on, and name its machine for tables and figures."""
 
 from enum import StrEnum
 
@@ -10,17 +10,17 @@ from .subject import SubjectError
 
 
 class DeviceName(StrEnum):
-    """What may be asked for."""
+    """The devices that the command line accepts."""
 
     CPU = "cpu"
     CUDA = "cuda"
 
 
 def find(name: DeviceName) -> torch.device:
-    """The device.
+    """Return the device called ``name``.
 
     Raises:
-        SubjectError: there is none.
+        SubjectError: PyTorch finds no such device.
     """
     if name is DeviceName.CUDA and not torch.cuda.is_available():
         raise SubjectError("--device is cuda, but PyTorch finds no CUDA device")
@@ -28,5 +28,5 @@ def find(name: DeviceName) -> torch.device:
 
 
 def machine(device: torch.device) -> str:
-    """What ``device`` is called, for tables and figures."""
+    """Return the name of the machine that ``device`` is part of, for tables and figures."""
     return f"{machine_facts.gpu()}" if device.type == "cuda" else f"{machine_facts.processor()}, one thread"

@@ -1,8 +1,8 @@
-"""The least time that measuring can take with a `Fork` and PyTorch's operators, for the limits table.
+"""Measure the least time in which gradients can be measured with a `Fork` and PyTorch's operators.
 
-A balancer that weighs equally, and in the same backward pass forms what GradNorm measures, of a layer its weight alone
-and not its bias: nothing is looked for, checked, kept or updated. What it takes more than equal weighting no balancer
-that measures the same can do without.
+A floor is a balancer that weighs equally and forms what GradNorm measures in the same backward pass: at a layer, the
+gradients of its weight but not of its bias. It searches, checks, keeps and updates nothing. Every balancer that
+measures the same adds at least as much time to equal weighting. The limits table shows it.
 """
 
 from functools import partial
@@ -17,13 +17,16 @@ from .timed_methods import TimedMethod
 
 
 class Floor(EqualWeighting):
-    """Equal weights, and the norms of the tasks' gradients, unweighted: `norms`, by task or, for None, of all.
+    """Equal weighting that also forms the norms of the tasks' unweighted gradients.
 
     Args:
-        subject: of a model with a fork.
+        subject: one whose model has a fork.
         num_tasks: T.
-        of_layer: whether of the weight of the last shared layer, a ``Linear`` whose ReLU is handed to the fork; else of
-            the features.
+        of_layer: True for gradients of the last shared layer's weight (the layer is a ``Linear``, and the fork gets its
+            ReLU); False for gradients of the features.
+
+    Attributes:
+        norms: norm of each task's gradient, by task; if they come at once, all of them, ``(T,)``, under None.
     """
 
     def __init__(self, subject: Subject, num_tasks: int, of_layer: bool) -> None:

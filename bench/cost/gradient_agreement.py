@@ -1,4 +1,4 @@
-"""What the tasks' gradients look like while equal weighting trains: how large they are, and whether they agree."""
+"""Measure how large the tasks' gradients are while equal weighting trains, and whether they agree."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .subject import Subject, SubjectError, features, in_order, task_names
 from .training_step import adam
 
 FEWEST = 5
-"""So many steps are made however long they take."""
+"""Minimum number of steps, however long they take."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Gradients:
     """The tasks' gradients over steps of equal weighting.
 
     Attributes:
-        wrt: what they are taken with respect to.
-        tasks: T names.
+        wrt: name of the tensors that they are taken with respect to.
+        tasks: names of the T tasks.
         losses: ``(steps, T)``.
-        gramians: ``(steps, T, T)``, the products of the tasks' gradients with each other.
+        gramians: inner products of the tasks' gradients with each other, ``(steps, T, T)``.
     """
 
     wrt: str
@@ -35,32 +35,37 @@ class Gradients:
 
     @property
     def norms(self) -> NDArray[np.float64]:
-        """``(steps, T)``."""
+        """Norms of the gradients, ``(steps, T)``."""
         norms: NDArray[np.float64] = np.sqrt(np.diagonal(self.gramians, axis1=1, axis2=2))
         return norms
 
     @property
     def cosines(self) -> NDArray[np.float64]:
-        """``(steps, T, T)``; nan where a gradient is zero."""
+        """Cosines between the gradients, ``(steps, T, T)``; nan where a gradient is zero."""
         norms: NDArray[np.float64] = np.where(self.norms > 0, self.norms, np.nan)
         return self.gramians / (norms[:, :, None] * norms[:, None, :])
 
     @property
     def median_cosines(self) -> pd.DataFrame:
-        """``(T, T)``: medians over the steps in which they are not nan, if there are any."""
+        """Median cosines over steps, ``(T, T)``. Steps with nan are left out; if all have nan, the median is nan."""
         steps, num_tasks = self.losses.shape
         medians = pd.DataFrame(self.cosines.reshape(steps, -1)).median().to_numpy()
         return pd.DataFrame(medians.reshape(num_tasks, num_tasks), self.tasks, self.tasks)
 
 
 def follow(subject: Subject, most_steps: int, seconds: float) -> Gradients:
-    """Trains ``subject`` under equal weighting, with fused Adam, for ``most_steps``, or as many as time allows.
+    """Train ``subject`` under equal weighting with fused Adam, and return the tasks' gradients at each step.
 
-    The gradients are taken with respect to the features at the fork; where there are none, to ``wrt``; where that is
-    missing too, to all parameters that every loss reaches.
+    The gradients are taken with respect to the features at the fork. Without a fork, they are taken with respect to
+    ``wrt``, and without that to all parameters that every loss reaches.
+
+    Args:
+        subject: it is trained, and thus changed.
+        most_steps: maximum number of steps.
+        seconds: time after which no further step begins, but for the first `FEWEST`.
 
     Raises:
-        SubjectError: the tasks share none of these.
+        SubjectError: there is neither fork nor ``wrt``, and no parameter is reached by every loss.
     """
     optimizer = adam(subject.model)
     wrt = "the last shared layer"
@@ -85,7 +90,7 @@ def follow(subject: Subject, most_steps: int, seconds: float) -> Gradients:
 
 
 def gramian(losses: Sequence[Tensor], variables: Sequence[Tensor]) -> Tensor:
-    """``(T, T)``: the products of the gradients of T losses with respect to all ``variables`` together."""
+    """Return the inner products ``(T, T)`` of T losses' gradients with respect to all ``variables`` together."""
     of_tasks = [_gradients(loss, variables) for loss in losses]
     total = torch.zeros(len(losses), len(losses), device=losses[0].device)
     for variable, of_task in zip(variables, zip(*of_tasks, strict=True), strict=True):

@@ -1,14 +1,15 @@
-"""Micro-benchmark: GradNorm's gradient-norm step on its own, and a whole training step, at 2, 10 and 40 tasks.
+"""Micro-benchmark of GradNorm's gradient-norm step alone, and of a whole training step, with 2, 10 and 40 tasks.
 
-Run by pytest-benchmark, and not with the tests::
+It is run by pytest-benchmark, separately from the tests::
 
     python -m pytest bench/cost/gradient_norm.py --benchmark-enable --benchmark-only --benchmark-json=micro.json
 
-The *gradient-norm step* is ``balancer(losses).backward()`` where there is hardly anything else to do: one shared layer
-of 100 units, and T squared losses straight on its 100 x 100 features, so that a task's feature gradient costs next to
-nothing. It covers the T gradients of the layer and their norms, the update of the weights, and the layer's own backward
-pass. The *whole step* is forward, backward and fused Adam on the regression problem. Both are on one CPU thread, the
-gradients taken with respect to the last shared layer, as in the paper; on CUDA a measurement ends with an idle device.
+The *gradient-norm step* is ``balancer(losses).backward()`` on a network with hardly anything else to compute: one
+shared layer of 100 units, and T squared losses directly on its 100 x 100 features, so that a task's feature gradient
+costs almost nothing. It covers the T gradients of the layer, their norms, the update of the weights, and the layer's
+own backward pass. The *whole step* is forward, backward and fused Adam on the regression problem. Both use one CPU
+thread and take gradients with respect to the last shared layer, as the paper does. On CUDA a measurement ends when the
+device is idle.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,7 @@
-"""The cost of a step in a suite: its time next to a step of equal weighting, part by part, and what it does.
+"""Measure the cost of a step for a suite: the time of its parts next to equal weighting's, and its operation counts.
 
-A balancer and equal weighting train a copy each of the same model, on the same batches, in turn: whatever slows the
-machine for a while slows both. Nothing else should be running, and one CPU thread is used.
+A balancer and equal weighting each train a copy of the same model on the same batches, and their steps take turns, so
+that whatever slows the machine for a while slows both. One CPU thread is used, and nothing else should be running.
 """
 
 import itertools
@@ -24,25 +24,28 @@ from .subject import make, of_problem
 from .training_step import PARTS, TrainingStep
 
 BATCHES = 10
-"""So many are kept ready, and used over and over."""
+"""Number of batches that are kept ready and used over and over."""
 MEASURED_BY = ("measure_step", "step_comparison", "operation_count", "subject", "step_clock", "training_step")
-"""The files whose code a measurement depends on."""
+"""Modules of this package whose code a measurement depends on."""
 
 
 def key(spec: RunSpec, rounds: int) -> str:
-    """What a measurement is kept under: it is good for one kind of machine, and for the code that measured."""
+    """Return the key that a measurement is stored under, which depends on the machine and on the measuring code."""
     code = code_hash.file_hashes((Path(__file__).with_name(f"{name}.py") for name in MEASURED_BY), code_hash.OURS)
     return code_hash.digest([spec.key, rounds, machine_facts.processor(), machine_facts.gpu(), code])
 
 
 def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:
-    """Times ``rounds`` steps, each next to one of equal weighting, on ``spec.device``.
+    """Time ``rounds`` steps, each next to one of equal weighting, on ``spec.device``.
 
     Returns:
-        A row for each of `PARTS` and for the whole ``"step"``: ``device``, ``threads``, ``part``; ``median_ms``,
-        ``q25_ms`` and ``q75_ms`` of the times in milliseconds; ``ratio_to_equal``, the median over rounds of the time
-        over that of equal weighting, with a 95 % interval from order statistics, ``ratio_low`` to ``ratio_high``, which
-        is for the spread between rounds, not between machines; for the step what `count` counts, for the parts None.
+        A row for each of `PARTS` and one for the whole ``"step"``, each with:
+
+        - ``device``, ``threads``, ``part``;
+        - ``median_ms``, ``q25_ms``, ``q75_ms``: quartiles of the time in milliseconds;
+        - ``ratio_to_equal``: median over rounds of the time over equal weighting's, with a 95 % interval from order
+          statistics, ``ratio_low`` to ``ratio_high``. It covers the spread between rounds, not between machines;
+        - the fields of `Counts`: numbers for the step, None for the parts.
     """
     with single_thread():
         method, equal = trainings(spec)
@@ -63,7 +66,7 @@ def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:
 
 
 def trainings(spec: RunSpec) -> tuple[TrainingStep, TrainingStep]:
-    """The method of ``spec`` and equal weighting, each training its own copy of the model."""
+    """Return the training steps of ``spec``'s method and of equal weighting, each on its own copy of the model."""
     device = torch.device(spec.device)
     problem = tasks.create(spec.problem, **spec.problem_options)
     data = problem.data(generator(spec.seed, "data"), device)

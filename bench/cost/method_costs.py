@@ -1,8 +1,9 @@
-"""``python -m bench.cost.method_costs``: what a step costs with every method, next to equal weighting.
+"""``python -m bench.cost.method_costs``: measure what a step costs with every method, next to equal weighting.
 
-The regression problem with heads as one product, batch 100, one CPU thread, fused Adam on both sides. A method measures
-at the features where it is defined for them, else where its paper does. Into ``results/cost`` go ``methods.csv`` and
-``environment-methods.json``. Nothing else should be running; it takes five minutes.
+All methods train the regression problem with heads as one product, batch 100, on one CPU thread with fused Adam. A
+method that reads gradients measures them at the cheapest place that it is defined for: the features, else the last
+shared layer, else the parameters. ``methods.csv`` and ``environment-methods.json`` go to ``results/cost``. Nothing else
+should be running. It takes five minutes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,25 +40,25 @@ ROUNDS, QUICK = 100, 10
 
 
 def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iterator[pd.DataFrame]:
-    """A row a method, at one number of tasks after the other; equal weighting's and its like's come first."""
+    """Yield a table for each number of tasks, with a row for each method; equal weighting's two copies come first."""
     for T in num_tasks:
         sigmas = np.geomspace(1, 100, T).tolist()
         problem = tasks.create("regression", sigmas=sigmas, train_samples=BATCH)
         batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), BATCH)
-        contenders, places = [EQUAL, AGAIN], ["", ""]
+        methods, places = [EQUAL, AGAIN], ["", ""]
         for name in sorted(set(balancers.names()) - {"equal"}):
             options = {"weights": [1.0] * T} if name == "static" else {}
             wrt = place(name)
-            contenders.append(TimedMethod(name, partial(_make, Method(name, wrt, options), problem)))
+            methods.append(TimedMethod(name, partial(_make, Method(name, wrt, options), problem)))
             places.append(wrt or "")
-        table = compare(of_problem(problem, [next(batches)], device), contenders, T, rounds)
+        table = compare(of_problem(problem, [next(batches)], device), methods, T, rounds)
         table.insert(1, "wrt", places)
         table.insert(0, "tasks", T)
         yield table
 
 
 def place(name: str) -> Wrt | None:
-    """Where the method measures: the cheapest place that it is defined for; None where it reads no gradients."""
+    """Return the cheapest place for which the method is defined; None if it reads no gradients."""
     cls = balancers.get(name)
     if not issubclass(cls, GradientBalancer):
         return None
@@ -70,8 +71,8 @@ def _make(method: Method, problem: tasks.Problem[object], subject: Subject, _: i
 
 def main(
     device: DeviceName = DeviceName.CPU,
-    quick: Annotated[bool, typer.Option("--quick", help="A few rounds with two tasks.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder for the table.")] = Path("results/cost"),
+    quick: Annotated[bool, typer.Option("--quick", help="Measure a few rounds with two tasks only.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("results/cost"),
 ) -> None:
     """Measure what a step costs with every method, next to equal weighting."""
     place = devices.find(device)

@@ -1,4 +1,4 @@
-"""The table of the micro-benchmark, from the JSON that pytest-benchmark saved."""
+"""Make the table of the micro-benchmark from the JSON file that pytest-benchmark saved."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,18 @@ from bench.run import atomic_file
 from bench.run.atomic_file import BadFileError
 
 MICRO = "micro.json"
-"""Where in a results folder the micro-benchmark saves its times."""
+"""Name of the file in a results folder that holds the micro-benchmark's times."""
 
 
 def table(path: Path) -> pd.DataFrame:
-    """Median times of each measurement: ``num_tasks``, ``what``, ``cpu_ms``; on CUDA ``cuda_ms`` and ``ratio`` too.
+    """Return the median times in milliseconds, with a row for each measurement and number of tasks.
 
-    ``ratio`` is the CPU's time over the CUDA device's. What was not measured has no column.
+    Returns:
+        ``num_tasks``; ``what``, the name of the measurement; ``cpu_ms``; if CUDA was measured too, ``cuda_ms`` and
+        ``ratio``, the CPU's time over the CUDA device's. A device that was not measured has no column.
 
     Raises:
-        BadFileError: the file is not one that ``gradient_norm.py`` in this folder was measured into.
+        BadFileError: the file was not written by a run of ``bench/cost/gradient_norm.py``.
     """
     try:
         measured = [
@@ -35,10 +37,10 @@ def table(path: Path) -> pd.DataFrame:
 
 
 def add_table(folder: Path) -> None:
-    """Write the micro-benchmark's table into the results ``folder``, if it holds the micro-benchmark's times.
+    """Write the micro-benchmark's table into the results ``folder``, if its times are there.
 
     Raises:
-        BadFileError: see `table`.
+        BadFileError: the times can't be read, see `table`.
     """
     if (folder / MICRO).is_file():
         atomic_file.write_table(folder / "tables" / "micro", table(folder / MICRO))

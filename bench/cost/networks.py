@@ -1,8 +1,9 @@
-"""Two networks of realistic size, with random data, whose steps take 50 to 200 ms on one core.
+"""Two networks of realistic size with random data, whose steps take 50 to 200 ms on one core.
 
-They stand for what a step costs where a network is more than the toy problem's few layers; nothing is learned. The last
-shared layer, ``wrt``, is the one a user would name: the last convolution of the trunk, the last linear layer of the
-last transformer block. What follows it up to the fork has no weights to speak of: normalisation, a skip connection.
+They show what a step costs in a network larger than the toy problem's few layers; there is nothing to learn in their
+data. The last shared layer, ``wrt``, is the one that a user would name: the last convolution of the trunk, or the last
+linear layer of the last transformer block. Between it and the fork there is nothing but normalisation and a skip
+connection, which have next to no weights.
 """
 
 import torch
@@ -18,7 +19,7 @@ SEQUENCES, LENGTH, WIDTH, BLOCKS = 4, 64, 192, 12
 TOPICS, TAGS, LABELS = 20, 17, 8
 
 
-class TransformerBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """ResNet's basic block: two 3x3 convolutions and a skip, ``(N, inputs, H, W)`` to ``(N, outputs, H/s, W/s)``."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -37,7 +38,7 @@ class TransformerBlock(nn.Module):
 
 
 class DenseNetwork(nn.Module):
-    """A trunk as large as ResNet-18's, and two heads that predict for every pixel: classes and depth.
+    """A network with the trunk of ResNet-18 and two heads, which predict the class and the depth of every pixel.
 
     Source of the trunk: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, table 1.
     """
@@ -47,7 +48,7 @@ class DenseNetwork(nn.Module):
         stem = [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
         blocks = []
         for inputs, outputs, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)):
-            blocks += [TransformerBlock(inputs, outputs, stride), TransformerBlock(outputs, outputs, 1)]
+            blocks += [ResidualBlock(inputs, outputs, stride), ResidualBlock(outputs, outputs, 1)]
         self.trunk = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1), *blocks)
         self.last = blocks[-1].conv2
         self.fork = Fork(2)
@@ -57,7 +58,7 @@ class DenseNetwork(nn.Module):
         self.depth = nn.Sequential(nn.Conv2d(512, 64, 1), nn.ReLU(), nn.Conv2d(64, 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, 13, H, W)`` class scores and ``(N, H, W)`` depths, for images ``(N, 3, H, W)``."""
+        """Return class scores ``(N, 13, H, W)`` and depths ``(N, H, W)`` for images ``(N, 3, H, W)``."""
         for_classes, for_depth = self.fork(self.trunk(images))
         outputs = [self.classes(for_classes), self.depth(for_depth)]
         scores, depth = (F.interpolate(output, images.shape[-2:], mode="bilinear") for output in outputs)
@@ -65,7 +66,7 @@ class DenseNetwork(nn.Module):
 
 
 class SequenceNetwork(nn.Module):
-    """A transformer of 12 blocks, and four heads: a topic and a score of each sequence, its labels, a tag per token."""
+    """A transformer of 12 blocks and four heads: each sequence's topic, score and labels, and a tag for each token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +83,11 @@ class SequenceNetwork(nn.Module):
         self.tags = nn.Linear(WIDTH, TAGS)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Topics ``(N, 20)``, scores ``(N,)``, labels ``(N, 8)`` and tags ``(N, L, 17)``, for ``(N, L, 192)``."""
+        """Return topics ``(N, 20)``, scores ``(N,)``, labels ``(N, 8)`` and tags ``(N, L, 17)``.
+
+        Args:
+            tokens: embedded tokens, ``(N, L, 192)``.
+        """
         for_topic, for_score, for_labels, for_tags = self.fork(self.trunk(tokens))
         return (
             self.topic(for_topic[:, 0]),
@@ -93,7 +98,7 @@ class SequenceNetwork(nn.Module):
 
 
 def dense() -> Subject:
-    """Two images of 128 x 128; cross-entropy over 13 classes, and the absolute error of the depth."""
+    """Return a `DenseNetwork` and two images of 128 x 128: cross-entropy of 13 classes, absolute error of the depth."""
     network = DenseNetwork()
     images = torch.randn(IMAGES, 3, SIZE, SIZE)
     classes, depth = torch.randint(CLASSES, (IMAGES, SIZE, SIZE)), torch.rand(IMAGES, SIZE, SIZE)
@@ -106,7 +111,10 @@ def dense() -> Subject:
 
 
 def sequences() -> Subject:
-    """Four sequences of 64 embedded tokens; two cross-entropies, a squared error and a binary cross-entropy."""
+    """Return a `SequenceNetwork` and four sequences of 64 embedded tokens.
+
+    The losses are cross-entropy of topic and tags, squared error of the score, and binary cross-entropy of the labels.
+    """
     network = SequenceNetwork()
     tokens = torch.randn(SEQUENCES, LENGTH, WIDTH)
     topics, scores = torch.randint(TOPICS, (SEQUENCES,)), torch.randn(SEQUENCES)

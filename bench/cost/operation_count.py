@@ -1,4 +1,4 @@
-"""What a step does, counted rather than timed: the same on every machine, however busy."""
+"""Count what a step does, rather than time it: the counts are the same on every machine, however busy."""
 
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,13 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Counts:
-    """What one call did.
+    """The counts of one call.
 
     Attributes:
         flops: floating-point operations of its matrix products, convolutions and attentions; a multiply-add counts two.
-        operator_calls: calls of PyTorch operators, views included, backward passes too.
-        peak_bytes: the most memory that what it allocated held at one time. On CUDA as the allocator reports it; on the
-            CPU that of the tensors that operators returned, without an operator's own scratch memory.
+        operator_calls: number of calls of PyTorch operators, including views and backward passes.
+        peak_bytes: largest amount of memory that the call's own allocations held at one time. On CUDA the allocator
+            reports it. On the CPU it is the memory of the tensors that operators returned, without the scratch memory
+            inside an operator.
     """
 
     flops: int
@@ -29,8 +30,8 @@ class Counts:
 
 
 def count(call: Callable[[], object], device: torch.device) -> Counts:
-    """Makes the call twice and counts, its floating-point operations the first time, the rest the second."""
-    with FlopCounterMode(display=False) as flops:  # it holds what modules return, which would count as memory
+    """Make the call twice: count floating-point operations in the first, everything else in the second."""
+    with FlopCounterMode(display=False) as flops:  # in a call of its own: it keeps modules' outputs alive
         call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -43,7 +44,7 @@ def count(call: Callable[[], object], device: torch.device) -> Counts:
 
 
 class _Operators(TorchDispatchMode):
-    """Sees every operator call, those of backward passes too, and follows the memory of what they return."""
+    """Counts operator calls, including those of backward passes, and tracks the memory of the tensors they return."""
 
     def __init__(self) -> None:
         super().__init__()

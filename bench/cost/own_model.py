@@ -1,8 +1,9 @@
-"""What balancing would cost on a user's own model and batch, and what its tasks' gradients look like.
+"""Measure what balancing would cost on a user's own model and batch, and compare the gradients of its tasks.
 
-The user's file has a function that returns a `Subject`, or a plain tuple of its entries. Some methods are timed next to
-equal weighting, and gradients are looked at while that trains, in about a minute: the slower the step, the fewer of
-them. What goes wrong in the user's code is told with its last line.
+The user's file has a function that returns a `Subject`, or a plain tuple of its entries. Several methods are timed next
+to equal weighting, and the tasks' gradients are recorded while equal weighting trains. This takes about a minute: the
+slower a step is, the fewer steps are made. An error in the user's code is reported in one sentence, with the line of
+that code where it arose.
 """
 
 import runpy
@@ -30,23 +31,24 @@ from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, NO_FORK, UN
 from .training_step import LR, TrainingStep
 
 STEPS, SECONDS_OF_STEPS = 50, 12
-"""Of looking at gradients."""
+"""Maximum number of steps, and seconds, for which gradients are recorded."""
 MOST_WARM_UP, SECONDS_OF_WARM_UP = 20, 6
+"""Maximum number of warm-up steps of each method, and the seconds that all of them may take."""
 ROUNDS, SECONDS_OF_ROUNDS = (10, 300), 36
-"""The fewest and the most rounds; what takes ten steps needs ten of them."""
+"""Minimum and maximum number of rounds, and the seconds that they may take; a method with a cycle of ten needs ten."""
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The results for one model.
 
     Attributes:
-        costs: what `times` and `counts` say, a row a method.
-        gradients: over some steps of equal weighting.
-        machine: what it was measured on.
-        notes: how it was measured, and what could not be, in sentences.
+        costs: a row for each method, with the columns of `times` and `counts`.
+        gradients: the tasks' gradients over some steps of equal weighting.
+        machine: name of the machine it was measured on.
+        notes: sentences on how it was measured, and on what could not be measured.
     """
 
     costs: pd.DataFrame
@@ -56,12 +58,12 @@ class Report:
 
 
 def load(target: str) -> MakeStep:
-    """The function that ``FILE.py:FUNCTION`` names; what it raises later becomes a `SubjectError` too.
+    """Return the function that ``FILE.py:FUNCTION`` names, changed to raise a `SubjectError` in place of any exception.
 
-    The file's folder comes last on the import path, so that it can import its neighbours.
+    The file's folder is added at the end of the import path, so that the file can import its neighbours.
 
     Raises:
-        SubjectError: there is no such file or function, or the file raises something.
+        SubjectError: there is no such file or function, or the file raises an exception.
     """
     file, _, name = target.rpartition(":")
     if not file or not name.isidentifier():
@@ -70,24 +72,29 @@ def load(target: str) -> MakeStep:
     if not path.is_file():
         raise SubjectError(f"there is no file {path}")
     sys.path.append(str(path.resolve().parent))
-    function: Callable[[], Any] | None = _telling(path.name, lambda: runpy.run_path(str(path)))().get(name)
+    function: Callable[[], Any] | None = _with_plain_errors(path.name, lambda: runpy.run_path(str(path)))().get(name)
     if not callable(function):
         raise SubjectError(f"{path.name} has no function {name}")
 
     def make_step() -> Any:
-        made = _telling(name, function)()
+        made = _with_plain_errors(name, function)()
         if isinstance(made, tuple) and len(made) > 1 and callable(made[1]):
-            return (made[0], _telling("losses()", made[1]), *made[2:])
+            return (made[0], _with_plain_errors("losses()", made[1]), *made[2:])
         return made
 
     return make_step
 
 
 def measure(make_step: MakeStep, device: torch.device, say: Callable[[str], None]) -> Report:
-    """Measures on one CPU thread, or on a CUDA device; ``say`` is told what is going on.
+    """Measure the costs and the gradients, with one CPU thread.
+
+    Args:
+        make_step: makes a subject, see `subject`.
+        device: the CPU or a CUDA device.
+        say: is called with a short text before each stage of the work.
 
     Raises:
-        SubjectError: what ``make_step`` returns can't be measured.
+        SubjectError: ``make_step`` raises an exception, or returns something that can't be measured.
     """
     make_step = on_device(make_step, device)
     subject = make(make_step)
@@ -95,25 +102,27 @@ def measure(make_step: MakeStep, device: torch.device, say: Callable[[str], None
         raise SubjectError(f"the model is on {subject.device}, but --device is {device}")
     with single_thread():
         num_tasks = len(task_names(subject.losses()))
-        contenders, notes = eligible(subject)
-        say("looking at the tasks' gradients")
+        methods, notes = eligible(subject)
+        say("recording the tasks' gradients")
         gradients = follow(subject, STEPS, SECONDS_OF_STEPS)
-        say(f"timing {len(contenders)} methods")
-        trainings = [_begun(make_step, contender, num_tasks) for contender in contenders]
+        say(f"timing {len(methods)} methods")
+        trainings = [_started(make_step, method, num_tasks) for method in methods]
         step = _seconds(trainings[0])
         warm = _within(SECONDS_OF_WARM_UP / (len(trainings) * step), 2, MOST_WARM_UP)
         warm_up(trainings, warm)
         rounds = _within(SECONDS_OF_ROUNDS / (2 * len(trainings) * step), *ROUNDS) // 10 * 10
-        costs = times(trainings, contenders, rounds)
-        say("counting")
+        costs = times(trainings, methods, rounds)
+        say("counting operations and memory")
         costs = costs.join(counts(trainings))
-    how = f"{rounds} steps of each method, each next to one of equal weighting, after {warm} that don't count"
-    seen = f"gradients with respect to {gradients.wrt}, over {len(gradients.losses)} steps with Adam at {LR:g}"
-    return Report(costs, gradients, machine(device), [f"{how}; {seen}.", *notes])
+    timed = (
+        f"Times are of {rounds} steps of each method, each next to one of equal weighting, after {warm} warm-up steps."
+    )
+    recorded = f"Gradients are with respect to {gradients.wrt}, over {len(gradients.losses)} steps of Adam at {LR:g}."
+    return Report(costs, gradients, machine(device), [f"{timed} {recorded}", *notes])
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Writes ``cost.csv``, ``gradients.csv``, ``cosines.csv`` and the figure, whose path it returns."""
+    """Write ``cost.csv``, ``gradients.csv``, ``cosines.csv`` and the figure, and return the figure's path."""
     folder.mkdir(parents=True, exist_ok=True)
     report.costs.assign(machine=report.machine).to_csv(folder / "cost.csv", index=False)
     found = report.gradients
@@ -135,36 +144,36 @@ def write(report: Report, folder: Path) -> Path:
 
 
 def eligible(subject: Subject) -> tuple[list[TimedMethod], list[str]]:
-    """The methods that can be had for ``subject``, and what to change to have the others."""
-    contenders, notes = [EQUAL, AGAIN, UNCERTAINTY], []
+    """Return the methods that can be measured on ``subject``, and notes on what to add so that the others can be."""
+    methods, notes = [EQUAL, AGAIN, UNCERTAINTY], []
     if subject.fork is None:
         notes.append(
-            "The model has no Fork, so GradNorm can't measure in the one backward pass. To add one: self.fork = "
+            "The model has no Fork, so GradNorm can't measure during the one backward pass. To add a fork: self.fork = "
             "balancers.Fork(num_tasks=T) where the trunk ends; head i gets self.fork(features)[i]."
         )
-        contenders += [] if subject.wrt is None else [NO_FORK]
+        methods += [] if subject.wrt is None else [NO_FORK]
     else:
-        contenders.append(FEATURES)
-        contenders += [] if subject.wrt is None else [LAYER, EVERY_TEN]
+        methods.append(FEATURES)
+        methods += [] if subject.wrt is None else [LAYER, EVERY_TEN]
     if subject.wrt is None:
-        notes.append("For GradNorm with respect to a layer, return the last shared layer as a third entry.")
-    return contenders, notes
+        notes.append("To measure GradNorm at a layer, return the last shared layer as a third entry.")
+    return methods, notes
 
 
-def _begun(make_step: MakeStep, contender: TimedMethod, num_tasks: int) -> TrainingStep:
-    """A training that has made its first step, in which a balancer checks what it was given."""
+def _started(make_step: MakeStep, method: TimedMethod, num_tasks: int) -> TrainingStep:
+    """Return a training step that was called once: in its first step a balancer checks its input."""
     try:
-        [training] = start(make_step, [contender], num_tasks)
+        [training] = start(make_step, [method], num_tasks)
         training()
     except SubjectError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
-        raise SubjectError(f"{contender.name}: {error}") from error
+        raise SubjectError(f"{method.name}: {error}") from error
     return training
 
 
 def _seconds(training: TrainingStep) -> float:
-    """The time of a step, once it is under way."""
+    """Return the seconds that a step takes, after one step that isn't timed."""
     training()
     begin = time.perf_counter()
     training()
@@ -175,17 +184,17 @@ def _within(value: float, low: int, high: int) -> int:
     return max(low, min(high, int(value)))
 
 
-def _telling(what: str, call: Callable[[], Value]) -> Callable[[], Value]:
-    """The same, with what it raises told in a sentence."""
+def _with_plain_errors(what: str, call: Callable[[], Value]) -> Callable[[], Value]:
+    """Return ``call``, changed to raise a `SubjectError` of one sentence in place of any exception."""
 
-    def telling() -> Value:
+    def checked() -> Value:
         try:
             return call()
         except Exception as error:
             ours = (str(Path(torch.__file__).parent), __file__, "<")
             frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(ours)]
             where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-            said = ": ".join(filter(None, (type(error).__name__, str(error))))
-            raise SubjectError(f"{what} raised {said}{where}") from error
+            message = ": ".join(filter(None, (type(error).__name__, str(error))))
+            raise SubjectError(f"{what} raised {message}{where}") from error
 
-    return telling
+    return checked

@@ -1,4 +1,4 @@
-"""Times calls against each other: in turn, round after round, so that whatever slows the machine slows all of them."""
+"""Time calls against each other: they take turns, so that whatever slows the machine for a while slows all of them."""
 
 import gc
 import math
@@ -13,10 +13,10 @@ from scipy.stats import binom
 
 
 def interleave(calls: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
-    """``(len(calls), rounds)``: the seconds of each call, which take turns in going first.
+    """Time each call once a round, and return the seconds, ``(len(calls), rounds)``. They take turns in going first.
 
-    A call on a device other than the CPU has to wait for it. No garbage is collected meanwhile: a collection would fall
-    on one call of many.
+    A call that uses another device than the CPU has to wait for it. No garbage is collected meanwhile, because a
+    collection would slow one call among many.
     """
     seconds = np.empty((len(calls), rounds))
     gc.collect()
@@ -34,9 +34,10 @@ def interleave(calls: Sequence[Callable[[], object]], rounds: int) -> NDArray[np
 
 
 def median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
-    """An interval for the median of what ``values`` are drawn from, whatever its shape; nan for too few values.
+    """Return a confidence interval for the median of the distribution that ``values`` are drawn from.
 
-    Between two order statistics: the number of values below the median is binomial with probability one half.
+    The interval lies between two order statistics and holds for any distribution, because the number of values below
+    the median is binomial with probability one half. It is nan for too few values.
     """
     rank = int(binom.ppf((1 - confidence) / 2, len(values), 0.5))
     ordered = np.sort(values)
@@ -45,10 +46,10 @@ def median_interval(values: NDArray[np.float64], confidence: float = 0.95) -> tu
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """One CPU thread while in the ``with`` block, to which denormal numbers are zero.
+    """Use one CPU thread in the ``with`` block, and treat denormal numbers as zero.
 
-    A unit that has died leaves them in Adam's moments after 800 steps, where they slow each further step by some
-    percent: more in the copy that was trained for longer.
+    A unit that has died leaves denormal numbers in Adam's moments after 800 steps. There they slow each further step by
+    some percent, and more so in the copy of the model that was trained for longer.
     """
     threads, flushes = torch.get_num_threads(), _flushes_denormals()
     torch.set_num_threads(1)

@@ -1,8 +1,9 @@
-"""Compares what a step costs under several methods, the first of which is equal weighting.
+"""Compare what a step costs with several methods, the first of which is equal weighting.
 
-Each trains its own copy of the same model, in one process, and takes turns with equal weighting: whatever slows the
-machine for a while slows both. No more than two at a time: a step finds in the caches what it would in training.
-Nothing else should be running. The caller sees to it that there is one CPU thread.
+Each method trains its own copy of the same model, in one process, and its steps take turns with equal weighting's, so
+that whatever slows the machine for a while slows both. Only two models take turns at a time, so that a step finds the
+caches much as it would in training. Nothing else should be running, and the caller makes sure that there is one CPU
+thread (`single_thread`).
 """
 
 from collections.abc import Sequence
@@ -18,38 +19,39 @@ from .timed_methods import TimedMethod
 from .training_step import TrainingStep, adam
 
 WARM_UP = 20
-"""Steps made before the first that counts: allocations, a balancer's first-step checks, lazy initialisations."""
+"""Steps before the first timed one: they cover allocations, a balancer's first checks and lazy initialisation."""
 BLOCK = 20
-"""Rounds; whole cycles of every contender."""
+"""Rounds that a pair makes before the next pair's turn: a multiple of every method's cycle."""
 
 
-def compare(make_step: MakeStep, contenders: Sequence[TimedMethod], num_tasks: int, rounds: int) -> pd.DataFrame:
-    """What `times` and `counts` say, a row a contender."""
-    trainings = start(make_step, contenders, num_tasks)
+def compare(make_step: MakeStep, methods: Sequence[TimedMethod], num_tasks: int, rounds: int) -> pd.DataFrame:
+    """Measure all ``methods`` and return a row for each, with the columns of `times` and `counts`."""
+    trainings = start(make_step, methods, num_tasks)
     warm_up(trainings, WARM_UP)
-    return times(trainings, contenders, rounds).join(counts(trainings))
+    return times(trainings, methods, rounds).join(counts(trainings))
 
 
-def start(make_step: MakeStep, contenders: Sequence[TimedMethod], num_tasks: int) -> list[TrainingStep]:
-    """A training for each contender, of a subject of its own."""
+def start(make_step: MakeStep, methods: Sequence[TimedMethod], num_tasks: int) -> list[TrainingStep]:
+    """Return a training step for each method, on a subject of its own."""
     trainings = []
-    for contender in contenders:
+    for method in methods:
         subject = make(make_step)
-        trainings.append(TrainingStep(subject, contender.balancer(subject, num_tasks), adam(subject.model)))
+        trainings.append(TrainingStep(subject, method.balancer(subject, num_tasks), adam(subject.model)))
     return trainings
 
 
 def warm_up(trainings: Sequence[TrainingStep], steps: int) -> None:
-    """Makes ``steps`` steps of each."""
+    """Make ``steps`` steps of each training."""
     for training in trainings:
         for _ in range(steps):
             training()
 
 
-def times(trainings: Sequence[TrainingStep], contenders: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
-    """``method``, and what `time_row` says of ``rounds`` steps of each contender next to as many of the first.
+def times(trainings: Sequence[TrainingStep], methods: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
+    """Time ``rounds`` steps of each method, each next to a step of the first, and return a row for each method.
 
-    The pairs take turns too, `BLOCK` rounds at a time, so that times in milliseconds are of the same hour.
+    A row has ``method`` and the columns of `time_row`. The pairs take turns too, `BLOCK` rounds at a time, so that all
+    times in milliseconds come from the same stretch of time.
     """
     blocks: list[list[NDArray[np.float64]]] = [[] for _ in trainings[1:]]
     for begin in range(0, rounds, BLOCK):
@@ -58,18 +60,25 @@ def times(trainings: Sequence[TrainingStep], contenders: Sequence[TimedMethod], 
     pairs = [np.concatenate(of_pair, axis=1) for of_pair in blocks]
     first = np.concatenate([of_equal for of_equal, _ in pairs])
     rows = [time_row(first, first, cycle=1)]
-    for contender, (of_equal, own) in zip(contenders[1:], pairs, strict=True):
-        rows.append(time_row(own, of_equal, contender.cycle))
+    for method, (of_equal, own) in zip(methods[1:], pairs, strict=True):
+        rows.append(time_row(own, of_equal, method.cycle))
     table = pd.DataFrame(rows)
-    table.insert(0, "method", [contender.name for contender in contenders])
+    table.insert(0, "method", [method.name for method in methods])
     return table
 
 
 def time_row(seconds: NDArray[np.float64], of_equal: NDArray[np.float64], cycle: int) -> dict[str, float]:
-    """How the steps of a method, ``(rounds,)`` seconds, compare with those of equal weighting done next to them.
+    """Compare the steps of a method with those of equal weighting that were made next to them.
 
-    All are medians over cycles of ``cycle`` rounds, nan where there is no whole cycle: ``ratio``, with a 95 % interval
-    from order statistics, ``ratio_low`` to ``ratio_high``; ``median_ms`` and ``extra_ms``, milliseconds a step.
+    Args:
+        seconds: time of each of the method's steps, ``(rounds,)``.
+        of_equal: time of the equal-weighting step next to it, ``(rounds,)``.
+        cycle: number of steps after which the method repeats itself.
+
+    Returns:
+        Medians over cycles, nan if there is no whole cycle: ``ratio``, the method's time over equal weighting's, with a
+        95 % interval from order statistics, ``ratio_low`` to ``ratio_high``; ``median_ms``, milliseconds a step;
+        ``extra_ms``, milliseconds a step that it takes longer than equal weighting.
     """
     whole = len(seconds) // cycle * cycle
     own, others = (part[:whole].reshape(-1, cycle).mean(axis=1) for part in (seconds, of_equal))
@@ -84,13 +93,13 @@ def time_row(seconds: NDArray[np.float64], of_equal: NDArray[np.float64], cycle:
 
 
 def counts(trainings: Sequence[TrainingStep]) -> pd.DataFrame:
-    """What `count` counts in a step of each, and, as ``extra_…``, how much more that is than in the first's."""
+    """Return the `Counts` of a step of each training, and as ``extra_…`` by how much they exceed those of the first."""
     table = pd.DataFrame([_least(training) for training in trainings])
     return table.join((table - table.iloc[0]).add_prefix("extra_"))
 
 
 def _least(training: TrainingStep) -> "pd.Series[int]":
-    """The least of what is counted twice: a method that measures now and then does so in one of the two at most."""
+    """Count two steps and return the smaller counts: a method with pauses measures in at most one of the two."""
     counted = [vars(count(training, training.subject.device)) for _ in range(2)]
     return pd.DataFrame(counted).min()
 

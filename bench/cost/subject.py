@@ -1,12 +1,12 @@
-"""What a step's cost is measured on: a model, the losses of a batch, and the last shared layer.
+"""Define a subject, on which the cost of a step is measured: a model, the losses of a batch, the last shared layer.
 
-A subject comes from a function without arguments, as a user would write it::
+A subject is made by a function without arguments, as a user would write it::
 
     def make_step():
         model, x, y = Net(), torch.randn(16, 32), torch.randn(16, 2)
         return model, lambda: [mse_loss(out, target) for out, target in zip(model(x), y.unbind(1))], model.trunk[-1]
 
-It is called anew, under the same seed, for every balancer, so that each trains a copy of its own.
+The function is called for every balancer, with the same seed, so that each balancer trains its own copy.
 """
 
 import itertools
@@ -17,22 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from balancers import EqualWeighting, Fork, LinearHeads
-from balancers.engine.loss_input import Losses
+from balancers import EqualWeighting, Fork, LinearHeads, Losses
 from tasks import Problem
 
 
 class SubjectError(ValueError):
-    """What was to be measured can't be."""
+    """The subject can't be measured; the message says why."""
 
 
 class Subject(NamedTuple):
-    """What ``make_step`` returns.
+    """A model and the losses of its batches; ``make_step`` returns one.
 
     Attributes:
-        model: in train mode.
+        model: the model, in train mode.
         losses: computes the losses of this step's batch: a list, a ``{task: loss}`` dict or a tensor ``(T,)``.
-        wrt: the last shared layer, or its parameters.
+        wrt: the last shared layer, or its parameters; None if it isn't named.
     """
 
     model: nn.Module
@@ -46,10 +45,10 @@ class Subject(NamedTuple):
 
     @property
     def fork(self) -> Fork | None:
-        """The model's `Fork`, where it has one.
+        """The model's `Fork`, or None.
 
         Raises:
-            SubjectError: it has several.
+            SubjectError: the model has several forks.
         """
         forks = {name: module for name, module in self.model.named_modules() if isinstance(module, Fork)}
         if len(forks) > 1:
@@ -59,7 +58,7 @@ class Subject(NamedTuple):
 
     @property
     def layer(self) -> tuple[nn.Parameter, ...]:
-        """The parameters that ``wrt`` names; none without it."""
+        """The parameters that ``wrt`` names; empty if it is None."""
         match self.wrt:
             case None:
                 return ()
@@ -71,30 +70,30 @@ class Subject(NamedTuple):
 
 
 MakeStep = Callable[[], tuple[Any, ...]]
-"""Returns a new `Subject`, or a plain tuple of its two or three entries."""
+"""Function that returns a new `Subject`, or a plain tuple of its two or three entries."""
 
 
 def make(make_step: MakeStep, seed: int = 0) -> Subject:
-    """The subject that ``make_step`` returns, torch's global generator seeded with ``seed``.
+    """Return the subject that ``make_step`` makes when torch's global generator is seeded with ``seed``.
 
     Raises:
-        SubjectError: what it returned is no subject.
+        SubjectError: ``make_step`` returned something else than a subject.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = make_step()
     expected = "expected (model, losses) or (model, losses, wrt)"
     if not isinstance(made, tuple) or len(made) not in (2, 3):
-        what = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
-        raise SubjectError(f"make_step returned {what}; {expected}")
+        came = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
+        raise SubjectError(f"make_step returned {came}; {expected}")
     subject = Subject(*made)
     if isinstance(subject.wrt, Iterable) and not isinstance(subject.wrt, nn.Module | nn.Parameter):
-        subject = subject._replace(wrt=tuple(subject.wrt))  # an iterator can be read but once
+        subject = subject._replace(wrt=tuple(subject.wrt))  # an iterator can be read only once
     if not isinstance(subject.model, nn.Module):
         raise SubjectError(f"make_step's model is a {type(subject.model).__name__}, not a Module; {expected}")
     if not callable(subject.losses):
         kind = type(subject.losses).__name__
-        raise SubjectError(f"make_step's losses is a {kind}; expected a function that computes them for a step's batch")
+        raise SubjectError(f"make_step's losses is a {kind}; expected a function that computes a batch's losses")
     if not subject.model.training:
         raise SubjectError("make_step's model is in eval mode; call model.train()")
     if not any(parameter.requires_grad for parameter in subject.model.parameters()):
@@ -103,7 +102,7 @@ def make(make_step: MakeStep, seed: int = 0) -> Subject:
 
 
 def on_device(make_step: MakeStep, device: torch.device) -> MakeStep:
-    """The same, with ``device`` for torch's default while it is called."""
+    """Return a ``make_step`` that calls this one with ``device`` as torch's default device."""
 
     def made() -> tuple[Any, ...]:
         with device:
@@ -113,7 +112,7 @@ def on_device(make_step: MakeStep, device: torch.device) -> MakeStep:
 
 
 def of_problem(problem: Problem[Any], batches: Sequence[Any], device: torch.device) -> MakeStep:
-    """Subjects of a problem's model, on ``batches`` over and over, so that no step has to read data."""
+    """Return a ``make_step`` for a problem's model, which repeats ``batches``, so that no step has to read data."""
 
     def make_step() -> Subject:
         model = problem.model().to(device).train()
@@ -124,32 +123,32 @@ def of_problem(problem: Problem[Any], batches: Sequence[Any], device: torch.devi
 
 
 def task_names(losses: Losses) -> list[str]:
-    """The tasks' names; where they have none, their places.
+    """Return the tasks' names; if they have none, ``task 0``, ``task 1`` and so on.
 
     Raises:
-        SubjectError: these are not the losses of two or more tasks, each a scalar.
+        SubjectError: ``losses`` are not two or more scalars.
     """
     if isinstance(losses, Tensor) and losses.ndim == 0:
-        raise SubjectError("losses() returned one scalar; expected the tasks' losses, each by itself: don't sum them")
+        raise SubjectError("losses() returned one scalar; expected one loss for each task: don't sum them")
     num_tasks = len(losses) if isinstance(losses, Sequence | Mapping | Tensor) else 1
     try:
         EqualWeighting(max(1, num_tasks))(losses)
     except (TypeError, ValueError) as error:
-        raise SubjectError(f"losses() returned something else than losses: {error}") from error
+        raise SubjectError(f"losses() did not return losses: {error}") from error
     if num_tasks < 2:
         raise SubjectError("losses() returned the loss of one task; there is nothing to balance")
     return list(losses) if isinstance(losses, Mapping) else [f"task {i}" for i in range(num_tasks)]
 
 
 def in_order(losses: Losses) -> list[Tensor]:
-    """The losses as a list."""
+    """Return the losses as a list."""
     if isinstance(losses, Tensor):
         return list(losses.unbind())
     return list(losses.values() if isinstance(losses, Mapping) else losses)
 
 
 def features(subject: Subject) -> tuple[list[Tensor], Losses]:
-    """A forward pass: what it hands to the fork (nothing without one), and the losses."""
+    """Make a forward pass, and return the tensors that go into the fork (none without a fork) and the losses."""
     seen: list[Tensor] = []
 
     def see(_: nn.Module, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The methods whose cost is compared: GradNorm in its forms, uncertainty weighting, and what they are compared with."""
+"""Name the methods whose cost is compared: GradNorm in its forms, uncertainty weighting and equal weighting."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class TimedMethod:
-    """A method in a comparison.
+    """A method whose step is timed.
 
     Attributes:
-        name: what tables and figures call it.
-        balancer: makes it, for a subject and the number of its tasks.
-        cycle: how many steps it takes until it does the same again. Its time is the mean over a cycle.
+        name: name in tables and figures.
+        balancer: makes the balancer for a subject and its number of tasks.
+        cycle: number of steps after which the method repeats itself. Its time is the mean over a cycle.
     """
 
     name: str
@@ -25,7 +25,7 @@ class TimedMethod:
 
 EQUAL = TimedMethod("equal", lambda subject, num_tasks: EqualWeighting(num_tasks))
 AGAIN = TimedMethod("equal, again", EQUAL.balancer)
-"""What two copies of the same thing differ by: the noise of the comparison."""
+"""A second copy of equal weighting: its difference from the first is the noise of the comparison."""
 UNCERTAINTY = TimedMethod("uncertainty", lambda subject, num_tasks: UncertaintyWeighting(num_tasks))
 FEATURES = TimedMethod("gradnorm features", lambda subject, num_tasks: GradNorm(subject.fork, tasks=num_tasks))
 LAYER = TimedMethod("gradnorm layer", lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks))
@@ -35,4 +35,4 @@ EVERY_TEN = TimedMethod(
     lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks, update_every=10),
     cycle=10,
 )
-"""With respect to the layer, at every tenth step."""
+"""GradNorm at the layer, updated at every tenth step."""

@@ -1,4 +1,4 @@
-"""A training step as it is timed: losses, balancer, backward pass, optimiser, one call a step."""
+"""Make a training step that can be timed in parts: losses, balancer and backward pass, optimiser."""
 
 import itertools
 import time
@@ -13,20 +13,21 @@ from balancers import LossBalancer
 from .subject import Subject
 
 PARTS = ("forward", "backward", "optimizer")
-"""``backward`` is the balancer and the backward pass, ``optimizer`` its step, the clearing of gradients, and the second
-look of a method that takes one."""
+"""The timed parts. ``backward`` is the balancer and the backward pass; ``optimizer`` is the optimiser's step, the
+clearing of gradients and, for a method that reads the losses again after the step, that second forward pass."""
 LR = 1e-3
+"""Learning rate of `adam`."""
 
 
 class TrainingStep:
-    """Trains a subject's model with ``balancer``; a call is a step, and ends with an idle device."""
+    """Trains a subject's model with ``balancer``. Each call is one step, and returns when the device is idle."""
 
     def __init__(self, subject: Subject, balancer: LossBalancer, optimizer: Optimizer) -> None:
         self.subject = subject
         self.balancer = balancer.to(subject.device).train()
         self.optimizer = optimizer
         self.seconds: list[list[float]] = []
-        """What each of `PARTS` took, a row a step."""
+        """Seconds of each of `PARTS`, with a row for each step."""
         self._clock = _CudaClock() if subject.device.type == "cuda" else _Clock()
 
     def __call__(self) -> None:
@@ -47,12 +48,12 @@ class TrainingStep:
 
 
 def adam(model: nn.Module) -> Adam:
-    """The optimiser of every comparison here: fused Adam, at a learning rate of `LR`."""
+    """Return the optimiser of every comparison here: fused Adam with learning rate `LR`."""
     return Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=LR, fused=True)
 
 
 class _Clock:
-    """Time between marks."""
+    """Measures the CPU time between marks."""
 
     def start(self) -> None:
         self._marks = [time.perf_counter()]
@@ -65,7 +66,7 @@ class _Clock:
 
 
 class _CudaClock:
-    """Time between marks in the device's own stream; it begins with an idle device, and waits only at the end."""
+    """Measures the time between marks in the device's stream. It starts on an idle device and waits only at the end."""
 
     def start(self) -> None:
         torch.cuda.synchronize()

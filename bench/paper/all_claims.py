@@ -1,4 +1,4 @@
-"""All claims: their experiments, one after another, and what is written of them."""
+"""Run the experiments of all claims, one after another, and write their tables and figures."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -32,29 +32,33 @@ HEADER = ("GradNorm's claim", "one learning rate", "each tuned")
 
 
 class Judged(NamedTuple):
-    """A claim and what was found of it."""
+    """A claim and the outcome of its experiment."""
 
     claim: Claim
     outcome: Outcome
 
     @property
     def verdicts(self) -> list[ClaimVerdict]:
-        """Of both settings; of a claim that has nothing to do with learning rates, the same twice."""
+        """Verdicts of both settings; the same verdict twice for a claim that does not depend on learning rates."""
         settings: tuple[RateSetting, ...] = ("",) if self.outcome.verdict("") else SETTINGS
         found = [verdict for setting in settings if (verdict := self.outcome.verdict(setting))]
         return found * (len(SETTINGS) // len(found))
 
 
 def judge(folder: Path, scale: Effort, jobs: int, console: Console, only: Collection[int] = ()) -> Iterator[Judged]:
-    """Does the experiments, ``jobs`` runs at a time, and yields each claim when it is judged.
+    """Run the experiments, ``jobs`` runs at a time, and yield each claim as soon as it is judged.
 
-    What has been computed before, in ``folder``, is not computed again.
+    Results that are already in ``folder`` are not computed again.
 
     Args:
-        only: the numbers of the claims to judge; all, where there are none.
+        folder: folder for the results.
+        scale: how much is run.
+        jobs: number of runs at a time; with 0 this process does them all, one after another.
+        console: progress is shown here.
+        only: numbers of the claims to judge; empty for all.
 
     Raises:
-        BusyError: another process is at work in ``folder``.
+        BusyError: another process is working in ``folder``.
         WorkerError: no worker can be started, or a source file was changed meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,7 @@ def judge(folder: Path, scale: Effort, jobs: int, console: Console, only: Collec
 
 
 def write(judged: list[Judged], folder: Path) -> None:
-    """Tables and figures: ``claims.csv``, ``findings.csv``, and of each claim what its figure shows."""
+    """Write ``claims.csv``, ``findings.csv``, and for each claim its figure and the table behind the figure."""
     tables = folder / "tables"
     claims = [{"claim": one.claim.number, "short": one.claim.short} | verdict_columns(one) for one in judged]
     findings = [row for one in judged for row in rows(one.outcome.findings, one.claim)]
@@ -89,14 +93,14 @@ def write(judged: list[Judged], folder: Path) -> None:
 
 
 def verdict_columns(one: Judged) -> dict[str, str]:
-    """The verdicts by setting."""
+    """Return the verdicts by setting."""
     return dict(zip(SETTINGS, one.verdicts, strict=True))
 
 
 def table(judged: list[Judged]) -> Table:
-    """Claims, findings and verdicts for the terminal."""
+    """Return the claims, findings and verdicts as a table for the terminal."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in ("", "claim, and what was found", "measured", "verdict"):
+    for head in ("", "claim and findings", "measured", "verdict"):
         shown.add_column(head, overflow="fold")
     for claim, outcome in judged:
         shown.add_section()
@@ -106,7 +110,7 @@ def table(judged: list[Judged]) -> Table:
             if whole is None:
                 continue
             shown.add_row(
-                "", Text(setting or "whatever the learning rate", style="italic"), "", Text(whole, style="bold")
+                "", Text(setting or "independent of learning rates", style="italic"), "", Text(whole, style="bold")
             )
             for one in outcome.findings:
                 if one.setting == setting:
@@ -115,7 +119,7 @@ def table(judged: list[Judged]) -> Table:
 
 
 def markdown(claims: pd.DataFrame) -> str:
-    """README's table of verdicts, from ``claims.csv``."""
+    """Return the Markdown table of verdicts for the documentation, from the table ``claims.csv``."""
     lines = [HEADER, ("---",) * len(HEADER)]
     for row in claims.to_dict("records"):
         lines.append((f"{row['claim']}. {row['short']}", *(_emphasised(row[setting]) for setting in SETTINGS)))

@@ -1,4 +1,4 @@
-"""A claim of the paper, and what an experiment found of it."""
+"""Define a claim of the paper, the findings of its experiment, and the experiment's outcome."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 
 RateSetting = Literal["one learning rate", "tuned", ""]
 SETTINGS: tuple[RateSetting, ...] = ("one learning rate", "tuned")
-"""As the paper has it, with one for all methods; and each method at the one that validation chose for it. What has
-nothing to do with learning rates is of the setting ``""``."""
+"""With one learning rate for all methods, as in the paper, and with the learning rate that validation chose for each
+method. A finding that does not depend on learning rates has the setting ``""``."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A number with its 95 % interval, if it has one. Without a ``verdict`` it only stands beside the claim.
+    """A number that was found, with its 95 % interval if it has one.
 
-    ``unit`` is "×" for a ratio, "%" for a part of one, "" for a plain number, or what follows a count: ``of 6``.
+    Attributes:
+        setting: how learning rates were chosen.
+        text: says what was measured.
+        estimate: the number and its interval.
+        unit: "×" for a ratio, "%" for a proportion, "" for a plain number, or the words after a count: ``of 6``.
+        verdict: verdict on this part of the claim; None if the number is for information only.
     """
 
     setting: RateSetting
@@ -38,12 +43,12 @@ class Finding:
     def of(
         cls, setting: RateSetting, text: str, comparison: Comparison, verdict: ClaimVerdict | None = None
     ) -> "Finding":
-        """One that is a ratio of scores."""
+        """Return a finding that is a ratio of scores."""
         return cls(setting, text, Estimate(comparison.mean, comparison.low, comparison.high), "×", verdict)
 
     @property
     def measured(self) -> str:
-        """The number in words: ``0.62× [0.58, 0.66]``."""
+        """The number as text: ``0.62× [0.58, 0.66]``."""
         value, low, high = self.estimate.mean, self.estimate.low, self.estimate.high
         if self.unit == "×":
             return relative("ratio", value, low, high)
@@ -56,7 +61,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment found, the figure that shows it, and the table that the figure is drawn from."""
+    """The outcome of an experiment.
+
+    Attributes:
+        findings: the numbers that were found.
+        figure: draws the figure.
+        caption: caption of the figure.
+        table: the table that the figure is drawn from.
+    """
 
     findings: list[Finding]
     figure: Callable[[], Figure]
@@ -65,26 +77,35 @@ class Outcome:
 
     @property
     def settings(self) -> list[RateSetting]:
-        """In which anything was found."""
+        """Settings that have findings."""
         return list(dict.fromkeys(one.setting for one in self.findings))
 
     @property
     def by_text(self) -> dict[str, dict[RateSetting, Finding]]:
-        """What was found of one and the same thing in each setting."""
+        """Findings by their text, then by setting."""
         found: dict[str, dict[RateSetting, Finding]] = {}
         for one in self.findings:
             found.setdefault(one.text, {})[one.setting] = one
         return found
 
     def verdict(self, setting: RateSetting) -> ClaimVerdict | None:
-        """Of the whole claim: it holds where all its parts do; None where nothing was found in this setting."""
+        """Return the verdict on the claim, which holds if all its parts hold; None if ``setting`` has no verdicts."""
         parts = [one.verdict for one in self.findings if one.setting == setting and one.verdict is not None]
         return every(parts) if parts else None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, where, by which rule that is judged here, and what finds it out."""
+    """A claim of the paper.
+
+    Attributes:
+        number: number of the claim.
+        short: the claim in a few words.
+        text: the claim in a sentence.
+        source: place in the paper.
+        rule: rule by which the claim is judged here.
+        experiment: runs the experiment.
+    """
 
     number: int
     short: str
@@ -95,7 +116,7 @@ class Claim:
 
 
 def rows(findings: Iterable[Finding], claim: Claim) -> list[dict[str, object]]:
-    """The findings as rows of a table."""
+    """Return the findings of ``claim`` as rows of a table."""
     return [
         {
             "claim": claim.number,

@@ -1,4 +1,4 @@
-"""Claim 3: what becomes of uncertainty weighting's weights, and of training with them, in the long run."""
+"""Test claim 3: whether uncertainty weighting's weights keep growing, and whether long training deteriorates."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ from .claim_verdicts import above, of_comparison
 from .experiments import Bench, Lab, bench
 
 LONGER = 3
-"""Times the steps of claim 1."""
+"""Number of steps, as a multiple of claim 1's."""
 EVALUATIONS = 60
 WINDOW = 3
-"""Evaluations that are averaged."""
+"""Number of evaluations in a window, over which scores are averaged."""
 PROBLEMS = tuple(bench(T, "regression", EVALUATIONS, LONGER * STEPS, sigmas=T) for T in ("T=2", "T=10"))
 
 
 def growth(lab: Lab) -> Outcome:
-    """Claim 3."""
+    """Run the experiment of claim 3."""
     findings, curves = [], []
     for setting in SETTINGS:
         for on in PROBLEMS:
@@ -35,14 +35,14 @@ def growth(lab: Lab) -> Outcome:
     table = pd.concat(curves, ignore_index=True)
     caption = (
         f"Uncertainty weighting for {LONGER} times as many steps: the sum of its weights, and the task-normalised "
-        f"loss on the validation split. Line: geometric mean over {len(lab.scale.few_seeds)} seeds; band: from the "
-        "lowest to the highest."
+        f"loss on the validation split. Line: geometric mean over {len(lab.scale.few_seeds)} seeds; band: lowest to "
+        "highest."
     )
     return Outcome(findings, lambda: claims_figures.growth(table), caption, table)
 
 
 def _runs(lab: Lab, on: Bench, setting: RateSetting) -> tuple[list[Result], int]:
-    """The reported runs, and after which evaluation runs on the tuning seeds are at their best."""
+    """Return the reported runs, and the start of the window in which the tuning seeds' score is lowest."""
     seeds = lab.scale.tuning_seeds[:1]
     lr = on.recipe.lr
     if setting == "tuned":
@@ -56,7 +56,7 @@ def _runs(lab: Lab, on: Bench, setting: RateSetting) -> tuple[list[Result], int]
 
 
 def best_window(scores: NDArray[np.float64]) -> int:
-    """Where the window of `WINDOW` evaluations begins over which ``scores``, ``(runs, evaluations)``, are lowest."""
+    """Return the start of the window of `WINDOW` evaluations with the lowest ``scores``, ``(runs, evaluations)``."""
     means = np.lib.stride_tricks.sliding_window_view(np.log(scores).mean(axis=0), WINDOW).mean(axis=1)
     return int(means.argmin())
 
@@ -65,7 +65,9 @@ def _grows(setting: RateSetting, on: Bench, results: Sequence[Result]) -> Findin
     halves = [_sums(result)[[len(_sums(result)) // 2 - 1, -1]] for result in results]
     logs = t_interval([np.log(end / middle) for middle, end in halves])
     ratio = Estimate(*(float(np.exp(value)) for value in (logs.mean, logs.low, logs.high)))
-    return Finding(setting, f"{on.label}: sum of the weights, last step over half-way", ratio, "×", above(ratio, 1))
+    return Finding(
+        setting, f"{on.label}: sum of the weights at the last step over that at half-way", ratio, "×", above(ratio, 1)
+    )
 
 
 def _deteriorates(setting: RateSetting, on: Bench, results: Sequence[Result], best: int) -> Finding:
@@ -73,13 +75,13 @@ def _deteriorates(setting: RateSetting, on: Bench, results: Sequence[Result], be
     last, then = (
         [np.exp(one[begin : begin + WINDOW].mean()) for one in scores] for begin in (on.evaluations - WINDOW, best)
     )
-    text = f"{on.label}: validation loss at the end, over that where it is lowest on another seed"
+    text = f"{on.label}: validation loss at the end over that where another seed's is lowest"
     ratio = compare(last, then, higher_is_better=False, scale="ratio")
     return Finding.of(setting, text, ratio, of_comparison(compare(then, last, higher_is_better=False, scale="ratio")))
 
 
 def _scores(on: Bench, result: Result) -> NDArray[np.float64]:
-    """The primary validation score of each evaluation after step 0; where a run failed before, the worst it had."""
+    """Return the primary validation score of each evaluation after step 0; a failed run is filled up with its worst."""
     scores = [evaluation.metrics[on.problem.primary] for evaluation in result.curves]
     return np.array([*scores[1:], *[np.nanmax(scores)] * (on.evaluations + 1 - len(scores))])
 
@@ -94,8 +96,8 @@ GROWTH = Claim(
     "uncertainty weighting's weights grow, and training deteriorates",
     "The weights of uncertainty weighting grow without bound; training is fast at first and then deteriorates.",
     "section 4",
-    f"Over {LONGER} times as many steps, the sum of the weights still grows in the second half, and the validation "
-    "loss is larger at the end than where it is lowest, a place that is found on another seed. It holds where both are "
-    "shown on both problems; one that is refuted refutes it.",
+    f"Training takes {LONGER} times as many steps as in claim 1. The claim has two parts: the sum of the weights still "
+    "grows in the second half; and the validation loss is larger at the end than at the step where it is lowest on "
+    "another seed. The claim holds if both parts are shown on both problems. One refuted part refutes it.",
     growth,
 )

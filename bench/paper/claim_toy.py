@@ -1,4 +1,4 @@
-"""Claims 1 and 2, on the toy problem: what GradNorm scores, and which weights it gives to which tasks."""
+"""Test claims 1 and 2 on the toy problem: GradNorm's score, and the order of its weights."""
 
 from collections.abc import Sequence
 
@@ -19,28 +19,28 @@ from .experiments import Bench, Lab, average_weights, bench, finals
 STEPS = 1_000
 EVALUATIONS = 20
 POINTS = 100
-"""Of a run's steps, so many are kept for a figure of weights."""
+"""Number of a run's steps that the figure of weights shows."""
 PROBLEMS = tuple(bench(T, "regression", EVALUATIONS, STEPS, sigmas=T) for T in ("T=2", "T=10"))
 
 EQUAL = Method("equal", None, {})
 UNCERTAINTY = Method("uncertainty", None, {})
 GRADNORM = Method("gradnorm", "layer", {"alpha": 0.12})
 RANDOM = Method("random", None, {})
-SECOND = "equal, under a second name"
-"""Static weights of one each: a control, as random ones are."""
+SECOND = "static weights of 1"
+"""Label of static weights of 1: a control, as random weights are."""
 STATIC, TWIN = "static 1/σ²", "gradnorm static"
-"""Weights from the labels' scale; those of GradNorm's time average, of the run of the same seed."""
+"""Labels of static weights: from the scale of the task's labels, and from GradNorm's time average on the same seed."""
 
 ByMethod = dict[str, list[Result]]
 
 
 def fixed(weights: Sequence[float]) -> Method:
-    """Static weights."""
+    """Return the method that keeps static ``weights``."""
     return Method("static", None, {"weights": list(weights)})
 
 
 def runs(lab: Lab, on: Bench, setting: RateSetting) -> ByMethod:
-    """The reported runs of all methods, GradNorm static's last."""
+    """Return the reported runs of all methods; those with GradNorm's time average come last."""
     problem = on.problem
     (inverse,) = problem.static_weights.values()
     methods = {"equal": EQUAL, "uncertainty": UNCERTAINTY, "gradnorm": GRADNORM, STATIC: fixed(inverse)}
@@ -65,14 +65,14 @@ def runs(lab: Lab, on: Bench, setting: RateSetting) -> ByMethod:
 
 
 def _twins(lab: Lab, on: Bench, lr: float, seeds: Sequence[int], phase: Phase) -> dict[int, Method]:
-    """By seed, static weights that are the time average of GradNorm's."""
+    """Return, by seed, static weights that are the time average of GradNorm's weights."""
     specs = [on.run(GRADNORM, seed, phase, lr) for seed in seeds]
     results = lab.results(f"gradnorm's weights, {on.label}", specs)
     return {seed: fixed(average_weights(result)) for seed, result in zip(seeds, results, strict=True)}
 
 
 def score(lab: Lab) -> Outcome:
-    """Claim 1."""
+    """Run the experiment of claim 1."""
     findings, curves = [], []
     for setting in SETTINGS:
         for on in PROBLEMS:
@@ -88,20 +88,20 @@ def score(lab: Lab) -> Outcome:
                 (SECOND, "equal", False),
             ):
                 comparison = compare(scores[ours], scores[theirs], higher_is_better=False, scale="ratio")
-                text = f"{on.label}: {ours} against {theirs}"
+                text = f"{on.label}: score of {ours} over that of {theirs}"
                 findings.append(Finding.of(setting, text, comparison, of_comparison(comparison) if claimed else None))
             curves.append(claims_figures.curves(found, on.problem.primary).assign(setting=setting, problem=on.label))
     table = pd.concat(curves, ignore_index=True)
     caption = (
         "The task-normalised loss on the validation split over training, as in the paper's figures of the toy problem. "
-        f"Line: geometric mean over {len(lab.scale.seeds)} seeds; band: from the lowest to the highest. What rises "
-        f"above {claims_figures.HIGHEST:g} times the initial loss leaves the panel."
+        f"Line: geometric mean over {len(lab.scale.seeds)} seeds; band: lowest to highest. Values above "
+        f"{claims_figures.HIGHEST:g} times the initial loss are cut off."
     )
     return Outcome(findings, lambda: claims_figures.learning(table), caption, table)
 
 
 def order(lab: Lab) -> Outcome:
-    """Claim 2."""
+    """Run the experiment of claim 2."""
     findings, traces = [], []
     for setting in SETTINGS:
         for on in PROBLEMS:
@@ -112,7 +112,7 @@ def order(lab: Lab) -> Outcome:
     table = pd.concat(traces, ignore_index=True)
     caption = (
         "GradNorm's weights over training (α = 0.12); colour: the task's σ. Line: geometric mean over "
-        f"{len(lab.scale.seeds)} seeds; band: from the lowest to the highest. They sum to T."
+        f"{len(lab.scale.seeds)} seeds; band: lowest to highest. The weights sum to T, the number of tasks."
     )
     return Outcome(findings, lambda: claims_figures.weights(table), caption, table)
 
@@ -122,16 +122,16 @@ def _order(setting: RateSetting, problem: str, sigmas: Sequence[float], results:
     if len(sigmas) == 2:
         logs = t_interval(np.log(averages[:, 0] / averages[:, 1]))
         ratio = Estimate(*(float(np.exp(value)) for value in (logs.mean, logs.low, logs.high)))
-        text = f"{problem}: mean weight of σ = {sigmas[0]:g} over that of σ = {sigmas[1]:g}"
+        text = f"{problem}: mean weight, ratio of the task with σ = {sigmas[0]:g} to the one with σ = {sigmas[1]:g}"
         return Finding(setting, text, ratio, "×", above(ratio, 1))
     mean = t_interval([spearmanr(sigmas, average).statistic for average in averages])
     correlations = Estimate(mean.mean, max(-1, mean.low), min(1, mean.high))
-    text = f"{problem}: rank correlation of σ and mean weight, mean over seeds"
+    text = f"{problem}: rank correlation of σ and mean weight, averaged over seeds"
     return Finding(setting, text, correlations, "", below(correlations, 0))
 
 
 def _traces(sigmas: Sequence[float], results: Sequence[Result]) -> pd.DataFrame:
-    """``seed``, ``step``, ``sigma`` and ``weight``, at a hundred steps of each run."""
+    """Return ``seed``, ``step``, ``sigma`` and ``weight`` at `POINTS` steps of each run."""
     parts = []
     for place, result in enumerate(results):
         steps = np.unique(np.linspace(0, max(0, len(result.weights) - 1), POINTS).round().astype(int))
@@ -140,7 +140,7 @@ def _traces(sigmas: Sequence[float], results: Sequence[Result]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-_RULE = "It holds where every one of these is shown, by 95 % intervals over seeds; one that is refuted refutes it."
+_RULE = "The claim holds if this is shown in every case, by 95 % intervals over seeds. One refuted case refutes it."
 
 SCORE = Claim(
     1,
@@ -148,16 +148,17 @@ SCORE = Claim(
     "On the toy problem with two and with ten tasks, GradNorm reaches a lower task-normalised test loss than equal "
     "weighting and than uncertainty weighting.",
     "section 4",
-    f"GradNorm's score over the other's, seed by seed, is below one. {_RULE} Beside it stand static weights 1/σ², "
-    "which anyone could compute from the labels, GradNorm's own average weights, held still, and two controls: random "
-    "weights, and equal ones under a second name.",
+    f"The ratio of GradNorm's score to the other's, seed by seed, must be below one. {_RULE} For information, "
+    "the table also has static weights 1/σ², which anyone could compute from the labels; gradnorm static, that is "
+    "GradNorm's own average weights, held constant; and two controls: random weights, and static weights of 1, which "
+    "must score the same as equal weighting.",
     score,
 )
 ORDER = Claim(
     2,
     "the smaller σ, the larger the weight",
-    "GradNorm gives larger weights to tasks of smaller σ.",
+    "GradNorm gives larger weights to tasks with smaller σ.",
     "section 4",
-    f"The time-averaged weights fall as σ rises. {_RULE}",
+    f"The time-averaged weights must decrease as σ increases. {_RULE}",
     order,
 )

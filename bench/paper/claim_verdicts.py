@@ -1,4 +1,4 @@
-"""What an experiment says of a claim: pure functions on arrays, by rules that are fixed before there are results."""
+"""Turn numbers into verdicts on claims: pure functions on arrays. The rules were fixed before there were results."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -13,7 +13,7 @@ ClaimVerdict = Literal["holds", "does not hold", "not settled"]
 
 
 def of_comparison(comparison: Comparison) -> ClaimVerdict:
-    """Of the claim that one thing is better than another: a tie refutes it, as being worse does."""
+    """Judge the claim that one method is better than another. A tie refutes it, and so does being worse."""
     match comparison.verdict:
         case "better":
             return "holds"
@@ -23,21 +23,21 @@ def of_comparison(comparison: Comparison) -> ClaimVerdict:
 
 
 def above(estimate: Estimate, bound: float) -> ClaimVerdict:
-    """Of the claim that a value exceeds ``bound``."""
+    """Judge the claim that a value is above ``bound``."""
     if estimate.low > bound:
         return "holds"
     return "does not hold" if estimate.high <= bound else "not settled"
 
 
 def below(estimate: Estimate, bound: float) -> ClaimVerdict:
-    """Of the claim that a value is less than ``bound``."""
+    """Judge the claim that a value is below ``bound``."""
     if estimate.high < bound:
         return "holds"
     return "does not hold" if estimate.low >= bound else "not settled"
 
 
 def every(verdicts: Iterable[ClaimVerdict], exceptions: int = 0) -> ClaimVerdict:
-    """Of the claim that all of several things hold but for as many ``exceptions``; not settled where there are none."""
+    """Judge the claim that all parts hold but for at most ``exceptions``. Without any part it is not settled."""
     found = list(verdicts)
     if found.count("does not hold") > exceptions:
         return "does not hold"
@@ -45,12 +45,15 @@ def every(verdicts: Iterable[ClaimVerdict], exceptions: int = 0) -> ClaimVerdict
 
 
 def peak(scores: ArrayLike, places: Sequence[float], within: tuple[float, float]) -> tuple[Comparison, ClaimVerdict]:
-    """Of the claim that scores, of which less is better, are best at a place ``within`` two bounds.
+    """Judge the claim that the lowest score, which is the best one, lies ``within`` two bounds.
 
-    The best of the places within is compared with the best of the others, by their geometric means.
+    The best place within the bounds is compared with the best place outside. The best place is the one with the lowest
+    geometric mean over seeds.
 
     Args:
-        scores: ``(places, seeds)``, positive.
+        scores: positive, ``(places, seeds)``.
+        places: position of each place.
+        within: lower and upper bound, which are included.
     """
     values = np.asarray(scores, dtype=float)
     inside = np.array([within[0] <= place <= within[1] for place in places])
@@ -60,9 +63,9 @@ def peak(scores: ArrayLike, places: Sequence[float], within: tuple[float, float]
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Estimate:
-    """Spearman's correlation of two arrays of shape ``(n,)``, of four values or more, and an interval for it.
+    """Return Spearman's correlation of two arrays of shape ``(n,)`` with at least four values, and an interval.
 
-    The interval is that of Bonett and Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman
+    The interval is from Bonett and Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman
     correlations", Psychometrika 65(1), 2000: normal on Fisher's scale, with variance (1 + r^2 / 2) / (n - 3).
     """
     r, n = float(stats.spearmanr(x, y).statistic), len(x)
@@ -73,19 +76,19 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Estimate:
 
 
 def share(count: int, of: int) -> Estimate:
-    """A proportion and its exact interval (Clopper and Pearson, Biometrika 26(4), 1934)."""
+    """Return the proportion ``count / of`` and its exact interval (Clopper and Pearson, Biometrika 26(4), 1934)."""
     interval = stats.binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
     return Estimate(count / of, float(interval.low), float(interval.high))
 
 
 def imputed(scores: ArrayLike, constants: ArrayLike) -> NDArray[np.float64]:
-    """``scores``, of which less is better, where not finite replaced by the worst finite one, or the constant's.
+    """Return ``scores`` with those that are not finite replaced by the worst finite score or the constant predictor's.
 
-    It is the protocol's rule for failed runs: a constant predictor's score counts where it is the worse of the two.
+    This is the protocol's rule for failed runs: the worse of the two counts.
 
     Args:
-        scores: of any shape: all runs on one problem that are compared.
-        constants: of the same shape; not a number where there is no constant predictor.
+        scores: scores of all runs on one problem that are compared, of any shape; less is better.
+        constants: score of the constant predictor for each of them; nan if there is none.
     """
     values = np.asarray(scores, dtype=float)
     finite = np.isfinite(values)

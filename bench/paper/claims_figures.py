@@ -1,4 +1,4 @@
-"""The paper's figures, redrawn from what was measured here: functions from a table to a figure."""
+"""Redraw the paper's figures from what was measured here: functions from a table to a figure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,16 +16,16 @@ from bench.style.figure_style import FAINT, INK, End, category_axis, label_ends,
 from .claim import SETTINGS
 
 METHODS = ("equal", "static 1/σ²", "uncertainty", "gradnorm", "gradnorm static")
-"""Their places decide their colours."""
+"""Methods in the figures; the order decides their colours."""
 LOOKS = styles(METHODS)
 SHADE, LINE = 0.14, 1.6
-"""How opaque bands are, and how thick lines."""
+"""Opacity of bands, and width of lines."""
 HIGHEST = 1.6
-"""Scores above so many times the initial one are not shown."""
+"""Scores above this multiple of the initial score are cut off."""
 
 
 def curves(found: Mapping[str, Sequence[Result]], primary: str) -> pd.DataFrame:
-    """``method``, ``seed``, ``step``, ``score`` on the validation split and the ``weight_sum`` of that step."""
+    """Return each evaluation's ``method``, ``seed``, ``step``, validation ``score`` and ``weight_sum``."""
     rows = [
         {
             "method": method,
@@ -42,7 +42,7 @@ def curves(found: Mapping[str, Sequence[Result]], primary: str) -> pd.DataFrame:
 
 
 def learning(table: pd.DataFrame) -> Figure:
-    """Task-normalised loss over steps: a row a problem, a column a setting."""
+    """Draw the task-normalised loss over steps, with a row for each problem and a column for each setting."""
     figure, axes = panels(4, width=5.2, height=2.9)
     ends = []
     for panel, (problem, setting, rows) in zip(axes, _by_panel(table), strict=True):
@@ -62,7 +62,7 @@ def learning(table: pd.DataFrame) -> Figure:
 
 
 def weights(table: pd.DataFrame) -> Figure:
-    """GradNorm's weights over steps, coloured by sigma: a row a problem, a column a setting."""
+    """Draw GradNorm's weights over steps, coloured by sigma: rows are problems, columns are settings."""
     figure, axes = panels(4, width=5.0, height=2.9)
     ends = []
     for panel, (problem, setting, rows) in zip(axes, _by_panel(table), strict=True):
@@ -80,7 +80,7 @@ def weights(table: pd.DataFrame) -> Figure:
 
 
 def growth(table: pd.DataFrame) -> Figure:
-    """Uncertainty weighting in the long run: the sum of its weights and the loss, a line a setting."""
+    """Draw uncertainty weighting in long training: the sum of its weights and the loss, a line for each setting."""
     figure, axes = panels(4, width=4.9, height=2.8)
     problems = list(dict.fromkeys(table["problem"]))
     ends = []
@@ -102,7 +102,7 @@ def growth(table: pd.DataFrame) -> Figure:
 
 
 def distances(table: pd.DataFrame) -> Figure:
-    """Scores of static weights against their distance to GradNorm's average ones, a panel a setting."""
+    """Draw scores of static weights by their distance to GradNorm's average weights, a panel for each setting."""
     figure, axes = panels(2, width=5.2, height=3.7)
     for panel, setting in zip(axes, SETTINGS, strict=True):
         rows = table[table["setting"] == setting]
@@ -122,7 +122,7 @@ def distances(table: pd.DataFrame) -> Figure:
 
 
 def alphas(table: pd.DataFrame) -> Figure:
-    """The score over that of equal weights by alpha, a panel a problem, a line a setting."""
+    """Draw the ratio to equal weighting's score by alpha, with a panel for each problem and a line for each setting."""
     figure, axes = panels(2, width=5.2, height=3.2)
     problems = list(dict.fromkeys(table["problem"]))
     ends = []
@@ -135,7 +135,7 @@ def alphas(table: pd.DataFrame) -> Figure:
             panel.plot(shifted, rows["mean"], "so"[place], color=colour, linewidth=1, markersize=5, linestyle="-")
             lines.append((float(rows["mean"].iloc[-1]), setting, colour))
         panel.axhline(1, color=INK, linewidth=0.9)
-        panel.set(title=problem, xlabel="α", ylabel="test score over equal weights'")
+        panel.set(title=problem, xlabel="α", ylabel="test score: ratio to equal weights")
         log_axis(panel, "y")
         ends.append((panel, lines))
     label_ends(figure, ends)
@@ -143,9 +143,12 @@ def alphas(table: pd.DataFrame) -> Figure:
 
 
 def overhead(table: pd.DataFrame) -> Figure:
-    """The time of a step over that of equal weighting, a row a model and method."""
+    """Draw the time of a step as a ratio to equal weighting: rows are models, markers are methods."""
     models = list(dict.fromkeys(table["model"]))
-    kinds = {"gradnorm layer": ("gradnorm", "GradNorm, ours"), "double backward": ("uncertainty", "double backward")}
+    kinds = {
+        "gradnorm layer": ("gradnorm", "our GradNorm"),
+        "double backward": ("uncertainty", "double backward"),
+    }
     figure, [panel] = panels(1, width=5.6, height=2.4)
     for row, model in enumerate(models):
         for place, (method, (like, _)) in enumerate(kinds.items()):
@@ -159,13 +162,13 @@ def overhead(table: pd.DataFrame) -> Figure:
     panel.axvline(1, color=INK, linewidth=0.9)
     panel.axvline(1.05, color=FAINT, linewidth=1, dashes=(4, 3))
     category_axis(panel, models)
-    panel.set_xlabel("time of a step over that with equal weighting")
+    panel.set_xlabel("time of a step: ratio to equal weighting")
     figure.legend(loc="outside upper right", ncols=len(kinds))
     return figure
 
 
 def _line(panel: Axes, rows: pd.DataFrame, column: str, colour: str, dashes: Sequence[float] = ()) -> float:
-    """A geometric mean over seeds, step by step, in a band from the lowest to the highest; where it ends."""
+    """Draw the geometric mean over seeds and a band from lowest to highest; return the last mean."""
     line = band(rows, ["step"], column, log=True).sort_values("step")
     panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=SHADE, linewidth=0)
     panel.plot(line["step"], line["centre"], color=colour, dashes=dashes, linewidth=LINE)
@@ -173,7 +176,7 @@ def _line(panel: Axes, rows: pd.DataFrame, column: str, colour: str, dashes: Seq
 
 
 def _by_panel(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Problem, setting and rows of each of four panels."""
+    """Yield problem, setting and rows of each of the four panels."""
     for problem in dict.fromkeys(table["problem"]):
         for setting in SETTINGS:
             yield problem, setting, table[(table["problem"] == problem) & (table["setting"] == setting)]

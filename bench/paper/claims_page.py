@@ -1,4 +1,4 @@
-"""``results/paper/report.html``: claims, findings and figures on one page that needs no other file."""
+"""Write ``results/paper/report.html``: claims, findings and figures on one page that needs no other file."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ WORDS = {
     "does not hold": ("does not hold", "do not hold"),
     "not settled": ("is not settled", "are not settled"),
 }
-"""Of one claim and of several."""
+"""Each verdict as the verb after the number of claims, for one claim and for several."""
 
 
 def write(judged: list[Judged], folder: Path) -> Path:
-    """Writes the page, and returns where it is. The figures must be there."""
+    """Write the page and return its path. The figures must have been written before."""
     about = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     html = template("paper.html.j2", Path(__file__).parent).render(
         header=HEADER,
@@ -36,9 +36,9 @@ def write(judged: list[Judged], folder: Path) -> Path:
 
 
 def reading(judged: list[Judged]) -> str:
-    """How many claims hold with one learning rate, and how many with each method's own."""
+    """Return a sentence that says how many claims hold with one learning rate, and how many with each method tuned."""
     parts = []
-    for place, how in enumerate(("one learning rate for all", "each method's own, chosen on validation")):
+    for place, how in enumerate(("one learning rate for all methods", "each method's own, chosen on validation")):
         verdicts = [one.verdicts[place] for one in judged]
         counts = [_counted(verdicts.count(verdict), *words) for verdict, words in WORDS.items() if verdict in verdicts]
         parts.append(f"with {how}, {join(counts)}")

@@ -1,4 +1,4 @@
-"""Does the runs that an experiment asks for, at most once each, and chooses learning rates."""
+"""Do the runs that an experiment asks for, each at most once, and choose learning rates."""
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,11 +29,14 @@ class Effort:
     """How much is run.
 
     Attributes:
-        seeds, few_seeds: reported ones, the second for what takes long.
-        tuning_seeds: learning rates are chosen on these.
-        grid, coarse_grid: the learning rates tried, the second for what takes long.
-        draws, draws_grid: how many random static weights there are, and the learning rates that each has.
-        rounds: of step timing.
+        seeds: seeds of the reported runs.
+        few_seeds: seeds of the reported runs in experiments that take long.
+        tuning_seeds: seeds on which learning rates are chosen.
+        grid: learning rates to choose from.
+        coarse_grid: learning rates to choose from in experiments that take long.
+        draws: number of random static weights.
+        draws_grid: learning rates that each of the random static weights is tried with.
+        rounds: rounds in which a step is timed.
     """
 
     seeds: Sequence[int]
@@ -53,7 +56,15 @@ FULL = Effort(range(1, 31), range(1, 11), (101, 102), GRID, GRID, draws=300, dra
 
 @dataclass(frozen=True)
 class Bench:
-    """A problem as an experiment uses it. ``label`` is what tables and figures call it; less is better there."""
+    """A problem as an experiment uses it. Its primary score must be better the lower it is.
+
+    Attributes:
+        label: name in tables and figures.
+        name: registered name of the problem.
+        options: the problem's options.
+        recipe: how its model is trained.
+        evaluations: number of evaluations in a run, after the one at step 0.
+    """
 
     label: str
     name: str
@@ -63,26 +74,30 @@ class Bench:
 
     @property
     def problem(self) -> tasks.Problem[Any]:
-        """The problem itself."""
+        """The problem."""
         return tasks.create(self.name, **self.options)
 
     def run(self, method: Method, seed: int, phase: Phase = "reported", lr: float | None = None) -> RunSpec:
-        """A run; ``lr`` is the recipe's where it isn't given."""
+        """Return the specification of a run; without ``lr`` it has the recipe's learning rate."""
         recipe = self.recipe if lr is None else replace(self.recipe, lr=lr)
         return RunSpec(self.name, self.options, recipe, method, seed, phase, "cpu", self.evaluations)
 
 
 def bench(label: str, name: str, evaluations: int, steps: int | None = None, **options: Any) -> Bench:
-    """A problem with its default recipe, but for as many ``steps``."""
+    """Return a problem with its default recipe; ``steps`` replaces the recipe's number of steps."""
     recipe = tasks.create(name, **options).recipe
     return Bench(label, name, options, recipe if steps is None else replace(recipe, steps=steps), evaluations)
 
 
 class Lab:
-    """Where runs are done, ``jobs`` at a time, and kept, in ``folder``.
+    """Does runs, ``jobs`` at a time, and keeps their results in ``folder``.
 
     Attributes:
-        failed: how many of those that were asked for failed.
+        folder: folder of the results.
+        scale: how much is run.
+        jobs: number of runs at a time.
+        claim: name of the current claim, for the progress display.
+        failed: number of failed runs among those that were asked for.
     """
 
     def __init__(self, folder: Path, scale: Effort, jobs: int, progress: Progress) -> None:
@@ -95,10 +110,10 @@ class Lab:
         self._seen: set[str] = set()
 
     def results(self, stage: str, specs: Sequence[RunSpec]) -> list[Result]:
-        """The results of ``specs``, in their order; those that aren't stored are computed first."""
+        """Return the results of ``specs``, in their order, after computing those that aren't stored yet."""
         runs = {run.key: run for run in (Planned(spec.problem, spec.method.name, spec) for spec in specs)}
         missing = [run for key, run in runs.items() if not result_file.run_path(self.folder, key).is_file()]
-        self._tell_environment(bool(missing))
+        self._write_environment(bool(missing))
         self._progress.expect(len(runs))
         self._progress.begin(f"{self.claim}, {stage}", len(missing), max(1, self.jobs), len(runs) - len(missing))
         for failed in workers.compute(missing, self.folder, (), self.jobs):
@@ -109,7 +124,7 @@ class Lab:
         return [found[spec.key] for spec in specs]
 
     def by_cell(self, stage: str, cells: Mapping[Cell, Sequence[RunSpec]]) -> dict[Cell, list[Result]]:
-        """The results of several lists of runs, all of which are done together."""
+        """Return the results of several lists of runs, by the name of the list. All runs are done together."""
         found = iter(self.results(stage, [spec for specs in cells.values() for spec in specs]))
         return {cell: [next(found) for _ in specs] for cell, specs in cells.items()}
 
@@ -121,10 +136,14 @@ class Lab:
         seeds: Sequence[int],
         grid: Sequence[float],
     ) -> dict[str, float]:
-        """The learning rate of each method, by the protocol's rules 8, 9 and 13.
+        """Choose the learning rate of each method by the protocol's rules 8, 9 and 13, and return it.
 
         Args:
-            methods: what makes each of them, for a seed.
+            stage: name of this stage, for the progress display.
+            on: the problem.
+            methods: functions that make each method for a seed.
+            seeds: seeds of the tuning runs.
+            grid: learning rates to choose from; it grows once beyond an edge at which a method is best.
         """
         rates, means = self._try(stage, on, methods, seeds, grid)
         at_edges = {rates[int(row.argmin())] for row in means.values() if np.ptp(row) > 0}
@@ -141,7 +160,7 @@ class Lab:
         seeds: Sequence[int],
         grid: Sequence[float],
     ) -> tuple[Sequence[float], dict[str, NDArray[np.float64]]]:
-        """The rates, and by method the mean validation scores at these."""
+        """Return the learning rates, and by method the mean validation score at each of them."""
         cells = {
             (label, lr): [on.run(make(seed), seed, "tuning", lr) for seed in seeds]
             for label, make in methods.items()
@@ -151,9 +170,15 @@ class Lab:
         return grid, {label: np.array([scores[label, lr].mean() for lr in grid]) for label in methods}
 
     def once(self, stage: str, about: object, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """What ``measure`` returns, kept under ``about``, which must name all that it depends on."""
+        """Return what ``measure`` returns, computed at most once for each ``about``.
+
+        Args:
+            stage: name of this stage, for the progress display.
+            about: everything that the measurement depends on.
+            measure: measures, and returns rows that can be written as JSON.
+        """
         path = self.folder / "costs" / f"{code_hash.digest(about)}.json"
-        self._tell_environment(not path.is_file())
+        self._write_environment(not path.is_file())
         self._progress.expect(1)
         self._progress.begin(f"{self.claim}, {stage}", 1, workers=1)
         if not path.is_file():
@@ -162,16 +187,16 @@ class Lab:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return rows
 
-    def _tell_environment(self, computing: bool) -> None:
+    def _write_environment(self, computing: bool) -> None:
         about = self.folder / "environment.json"
         if computing or not about.is_file():
             machine_facts.write(about, self.jobs)
 
 
 def finals(on: Bench, cells: Mapping[Cell, Sequence[Result]], split: Split) -> dict[Cell, NDArray[np.float64]]:
-    """The last checkpoint's primary score of each run, ``(runs,)``, less being better; failures as the protocol has it.
+    """Return the primary score of each run's last checkpoint, ``(runs,)`` for each cell; less is better.
 
-    All cells must be of one phase.
+    A failed run gets the score that the protocol imputes. All cells must be of one phase.
     """
     results = [result for of_cell in cells.values() for result in of_cell]
     primary = on.problem.primary
@@ -191,7 +216,7 @@ def _score(result: Result, checkpoint: Checkpoint, split: Split, metric: str) ->
 
 
 def average_weights(result: Result) -> list[float]:
-    """The mean over a run's steps of its weights, to six digits; equal ones for a run that made no step."""
+    """Return a run's weights averaged over its steps, to six digits; equal weights if it made no step."""
     if not len(result.weights):
         return [1.0] * len(result.tasks)
     return [float(f"{weight:.6g}") for weight in result.weights.mean(axis=0)]

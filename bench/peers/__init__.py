@@ -1,26 +1,27 @@
-"""Peers: our GradNorm beside others' on PyPI, and beside the double backward pass that GradNorm is mostly written with.
+"""Compare our GradNorm with other implementations: packages on PyPI, and the usual double backward pass.
 
 ::
 
     pip install '.[peers]'
     python -m bench.peers          # prints the table, and writes results/peers/peers.csv
 
-A peer that is not installed is passed over, and the table says so.
+A peer that is not installed is skipped, and the table says so.
 
-All train the regression problem with separate heads (T = 2, 10 and 40, batch 100) on one CPU thread, the network by
-fused Adam. Each is a `Peer` in a file of its own, used as its documentation says, and stands in a row with what
-was measured:
+All peers train the regression problem with separate heads (T = 2, 10 and 40, batch 100) on one CPU thread, with fused
+Adam for the network. Each is a `Peer` in a file of its own, used as its documentation says. Its row in the table has:
 
-- Time. Each contender in turn with equal weighting, on a copy each of the model: the ratio of their steps, its median
-  over rounds with a 95 % interval; the extra milliseconds; and how many times ours these are. Equal weighting against
-  itself shows what the ratio is worth. Slow steps are timed in fewer rounds.
-- Whether the network was trained on ``sum_i w_i L_i``, with the weights that the contender had: how far its gradient
-  was from that sum's, relative to it, where it was furthest among all parameters and steps. What a GradNorm's own
-  objective adds to it shows here.
-- Whether the weights are GradNorm's. Ours, set as the contender is (`GradNormSetting`), weighs the same losses of the
-  same network at every step: how far apart their weights came, relative to how far ours moved. GradNorm reads the
-  tasks' gradients by their norms alone, so equal weights mean that these were equal too. What remains, the row says
-  in words.
+- The time of a step. The peer and equal weighting take turns, each on its own copy of the model. The row has the
+  median ratio of their steps over rounds with a 95 % interval, the extra milliseconds, and their ratio to the extra
+  milliseconds of our GradNorm. The row that compares equal weighting with itself shows how precise the ratio is. Slow
+  steps are timed in fewer rounds.
+- The error of the gradient that the network was trained on, compared with that of ``sum_i w_i L_i`` with the peer's own
+  weights: relative to it, and the largest among all parameters and steps. It is large if GradNorm's own objective adds
+  to the network's gradient.
+- The error of the weights. Our GradNorm, with the same settings as the peer (`GradNormSetting`), weighs the same losses
+  of the same network at every step. The error is the distance between the peer's weights and ours, relative to how far
+  ours moved. GradNorm uses nothing of the tasks' gradients but their norms, so equal weights mean equal norms too.
+- In words, how the peer's step still differs from ours.
 
-`check` does the latter two, `table` times and collects, `show` prints.
+`gradient_check` measures the two errors, `peer_table` measures times and collects everything, and `peer_terminal`
+prints it. `solver_times` is a second command: it compares our solvers of Gramian methods with TorchJD's.
 """

@@ -1,4 +1,4 @@
-"""``python -m bench.peers``: measures, keeps the table as CSV, and prints it."""
+"""``python -m bench.peers``: measure all peers, write the table as CSV, and print it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +14,10 @@ from .peer_terminal import show
 
 
 def main(
-    results: Annotated[Path, typer.Option(help="The folder for peers.csv and environment.json.")] = Path(
-        "results/peers"
-    ),
-    seconds: Annotated[float, typer.Option(min=0, help="To time each contender for, at each number of tasks.")] = 8,
+    results: Annotated[Path, typer.Option(help="Folder for peers.csv and environment.json.")] = Path("results/peers"),
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds to time each peer, at each number of tasks.")] = 8,
 ) -> None:
-    """Compare our GradNorm with others' on PyPI, next to equal weighting on one CPU thread. Takes some minutes."""
+    """Compare our GradNorm with others on PyPI, each next to equal weighting on one CPU thread. Takes some minutes."""
     table = measure(NUM_TASKS, seconds)
     path = results / "peers.csv"
     atomic_file.write(path, table.to_csv(index=False).encode())

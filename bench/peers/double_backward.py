@@ -1,4 +1,4 @@
-"""GradNorm with its objective differentiated by autograd, as the paper's algorithm reads; the losses are kept apart."""
+"""GradNorm by a double backward pass, as in the paper's algorithm: autograd differentiates the objective."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,25 +7,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from balancers import LossBalancer
-from balancers.engine.loss_input import Losses
+from balancers import LossBalancer, Losses
 from tasks import Problem
 
 from .peer import GradNormSetting, Peer
 
 LOWEST_WEIGHT = 1e-4
-"""As ours."""
+"""Lower bound of the weights, the same as in our GradNorm."""
 
 
 class DoubleBackwardGradNorm(LossBalancer):
-    r"""Each :math:`G_i = \lVert \nabla_W w_i L_i \rVert` is recorded (``create_graph``), to be differentiated itself.
+    r"""GradNorm that records each :math:`G_i = \lVert \nabla_W w_i L_i \rVert` (``create_graph``) to differentiate it.
 
-    With respect to the weights alone: unlike ``objective.backward()``, that leaves the network's gradients as they are.
+    The objective is differentiated with respect to the weights only. Unlike ``objective.backward()``, this leaves the
+    network's gradients unchanged. The losses are differentiated one by one, not as entries of a stacked tensor.
 
     Args:
-        tasks: how many.
+        tasks: number of tasks, T.
         wrt: the parameters :math:`W`.
-        setting: how the weights are learned; its own ``wrt`` isn't read.
+        setting: how the weights are learned; ``setting.wrt`` is not used.
     """
 
     name = "double backward"
@@ -41,11 +41,11 @@ class DoubleBackwardGradNorm(LossBalancer):
 
     @property
     def next_weights(self) -> Tensor:
-        """``(T,)``: the weights that the next step will use."""
+        """Weights that the next step will use, ``(T,)``."""
         return self._learned.detach().clone()
 
     def forward(self, losses: Losses) -> Tensor:
-        """The weighted sum of the losses; updates the weights for the next step."""
+        """Return the weighted sum of the losses, and update the weights for the next step."""
         apart = list(losses.values() if isinstance(losses, Mapping) else losses)
         weights, stacked = self._learned, torch.stack(apart)
         norms = torch.stack([self._norm(w * loss) for w, loss in zip(weights.unbind(), apart, strict=True)])
@@ -71,7 +71,7 @@ class DoubleBackwardGradNorm(LossBalancer):
 
 
 class DoubleBackward(Peer):
-    """`DoubleBackwardGradNorm`."""
+    """The peer that weighs by `DoubleBackwardGradNorm`."""
 
     name = "double backward (apart)"
 

@@ -1,4 +1,4 @@
-"""Equal weighting: what every contender is timed against, itself included."""
+"""Equal weighting, against which every peer is timed, equal weighting itself included."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .peer import Peer
 
 
 class Equal(Peer):
-    """The sum of the losses."""
+    """The peer that minimises the sum of the losses."""
 
     name = "equal weighting"
     differs = "No GradNorm: its weights stay at 1."

@@ -1,4 +1,4 @@
-"""Whether a contender does what it should: trains the network on its weighted losses, and weighs as GradNorm does."""
+"""Check that a peer trains the network on its weighted losses, and that its weights are GradNorm's."""
 
 import copy
 from collections.abc import Iterable
@@ -10,49 +10,49 @@ from torch import Tensor
 from .peer import Peer
 
 CLEAN = 1e-3
-"""A gradient further off than this, relative to what it should be, is not owed to rounding."""
+"""Largest relative error of a gradient that rounding can explain."""
 
 
 class Deviation(NamedTuple):
-    """How far a contender was off, over some steps.
+    """The errors of a peer over some steps.
 
     Attributes:
-        gradient: how far the network's gradient was from that of the weighted losses, relative to it; the largest over
-            steps and parameters.
-        weights: how far the weights came apart from ours, relative to how far ours had moved from 1; after the last
-            step, the largest over tasks of each.
+        gradient: distance of the network's gradient from the gradient of the weighted losses, relative to the latter;
+            the largest over steps and parameters.
+        weights: distance of the weights from ours after the last step, relative to the distance of ours from 1; each
+            distance is the largest over tasks.
     """
 
     gradient: float
     weights: float
 
 
-def compare(contender: Peer, ours: Peer, batches: Iterable[Any]) -> Deviation:
-    """Makes a step of each on every batch. At every step, ours weighs the losses of the contender's network."""
+def compare(peer: Peer, ours: Peer, batches: Iterable[Any]) -> Deviation:
+    """Make a step of both on every batch and return the peer's errors. Ours weighs the losses of the peer's network."""
     gradient = 0.0
     for batch in batches:
-        ours.model.load_state_dict(contender.model.state_dict())
-        gradient = max(gradient, gradient_deviation(contender, batch))
+        ours.model.load_state_dict(peer.model.state_dict())
+        gradient = max(gradient, gradient_deviation(peer, batch))
         ours.step(batch)
-    apart = (contender.weights - ours.weights).abs().max() / (ours.weights - 1).abs().max()
+    apart = (peer.weights - ours.weights).abs().max() / (ours.weights - 1).abs().max()
     return Deviation(gradient, float(apart))
 
 
-def gradient_deviation(contender: Peer, batch: Any) -> float:
-    """Makes a step: how far the gradient that it trained on was from that of ``sum_i w_i L_i``, as in `Deviation`.
+def gradient_deviation(peer: Peer, batch: Any) -> float:
+    """Make a step, and return the error of its gradient, compared with that of ``sum_i w_i L_i`` (see `Deviation`).
 
-    ``w_i`` are the weights that the contender had before the step.
+    ``w_i`` are the weights that the peer had before the step.
     """
-    expected = _gradients(contender, batch)
-    contender.step(batch)
-    off = [_relative(p.grad, should) for p, should in zip(contender.model.parameters(), expected, strict=True)]
-    return max(off)
+    expected = _gradients(peer, batch)
+    peer.step(batch)
+    errors = [_relative(p.grad, wanted) for p, wanted in zip(peer.model.parameters(), expected, strict=True)]
+    return max(errors)
 
 
-def _gradients(contender: Peer, batch: Any) -> tuple[Tensor, ...]:
-    model = copy.deepcopy(contender.model)  # a copy's fork is read by no balancer
-    losses = contender.problem.losses(model, batch)
-    total = sum(w * loss for w, loss in zip(contender.weights, losses, strict=True))
+def _gradients(peer: Peer, batch: Any) -> tuple[Tensor, ...]:
+    model = copy.deepcopy(peer.model)  # no balancer reads the fork of a copy
+    losses = peer.problem.losses(model, batch)
+    total = sum(w * loss for w, loss in zip(peer.weights, losses, strict=True))
     assert isinstance(total, Tensor)
     return torch.autograd.grad(total, list(model.parameters()))
 

@@ -1,4 +1,4 @@
-"""The package gradnorm-pytorch: its ``GradNormLossWeighter``, used as its documentation's first example does."""
+"""The package gradnorm-pytorch: its ``GradNormLossWeighter``, used as in its documentation's first example."""
 
 from importlib import import_module
 from typing import Any
@@ -10,11 +10,11 @@ from tasks import Problem
 from .peer import GradNormSetting, Peer
 
 LEARNING_RATE = 1e-4
-"""The documentation's."""
+"""Learning rate of the weights in the documentation's example."""
 
 
 class GradNormPytorch(Peer):
-    """``GradNormLossWeighter``.
+    """The peer that weighs by ``GradNormLossWeighter``.
 
     Raises:
         ImportError: the package can't be imported.
@@ -23,10 +23,10 @@ class GradNormPytorch(Peer):
     name = "gradnorm-pytorch"
     package = "gradnorm_pytorch"
     differs = (
-        "Takes one parameter: the layer's weight, without its bias. Steps by SGD on the mean of the tasks' terms: by "
-        "1/T of its learning rate (ours is set so). Targets are Gbar r_i^-alpha, where the paper has r_i^alpha. The "
-        "weights have no lower bound, their absolute values sum to T, and they hold on to the autograd graph of every "
-        "step so far. The objective's backward pass adds its gradient to the network's."
+        "Accepts one parameter: the layer's weight, without its bias. Uses SGD on the mean of the tasks' terms, and so "
+        "1/T of its learning rate (ours is set to the same). Its targets are Gbar r_i^-alpha, the paper's are "
+        "Gbar r_i^alpha. The weights have no lower bound, their absolute values sum to T, and they keep the autograd "
+        "graph of every step so far. The objective's backward pass adds its gradient to the network's."
     )
 
     def __init__(self, problem: Problem[Any], model: nn.Module, setting: GradNormSetting | None = None) -> None:

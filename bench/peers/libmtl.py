@@ -1,8 +1,8 @@
-"""The package LibMTL: its ``GradNorm``, in a model put together as its trainer does, which itself asks for CUDA.
+"""The package LibMTL: its ``GradNorm``, in a model that is assembled here as LibMTL's trainer does it.
 
-Its newest release on PyPI, 1.1.5, is older than PyTorch 2, and two things have changed since: torchvision has moved a
-function, for want of which the package can't be imported; and ``zero_grad`` drops gradients that it goes on to write
-into. Both are put right here.
+The trainer itself is not used because it requires CUDA. LibMTL's newest release on PyPI, 1.1.5, is older than
+PyTorch 2, and two changes since then break it: torchvision has moved a function, so that the package can't be imported;
+and ``zero_grad`` now drops gradients that LibMTL writes into afterwards. This module works around both.
 """
 
 import sys
@@ -20,11 +20,11 @@ from tasks import Problem
 from .peer import GradNormSetting, Peer
 
 MOVED = "torchvision.models.utils"
-"""The module whose function is in ``torch.hub`` now."""
+"""Module that LibMTL imports from; its function is now in ``torch.hub``."""
 
 
 class LibMTL(Peer):
-    """``LibMTL.weighting.GradNorm`` on ``LibMTL.architecture.HPS``, the trunk its encoder and the heads its decoders.
+    """``LibMTL.weighting.GradNorm`` on ``LibMTL.architecture.HPS``: the trunk is its encoder, the heads its decoders.
 
     Raises:
         ImportError: the package can't be imported.
@@ -33,14 +33,15 @@ class LibMTL(Peer):
     name = "LibMTL"
     package = "LibMTL"
     differs = (
-        "Can't be imported beside today's torchvision, and fails with PyTorch 2: both are patched here. Takes all "
-        "shared parameters, by one backward pass a task instead of a double one. The weights are T softmax(v), and the "
-        "network's optimiser trains v at the network's learning rate. L_i(0) is the mean over a first epoch of equal "
-        "weighting; here the first batch stands for it. The heads are trained on unweighted losses."
+        "Can't be imported with today's torchvision, and fails with PyTorch 2; both are patched here. Measures at all "
+        "shared parameters, by one backward pass for each task instead of a double backward pass. The weights are T "
+        "softmax(v), and the network's optimiser trains v at the network's learning rate. L_i(0) is the mean over a "
+        "first epoch of equal weighting; here it is taken from the first batch. The heads are trained on unweighted "
+        "losses."
     )
 
     def __init__(self, problem: Problem[Any], model: nn.Module, setting: GradNormSetting | None = None) -> None:
-        self._model = _put_together(problem, model)
+        self._model = _assemble(problem, model)
         super().__init__(problem, model, setting, own=[self._model.loss_scale])
 
     @classmethod
@@ -54,16 +55,16 @@ class LibMTL(Peer):
 
     def backward(self, losses: list[Tensor]) -> None:
         stacked = torch.zeros(len(losses))
-        for i, loss in enumerate(losses):  # as its trainer does
+        for i, loss in enumerate(losses):  # as LibMTL's trainer does
             stacked[i] = loss
         if self._model.train_loss_buffer is None:
             self._model.train_loss_buffer = stacked.detach()[:, None].numpy()
         self._model.backward(stacked, alpha=self.setting.alpha)
 
 
-def _put_together(problem: Problem[Any], model: nn.Module) -> Any:
-    """What the trainer calls a model: an architecture and a weighting in one, on the CPU, past the first epoch."""
-    with _torchvision_as_it_was():
+def _assemble(problem: Problem[Any], model: nn.Module) -> Any:
+    """Return a model as LibMTL's trainer makes it (architecture and weighting in one), on the CPU, after one epoch."""
+    with _old_torchvision():
         architecture, weighting = import_module("LibMTL.architecture"), import_module("LibMTL.weighting")
     bases = (architecture.HPS, weighting.GradNorm)
     zero_grad = {"zero_grad_share_params": lambda self: self.encoder.zero_grad(set_to_none=False)}
@@ -83,7 +84,7 @@ def _put_together(problem: Problem[Any], model: nn.Module) -> Any:
 
 
 @contextmanager
-def _torchvision_as_it_was() -> Iterator[None]:
+def _old_torchvision() -> Iterator[None]:
     before = sys.modules.get(MOVED)
     stand_in = ModuleType(MOVED)
     stand_in.__dict__["load_state_dict_from_url"] = torch.hub.load_state_dict_from_url

@@ -1,4 +1,4 @@
-"""Our GradNorm, as README shows it."""
+"""Our GradNorm, used as README shows."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .peer import GradNormSetting, Peer
 
 
 class Ours(Peer):
-    """`GradNorm` at the model's fork.
+    """The peer that weighs by our `GradNorm`, at the model's fork.
 
     Raises:
         ValueError: the model has no fork.

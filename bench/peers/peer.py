@@ -1,4 +1,4 @@
-"""What every contender is: something that trains a network's copy, step by step, and has weights."""
+"""Define a peer, which trains its copy of a network with task weights, and the settings of its GradNorm."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,7 +14,14 @@ Where = Literal["last shared layer", "its weight alone", "all shared parameters"
 
 
 class GradNormSetting(NamedTuple):
-    """How a GradNorm is set, in the terms of ours."""
+    """The settings of a GradNorm, in the terms of our own.
+
+    Attributes:
+        wrt: the parameters at which gradient norms are measured.
+        alpha: strength of the restoring force.
+        lr: learning rate of the weights.
+        optimizer: optimiser of the weights.
+    """
 
     wrt: Where = "last shared layer"
     alpha: float = 0.12
@@ -22,10 +29,10 @@ class GradNormSetting(NamedTuple):
     optimizer: Literal["adam", "sgd"] = "adam"
 
     def parameters(self, problem: Problem[Any], model: nn.Module) -> tuple[nn.Parameter, ...]:
-        """What gradients are taken with respect to.
+        """Return the parameters that ``wrt`` names.
 
         Raises:
-            ValueError: the model has no last shared layer, and that is what is asked for.
+            ValueError: ``wrt`` names the last shared layer, and the model has none.
         """
         shared = problem.shared(model)
         if self.wrt == "all shared parameters":
@@ -40,18 +47,18 @@ class Peer(ABC):
     """Trains ``model`` on ``problem`` with fused Adam, at the recipe's learning rate.
 
     Args:
-        problem: whose losses come one by one, from separate heads.
-        model: what ``problem.model()`` made; it is changed.
-        setting: how the weights are learned; by default as the class has it.
-        own: parameters besides the model's for the network's optimiser to train.
+        problem: a problem with separate heads, whose losses come one by one.
+        model: a model that ``problem.model()`` made; it is changed.
+        setting: how the weights are learned; None stands for the class's `usual_setting`.
+        own: additional parameters for the network's optimiser to train.
     """
 
     name: ClassVar[str]
-    """What its row is called; a package's, as PyPI has it."""
+    """Name of its row; for a package, the name on PyPI."""
     package: ClassVar[str | None] = None
-    """What has to be installed, by its name in Python; None: nothing."""
+    """Import name of the package that has to be installed; None if there is none."""
     differs: ClassVar[str] = ""
-    """How its step differs from ours, set alike; empty where it should not."""
+    """How its step differs from ours with the same settings; empty if it should not differ."""
 
     def __init__(
         self,
@@ -67,25 +74,25 @@ class Peer(ABC):
 
     @classmethod
     def usual_setting(cls, problem: Problem[Any]) -> GradNormSetting:
-        """The setting by default."""
+        """Return the setting that is used if none is given."""
         return GradNormSetting()
 
     @property
     @abstractmethod
     def weights(self) -> Tensor:
-        """``(T,)``: the weights that the next step will use."""
+        """Weights that the next step will use, ``(T,)``."""
 
     @abstractmethod
     def backward(self, losses: list[Tensor]) -> None:
-        """Fills the ``.grad`` of the model, where there is none yet, and updates the weights."""
+        """Write the gradients into the model's ``.grad``, which is None before, and update the weights."""
 
     def step(self, batch: Any) -> None:
-        """One training step; it leaves the gradients that the network was trained on."""
+        """Make one training step; ``.grad`` holds the gradients of this step afterwards."""
         self.optimizer.zero_grad()
         self.backward(list(self.problem.losses(self.model, batch)))
         self.optimizer.step()
 
 
 def new_weights(problem: Problem[Any], model: nn.Module) -> Tensor:
-    """``(T,)``: weights of 1, of the model's type, to differentiate with respect to."""
+    """Return weights of 1 of the model's type that require grad, ``(T,)``."""
     return torch.ones(len(problem.tasks), dtype=next(model.parameters()).dtype, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Measures every contender, and collects what was measured in one table."""
+"""Measure every peer, and collect the results in one table."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ from .our_gradnorm import Ours
 from .peer import Peer
 from .stacked import StackedDoubleBackward
 
-CONTENDERS: Sequence[type[Peer]] = (
+PEERS: Sequence[type[Peer]] = (
     Equal,
     Ours,
     DoubleBackward,
@@ -38,11 +38,12 @@ CONTENDERS: Sequence[type[Peer]] = (
 NUM_TASKS = (2, 10, 40)
 BATCH_SIZE = 100
 BATCHES = 10
-"""Different ones: the checks make a step on each, the timing goes through them again and again."""
+"""Number of different batches: the checks make one step on each, and the timing goes through them again and again."""
 SEED = 1
 WARM_UP = 5
+"""Rounds before the timing, which also show how long a round takes."""
 FEWEST, MOST = 20, 500
-"""Rounds."""
+"""Minimum and maximum number of rounds."""
 COLUMNS = (
     *("num_tasks", "contender", "version", "wrt"),
     *("rounds", "median_ms", "equal_ms", "ratio", "ratio_low", "ratio_high", "extra_ms", "times_ours"),
@@ -53,66 +54,67 @@ Row = dict[str, Any]
 
 
 class Setup(NamedTuple):
-    """A problem, and batches of it."""
+    """A problem and some of its batches."""
 
     problem: Problem[Any]
     batches: Sequence[Any]
 
     @classmethod
     def regression(cls, num_tasks: int) -> "Setup":
-        """The regression problem with separate heads, for 2, 10 or 40 tasks."""
+        """Make the setup of the regression problem with separate heads, for 2, 10 or 40 tasks."""
         problem = tasks.create("regression", sigmas=f"T={num_tasks}", heads="separate")
         data = problem.data(generator(SEED, "data"), "cpu")
         batches = problem.batches(data, generator(SEED, "batches"), BATCH_SIZE)
         return cls(problem, list(itertools.islice(batches, BATCHES)))
 
-    def make(self, contender: Callable[..., Peer], *setting: object) -> Peer:
-        """A contender with a model of its own, of the same initial values for all."""
+    def make(self, cls: Callable[..., Peer], *setting: object) -> Peer:
+        """Return a peer with a model of its own; all of them start from the same initial values."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(SEED, "initial values"))
             model = self.problem.model()
-        return contender(self.problem, model.train(), *setting)
+        return cls(self.problem, model.train(), *setting)
 
 
-def measure(num_tasks: Iterable[int], seconds: float, contenders: Sequence[type[Peer]] = CONTENDERS) -> pd.DataFrame:
-    """A row for each number of tasks and each contender; figures are missing where it could not be measured.
+def measure(num_tasks: Iterable[int], seconds: float, peers: Sequence[type[Peer]] = PEERS) -> pd.DataFrame:
+    """Measure all peers, and return a row for each number of tasks and each peer.
 
     Args:
-        num_tasks: some of 2, 10 and 40.
-        seconds: to time each contender for, but in at least `FEWEST` and at most `MOST` rounds.
-        contenders: with ours among them.
+        num_tasks: a selection of 2, 10 and 40.
+        seconds: how long each peer is timed, but for at least `FEWEST` and at most `MOST` rounds.
+        peers: the peers to measure; our GradNorm must be among them.
 
     Returns:
-        `COLUMNS`: medians ``median_ms`` and ``equal_ms`` of the contender's step and of equal weighting's, in
-        milliseconds; ``ratio``, the median of the one over the other, with its 95 % interval ``ratio_low`` to
-        ``ratio_high``; ``extra_ms``, the median difference, and ``times_ours``, that over ours; ``gradient_deviation``
-        and ``weights_deviation``, see `check.Deviation`; ``missing``, why the contender was not measured; ``differs``,
-        how its step differs from ours.
+        `COLUMNS`, with nan where a peer could not be measured:
+
+        - ``num_tasks``, ``contender`` (the peer's name), its package's ``version``, ``wrt``, number of ``rounds``;
+        - ``median_ms`` and ``equal_ms``: median times of the peer's step and of equal weighting's, in milliseconds;
+        - ``ratio``: median of the one over the other, with its 95 % interval, ``ratio_low`` to ``ratio_high``;
+        - ``extra_ms``: median difference of the two, and ``times_ours``: this difference over that of our GradNorm;
+        - ``gradient_deviation`` and ``weights_deviation``: see `Deviation`;
+        - ``missing``: why the peer was not measured; ``differs``: how its step differs from ours.
     """
     with single_thread():
-        table = pd.DataFrame(
-            [_row(setup, each, seconds) for setup in map(Setup.regression, num_tasks) for each in contenders]
-        )
+        table = pd.DataFrame([_row(setup, cls, seconds) for setup in map(Setup.regression, num_tasks) for cls in peers])
     ours = table[table["contender"] == Ours.name].set_index("num_tasks")["extra_ms"]
     table["times_ours"] = table["extra_ms"] / table["num_tasks"].map(ours)
     return table.reindex(columns=list(COLUMNS)).astype({"rounds": "Int64"})
 
 
-def _row(setup: Setup, contender: type[Peer], seconds: float) -> Row:
+def _row(setup: Setup, cls: type[Peer], seconds: float) -> Row:
     row: Row = {
         "num_tasks": len(setup.problem.tasks),
-        "contender": contender.name,
+        "contender": cls.name,
         "version": "",
-        "wrt": contender.usual_setting(setup.problem).wrt,
+        "wrt": cls.usual_setting(setup.problem).wrt,
         "missing": "",
-        "differs": contender.differs,
+        "differs": cls.differs,
     }
-    if contender.package is not None:
-        if find_spec(contender.package) is None:
+    if cls.package is not None:
+        if find_spec(cls.package) is None:
             return row | _unmeasured("not installed; pip install '.[peers]'")
-        row["version"] = version(contender.name)
+        row["version"] = version(cls.name)
     try:
-        return row | _measured(setup, contender, seconds)
+        return row | _measured(setup, cls, seconds)
     except ImportError as error:
         return row | _unmeasured(f"can't be imported: {error}")
 
@@ -121,10 +123,10 @@ def _unmeasured(reason: str) -> Row:
     return {"missing": reason, "extra_ms": math.nan, "rounds": None}
 
 
-def _measured(setup: Setup, contender: type[Peer], seconds: float) -> Row:
-    ours = setup.make(Ours, contender.usual_setting(setup.problem))
-    deviation = compare(setup.make(contender), ours, setup.batches)
-    times = _times(setup.make(contender), setup.make(Equal), setup.batches, seconds)
+def _measured(setup: Setup, cls: type[Peer], seconds: float) -> Row:
+    ours = setup.make(Ours, cls.usual_setting(setup.problem))
+    deviation = compare(setup.make(cls), ours, setup.batches)
+    times = _times(setup.make(cls), setup.make(Equal), setup.batches, seconds)
     ratios = times[0] / times[1]
     low, high = median_interval(ratios)
     median, equal = np.median(times, axis=1) * 1000
@@ -141,17 +143,17 @@ def _measured(setup: Setup, contender: type[Peer], seconds: float) -> Row:
     }
 
 
-def _times(contender: Peer, equal: Peer, batches: Sequence[Any], seconds: float) -> NDArray[np.float64]:
-    """``(2, rounds)``: the seconds of the two's steps, in turn."""
-    calls = [_stepper(contender, batches), _stepper(equal, batches)]
-    interleave(calls, 1)  # first steps check and allocate
+def _times(peer: Peer, equal: Peer, batches: Sequence[Any], seconds: float) -> NDArray[np.float64]:
+    """Return the seconds of the peer's steps and of equal weighting's, which take turns: ``(2, rounds)``."""
+    calls = [_stepper(peer, batches), _stepper(equal, batches)]
+    interleave(calls, 1)  # not timed: the first steps check their input and allocate memory
     start = time.perf_counter()
     interleave(calls, WARM_UP)
     rounds = round(seconds * WARM_UP / (time.perf_counter() - start))
     return interleave(calls, min(max(rounds, FEWEST), MOST))
 
 
-def _stepper(contender: Peer, batches: Sequence[Any]) -> Callable[[], None]:
-    """A call that makes the next step."""
+def _stepper(peer: Peer, batches: Sequence[Any]) -> Callable[[], None]:
+    """Return a function that makes one step, on the next of ``batches`` at each call."""
     rest = itertools.cycle(batches)
-    return lambda: contender.step(next(rest))
+    return lambda: peer.step(next(rest))

@@ -1,4 +1,4 @@
-"""The table in the terminal: figures for each number of tasks, then in words how the contenders differ from ours."""
+"""Print the table of peers: the numbers for each number of tasks, then in words how each peer differs from ours."""
 
 import sys
 
@@ -10,32 +10,40 @@ from rich.text import Text
 
 from .gradient_check import CLEAN
 
-WIDTH = 120  # where the output isn't a terminal, which would know its own
+WIDTH = 120
+"""Characters in a line if the output is not a terminal, which has a width of its own."""
 NOTHING = "–"
+"""Stands in place of a number that was not measured."""
 LEGEND = (
-    "apart, stacked: how the losses are differentiated; equal's: a step of equal weighting, in turn with this one;\n"
-    "of ours: how many times our extra milliseconds, which says little where equal's differ between rows.\n"
-    "gradient off: from that of sum_i w_i L_i, relative to it, the most among parameters and steps.\n"
-    "weights off: from those of ours, set alike and given the same losses, relative to how far ours moved."
+    "apart, stacked: the losses are differentiated one by one, or as entries of one stacked tensor.\n"
+    "equal weighting: its step took turns with the peer's; ratio: the peer's step over equal weighting's.\n"
+    "extra: the peer's step minus equal weighting's; over ours: its ratio to our GradNorm's extra time, which says\n"
+    "little if the times of equal weighting differ between rows.\n"
+    "gradient error: relative difference from the gradient of sum_i w_i L_i; the largest over parameters and steps.\n"
+    "weight error: difference from our GradNorm's weights, with the same settings and losses, relative to how far\n"
+    "ours moved."
 )
 
 
 def show(table: pd.DataFrame) -> None:
-    """Prints what `table.measure` gave."""
+    """Print the table that `peer_table.measure` returned."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     for num_tasks, rows in table.groupby("num_tasks", sort=False):
         console.print(Text(f"{num_tasks} tasks", style="bold"), _figures(rows), sep="\n", end="")
     console.print(LEGEND, style="dim")
-    told = table.drop_duplicates("contender")
-    console.print(_differences(told[told["differs"] != ""]), end="")
-    for row in told[told["missing"] != ""].itertuples():
+    peers = table.drop_duplicates("contender")
+    console.print(_differences(peers[peers["differs"] != ""]), end="")
+    for row in peers[peers["missing"] != ""].itertuples():
         console.print(Text(f"{row.contender} was not measured: {row.missing}"))
 
 
 def _figures(rows: pd.DataFrame) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("step", min_width=26)
-    heads = ("ms", "equal's", "ratio [95 %]", "extra ms", "of ours", "gradient off", "weights off")
+    table.add_column("peer", min_width=26)
+    heads = (
+        *("step,\nms", "equal\nweighting, ms", "ratio\n[95 % interval]"),
+        *("extra\nms", "extra,\nover ours", "gradient\nerror", "weight\nerror"),
+    )
     for head in heads:
         table.add_column(Text(head), justify="right", no_wrap=True)
     for _, row in rows.iterrows():
@@ -63,7 +71,7 @@ def _share(value: float) -> str:
 
 def _differences(rows: pd.DataFrame) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in ("step", "gradients of", "how it differs from ours, set alike"):
+    for head in ("peer", "measures gradients of", "how it differs from ours with the same settings"):
         table.add_column(head, overflow="fold")
     for row in rows.itertuples():
         table.add_row(Text(str(row.contender)), Text(str(row.wrt)), Text(str(row.differs)))

@@ -1,9 +1,9 @@
-"""``python -m bench.peers.solver_times``: the weights of Gramian methods, ours beside TorchJD's.
+"""``python -m bench.peers.solver_times``: compare our solvers of Gramian methods with TorchJD's.
 
-Both get the gradients of T random tasks, in turn, on one CPU thread, and work out the method's weights from them; each
-also says how good they are: the error in the equation that the paper states, or the objective that it minimises.
-TorchJD's are used as its documentation says, with its own tolerances. Into ``results/peers`` go ``solvers.csv`` and
-``environment-solvers.json``. Nothing else should be running; it takes two minutes.
+Both take turns, on one CPU thread, to compute the method's weights from the gradients of T random tasks. The quality of
+both weights is measured too: the error in the equation that the paper states, or the objective that it minimises.
+TorchJD's solvers are used as its documentation says, with their own tolerances. ``solvers.csv`` and
+``environment-solvers.json`` go to ``results/peers``. Nothing else should be running. It takes two minutes.
 """
 
 from collections.abc import Callable
@@ -25,26 +25,33 @@ from bench.run import atomic_file, machine_facts
 
 NUM_TASKS = (2, 10, 40)
 CAGRAD_C = 0.4
+"""CAGrad's option c, on both sides."""
 ENTRIES = 200
-"""Of each gradient."""
+"""Number of entries of each gradient."""
 GRAMIANS, ROUNDS = 5, 30
-"""So many sets of gradients, and rounds on each."""
+"""Number of sets of gradients, and of rounds on each set."""
 
 Weigh = Callable[[Tensor], Tensor]
 
 
 class Pair(NamedTuple):
-    """Two ways to the weights ``(T,)`` of gradients ``(T, n)``, and what is to be small in them."""
+    """Two functions from gradients ``(T, n)`` to a method's weights ``(T,)``, and a measure of their quality.
+
+    Attributes:
+        ours: our solver.
+        theirs: TorchJD's solver.
+        what: the quality measure in words; less is better.
+        of: computes it from the tasks' gains along the combined gradient, ``(T,)``, and the weights, ``(T,)``.
+    """
 
     ours: Weigh
     theirs: Weigh
     what: str
     of: Callable[[Tensor, Tensor], Tensor]
-    """From the tasks' gains along the combined gradient, ``(T,)``, and the weights."""
 
 
 def pairs(num_tasks: int) -> dict[str, Pair]:
-    """By method."""
+    """Return the two solvers of each method, by its name."""
     from torchjd import aggregation
 
     def ours(cls: type[GramianBalancer], **options: float) -> Weigh:
@@ -58,32 +65,38 @@ def pairs(num_tasks: int) -> dict[str, Pair]:
         "nash-mtl": Pair(
             ours(NashMTL),
             aggregation.NashMTL(n_tasks=num_tasks, max_norm=0.0).weighting,
-            "largest |w_i (M w)_i - its mean|, relative",
+            "largest difference of w_i (M w)_i from their mean, relative to it",
             lambda gains, weights: (gains * weights / (gains * weights).mean() - 1).abs().max(),
         ),
         "cagrad": Pair(
             ours(CAGrad, c=CAGRAD_C),
             on_gramian(aggregation.CAGradWeighting(c=CAGRAD_C)),
-            "minus the least gain",
+            "minus the smallest gain of a task",
             lambda gains, weights: -gains.min(),
         ),
         "mgda": Pair(
             ours(MGDA),
             on_gramian(aggregation.MGDAWeighting()),
-            "squared norm",
+            "squared norm of the combined gradient",
             lambda gains, weights: torch.dot(gains, weights),
         ),
         "upgrad": Pair(
             ours(UPGrad),
             on_gramian(aggregation.UPGradWeighting()),
-            "largest loss of a task",
+            "largest negative gain of a task",
             lambda gains, weights: (-gains).clamp(min=0).max(),
         ),
     }
 
 
 def measure(num_tasks: int) -> pd.DataFrame:
-    """A row a method: median milliseconds, theirs over ours with a 95 % interval, and how good both are on average."""
+    """Measure all methods with ``num_tasks`` tasks, and return a row for each.
+
+    Returns:
+        ``num_tasks``, ``method``; ``ours_ms`` and ``torchjd_ms``, median milliseconds; ``ratio``, the median of theirs
+        over ours, with a 95 % interval, ``ratio_low`` to ``ratio_high``; ``what``, the quality measure; ``ours`` and
+        ``torchjd``, its mean over the sets of gradients.
+    """
     generator = torch.Generator().manual_seed(num_tasks)
     sets = [torch.randn(num_tasks, ENTRIES, generator=generator, dtype=torch.float64) for _ in range(GRAMIANS)]
     rows = []
@@ -91,8 +104,8 @@ def measure(num_tasks: int) -> pd.DataFrame:
         seconds, quality = [], []
         for gradients in sets:
             calls = [lambda weigh=weigh, g=gradients: weigh(g) for weigh in (pair.ours, pair.theirs)]
-            found = [call() for call in calls]
-            quality.append([float(pair.of(gradients @ (gradients.T @ w), w)) for w in found])
+            weights = [call() for call in calls]
+            quality.append([float(pair.of(gradients @ (gradients.T @ w), w)) for w in weights])
             seconds.append(interleave(calls, ROUNDS))
         ours, theirs = np.concatenate(seconds, axis=1)
         low, high = median_interval(theirs / ours)
@@ -105,17 +118,20 @@ def measure(num_tasks: int) -> pd.DataFrame:
 
 
 def show(table: pd.DataFrame) -> Table:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     shown = Table(box=None, pad_edge=False)
-    for header in ("tasks", "method", "ours, ms", "TorchJD, ms", "times ours [95 %]", "ours", "TorchJD", "in"):
-        shown.add_column(header, justify="left" if header in ("method", "in") else "right")
+    value = "value (less is better)"
+    times = ("ours,\nms", "TorchJD,\nms", "TorchJD / ours\n[95 % interval]")
+    for header in ("tasks", "method", *times, "value,\nours", "value,\nTorchJD", value):
+        shown.add_column(Text(header), justify="left" if header in ("method", value) else "right")
     for _, row in table.iterrows():
         ratio = f"{row['ratio']:.1f} [{row['ratio_low']:.1f}, {row['ratio_high']:.1f}]"
-        times = (f"{row['ours_ms']:.3f}", f"{row['torchjd_ms']:.3f}", ratio)
         shown.add_row(
             str(row["num_tasks"]),
             str(row["method"]),
-            *times,
+            f"{row['ours_ms']:.3f}",
+            f"{row['torchjd_ms']:.3f}",
+            ratio,
             f"{row['ours']:.2e}",
             f"{row['torchjd']:.2e}",
             Text(str(row["what"])),
@@ -124,9 +140,9 @@ def show(table: pd.DataFrame) -> Table:
 
 
 def main(
-    results: Annotated[Path, typer.Option(help="The folder for solvers.csv.")] = Path("results/peers"),
+    results: Annotated[Path, typer.Option(help="Folder for solvers.csv.")] = Path("results/peers"),
 ) -> None:
-    """Compare the time that Gramian methods' weights take with TorchJD's."""
+    """Compare the time in which we compute the weights of Gramian methods with TorchJD's."""
     with single_thread():
         table = pd.concat([measure(num_tasks) for num_tasks in NUM_TASKS], ignore_index=True)
     atomic_file.write(results / "solvers.csv", table.to_csv(index=False).encode())

@@ -1,4 +1,4 @@
-"""The same with the losses stacked first, as they often are: each gradient then passes through all heads, as zeros."""
+"""GradNorm by a double backward pass over stacked losses, a common form: each gradient passes through all heads."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from .double_backward import DoubleBackward
 
 
 class StackedDoubleBackward(DoubleBackward):
-    """Differentiates ``losses[i]`` of a tensor of losses."""
+    """The peer that differentiates ``losses[i]`` of a stacked tensor, which sends zeros through all other heads."""
 
     name = "double backward (stacked)"
 

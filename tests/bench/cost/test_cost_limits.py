@@ -1,4 +1,4 @@
-"""The limits table and the figure of growth, by their command, and what they are measured on."""
+"""Test ``python -m bench.cost``: the limits table, the figure of growth, and the cases that they are measured on."""
 
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from bench.cost.timed_methods import FEATURES, LAYER
 from bench.cost.training_step import TrainingStep, adam
 from bench.style.console import new_console
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 COLUMNS = [
     *("problem", "heads", "batch", "tasks", "method"),
@@ -32,7 +34,7 @@ COLUMNS = [
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the output of a quick run."""
+    """Return the folder and the output of a quick run."""
     folder = tmp_path_factory.mktemp("cost")
     app = typer.Typer()
     app.command()(main)
@@ -52,7 +54,7 @@ def test_the_limits_stand_beside_the_bounds(quick: tuple[Path, str]) -> None:
     assert (layer["extra_flops"] == layer["flops_bound"]).all()
     assert (of_features["extra_flops"] == 0).all()
     assert table["peak_bytes_bound"].notna().sum() == 4
-    for words in ("regression T=2", "batch 100", "separate heads", "gradnorm every 10", "+memory (bound)"):
+    for words in ("regression T=2", "batch 100", "separate heads", "gradnorm every 10", "extra memory", "(bound)"):
         assert words in output
 
 
@@ -67,7 +69,7 @@ def test_the_fastest_is_of_both_kinds_of_heads(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("of_layer", [True, False])
 def test_the_floor_forms_what_gradnorm_measures(place: int, of_layer: bool) -> None:
-    """One task's gradient of the layer's weight, or of the features, by a backward pass of its own."""
+    """Compare with the gradient of the layer's weight, or of the features, from a backward pass for each task."""
     case = list(regression(3, 20, CPU))[place]
     subject = make(case.make_step)
     floor = Floor(subject, 3, of_layer)
@@ -101,10 +103,11 @@ def test_the_networks_are_of_realistic_size(place: int) -> None:
     trunk = subject.model.trunk
     assert isinstance(trunk, nn.Module)
     size = sum(parameter.numel() for parameter in trunk.parameters())
-    # Torchvision's ResNet-18 has 11,689,512, of which its last layer 513,000; a block of width d has 12 d^2 + 13 d.
+    # Torchvision's ResNet-18 has 11,689,512 parameters, 513,000 of them in its last layer.
+    # A transformer block of width d has 12 d^2 + 13 d.
     assert size == (11_689_512 - 513_000 if case.problem == "ResNet-18" else 12 * (12 * 192**2 + 13 * 192) + 2 * 192)
     training = TrainingStep(subject, LAYER.balancer(subject, case.num_tasks), adam(subject.model))
-    training()  # the layer is upstream of the fork, or this raises
+    training()  # raises unless the layer is upstream of the fork
     assert (training.balancer.statistics["gradient_norms"] > 0).all()
 
 

@@ -1,4 +1,4 @@
-"""What a step costs: counted as by hand, and timed next to equal weighting."""
+"""Test the cost of a step: counts against counts by hand, and times next to equal weighting."""
 
 import json
 import os
@@ -38,12 +38,12 @@ MakeSpec = Callable[..., RunSpec]
 
 
 def counted(spec: RunSpec) -> dict[str, Any]:
-    """The row of the whole step."""
+    """Return the row of the whole step."""
     return measure_step.measure(spec, rounds=2)[-1]
 
 
 def regression_step(num_tasks: int) -> tuple[int, int]:
-    """FLOPs of the regression problem's equal-weighting step at batch 100, and of one gradient of its last layer.
+    """Return the FLOPs of the regression problem's equal-weighting step at batch 100, and of one last-layer gradient.
 
     Each linear layer is three products: its outputs, its weights' gradient, its inputs' gradient (not the first's).
     """
@@ -56,13 +56,13 @@ def test_flops_are_those_counted_by_hand(make_spec: MakeSpec, num_tasks: int) ->
     equal, of_layer = regression_step(num_tasks)
     options = {"sigmas": f"T={num_tasks}"}
     assert counted(make_spec("equal", "regression", **options))["flops"] == equal
-    # The T gradients of the layer are taken by autograd.grad from inside the backward pass, and counted too.
+    # autograd.grad takes the T gradients of the layer from inside the backward pass; they are counted too.
     assert counted(make_spec("gradnorm", "regression", **options))["flops"] == equal + num_tasks * of_layer
 
 
 def test_operator_calls_are_counted_in_backward_passes_too() -> None:
     x, w = torch.randn(2, 3), torch.randn(3, 4, requires_grad=True)
-    assert count(lambda: x.mm(w.detach()).add_(1).relu(), CPU).operator_calls == 4  # detach too
+    assert count(lambda: x.mm(w.detach()).add_(1).relu(), CPU).operator_calls == 4  # detach counts too
     forward = count(lambda: x.mm(w), CPU).operator_calls
 
     def twice() -> None:
@@ -93,7 +93,7 @@ def test_the_peak_is_of_what_is_held_at_one_time() -> None:
 
 
 def test_time_goes_to_the_part_that_takes_it(make_spec: MakeSpec) -> None:
-    """The method sleeps for 3 ms where it weighs the losses."""
+    """The method ``slow`` sleeps for 3 ms when it weighs the losses."""
     forward, backward, optimizer, whole = measure_step.measure(make_spec("slow"), rounds=30)
     assert [row["part"] for row in (forward, backward, optimizer, whole)] == [*PARTS, "step"]
     assert backward["median_ms"] > 3
@@ -107,7 +107,7 @@ def test_time_goes_to_the_part_that_takes_it(make_spec: MakeSpec) -> None:
 
 
 def test_the_median_lies_between_order_statistics() -> None:
-    """Of ten values: the chance that fewer than two are below the median is 11/1024, fewer than three 56/1024."""
+    """With ten values, fewer than two are below the median with probability 11/1024, fewer than three with 56/1024."""
     assert median_interval(np.arange(10.0)) == (1, 8)
     assert np.isnan(median_interval(np.arange(5.0))).all()
     draws = np.random.default_rng(1).exponential(size=(2000, 40))
@@ -147,6 +147,7 @@ def test_the_micro_benchmark_makes_a_table(tmp_path: Path) -> None:
         micro.table(path)
 
 
+@pytest.mark.slow
 def test_the_micro_benchmark_runs_and_names_no_machine(tmp_path: Path) -> None:
     path = tmp_path / "micro.json"
     command = [sys.executable, "-m", "pytest", "bench/cost/gradient_norm.py", "-q", "-k", "cpu and 2"]

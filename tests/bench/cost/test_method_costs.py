@@ -1,4 +1,4 @@
-"""The tables of what every method costs, and of the solvers beside TorchJD's."""
+"""Test the table of every method's cost, and the table that compares our solvers with TorchJD's."""
 
 from pathlib import Path
 
@@ -55,6 +55,7 @@ def test_every_method_has_a_place(name: str) -> None:
         assert place not in cls.undefined_for
 
 
+@pytest.mark.slow
 def test_solvers_are_measured_beside_torchjds(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("torchjd", "cvxpy", "clarabel", "ecos", "quadprog"):
         pytest.importorskip(package)

@@ -1,4 +1,4 @@
-"""``lossbench cost`` on a user's own file."""
+"""Test ``lossbench cost`` on a user's own file."""
 
 import sys
 from pathlib import Path
@@ -90,7 +90,7 @@ def short():
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's file, beside one that it imports, and a benchmark that takes no minute."""
+    """Write a user's file and a neighbour that it imports, and shorten the benchmark to less than a minute."""
     (tmp_path / "neighbour.py").write_text("WIDTH = 8\n")
     path = tmp_path / "mine.py"
     path.write_text(MINE)
@@ -102,13 +102,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def cost(target: str, *options: str) -> tuple[int, str]:
-    """Exit code and output of the command."""
+    """Return exit code and output of the command."""
     result = CliRunner().invoke(app, ["cost", target, *options])
     return result.exit_code, result.output
 
 
 def ink(path: Path) -> float:
-    """The share of a picture that is not white."""
+    """Return the proportion of a picture that is not white."""
     return float((imread(path)[..., :3].min(axis=-1) < 0.9).mean())
 
 
@@ -183,7 +183,7 @@ def test_a_device_that_is_not_there_is_told_of(mine: Path) -> None:
 
 
 class Products(nn.Module):
-    """Losses that are products with given directions: their gradients are those directions."""
+    """A model whose losses are products with given directions, so that their gradients are these directions."""
 
     def __init__(self, directions: Tensor, fork: Fork | None) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ DIRECTIONS = torch.tensor([[3.0, 4.0], [4.0, -3.0], [0.0, 0.0]])
 def test_norms_and_cosines_are_those_of_the_gradients(fork: bool, named: bool, wrt: str, scale: float) -> None:
     model = Products(torch.cat([DIRECTIONS, -DIRECTIONS[:1] / 5]), Fork(4) if fork else None)
     subject = Subject(model, model.losses, model.shared if named else None)
-    if not (fork or named):  # each own is an entry of one parameter, which every loss reaches
+    if not (fork or named):  # it is one parameter, which every loss reaches
         model.own.requires_grad_(False)
     found = follow(subject, most_steps=3, seconds=60)
     assert found.wrt == wrt

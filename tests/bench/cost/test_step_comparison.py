@@ -1,4 +1,4 @@
-"""Comparing what a step costs: subjects, the analysis of times, what is counted, and the bounds beside it."""
+"""Test the comparison of step costs: subjects, the analysis of times, the counts, and their bounds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Net(nn.Module):
-    """A trunk of one layer and two heads, kept apart or as one."""
+    """A trunk of one layer and two heads, separate or as one product."""
 
     def __init__(self, layer: nn.Module, heads: nn.Module) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_times_are_compared_round_by_round() -> None:
 
 
 def test_a_cycle_counts_as_one() -> None:
-    """Nine steps like equal weighting's and one that takes twice as long: 1.1, where a median of steps would be 1."""
+    """Nine steps as long as equal weighting's and one twice as long make 1.1; a median of steps would be 1."""
     equal = np.ones(75)
     own = np.where(np.arange(75) % 10 == 4, 2.0, 1.0)
     row = step_comparison.time_row(own, equal, cycle=10)
@@ -120,11 +120,11 @@ def test_a_cycle_counts_as_one() -> None:
 def test_gradnorm_adds_the_arithmetic_of_its_bound(heads: int) -> None:
     num_tasks, batch = 3, 7
     case = list(regression(num_tasks, batch, CPU))[heads]
-    contenders = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
-    trainings = step_comparison.start(case.make_step, contenders, num_tasks)
-    step_comparison.warm_up(trainings, 10)  # so that the one that measures at every tenth step measures in the next
+    methods = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
+    trainings = step_comparison.start(case.make_step, methods, num_tasks)
+    step_comparison.warm_up(trainings, 10)  # then the method that measures at every tenth step measures in the next one
     table = step_comparison.counts(trainings)
-    table.index = [contender.name for contender in contenders]
+    table.index = [method.name for method in methods]
 
     of_layer = 2 * batch * 100 * 100
     least = bounds(case.make_step, num_tasks)

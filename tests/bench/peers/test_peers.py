@@ -1,4 +1,4 @@
-"""Peers: what is said of each contender's step holds, a network trained on something else is found out, the table."""
+"""Test the peers: their weights are as described, a wrong gradient is noticed, and the table has all results."""
 
 import copy
 import itertools
@@ -31,13 +31,13 @@ from bench.peers.stacked import StackedDoubleBackward
 OptimizerName = Literal["adam", "sgd"]
 STEPS = 12
 needs_gradnorm_pytorch = pytest.mark.skipif(find_spec("gradnorm_pytorch") is None, reason="gradnorm-pytorch")
-# Not importorskip: LibMTL is there, and yet can't be imported as it is.
+# importorskip would fail: LibMTL is installed, but can't be imported without the patches in libmtl.py.
 needs_libmtl = pytest.mark.skipif(find_spec("LibMTL") is None, reason="LibMTL")
 
 
 @pytest.fixture(scope="module")
 def setup() -> Setup:
-    """Three tasks alike enough that norms cross their targets, so that these decide."""
+    """Return a setup of three tasks, so similar that norms cross their targets and the targets decide the weights."""
     problem = tasks.create("regression", sigmas=[1, 1.2, 1.4], heads="separate", train_samples=600)
     data = problem.data(torch.Generator().manual_seed(0), "cpu")
     batches = problem.batches(data, torch.Generator().manual_seed(1), batch_size=100)
@@ -45,10 +45,10 @@ def setup() -> Setup:
 
 
 class InDouble(Setup):
-    """A setup in float64."""
+    """A setup whose models are in float64."""
 
-    def make(self, contender: Callable[..., Peer], *setting: object) -> Peer:
-        return super().make(lambda problem, model, *rest: contender(problem, model.double(), *rest), *setting)
+    def make(self, cls: Callable[..., Peer], *setting: object) -> Peer:
+        return super().make(lambda problem, model, *rest: cls(problem, model.double(), *rest), *setting)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def in_double(setup: Setup) -> Setup:
     return InDouble(setup.problem, [type(batch)(*(part.double() for part in batch)) for batch in setup.batches])
 
 
-def norms_and_losses(contender: Peer, batch: object) -> tuple[Tensor, Tensor]:
-    """``(T,)`` each: of the unweighted losses' gradients, and the losses, by an ordinary gradient of each loss."""
-    model = copy.deepcopy(contender.model)
-    wrt = contender.setting.parameters(contender.problem, model)
-    losses = list(contender.problem.losses(model, batch))
+def norms_and_losses(peer: Peer, batch: object) -> tuple[Tensor, Tensor]:
+    """Return gradient norms of the unweighted losses, by one gradient for each loss, and the losses, ``(T,)`` each."""
+    model = copy.deepcopy(peer.model)
+    wrt = peer.setting.parameters(peer.problem, model)
+    losses = list(peer.problem.losses(model, batch))
     gradients = [torch.autograd.grad(loss, wrt, retain_graph=True) for loss in losses]
     norms = [torch.cat([part.flatten() for part in of]).norm() for of in gradients]
     return torch.stack(norms), torch.stack(losses).detach()
@@ -71,7 +71,7 @@ def targets(weights: Tensor, norms: Tensor, losses: Tensor, initial: Tensor, exp
     return (weights * norms).mean() * (rates / rates.mean()) ** exponent
 
 
-# What the weights should be, from an independent computation.
+# The weights, against an independent computation.
 
 
 @pytest.mark.parametrize("cls", [DoubleBackward, StackedDoubleBackward])
@@ -81,32 +81,32 @@ def test_double_backward_gives_our_weights(
     in_double: Setup, cls: type[Peer], optimizer: OptimizerName, wrt: Where
 ) -> None:
     setting = GradNormSetting(wrt, alpha=0.7, lr=0.1, optimizer=optimizer)
-    contender, ours = in_double.make(cls, setting), in_double.make(Ours, setting)
-    deviation = compare(contender, ours, in_double.batches)
+    peer, ours = in_double.make(cls, setting), in_double.make(Ours, setting)
+    deviation = compare(peer, ours, in_double.batches)
     assert deviation.weights < 1e-9
     assert deviation.gradient < 1e-10
-    assert (contender.weights - 1).abs().max() > 1e-3
+    assert (peer.weights - 1).abs().max() > 1e-3
 
 
 def test_double_backward_stops_at_our_lowest_weight(in_double: Setup) -> None:
     setting = GradNormSetting(alpha=1.5, lr=300, optimizer="sgd")
-    contender, ours = in_double.make(DoubleBackward, setting), in_double.make(Ours, setting)
+    peer, ours = in_double.make(DoubleBackward, setting), in_double.make(Ours, setting)
     lowest = 1.0
     for batch in in_double.batches:
-        assert compare(contender, ours, [batch]).weights < 1e-9
-        lowest = min(lowest, float(contender.weights.min()))
+        assert compare(peer, ours, [batch]).weights < 1e-9
+        lowest = min(lowest, float(peer.weights.min()))
     assert 0 < lowest < 1e-3
 
 
 @pytest.mark.parametrize("cls", [Ours, DoubleBackward, StackedDoubleBackward])
 def test_weights_follow_the_slope_of_the_objective(in_double: Setup, cls: type[Peer]) -> None:
-    """The slope by finite differences, on which the weights step by SGD."""
+    """Compare with a step of SGD along the slope from finite differences."""
     lr, h = 0.3, 1e-6
-    contender = in_double.make(cls, GradNormSetting(alpha=1.5, lr=lr, optimizer="sgd"))
-    initial = norms_and_losses(contender, in_double.batches[0])[1]
+    peer = in_double.make(cls, GradNormSetting(alpha=1.5, lr=lr, optimizer="sgd"))
+    initial = norms_and_losses(peer, in_double.batches[0])[1]
     for batch in in_double.batches:
-        before = contender.weights
-        norms, losses = norms_and_losses(contender, batch)
+        before = peer.weights
+        norms, losses = norms_and_losses(peer, batch)
         fixed = targets(before, norms, losses, initial, 1.5)
 
         def objective(weights: Tensor, norms: Tensor = norms, fixed: Tensor = fixed) -> Tensor:
@@ -115,28 +115,28 @@ def test_weights_follow_the_slope_of_the_objective(in_double: Setup, cls: type[P
         slope = torch.stack(
             [objective(before + e) - objective(before - e) for e in h * torch.eye(3, dtype=torch.float64)]
         ) / (2 * h)
-        contender.step(batch)
+        peer.step(batch)
         expected = before - lr * slope
-        torch.testing.assert_close(contender.weights, 3 * expected / expected.sum(), rtol=1e-7, atol=0)
-    assert (contender.weights - 1).abs().max() > 1e-2
+        torch.testing.assert_close(peer.weights, 3 * expected / expected.sum(), rtol=1e-7, atol=0)
+    assert (peer.weights - 1).abs().max() > 1e-2
 
 
 @needs_gradnorm_pytorch
 def test_gradnorm_pytorch_weighs_as_its_row_says(setup: Setup) -> None:
-    """The exponent is -alpha; the other sign does not give its weights."""
+    """Its weights follow from the exponent -alpha, and not from the exponent alpha."""
     setting = GradNormSetting("its weight alone", alpha=1.5, lr=0.3, optimizer="sgd")
-    contender = setup.make(GradNormPytorch, setting)
+    peer = setup.make(GradNormPytorch, setting)
     expected = {-1.5: torch.ones(3), 1.5: torch.ones(3)}
-    initial = norms_and_losses(contender, setup.batches[0])[1]
+    initial = norms_and_losses(peer, setup.batches[0])[1]
     for batch in setup.batches:
-        norms, losses = norms_and_losses(contender, batch)
+        norms, losses = norms_and_losses(peer, batch)
         for exponent, weights in expected.items():
             above = weights * norms - targets(weights, norms, losses, initial, exponent)
             stepped = weights - 0.3 * above.sign() * norms
             expected[exponent] = 3 * stepped / stepped.abs().sum()
-        contender.step(batch)
-    torch.testing.assert_close(contender.weights, expected[-1.5], rtol=1e-5, atol=0)
-    assert (contender.weights - expected[1.5]).abs().max() > 1e-4
+        peer.step(batch)
+    torch.testing.assert_close(peer.weights, expected[-1.5], rtol=1e-5, atol=0)
+    assert (peer.weights - expected[1.5]).abs().max() > 1e-4
 
 
 @needs_gradnorm_pytorch
@@ -149,46 +149,46 @@ def test_gradnorm_pytorch_without_alpha_has_our_weights_but_not_our_gradient(set
 
 @needs_libmtl
 def test_libmtl_weighs_as_its_row_says(setup: Setup) -> None:
-    """Adam on the logits of a softmax, along the objective's slope, with the norms over all shared parameters."""
+    """Compare with Adam on the logits of a softmax, along the slope of the objective over all shared parameters."""
     lr = setup.problem.recipe.lr
-    contender = setup.make(LibMTL, GradNormSetting("all shared parameters", alpha=1.5, lr=lr))
+    peer = setup.make(LibMTL, GradNormSetting("all shared parameters", alpha=1.5, lr=lr))
     logits = torch.ones(3, requires_grad=True)
     optimizer = Adam([logits], lr=lr)
-    initial = norms_and_losses(contender, setup.batches[0])[1]
+    initial = norms_and_losses(peer, setup.batches[0])[1]
     for batch in setup.batches:
-        norms, losses = norms_and_losses(contender, batch)
+        norms, losses = norms_and_losses(peer, batch)
         weights = 3 * logits.softmax(0)
         above = weights * norms - targets(weights, norms, losses, initial, 1.5).detach()
         [logits.grad] = torch.autograd.grad(above.abs().sum(), logits)
         optimizer.step()
-        contender.step(batch)
-    torch.testing.assert_close(contender.weights, 3 * logits.detach().softmax(0), rtol=1e-5, atol=0)
-    assert (contender.weights - 1).abs().max() > 1e-2
+        peer.step(batch)
+    torch.testing.assert_close(peer.weights, 3 * logits.detach().softmax(0), rtol=1e-5, atol=0)
+    assert (peer.weights - 1).abs().max() > 1e-2
 
 
 @needs_libmtl
 def test_libmtl_trains_its_heads_on_unweighted_losses(setup: Setup) -> None:
-    contender = setup.make(LibMTL)
+    peer = setup.make(LibMTL)
     for batch in setup.batches:
-        weights, model = contender.weights, copy.deepcopy(contender.model)
+        weights, model = peer.weights, copy.deepcopy(peer.model)
         losses = list(setup.problem.losses(model, batch))
-        contender.step(batch)
+        peer.step(batch)
     heads = model.heads
-    for loss, head, trained in zip(losses, heads, contender.model.heads, strict=True):
+    for loss, head, trained in zip(losses, heads, peer.model.heads, strict=True):
         [unweighted] = torch.autograd.grad(loss, [head.weight], retain_graph=True)
         torch.testing.assert_close(trained.weight.grad, unweighted)
     trunk = list(model.trunk.parameters())
     weighted = torch.autograd.grad(sum(w * loss for w, loss in zip(weights, losses, strict=True)), trunk)
-    for parameter, gradient in zip(contender.model.trunk.parameters(), weighted, strict=True):
+    for parameter, gradient in zip(peer.model.trunk.parameters(), weighted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
     assert (weights - 1).abs().max() > 1e-3
 
 
-# What the network is trained on.
+# The gradient that the network is trained on.
 
 
 class Polluting(DoubleBackward):
-    """Adds the hundredth part to the gradient of one parameter, the last head's bias."""
+    """Makes the gradient of one parameter, the last head's bias, one per cent too large."""
 
     def backward(self, losses: list[Tensor]) -> None:
         super().backward(losses)
@@ -198,7 +198,7 @@ class Polluting(DoubleBackward):
 
 
 class Forgetting(Equal):
-    """Leaves a parameter without a gradient."""
+    """Leaves one parameter without a gradient."""
 
     def backward(self, losses: list[Tensor]) -> None:
         super().backward(losses)
@@ -206,7 +206,7 @@ class Forgetting(Equal):
 
 
 class Unweighted(DoubleBackward):
-    """Trains the network on the sum of the losses, whatever the weights."""
+    """Trains the network on the plain sum of the losses, whatever the weights."""
 
     def backward(self, losses: list[Tensor]) -> None:
         super().backward(losses)
@@ -220,21 +220,21 @@ class Unweighted(DoubleBackward):
 
 @pytest.mark.parametrize("cls", [Equal, Ours, DoubleBackward, StackedDoubleBackward])
 def test_a_clean_gradient_is_found_clean(setup: Setup, cls: type[Peer]) -> None:
-    contender = setup.make(cls)
-    assert max(gradient_deviation(contender, batch) for batch in setup.batches) < CLEAN / 10
+    peer = setup.make(cls)
+    assert max(gradient_deviation(peer, batch) for batch in setup.batches) < CLEAN / 10
 
 
 @pytest.mark.parametrize(("cls", "deviation"), [(Polluting, 0.01), (Forgetting, 1.0)])
 def test_a_gradient_of_something_else_is_found_out(setup: Setup, cls: type[Peer], deviation: float) -> None:
-    contender = setup.make(cls)
-    assert gradient_deviation(contender, setup.batches[0]) == pytest.approx(deviation, rel=1e-3)
+    peer = setup.make(cls)
+    assert gradient_deviation(peer, setup.batches[0]) == pytest.approx(deviation, rel=1e-3)
     assert compare(setup.make(cls), setup.make(Ours), setup.batches).gradient > CLEAN
 
 
 def test_gradients_are_held_against_the_weights_before_the_step(setup: Setup) -> None:
-    """Those are 1 in the first step, when the sum of the losses is what should be trained on, but not in the second."""
-    contender = setup.make(Unweighted)
-    first, second = (gradient_deviation(contender, batch) for batch in setup.batches[:2])
+    """The weights are 1 in the first step, so that the plain sum is right there; in the second step it is wrong."""
+    peer = setup.make(Unweighted)
+    first, second = (gradient_deviation(peer, batch) for batch in setup.batches[:2])
     assert first < CLEAN < second
 
 
@@ -257,7 +257,7 @@ class Broken(Equal):
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    return measure([2], seconds=0, contenders=[Equal, Ours, DoubleBackward, Missing, Broken])
+    return measure([2], seconds=0, peers=[Equal, Ours, DoubleBackward, Missing, Broken])
 
 
 def test_the_table_has_a_row_for_each(table: pd.DataFrame) -> None:
@@ -275,7 +275,7 @@ def test_the_table_has_a_row_for_each(table: pd.DataFrame) -> None:
     assert measured["weights_deviation"].tolist() == pytest.approx([1, 0, 0], abs=1e-3)
 
 
-def test_a_row_says_why_a_contender_was_not_measured(table: pd.DataFrame) -> None:
+def test_a_row_says_why_a_peer_was_not_measured(table: pd.DataFrame) -> None:
     missing, broken = (table.iloc[i] for i in (3, 4))
     assert missing["missing"] == "not installed; pip install '.[peers]'"
     assert broken["missing"] == "can't be imported: no module named antimony"
