@@ -1,19 +1,15 @@
 """Print the table of peers: the numbers for each number of tasks, then in words how each peer differs from ours."""
 
-import sys
-
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.style.console import new_console
+from bench.style.numbers import NOTHING
+
 from .gradient_check import CLEAN
 
-WIDTH = 120
-"""Characters in a line if the output is not a terminal, which has a width of its own."""
-NOTHING = "–"
-"""Stands in place of a number that was not measured."""
 LEGEND = (
     "apart, stacked: the losses are differentiated one by one, or as entries of one stacked tensor.\n"
     "equal weighting: its step took turns with the peer's; ratio: the peer's step over equal weighting's.\n"
@@ -27,7 +23,7 @@ LEGEND = (
 
 def show(table: pd.DataFrame) -> None:
     """Print the table that `peer_table.measure` returned."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = new_console()
     for num_tasks, rows in table.groupby("num_tasks", sort=False):
         console.print(Text(f"{num_tasks} tasks", style="bold"), _figures(rows), sep="\n", end="")
     console.print(LEGEND, style="dim")

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from balancers import MGDA, CAGrad, Fork, GramianBalancer, NashMTL, UPGrad
 from bench.cost.step_clock import interleave, median_interval, single_thread
 from bench.run import atomic_file, machine_facts
+from bench.style.console import new_console
 
 NUM_TASKS = (2, 10, 40)
 CAGRAD_C = 0.4
@@ -147,7 +147,7 @@ def main(
         table = pd.concat([measure(num_tasks) for num_tasks in NUM_TASKS], ignore_index=True)
     atomic_file.write(results / "solvers.csv", table.to_csv(index=False).encode())
     machine_facts.write(results / "environment-solvers.json", jobs=1)
-    Console(soft_wrap=True).print(show(table))
+    new_console().print(show(table))
 
 
 if __name__ == "__main__":
