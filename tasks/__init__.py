@@ -1,4 +1,6 @@
-"""Multi-task problems: each a data set, a model and T tasks, known by a name.
+"""Multi-task problems. Each has a name, a data set, a model and T tasks.
+
+A training loop takes everything that it needs from the problem:
 
 ::
 

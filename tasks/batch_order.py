@@ -1,4 +1,4 @@
-"""In what order training samples come."""
+"""Random orders of training samples, as batches of indices."""
 
 from collections.abc import Iterator
 
@@ -9,16 +9,17 @@ from torch import Generator, Tensor
 def epochs(
     num_samples: int, batch_size: int, generator: Generator, device: torch.device | str
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Epochs without end, each a tuple of batches: indices of shape ``(batch_size,)`` on ``device``.
+    """Return an endless iterator over epochs. An epoch is a tuple of batches.
 
-    An epoch is one permutation, drawn from ``generator`` (on the CPU) and copied to the device at once; what is left
-    after its last full batch is dropped.
+    A batch holds the indices of its samples: shape ``(batch_size,)``, on ``device``. Each epoch is one permutation of
+    all samples, drawn from ``generator`` on the CPU and copied to the device in one piece. Samples that do not fill a
+    last batch are left out of that epoch.
 
     Raises:
-        ValueError: ``batch_size`` is less than 1 or more than ``num_samples``.
+        ValueError: If ``batch_size`` is less than 1 or more than ``num_samples``.
     """
     if not 1 <= batch_size <= num_samples:
-        raise ValueError(f"batch_size is {batch_size}; expected 1 to {num_samples}, the training samples")
+        raise ValueError(f"batch_size is {batch_size}; expected 1 to {num_samples}, the number of training samples")
     return _epochs(num_samples, batch_size, generator, device)
 
 
@@ -31,10 +32,10 @@ def _epochs(
 
 
 def batches(num_samples: int, batch_size: int, generator: Generator, device: torch.device | str) -> Iterator[Tensor]:
-    """The batches of `epochs`, one after another without end.
+    """Return an endless iterator over the batches of `epochs`.
 
     Raises:
-        ValueError: ``batch_size`` is less than 1 or more than ``num_samples``.
+        ValueError: If ``batch_size`` is less than 1 or more than ``num_samples``.
     """
     every = epochs(num_samples, batch_size, generator, device)
     return (batch for epoch in every for batch in epoch)

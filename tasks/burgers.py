@@ -1,9 +1,9 @@
-"""Burgers' equation, whose solution steepens into a shock: a residual, an initial and a boundary condition.
+"""The problem ``burgers``: a network learns to solve Burgers' equation, whose solution steepens into a shock.
 
-``u_t + u u_x = nu u_xx`` for t in [0, 1] and x in [-1, 1], with ``u = -sin(pi x)`` at t = 0, ``u = 0`` at x = -1 and 1,
-and nu = 0.01 / pi. Sources: Raissi, Perdikaris and Karniadakis, "Physics-informed neural networks", Journal of
-Computational Physics 378, 2019; Basdevant et al., "Spectral and finite difference solutions of the Burgers equation",
-Computers & Fluids 14(1), 1986.
+The equation is ``u_t + u u_x = nu u_xx`` for t in [0, 1] and x in [-1, 1], with ``u = -sin(pi x)`` at t = 0, ``u = 0``
+at x = -1 and x = 1, and nu = 0.01 / pi. Sources: Raissi, Perdikaris and Karniadakis, "Physics-informed neural
+networks", Journal of Computational Physics 378, 2019; Basdevant et al., "Spectral and finite difference solutions of
+the Burgers equation", Computers & Fluids 14(1), 1986.
 """
 
 import math
@@ -23,20 +23,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NU = 0.01 / math.pi
+"""Viscosity."""
 NODES = 120
-"""Of the quadrature."""
+"""Number of nodes of the Gauss-Hermite quadrature."""
 SLICES = (0.25, 0.5, 0.75)
-"""Times that are drawn as curves."""
+"""Times at which pictures show the solution as a curve."""
 
 
 @register
 class Burgers(PhysicsProblem):
-    """The tasks: mean squares of the equation's residual, and of the errors at t = 0 and at x = -1 and 1.
+    """A physics-informed network for Burgers' equation.
 
-    Points are ``(t, x)``.
+    Data: random points ``(t, x)`` without labels, 10,000 inside the domain for the residual and 1,000 each for the
+    initial and the boundary condition. A batch holds ``batch_size x 2`` points per task.
 
-    ``static_weights`` are by hand, the best of a few on the validation grid. Under them, 50,000 steps of the full
-    recipe, three and a half minutes on one core, took the error to 0.014.
+    Tasks: "residual", the mean square of the equation's residual inside the domain; "initial" and "boundary", the mean
+    squared errors of u at t = 0 and at x = -1 and x = 1.
+
+    Model: a tanh network from ``(t, x)`` to u. Tasks share all parameters but have points of their own, so there is no
+    fork.
+
+    Metric: the relative L2 error to the exact solution on a grid of 100 by 100 points.
+
+    Sources: Raissi, Perdikaris and Karniadakis, Journal of Computational Physics 378, 2019; the exact solution:
+    Basdevant et al., Computers & Fluids 14(1), 1986.
+
+    ``static_weights`` were set by hand: the best of a few on the validation grid. With them, 50,000 steps of the full
+    recipe, three and a half minutes on one core, reduced the error to 0.014.
     """
 
     name = "burgers"
@@ -48,7 +61,7 @@ class Burgers(PhysicsProblem):
     box: Box = ((0.0, 1.0), (-1.0, 1.0))
 
     def pools(self, generator: Generator) -> dict[str, Tensor]:
-        """A Latin hypercube inside; for the conditions, points uniform along t = 0, and as many at either boundary."""
+        """Draw a Latin hypercube inside the domain, uniform points at t = 0, and equally many at x = -1 and x = 1."""
         within = inside(self.box, generator)
         start = edge(self.box, 0, 0.0, EDGES, generator)
         sides = [edge(self.box, 1, side, EDGES // 2, generator) for side in self.box[1]]
@@ -56,13 +69,13 @@ class Burgers(PhysicsProblem):
 
     @staticmethod
     def solution(points: Tensor) -> Tensor:
-        r"""By the transform of Cole and Hopf, with Gauss-Hermite quadrature.
+        r"""Compute the solution with the Cole-Hopf transform and Gauss-Hermite quadrature.
 
-        With :math:`y = x - 2 \sqrt{\nu t}\, z`, u is the mean of :math:`-\sin(\pi y)` over z under the density
-        proportional to :math:`\exp(-z^2 - \cos(\pi y) / (2 \pi \nu))`. The exponent is up to 50: its maximum over z is
-        subtracted first.
+        With :math:`y = x - 2 \sqrt{\nu t}\, z`, u is the mean of :math:`-\sin(\pi y)` over z, where z has a density
+        proportional to :math:`\exp(-z^2 - \cos(\pi y) / (2 \pi \nu))`. The exponent reaches 50, so its maximum over z
+        is subtracted before the exponential is taken (a softmax).
 
-        Source: Basdevant et al. 1986, equation (2.5) and after.
+        Source: Basdevant et al. 1986, equation (2.5) and the text after it.
         """
         t, x = points.T[..., None]
         z, weights = map(torch.from_numpy, np.polynomial.hermite.hermgauss(NODES))
@@ -74,10 +87,10 @@ class Burgers(PhysicsProblem):
         return TanhNetwork(32, 4, self.box, scale=(2.0, 2.0))
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """Means of squares over the batch's points.
+        """Return each task's mean square over the batch's points.
 
         Raises:
-            TypeError: ``model`` is no `Field`.
+            TypeError: If ``model`` is not a `Field`.
         """
         of_residual = residual(known(model), batch["residual"])
         start, sides = batch["initial"], batch["boundary"]
@@ -85,7 +98,7 @@ class Burgers(PhysicsProblem):
         return [of_residual.square().mean(), of_start.square().mean(), model(sides).square().mean()]
 
     def draw(self, figure: "Figure", data: Domain, model: nn.Module | None = None) -> str:
-        """The solution with the training points, or with what ``model`` makes of it; below, u at three times."""
+        """Draw the solution beside the training points or the trained ``model``'s solution; below, u at three times."""
         grid = data.test
         layout = figure.add_gridspec(2, 6, height_ratios=(1.5, 1))
         columns = 2 if model is None else 3
@@ -96,7 +109,7 @@ class Burgers(PhysicsProblem):
         else:
             with evaluating(model):
                 values = model(grid.points)
-            self.draw_image(tops[1], values, "the network", limit=1)
+            self.draw_image(tops[1], values, "the network's u", limit=1)
             self.draw_image(tops[2], (values - grid.solution).abs(), "absolute error")
         self.draw_image(tops[0], grid.solution, "the solution u", limit=1)
         for axes in tops:
@@ -117,16 +130,19 @@ class Burgers(PhysicsProblem):
                 axes.set_ylabel("u")
                 axes.legend(frameon=False, loc="lower left")
         if model is None:
-            return "The solution of Burgers' equation, where the three losses are computed, and the shock's formation."
+            return (
+                "The solution of Burgers' equation, and the points at which the three losses are computed. Below, the "
+                "solution at three times, as it steepens into a shock."
+            )
         error = self.evaluate(model, data, "test")[self.primary]
         return (
-            f"Burgers' equation: solution, the network's and their difference; below, both at three times. "
-            f"Relative L2 error {error:.3f}."
+            f"Burgers' equation: the exact solution, the network's solution and the absolute error. Below, both "
+            f"solutions at three times. Relative L2 error {error:.3f}."
         )
 
 
 def residual(model: Field, points: Tensor) -> Tensor:
-    """``u_t + u u_x - nu u_xx`` of ``model`` at ``points`` ``(t, x)``, ``(N, 2)``: ``(N,)``."""
+    """Return ``u_t + u u_x - nu u_xx`` of ``model``, shape ``(N,)``, at the points ``(t, x)``, shape ``(N, 2)``."""
     u, (u_t, u_x), u_xx = model.jet(points, along=(1,))
     found: Tensor = u_t + u * u_x - NU * u_xx
     return found

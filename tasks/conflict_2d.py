@@ -1,7 +1,7 @@
-"""Two conflicting objectives of two parameters, as a landscape on which to watch what methods do.
+"""The problem ``conflict-2d``: two conflicting losses of two parameters, a landscape on which to watch methods.
 
-Liu, Liu, Jin, Stone and Liu made it for "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021.
-With ``theta = (x, y)``,
+The landscape is from Liu, Liu, Jin, Stone and Liu, "Conflict-Averse Gradient Descent for Multi-task Learning" (CAGrad),
+NeurIPS 2021. With ``theta = (x, y)``,
 
     L1 = c1 f1 + c2 g1                            L2 = c1 f2 + c2 g2
     f1 = log max(|(-x - 7) / 2 - tanh(-y)|, 5e-6) + 6
@@ -10,15 +10,17 @@ With ``theta = (x, y)``,
     g2 = ((-x - 7)^2 + 0.1 (-y - 8)^2) / 10 - 20
     c1 = max(tanh(y / 2), 0)                      c2 = max(tanh(-y / 2), 0)
 
-Above ``y = 0`` each loss has a narrow, curved valley, where the gradients conflict and differ by orders of magnitude;
-below lies the bowl with the Pareto front. The five starts, and ``L1`` at a tenth of its scale, are from the code that
-Navon et al. published with "Multi-Task Learning as a Bargaining Game" (Nash-MTL), ICML 2022. The formulas are those of
-both papers' public code, which agree.
+Above ``y = 0`` each loss has a narrow, curved valley. There the gradients conflict and differ by orders of magnitude.
+Below ``y = 0`` lies a bowl with the Pareto front. The five starts, and ``L1`` at a tenth of its scale, are from the
+code that Navon et al. published with "Multi-Task Learning as a Bargaining Game" (Nash-MTL), ICML 2022. The formulas are
+those of both papers' public code, which agree.
 
-One start, (0, 0), lies on the edge where both switches are zero: the way down from there is the derivative that PyTorch
-gives ``clamp`` at its bound, 1. Losses are negative in most places, which some methods refuse. That code's Adam makes
-35,000 steps of 0.001. The recipe here makes fewer, larger ones and shows the same: from (9, 9), equal weighting is
-still in a valley at the end. With steps of 0.03 or 0.05 it jumps out.
+At one start, (0, 0), both factors ``c1`` and ``c2`` are zero, exactly where each maximum switches from its first
+argument to 0. There the maxima take the derivative of their first argument, as in the papers' code, so that descent can
+begin. Losses are negative in most places; some methods refuse negative losses.
+
+The Nash-MTL code trains with Adam for 35,000 steps of 0.001. The recipe here makes fewer, larger steps, with the same
+outcome: from (9, 9), equal weighting is still in a valley at the end. With steps of 0.03 or 0.05 it would jump out.
 """
 
 import math
@@ -36,34 +38,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STARTS = ((-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0))
+"""The points ``(x, y)`` that the options 1 to 5 start from."""
 SCALE = 0.1
-"""Of ``L1``."""
+"""Default factor of ``L1``."""
 LOWEST = 5e-6
+"""Lower bound of the logarithms' arguments, which keeps the valleys' floors finite."""
 EXTENT = 11.0
-"""Pictures show ``theta`` from -11 to 11."""
+"""Largest absolute coordinate that pictures show: both axes run from -11 to 11."""
 FRONT_COLOR, START_COLOR = "#de8f05", "black"
 
 
 def landscape(theta: Tensor, scale: float = SCALE) -> Tensor:
-    """``L1``, times ``scale``, and ``L2`` of points ``theta``: ``(..., 2)`` to ``(..., 2)``."""
+    """Return ``scale * L1`` and ``L2``, of shape ``(..., 2)``, at the points ``theta``, of shape ``(..., 2)``."""
     x, y = theta.unbind(-1)
-    f1 = (0.5 * (-x - 7) - torch.tanh(-y)).abs().clamp(min=LOWEST).log() + 6
-    f2 = (0.5 * (-x + 3) + torch.tanh(-y) + 2).abs().clamp(min=LOWEST).log() + 6
+    f1 = _at_least(LOWEST, (0.5 * (-x - 7) - torch.tanh(-y)).abs()).log() + 6
+    f2 = _at_least(LOWEST, (0.5 * (-x + 3) + torch.tanh(-y) + 2).abs()).log() + 6
     g1 = ((-x + 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20
     g2 = ((-x - 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20
-    c1 = torch.tanh(y / 2).clamp(min=0)
-    c2 = torch.tanh(-y / 2).clamp(min=0)
+    c1 = _at_least(0, torch.tanh(y / 2))
+    c2 = _at_least(0, torch.tanh(-y / 2))
     return torch.stack([scale * (c1 * f1 + c2 * g1), c1 * f2 + c2 * g2], -1)
 
 
-def pareto_front(num_points: int) -> Tensor:
-    r"""Points ``theta``, ``(num_points, 2)`` in float64, that no other point beats in both losses, by growing ``x``.
+def _at_least(bound: float, values: Tensor) -> Tensor:
+    """Return the maximum of ``bound`` and ``values``, with derivative 1 where they are equal.
 
-    They are the minima of :math:`p L_1 + (1-p) L_2` (unscaled) for ``p`` from 0 to 1, all of them below ``y = 0``.
-    There ``c2``, which both losses are multiplied by, depends on ``y`` alone. So the weighted sum is least at
-    :math:`x = 7 (2p - 1)`, where it equals :math:`c_2(y) (19.6 p (1-p) + 0.01 (y+8)^2 - 20)`; the one zero that this
-    has as a derivative in ``y`` is found by bisection. The scale of ``L1`` changes which ``p`` finds a point, not the
-    points.
+    `torch.clamp` has this derivative up to PyTorch 2.13. From 2.14 on it has derivative 0 there.
+    """
+    return torch.where(values < bound, bound, values)  # this way round a NaN stays a NaN, as in clamp
+
+
+def pareto_front(num_points: int) -> Tensor:
+    r"""Return points of the Pareto front in order of increasing ``x``: ``(num_points, 2)``, float64.
+
+    No other point is better in both losses. The points minimise :math:`p L_1 + (1-p) L_2`, with ``L1`` unscaled, for
+    ``p`` from 0 to 1, and all lie below ``y = 0``. There both losses are a product with ``c2``, which depends on ``y``
+    alone. So the weighted sum is least at :math:`x = 7 (2p - 1)`, where it equals
+    :math:`c_2(y) (19.6 p (1-p) + 0.01 (y+8)^2 - 20)`. The derivative of this in ``y`` has one zero, which bisection
+    finds. The scale of ``L1`` changes which ``p`` leads to a point, but not the set of points.
     """
     p = torch.linspace(0, 1, num_points, dtype=torch.float64)
     low, high = torch.full_like(p, -12), torch.full_like(p, -8)
@@ -76,7 +88,7 @@ def pareto_front(num_points: int) -> Tensor:
 
 
 class Point(nn.Module):
-    """One parameter ``theta``, of shape ``(2,)``, that calling it returns."""
+    """A model that is one parameter, ``theta`` of shape ``(2,)``. Calling the model returns the parameter."""
 
     def __init__(self, start: tuple[float, float]) -> None:
         super().__init__()
@@ -88,16 +100,28 @@ class Point(nn.Module):
 
 @register
 class Conflict2D(Problem[None]):
-    """The landscape, descended from one of its five starts. An illustration: its scores say nothing about methods.
+    """Two conflicting losses of one point in the plane: CAGrad's landscape.
 
-    There are no data, no random numbers, no heads and no fork: gradients are those of the one parameter.
+    An illustration: its scores say nothing about methods.
+
+    Data: none. A batch is None, and nothing is random.
+
+    Tasks: "L1" and "L2", the two losses defined at the top of this file.
+
+    Model: one parameter ``theta`` of shape ``(2,)``, which both tasks share. It has no trunk, heads or fork, so the
+    tasks' gradients are those of ``theta``.
+
+    Metrics: the two losses, and their mean, which is the primary metric.
+
+    Sources: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021; the starts and the
+    default scale: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022.
 
     Args:
-        start: 1 to 5, in the order of ``STARTS``.
-        scale: of ``L1``; 1 is the landscape of CAGrad, 0.1 that of Nash-MTL.
+        start: number of the start, 1 to 5, in the order of ``STARTS``.
+        scale: factor of ``L1``: 1 gives the landscape of CAGrad, 0.1 that of Nash-MTL.
 
     Raises:
-        ValueError: no such start, or ``scale`` is not a positive, finite number.
+        ValueError: If ``start`` is not one of these numbers, or ``scale`` is not a positive, finite number.
     """
 
     illustration: ClassVar[bool] = True
@@ -123,35 +147,38 @@ class Conflict2D(Problem[None]):
         self.static_weights = {"inverse-scale": (2 / (1 + scale), 2 * scale / (1 + scale))}
 
     def data(self, generator: Generator, device: torch.device | str) -> None:
-        """There are none."""
+        """Return None: there are no data."""
 
     def batches(self, data: None, generator: Generator, batch_size: int) -> Iterator[None]:
-        """Nothing, again and again."""
+        """Yield None without end."""
         while True:
             yield None
 
     def model(self) -> Point:
-        """A point at the start; nothing about it is random."""
+        """Return a point at the start. Nothing about it is random."""
         return Point(self.start)
 
     def shared(self, model: nn.Module) -> Shared:
-        """All there is, the point, and no fork: measure gradients with ``wrt = "parameters"``."""
+        """Return the point as the only shared parameter.
+
+        There is no fork and no layer: gradients are measured with ``wrt = "parameters"``.
+        """
         return Shared(None, None, tuple(model.parameters()))
 
     def losses(self, model: nn.Module, batch: None) -> Tensor:
-        """``L1`` and ``L2``: ``(2,)``."""
+        """Return the scaled ``L1`` and ``L2``, of shape ``(2,)``."""
         return landscape(model(), self.scale)
 
     def evaluate(
         self, model: nn.Module, data: None, split: Split, start: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """The two losses and their mean; there are no samples to split."""
+        """Return the two losses and their mean, which are the same for both splits."""
         with evaluating(model):
             first, second = self.losses(model, None).tolist()
         return {self.primary: (first + second) / 2, "loss L1": first, "loss L2": second}
 
     def draw(self, figure: "Figure", data: None, model: nn.Module | None = None) -> str:
-        """The landscape, its Pareto front and the starts, in the parameters and in the losses."""
+        """Draw the landscape, its Pareto front and the starts, over the parameters and as pairs of losses."""
         left, right = figure.subplots(1, 2)
         front, starts = pareto_front(200), torch.tensor(STARTS)
         _draw_landscape(left)
@@ -164,11 +191,11 @@ class Conflict2D(Problem[None]):
         if model is not None:
             theta = model().detach().cpu()
             for axes, point in ((left, theta), (right, landscape(theta, self.scale))):
-                axes.scatter(*point[:, None].numpy(), color="#0173b2", marker="*", s=200, zorder=4, label="the end")
+                axes.scatter(*point[:, None].numpy(), color="#0173b2", marker="*", s=200, zorder=4, label="trained")
         left.set_title("Contours of the mean of L1 and L2, unscaled")
         left.set_ylabel("y")
         left.set_xlabel("x")
-        right.set_title("The same in the losses")
+        right.set_title("The same points as pairs of losses")
         right.set_xlabel("loss L1" if self.scale == 1 else f"loss L1, scaled by {self.scale:g}")
         right.set_ylabel("loss L2")
         right.legend()
@@ -176,14 +203,15 @@ class Conflict2D(Problem[None]):
 
 
 def draw_trajectories(figure: "Figure", paths: Mapping[str, Sequence[Tensor]]) -> str:
-    """Draws into an empty ``figure`` the ways that methods take over the landscape, a panel each.
+    """Draw the paths that methods take over the landscape, one panel per method.
 
     Args:
-        figure: is made as high as the panels need.
-        paths: by the name of a method, its trajectories, points ``(num_points, 2)`` at equal distances in steps.
+        figure: an empty figure. Its height is set to what the panels need.
+        paths: each method's trajectories, by the method's name. A trajectory has shape ``(num_points, 2)``: points at
+            equal intervals of steps.
 
     Returns:
-        What is to be seen, in a sentence or two.
+        A caption of one or two sentences.
     """
     from matplotlib.collections import LineCollection
 
@@ -210,13 +238,13 @@ def draw_trajectories(figure: "Figure", paths: Mapping[str, Sequence[Tensor]]) -
     figure.supylabel("y", fontsize=10)
     figure.colorbar(line, ax=panels, label="share of the steps (%)", aspect=15 * rows, pad=0.01)
     return (
-        "Where each method goes from the starts (dots) to the end of its steps (crosses), over contours of the mean of "
-        "both losses, L1 unscaled; the thick line is the Pareto front."
+        "The path of each method from the starts (dots) to its last step (crosses), over contours of the mean of both "
+        "losses, L1 unscaled. The thick line is the Pareto front."
     )
 
 
 def _draw_landscape(axes: "Axes") -> None:
-    """Contours of the unscaled losses' mean."""
+    """Draw contours of the mean of the unscaled losses."""
     ticks = torch.linspace(-EXTENT, EXTENT, 201)
     points = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1)
     means = landscape(points, scale=1).mean(-1)

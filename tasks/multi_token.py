@@ -1,14 +1,14 @@
-"""Multi-token prediction: one causal transformer, and a head for each of the next four characters of English text.
+"""The problem ``multi-token``: a causal transformer with a head for each of the next four characters of English text.
 
-A head a distance, on features that all share, is how Gloeckle, Youbi Idrissi, Rozière, Lopez-Paz and Synnaeve train
-language models in "Better & Faster Large Language Models via Multi-token Prediction", ICML 2024, section 2. There a
-head is a transformer layer before an output layer that all heads have in common. Here it is an output layer of its own,
-so that what tasks share lies before the fork.
+Gloeckle, Youbi Idrissi, Rozière, Lopez-Paz and Synnaeve train language models with one head per distance on shared
+features, in "Better & Faster Large Language Models via Multi-token Prediction", ICML 2024, section 2. There a head is a
+transformer layer, followed by an output layer that all heads share. Here each head is an output layer of its own, so
+that all shared parameters lie before the fork.
 
-The text is the language reference that Python's `help` reads: the topics of ``pydoc_data.topics``, sorted by name. It
-differs between versions of Python, and so do the scores: see `MultiToken.fingerprint`. Topics quote one another at
-length: in Python 3.11, 41 % of the passages of 64 characters in held-out blocks were in the training text too. With
-every paragraph kept only where it first appears, 4 % are.
+The text is the language reference that Python's `help` shows: the topics of ``pydoc_data.topics``, sorted by name. It
+differs between versions of Python, and so do the scores: see `MultiToken.fingerprint`. Topics quote each other at
+length. In Python 3.11, 41 % of the passages of 64 characters in held-out blocks also occurred in the training text.
+Every paragraph is therefore kept only at its first occurrence, which reduces this to 4 %.
 """
 
 import hashlib
@@ -35,48 +35,55 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OFFSETS = 4
+"""Number of tasks: the distances at which characters are predicted."""
 CONTEXT = 32
-"""Characters that a window has as inputs; it has four more as targets."""
+"""Number of input characters in a window. Four more characters follow as targets."""
 VOCABULARY = 80
-"""The 79 most frequent characters of the training text; the last code stands for all others."""
+"""Number of codes: one for each of the 79 most frequent characters of the training text, and one for all others."""
 WIDTH, LAYERS = 64, 2
+"""Number of features, and of transformer layers."""
 SLOPES = (4.0, 1.0, 1 / 4, 1 / 16)
-"""One an attention head: by how much a score falls with each character that lies between. Steeper than in the paper,
-where the steepest of four is 1/4; at a few hundred steps that is worth more than positions that are learned.
+"""Slope of each attention head: the amount by which its scores fall with each character of distance.
+
+These slopes are steeper than in the paper, where the steepest of four is 1/4. With a few hundred training steps, they
+give better scores than learned positions.
 """
 
 BLOCK = 32 * CONTEXT + OFFSETS
-"""Characters that are held out together: 32 windows, each of which begins where the inputs of the one before end."""
+"""Number of characters that are held out together: 32 windows, each starting where the previous one's inputs end."""
 PERIOD, OF_VALIDATION, OF_TEST = 32, (8,), (16, 24)
-"""Which of every 32 blocks are held out; all others are training text."""
+"""Of every 32 blocks, counted from 0, those in the validation set and in the test set. All others are training text."""
 CHUNK = 64
-"""Windows that are evaluated at a time."""
+"""Number of windows that are evaluated at a time."""
 PASSAGES = 3
-"""Windows that a picture of a trained model shows."""
+"""Number of windows in a picture of a trained model."""
 MARKS = {" ": "\N{OPEN BOX}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"}
-"""How a picture shows characters that are none to see."""
+"""Visible replacements for invisible characters in pictures."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """The text, and where its windows of 36 characters begin.
+    """The text, and the positions at which its windows of 36 characters start.
 
-    ``train`` has every window that lies within training text, ``validation`` and ``test`` windows whose inputs don't
-    overlap. No window has a character of another split.
+    ``train`` has the start of every window that lies within training text. The windows of ``validation`` and ``test``
+    do not overlap in their inputs. No window contains a character of another split.
     """
 
     alphabet: str
-    """The characters with a code of their own, by code."""
+    """The characters that have a code of their own, in the order of their codes."""
     codes: Tensor
-    """``(characters,)``, int64."""
+    """The code of each character of the text, shape ``(characters,)``, int64."""
     frequencies: Tensor
-    """``(80,)``: the share of each code in the training text."""
+    """The share of each code in the training text, shape ``(80,)``."""
     train: Tensor
+    """Starts of the training windows, shape ``(N,)``, int64."""
     validation: Tensor
+    """Starts of the validation windows, shape ``(N,)``, int64."""
     test: Tensor
+    """Starts of the test windows, shape ``(N,)``, int64."""
 
     def windows(self, starts: Tensor) -> Tensor:
-        """The codes ``(N, 36)`` of the windows that begin at ``starts``, ``(N,)``."""
+        """Return the codes, shape ``(N, 36)``, of the windows that begin at ``starts``, shape ``(N,)``."""
         return self.codes[starts[:, None] + torch.arange(CONTEXT + OFFSETS, device=starts.device)]
 
     def to(self, device: torch.device | str) -> "Text":
@@ -85,7 +92,10 @@ class Text:
 
 
 class Block(nn.Module):
-    """Self-attention, its scores plus a bias ``(4, L, L)``, then a perceptron: ``(N, L, 64)``, to which each adds."""
+    """A transformer layer: self-attention and a perceptron, each added to its input of shape ``(N, L, 64)``.
+
+    The attention scores are shifted by ``bias``, of shape ``(4, L, L)``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +110,7 @@ class Block(nn.Module):
         num_samples, length, _ = x.shape
         size = (num_samples, length, 3, len(SLOPES), WIDTH // len(SLOPES))
         queries, keys, values = self.queries_keys_values(self.attention_norm(x)).view(size).permute(2, 0, 3, 1, 4)
-        # Written out: scaled_dot_product_attention is no faster at this size, and not deterministic on CUDA.
+        # Not scaled_dot_product_attention: it is no faster at this size, and not deterministic on CUDA.
         attended = (queries @ keys.mT / math.sqrt(size[-1]) + bias).softmax(-1) @ values
         x = x + self.mix(attended.transpose(1, 2).reshape(x.shape))
         changed: Tensor = x + self.down(F.gelu(self.up(self.perceptron_norm(x))))
@@ -108,10 +118,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Codes ``(N, L)``, at most 32 long, to logits ``(N, L, 4, 80)`` of the four characters after each position.
+    """A causal transformer that predicts the four characters after each position.
 
-    Where a character stands comes in through attention, whose scores fall with the distance: Press, Smith and Lewis,
-    "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation", ICLR 2022.
+    The inputs are codes of shape ``(N, L)``, with L at most 32. The outputs are logits of shape ``(N, L, 4, 80)``.
+
+    Positions enter through attention only, whose scores fall linearly with the distance: Press, Smith and Lewis, "Train
+    Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation", ICLR 2022.
     """
 
     def __init__(self) -> None:
@@ -141,7 +153,7 @@ class Transformer(nn.Module):
 
 
 class Constant(nn.Module):
-    """Predicts ``logits``, of shape ``(80,)``, whatever came before: ``(N, L, 4, 80)``."""
+    """A model that predicts the same ``logits``, shape ``(80,)``, everywhere. Its outputs are ``(N, L, 4, 80)``."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -153,10 +165,21 @@ class Constant(nn.Module):
 
 @register
 class MultiToken(Problem[Text]):
-    """The next four characters of English text at once: task "offset i" is the i-th of them.
+    """The next four characters of English text, predicted at once.
 
-    Every 32nd block of 1,028 characters is the validation set, two of every 32 are the test set. A loss is in nats, a
-    metric in bits; both are means over all positions of a window, those with a short past included.
+    Data: the help texts of Python's standard library, divided into blocks of 1,028 characters. Of every 32 blocks, one
+    is in the validation set and two are in the test set. A batch holds ``batch_size`` windows of 36 character codes: 32
+    inputs and 4 targets.
+
+    Tasks: "offset 1" to "offset 4". Task "offset i" is to predict the i-th of the next four characters, at every
+    position of a window.
+
+    Model: a causal transformer from ``batch_size x 32`` codes to ``batch_size x 32 x 4 x 80`` logits.
+
+    Metrics: each offset's cross-entropy in bits per character, and their mean, which is the primary metric. Losses are
+    the same in nats. All are means over all positions of a window, including the first ones, which have little context.
+
+    Source: Gloeckle et al., "Better & Faster Large Language Models via Multi-token Prediction", ICML 2024, section 2.
     """
 
     name = "multi-token"
@@ -164,11 +187,11 @@ class MultiToken(Problem[Text]):
     tasks = tuple(f"offset {i}" for i in range(1, OFFSETS + 1))
     primary = "bits per character"
     metrics = (
-        Metric(primary, "mean of the four offsets", "bits", False),
+        Metric(primary, "mean over the four offsets", "bits", False),
         *(
             Metric(
                 f"bits per character of {task}",
-                f"cross-entropy of the character {i} after the last seen",
+                f"cross-entropy of the character {i} places after the last known one",
                 "bits",
                 False,
                 task,
@@ -180,27 +203,35 @@ class MultiToken(Problem[Text]):
     full = replace(recipe, schedule="cosine", steps=5_000)
     baselines = frozenset({"constant", "single-task"})
     static_weights = {"inverse-constant": (1.0,) * OFFSETS}
-    """Equal: the best constant predictor is the same for all offsets, the characters' frequencies."""
+    """Equal weights: for all offsets, the best constant predictor is the same, the characters' frequencies."""
 
     def require(self) -> None:
+        """Check that this installation of Python has the help texts.
+
+        Raises:
+            MissingDataError: If it hasn't.
+        """
         if importlib.util.find_spec("pydoc_data") is None:
             raise MissingDataError(
                 f"{self.name} needs the module pydoc_data.topics of Python's standard library, which this installation "
-                f"of Python comes without; on Debian, the package libpython3-stdlib brings it"
+                f"of Python lacks; on Debian, it is in the package libpython3-stdlib"
             )
 
     def fingerprint(self) -> str:
-        """The SHA-256 of all topics, in the order of their names."""
+        """Return the SHA-256 of all topics, in the order of their names."""
         self.require()
         return hashlib.sha256("\n\n".join(_topics()).encode()).hexdigest()
 
     def data(self, generator: Generator, device: torch.device | str) -> Text:
-        """The same for every seed: ``generator`` is not used."""
+        """Return the text, which is the same for every seed: ``generator`` is not used."""
         self.require()
         return _text().to(device)
 
     def batches(self, data: Text, generator: Generator, batch_size: int) -> Iterator[Tensor]:
-        """Codes ``(batch_size, 36)`` of training windows; an epoch has one at every character of the training text."""
+        """Return batches of training windows: codes of shape ``(batch_size, 36)``.
+
+        In an epoch, one window starts at every character of the training text at which a whole window fits.
+        """
         every = batches(len(data.train), batch_size, generator, data.codes.device)
         return (data.windows(data.train.index_select(0, chosen)) for chosen in every)
 
@@ -208,7 +239,13 @@ class MultiToken(Problem[Text]):
         return Transformer()
 
     def shared(self, model: nn.Module) -> Shared:
-        """The last shared layer is the last block's second linear one: only a norm without parameters follows it."""
+        """Return everything before the heads as the shared part.
+
+        The last shared layer is the second linear layer of the last block. Only a norm without parameters follows it.
+
+        Raises:
+            TypeError: If `model` did not make the model.
+        """
         if not isinstance(model, Transformer):
             raise TypeError(f"expected a model that MultiToken.model made, got {type(model).__name__}")
         own = set(model.heads.parameters())
@@ -218,7 +255,7 @@ class MultiToken(Problem[Text]):
         return Shared(model.fork, last.down, shared)
 
     def losses(self, model: nn.Module, batch: Tensor) -> Tensor:
-        """Each offset's cross-entropy in nats, its mean over windows and positions: ``(4,)``."""
+        """Return each offset's cross-entropy in nats, a mean over windows and positions, shape ``(4,)``."""
         return _nats(model, batch).mean((0, 1))
 
     def evaluate(
@@ -233,15 +270,15 @@ class MultiToken(Problem[Text]):
         return dict(zip(names, [sum(bits) / OFFSETS, *bits], strict=True))
 
     def constant(self, data: Text) -> Constant:
-        """The frequencies of the training text."""
+        """Return a model that predicts the characters' frequencies in the training text."""
         return Constant(data.frequencies.log())
 
     def sizes(self, data: Text) -> Mapping[str, int]:
-        """Windows: in the training set they overlap, in the others their inputs don't."""
+        """Return the number of windows in each split. Training windows overlap; the inputs of the others don't."""
         return {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
 
     def draw(self, figure: "Figure", data: Text, model: nn.Module | None = None) -> str:
-        """A passage of the test text, with the bits that each of its characters took if there is a ``model``."""
+        """Draw part of the test text and character frequencies, or the bits per character of a trained ``model``."""
         if model is None:
             return _draw_text(figure, data)
         scores = self.evaluate(model, data, "test")
@@ -253,17 +290,17 @@ class MultiToken(Problem[Text]):
         rows = figure.subplots(1 + PASSAGES, 1, height_ratios=(3, *[1] * PASSAGES))
         _draw_scores(rows[0], self, scores, constant)
         for axes, window, of_window in zip(rows[1:], windows.tolist(), bits.cpu(), strict=True):
-            _draw_strip(axes, [MARKS.get(one, one) for one in _written(data, window)], of_window)
+            _draw_strip(axes, [MARKS.get(character, character) for character in _written(data, window)], of_window)
         figure.colorbar(rows[-1].images[0], ax=rows[1:], label="bits", pad=0.01, aspect=12, extend="max")
         figure.set_size_inches(9, 6)
         return (
-            "Bits per character of the test text for each offset; below, three passages with the bits that each "
-            "character took when it was foretold from 1 to 4 characters before."
+            "Bits per character of the test text, for each offset. Below, three passages: the colours show the bits "
+            "of each character when it was predicted from 1, 2, 3 or 4 characters before."
         )
 
 
 def _nats(model: nn.Module, windows: Tensor) -> Tensor:
-    """The cross-entropy ``(N, 32, 4)`` at each position of ``windows``, of shape ``(N, 36)``, and each offset."""
+    """Return the cross-entropy, shape ``(N, 32, 4)``, at each position and offset of ``windows``, shape ``(N, 36)``."""
     logits = model(windows[:, :CONTEXT])
     targets = windows[:, 1:].unfold(1, OFFSETS, 1)  # (N, 32, 4)
     return F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(targets.shape)
@@ -277,7 +314,7 @@ def _topics() -> list[str]:
 
 @cache
 def _text() -> Text:
-    paragraphs: dict[str, str] = {}  # by what is left of them without line breaks and indentation
+    paragraphs: dict[str, str] = {}  # the key is the paragraph with normalised white space
     for topic in _topics():
         for paragraph in topic.split("\n\n"):
             paragraphs.setdefault(" ".join(paragraph.split()), paragraph.strip("\n"))
@@ -286,7 +323,7 @@ def _text() -> Text:
 
 
 def encode(text: str) -> Text:
-    """``text`` cut into blocks and split, on the CPU."""
+    """Encode ``text``, divide it into blocks and assign these to the splits. The tensors are on the CPU."""
     kinds = torch.arange(len(text)) // BLOCK % PERIOD
     held_out = torch.isin(kinds, torch.tensor(OF_VALIDATION + OF_TEST))
     counts = Counter(character for character, out in zip(text, held_out.tolist(), strict=True) if not out)
@@ -308,7 +345,7 @@ def encode(text: str) -> Text:
 
 
 def _draw_text(figure: "Figure", data: Text) -> str:
-    """The test text's first lines, and the most frequent characters."""
+    """Draw the first lines of the test text, and the most frequent characters."""
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     start = int(data.test[0])
     lines = "".join(_written(data, data.codes[start : start + BLOCK].tolist())).split("\n")
@@ -319,20 +356,24 @@ def _draw_text(figure: "Figure", data: Text) -> str:
     shown = data.alphabet[:24]
     right.barh(range(len(shown)), 100 * data.frequencies[: len(shown)].cpu().numpy(), color="#0173b2")
     right.set_yticks(
-        range(len(shown)), [MARKS.get(one, one) for one in shown], family="monospace", fontsize=9, parse_math=False
+        range(len(shown)),
+        [MARKS.get(character, character) for character in shown],
+        family="monospace",
+        fontsize=9,
+        parse_math=False,
     )
     right.invert_yaxis()
     right.set_xlabel("share of the training text (%)")
     right.set_title("The most frequent characters", fontsize=10)
     entropy = -float(data.frequencies.xlogy(data.frequencies).sum()) / math.log(2)
     return (
-        f"Text that models are tested on, and how frequent characters are: without knowing more than that, it takes "
-        f"{entropy:.2f} bits to tell one."
+        f"The beginning of the test text, and the frequencies of characters. A predictor that knows only these "
+        f"frequencies needs {entropy:.2f} bits per character."
     )
 
 
 def _draw_scores(axes: "Axes", problem: MultiToken, scores: Mapping[str, float], constant: Mapping[str, float]) -> None:
-    """A bar an offset, and a line across it for the characters' frequencies."""
+    """Draw one bar per offset, with a line across it for the score of the characters' frequencies."""
     names = [metric.name for metric in problem.metrics if metric.task is not None]
     places = range(len(names))
     bars = axes.bar(places, [scores[name] for name in names], width=0.6, color="#0173b2", label="this model")
@@ -348,7 +389,7 @@ def _draw_scores(axes: "Axes", problem: MultiToken, scores: Mapping[str, float],
 
 
 def _draw_strip(axes: "Axes", written: Sequence[str], bits: Tensor) -> None:
-    """The characters ``written`` of a window, 36, above the ``bits``, ``(32, 4)``, that each took at each offset."""
+    """Draw a window's 36 characters, ``written``, above the ``bits`` of each at each offset, shape ``(32, 4)``."""
     table = torch.full((OFFSETS, len(written)), math.nan)
     for offset in range(OFFSETS):
         table[offset, 1 + offset : 1 + offset + CONTEXT] = bits[:, offset]
@@ -361,5 +402,5 @@ def _draw_strip(axes: "Axes", written: Sequence[str], bits: Tensor) -> None:
 
 
 def _written(data: Text, codes: Sequence[int]) -> list[str]:
-    """The characters of ``codes``, all those without a code of their own as a replacement character."""
+    """Return the characters of ``codes``. The code for all other characters becomes a replacement character."""
     return [data.alphabet[code] if code < len(data.alphabet) else "\N{REPLACEMENT CHARACTER}" for code in codes]

@@ -1,4 +1,4 @@
-"""Data files that come inside other Python packages, found without importing those."""
+"""Finding data files inside installed Python packages, without importing the packages."""
 
 import hashlib
 import importlib.util
@@ -9,34 +9,37 @@ from .problem import MissingDataError
 
 
 def data_file(package: str, path: str, problem: str) -> Path:
-    """The file at ``path`` inside an installed ``package``, none of whose code is run.
+    """Return the path of the file ``path`` inside the installed ``package``, without running the package's code.
 
     Raises:
-        MissingDataError: it isn't there, and what to install so that ``problem`` has it.
+        MissingDataError: If the file isn't there. The message names ``problem`` and says what to install.
     """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (found := Path(folder) / path).is_file():
             return found
     what = f"the file {path} of the package {package}" if spec else f"the package {package}"
-    raise MissingDataError(f"{problem} needs {what}, which is not installed; pip install 'lossbench[data]' brings it")
+    raise MissingDataError(f"{problem} needs {what}, which is not installed; to get it: pip install 'lossbench[data]'")
 
 
 def require_package(package: str, problem: str) -> None:
-    """Checks that ``package`` is installed.
+    """Check that ``package`` is installed.
 
     Raises:
-        MissingDataError: it isn't, and what to install so that ``problem`` has it.
+        MissingDataError: If it isn't. The message names ``problem`` and says what to install.
     """
     if importlib.util.find_spec(package) is None:
         raise MissingDataError(
-            f"{problem} needs the package {package}, which is not installed; pip install 'lossbench[data]' brings it"
+            f"{problem} needs the package {package}, which is not installed; to get it: pip install 'lossbench[data]'"
         )
 
 
 @cache
 def hash_files(*paths: Path) -> str:
-    """The SHA-256 of the files' contents, one after another, in hexadecimal digits; read once a process."""
+    """Return the SHA-256 of the files' contents, concatenated in this order, as hexadecimal digits.
+
+    The files are read once per process.
+    """
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes())

@@ -1,11 +1,11 @@
-"""What physics-informed problems share: a network that knows its derivatives, points for every loss, and the score.
+"""The common part of the physics-informed problems: the network and its derivatives, the points, and the score.
 
-A network ``u`` is trained until it solves a partial differential equation: one task is the equation's residual inside
-the domain, the others are what holds on its edges. Source: Raissi, Perdikaris and Karniadakis, "Physics-informed neural
-networks: A deep learning framework for solving forward and inverse problems involving nonlinear partial differential
-equations", Journal of Computational Physics 378, 2019.
+A network ``u`` is trained until it solves a partial differential equation. One task is the equation's residual inside
+the domain; the others are the conditions on the domain's edges. Source: Raissi, Perdikaris and Karniadakis,
+"Physics-informed neural networks: A deep learning framework for solving forward and inverse problems involving
+nonlinear partial differential equations", Journal of Computational Physics 378, 2019.
 
-Every loss has points of its own, so that tasks share all parameters and no features: there is no fork.
+Every loss is computed at points of its own. So the tasks share all parameters but no features, and there is no fork.
 """
 
 from abc import abstractmethod
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INSIDE, EDGES = 10_000, 1_000
-"""Training points inside the domain, and of every loss on its edges."""
+"""Number of training points inside the domain, and for each condition on its edges."""
 GRID = 100
-"""A split is a grid of 100 by 100 points."""
+"""Points per axis of the grid that a split consists of, so that it has 100 by 100 points."""
 OFFSETS: Mapping[Split, float] = {"validation": 0.25, "test": 0.75}
-"""Where a split's points lie within the cells of that grid, as a share of a cell along both axes."""
+"""Position of each split's points within the cells of its grid, as a fraction of a cell along both axes."""
 
 Box = tuple[tuple[float, float], tuple[float, float]]
-"""The lowest and the highest value of each of the two coordinates."""
+"""Lowest and highest value of each of the two coordinates."""
 
 
 class Jet(NamedTuple):
-    """What a function of two coordinates does at N points.
+    """Values and derivatives of a function of two coordinates at N points.
 
-    ``values`` of shape ``(N,)``, ``gradients`` of shape ``(2, N)``, one row a coordinate, and ``second`` of shape
-    ``(N,)``: the sum of the second derivatives along those coordinates that were asked for.
+    Attributes:
+        values: shape ``(N,)``.
+        gradients: first derivatives, shape ``(2, N)``, one row per coordinate.
+        second: sum of the second derivatives along the coordinates that the caller named, shape ``(N,)``.
     """
 
     values: Tensor
@@ -48,35 +50,37 @@ class Jet(NamedTuple):
 
 
 class Field(nn.Module):
-    """A function of two coordinates, ``(N, 2)`` to ``(N,)``, that can tell its derivatives."""
+    """A function of two coordinates, from ``(N, 2)`` to ``(N,)``, that also computes its derivatives."""
 
     @abstractmethod
     def forward(self, points: Tensor) -> Tensor:
-        """The values ``(N,)``."""
+        """Return the values, shape ``(N,)``, at ``points``, shape ``(N, 2)``."""
 
     @abstractmethod
     def jet(self, points: Tensor, along: Sequence[int]) -> Jet:
-        """The values and derivatives, in a graph that ordinary backward passes go through.
+        """Return values and derivatives. An ordinary backward pass goes through both.
 
         Args:
-            points: ``(N, 2)``.
-            along: the coordinates whose second derivatives are summed: ``(0, 1)`` for the Laplacian.
+            points: shape ``(N, 2)``.
+            along: the coordinates whose second derivatives are summed, ``(0, 1)`` for the Laplacian.
         """
 
 
 class TanhNetwork(Field):
-    """Hidden tanh layers and a linear one, with the initial values of Glorot and Bengio and biases of zero.
+    """A network of hidden tanh layers and a linear output layer.
 
-    The coordinates enter as ``scale * (x - centre of the box)``.
+    Weights have the initial values of Glorot and Bengio; biases start at zero. The network's inputs are
+    ``scale * (x - centre of the box)``.
 
-    Derivatives are carried forward with the values, layer by layer, which costs less than to differentiate twice: Li et
-    al., "A computational framework for neural network-based variational Monte Carlo with Forward Laplacian", Nature
-    Machine Intelligence 6, 2024.
+    `jet` carries derivatives forward together with the values, layer by layer, which costs less than differentiating
+    twice. Source: Li et al., "A computational framework for neural network-based variational Monte Carlo with Forward
+    Laplacian", Nature Machine Intelligence 6, 2024.
 
     Args:
-        width, depth: units of a hidden layer, and number of those.
-        box: where the points lie.
-        scale: one a coordinate.
+        width: number of units of a hidden layer.
+        depth: number of hidden layers.
+        box: the box that the points lie in.
+        scale: factor of each coordinate.
     """
 
     def __init__(self, width: int, depth: int, box: Box, scale: tuple[float, float]) -> None:
@@ -100,7 +104,7 @@ class TanhNetwork(Field):
     def jet(self, points: Tensor, along: Sequence[int]) -> Jet:
         scale = self.get_buffer("scale")
         values = (points - self.get_buffer("centre")) * scale
-        gradients = scale.diag()[:, None]  # (2, 1, 2), the same at all points
+        gradients = scale.diag()[:, None]  # (2, 1, 2): the same at all points
         second = torch.zeros_like(values[:1])
         for layer in self.hidden:
             assert isinstance(layer, nn.Linear)
@@ -110,8 +114,9 @@ class TanhNetwork(Field):
 
 
 def _tanh(values: Tensor, gradients: Tensor, second: Tensor, along: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The jet of ``v = tanh(z)`` from that of z, all units at once: shapes ``(N, W)``, ``(2, N, W)``, ``(N, W)``.
+    """Return values, gradients and second derivatives of ``v = tanh(z)`` from those of z, for all W units of a layer.
 
+    The shapes, of arguments and results alike, are ``(N, W)``, ``(2, N, W)`` and ``(N, W)``. The formulas are
     ``v' = (1 - v^2) z'`` and ``v'' = (1 - v^2) (z'' - 2 v z'^2)``.
     """
     v = values.tanh()
@@ -123,7 +128,12 @@ def _tanh(values: Tensor, gradients: Tensor, second: Tensor, along: Sequence[int
 
 
 class Grid(NamedTuple):
-    """``points`` of shape ``(10000, 2)``, the second coordinate running fastest, and the ``solution``, ``(10000,)``."""
+    """A grid of points and the solution there.
+
+    Attributes:
+        points: shape ``(10000, 2)``; the second coordinate changes fastest.
+        solution: shape ``(10000,)``.
+    """
 
     points: Tensor
     solution: Tensor
@@ -131,7 +141,13 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Domain:
-    """The training points ``(N, 2)`` of every task, by name, and the grids on which solutions are compared."""
+    """Training points, and the grids on which the network is compared with the solution.
+
+    Attributes:
+        pools: the training points of each task, shape ``(N, 2)``, by the task's name.
+        validation: the validation grid.
+        test: the test grid.
+    """
 
     pools: Mapping[str, Tensor]
     validation: Grid
@@ -139,42 +155,52 @@ class Domain:
 
 
 class PhysicsProblem(Problem[Domain]):
-    """A differential equation in two coordinates. A subclass says in which box, its points, its losses and solution.
+    """Base class for a differential equation in two coordinates.
 
-    The score is the relative L2 error of the network on a grid, the norm of ``u - solution`` over that of the solution.
-    The grids of the two splits have no point in common; the training points, which carry no labels, are drawn for every
-    seed.
+    A subclass defines ``box``, ``pools``, ``solution``, ``model``, ``losses`` and the usual facts of a problem.
 
-    ``baselines`` is empty: ``u = 0`` has a residual of zero, and so the best constant has little to say, and a network
-    trained on one of the losses alone isn't meant to solve anything.
+    Data: random training points without labels, drawn anew for every seed; for validation and test, two fixed grids
+    that have no point in common.
+
+    Metric: the relative L2 error on a grid, which is the norm of ``u - solution`` divided by the norm of ``solution``.
+
+    ``baselines`` is empty. The best constant, ``u = 0``, is not a meaningful reference, since its residual can be zero;
+    and a network trained on one loss alone does not solve the equation.
+
+    Attributes:
+        box: lowest and highest value of each coordinate.
     """
 
     primary = "relative L2 error"
-    metrics = (Metric(primary, "norm of the difference to the solution, over the norm of the solution", "", False),)
+    metrics = (
+        Metric(primary, "norm of the difference to the solution, divided by the norm of the solution", "", False),
+    )
     baselines = frozenset()
 
     box: Box
 
     @abstractmethod
     def pools(self, generator: Generator) -> dict[str, Tensor]:
-        """The training points ``(N, 2)`` of every task, by name, on the CPU."""
+        """Draw the training points of each task, shape ``(N, 2)``, on the CPU, and return them by the task's name."""
 
     @staticmethod
     @abstractmethod
     def solution(points: Tensor) -> Tensor:
-        """The equation's solution ``(N,)`` at ``points``, ``(N, 2)``, both in float64 and on the CPU."""
+        """Return the solution, shape ``(N,)``, at ``points``, shape ``(N, 2)``. Both are float64 and on the CPU."""
 
     def data(self, generator: Generator, device: torch.device | str) -> Domain:
-        """The points are drawn from ``generator``, task by task; the grids are the same for every seed."""
+        """Draw the training points from ``generator``, task by task. The grids are the same for every seed."""
         pools = {task: points.to(device) for task, points in self.pools(generator).items()}
         grids = (_grid(type(self), offset) for offset in (OFFSETS["validation"], OFFSETS["test"]))
         return Domain(pools, *(Grid(*(part.to(device) for part in grid)) for grid in grids))
 
     def batches(self, data: Domain, generator: Generator, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """``batch_size`` points ``(batch_size, 2)`` for every task, by name; each goes through its own in epochs.
+        """Return batches that map each task's name to its points, of shape ``(batch_size, 2)``.
+
+        Each task goes through its own points in epochs, independently of the other tasks.
 
         Raises:
-            ValueError: ``batch_size`` is less than 1 or more than a task has points.
+            ValueError: If ``batch_size`` is less than 1 or more than the number of points of a task.
         """
         orders = [batches(len(pool), batch_size, generator, pool.device) for pool in data.pools.values()]
         return (
@@ -183,7 +209,7 @@ class PhysicsProblem(Problem[Domain]):
         )
 
     def shared(self, model: nn.Module) -> Shared:
-        """All parameters are shared, and nothing else is."""
+        """Return all parameters as shared, without a fork and without a layer."""
         return Shared(None, None, tuple(model.parameters()))
 
     def evaluate(
@@ -196,12 +222,12 @@ class PhysicsProblem(Problem[Domain]):
         return {self.primary: float(norm(difference) / norm(grid.solution))}
 
     def sizes(self, data: Domain) -> Mapping[str, int]:
-        """Points: in training, those of all tasks."""
+        """Return the number of points of each split; for training, the sum over the tasks."""
         train = sum(len(pool) for pool in data.pools.values())
         return {"train": train, "validation": len(data.validation.points), "test": len(data.test.points)}
 
     def draw_points(self, axes: "Axes", data: Domain) -> None:
-        """A tenth of every task's training points."""
+        """Draw a tenth of each task's training points."""
         for (task, pool), color in zip(data.pools.items(), COLORS, strict=False):
             points = pool[::10].cpu().numpy()
             size = 5 if task == "residual" else 14
@@ -210,7 +236,10 @@ class PhysicsProblem(Problem[Domain]):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, markerscale=2, frameon=False)
 
     def draw_image(self, axes: "Axes", values: Tensor, title: str, limit: float | None = None) -> None:
-        """``values`` on the test grid, ``(10000,)``, and a colour bar, from minus to plus ``limit`` if there is one."""
+        """Draw ``values`` on the test grid, shape ``(10000,)``, with a colour bar.
+
+        The colours range from ``-limit`` to ``limit``; if ``limit`` is None, from the lowest to the highest value.
+        """
         image = axes.imshow(
             values.view(GRID, GRID).T.cpu().numpy(),
             origin="lower",
@@ -226,22 +255,25 @@ class PhysicsProblem(Problem[Domain]):
 
 
 COLORS = ("#0173b2", "#de8f05", "#029e73")
-"""Of tasks, from seaborn's palette "colorblind"."""
+"""The tasks' colours, from seaborn's palette "colorblind"."""
 
 
 def known(model: nn.Module) -> Field:
-    """``model``, once it is one that can tell its derivatives.
+    """Return ``model`` if it is a `Field`.
 
     Raises:
-        TypeError: it isn't.
+        TypeError: If it isn't.
     """
     if not isinstance(model, Field):
-        raise TypeError(f"expected a tasks.physics.Field, which can tell its derivatives; got {type(model).__name__}")
+        raise TypeError(f"expected a tasks.physics.Field, which computes its derivatives; got {type(model).__name__}")
     return model
 
 
 def inside(box: Box, generator: Generator) -> Tensor:
-    """A Latin hypercube of `INSIDE` points: each of that many equal strips along either axis holds one of them."""
+    """Draw a Latin hypercube of `INSIDE` points in ``box``, shape ``(INSIDE, 2)``.
+
+    If either axis is divided into `INSIDE` equal strips, each strip holds exactly one point.
+    """
     strips = torch.stack([torch.randperm(INSIDE, generator=generator) for _ in box], 1)
     shares = (strips + torch.rand(INSIDE, len(box), generator=generator)) / INSIDE
     low, high = torch.tensor(box).T
@@ -250,7 +282,7 @@ def inside(box: Box, generator: Generator) -> Tensor:
 
 
 def edge(box: Box, axis: int, side: float, count: int, generator: Generator) -> Tensor:
-    """``count`` points where coordinate ``axis`` is ``side``, uniform along the other one."""
+    """Draw ``count`` points, shape ``(count, 2)``: coordinate ``axis`` equals ``side``, the other is uniform."""
     low, high = box[1 - axis]
     points = torch.empty(count, 2)
     points[:, axis] = side
@@ -260,6 +292,7 @@ def edge(box: Box, axis: int, side: float, count: int, generator: Generator) -> 
 
 @cache
 def _grid(problem: type[PhysicsProblem], offset: float) -> Grid:
+    """Return the grid whose points lie at the fraction ``offset`` of each cell, and the solution there."""
     places = (torch.arange(GRID, dtype=torch.float64) + offset) / GRID
     points = torch.cartesian_prod(*(low + (high - low) * places for low, high in problem.box))
     return Grid(points.float(), problem.solution(points).float())

@@ -1,8 +1,9 @@
-"""What a multi-task problem is: a data set, a model and T tasks, with the facts a benchmark needs to know of them.
+"""The base class of all multi-task problems. A problem is a data set, a model and T tasks, with facts about them.
 
-A problem knows nothing of balancers, apart from the `Fork` that marks where its model splits into heads, and nothing of
-who runs it. A new one is a subclass of `Problem` that states its facts as attributes and says how to draw its data, how
-to make its model and what its losses are: ``regression.py`` is a complete example.
+A problem knows nothing about balancers, apart from the `Fork` that marks where its model splits into heads, and nothing
+about the code that runs it. To add a problem, write a subclass of `Problem`: state its facts as class attributes, and
+define how to draw its data, how to make its model and how to compute its losses. ``regression.py`` is a complete
+example.
 """
 
 import math
@@ -29,14 +30,19 @@ Baseline = Literal["constant", "single-task"]
 
 
 class MissingDataError(Exception):
-    """A problem's data aren't there; the message says which, and how to get them."""
+    """A problem's data are missing or unusable. The message says which data, and how to get them."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that `Problem.evaluate` gives under ``name``.
+    """A number that `Problem.evaluate` returns under ``name``.
 
-    ``unit`` is empty for a pure number; ``task`` is None for a metric of the whole problem.
+    Attributes:
+        name: the metric's name, unique within its problem.
+        description: a short definition of the metric.
+        unit: the unit, empty for a pure number.
+        higher_is_better: whether a higher number is better.
+        task: the name of the task that the metric measures; None for a metric of the whole problem.
     """
 
     name: str
@@ -48,10 +54,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a problem's model is trained unless someone says otherwise.
+    """The default training settings of a problem's model.
+
+    Attributes:
+        optimizer: "adam" or "sgd".
+        lr: the learning rate.
+        schedule: the schedule of the learning rate, "constant" or "cosine".
+        batch_size: samples per batch.
+        steps: number of training steps.
 
     Raises:
-        ValueError: an unknown optimiser or schedule, or a number that isn't positive.
+        ValueError: If the optimiser or schedule is unknown, or a number is not positive and finite.
     """
 
     optimizer: Optimizer
@@ -73,11 +86,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the tasks of a model share.
+    """The parts of a model that its tasks share.
 
     Args:
-        fork: where the trunk splits into heads; None where tasks share parameters but no features.
-        layer: the last shared layer, just upstream of the fork; None where there is no such thing.
+        fork: the place where the trunk splits into heads; None if tasks share parameters but no features.
+        layer: the last shared layer, just upstream of the fork; None if there is no such layer.
         parameters: all shared parameters.
     """
 
@@ -87,22 +100,26 @@ class Shared:
 
 
 class Problem(ABC, Generic[Data]):
-    """A data set, a model and T tasks, made with options as keyword arguments. ``Data`` is what `data` returns.
+    """A data set, a model and T tasks. Base class of all problems.
+
+    Options of a problem are keyword arguments of its class. The type parameter ``Data`` is the type that `data`
+    returns.
 
     Attributes:
-        name: what the registry knows it by.
-        summary: one sentence for a list of problems.
+        name: the problem's name in the registry.
+        summary: one sentence about the problem, for lists of problems.
         tasks: the tasks' names, in the order of `losses`.
-        metrics: what `evaluate` gives.
-        primary: the name of the metric that methods are compared by.
-        recipe: how the model is trained by default, in seconds.
-        full: the same at greater length; None where there is no such recipe.
-        baselines: what a score can be held against. "constant": the best constant predictor, see `constant`.
-            "single-task": the model trained on one task's loss alone.
-        illustration: whether it is there to be looked at (``lossbench show``), and no measure of a method.
-        control: whether its result is known beforehand, so that it tests the benchmark and not the methods.
-        static_weights: fixed weightings that anyone could work out beforehand, by name, the one to try first first;
-            each sums to T.
+        metrics: the metrics that `evaluate` returns.
+        primary: the name of the metric by which methods are compared.
+        recipe: the default training settings, with which training takes seconds.
+        full: settings for a longer training; None if there are none.
+        baselines: the references that a score can be compared with. "constant": the best constant predictor, see
+            `constant`. "single-task": the model trained on one task's loss alone.
+        illustration: True for a problem that is only there to be looked at (``lossbench show``). Its scores say nothing
+            about methods.
+        control: True for a problem whose result is known in advance. It tests the benchmark, not the methods.
+        static_weights: fixed weightings that are known before any training, by name. The first is the one to try first.
+            The weights of each sum to T.
     """
 
     name: ClassVar[str]
@@ -118,77 +135,88 @@ class Problem(ABC, Generic[Data]):
     static_weights: Mapping[str, tuple[float, ...]] = MappingProxyType({})
 
     def require(self) -> None:
-        """Checks, without reading them, that all data from outside the tree are there.
+        """Check that all data from outside the source tree are there, without reading them.
 
         Raises:
-            MissingDataError: they aren't.
+            MissingDataError: If they aren't.
         """
 
     def fingerprint(self) -> str:
-        """A hash of what the data come from; empty where nothing is read from outside the tree.
+        """Return a hash of the data's source; empty if nothing is read from outside the source tree.
 
-        It is part of what a run's result is kept under: with other data, it is another run.
+        The hash is part of the key under which a run's result is stored, so runs with different data are different
+        runs.
 
         Raises:
-            MissingDataError: there is nothing to hash.
+            MissingDataError: If the data are missing.
         """
         return ""
 
     @abstractmethod
     def data(self, generator: Generator, device: torch.device | str) -> Data:
-        """All splits, on ``device``. Whatever is random comes from ``generator``, which is on the CPU."""
+        """Return all splits, on ``device``. All random numbers come from ``generator``, which is on the CPU."""
 
     @abstractmethod
     def batches(self, data: Data, generator: Generator, batch_size: int) -> Iterator[Any]:
-        """Training batches without end, on the data's device, in an order drawn from ``generator`` (on the CPU).
+        """Return an endless iterator over training batches, in an order drawn from ``generator`` (on the CPU).
 
-        A batch is whatever `losses` takes. Handing one out copies nothing from the host.
+        A batch is what `losses` takes as its argument, on the data's device. Making one copies nothing from the host.
         """
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """A new model on the CPU, its initial values drawn from torch's global generator, which the caller seeds."""
+        """Return a new model on the CPU. Its initial values come from torch's global generator; the caller seeds it."""
 
     @abstractmethod
     def shared(self, model: nn.Module) -> Shared:
-        """What the tasks of a ``model`` made by `model` share."""
+        """Return the shared parts of ``model``, which `model` has made."""
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Any) -> Sequence[Tensor] | Tensor:
-        """The T losses of a batch, in the order of ``tasks``: scalars, or ``(T,)`` where the heads are one product."""
+        """Return the T losses of a batch in the order of ``tasks``: T scalars, or one tensor of shape ``(T,)``.
+
+        A model that computes all heads as one product returns the tensor.
+        """
 
     @abstractmethod
     def evaluate(
         self, model: nn.Module, data: Data, split: Split, start: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """All metrics of ``model`` on a split, by name, in eval mode (see `evaluating`).
+        """Return all metrics of ``model`` on a split, by name. The model runs in eval mode (see `evaluating`).
 
-        ``start`` is what this gave for the initial model on the same split, so that a loss can be told relative to its
-        initial value. None: ``model`` is the initial model.
+        Args:
+            model: the model to evaluate.
+            data: the value that `data` returned.
+            split: the split to evaluate on.
+            start: the result of this method for the initial model on the same split, for metrics that are relative to
+                an initial value. None means that ``model`` is the initial model.
         """
 
     def constant(self, data: Data) -> nn.Module | None:
-        """The best constant predictor on the training set, for `evaluate`; None unless it is one of ``baselines``."""
+        """Return the best constant predictor on the training set, a model that `evaluate` accepts.
+
+        Return None if "constant" is not one of ``baselines``.
+        """
         return None
 
     def sizes(self, data: Data) -> Mapping[str, int]:
-        """The number of samples in each split, by its name; empty where there are none to count."""
+        """Return the number of samples in each split, by the split's name; empty if there are no samples."""
         return {}
 
     def draw(self, figure: "Figure", data: Data, model: nn.Module | None = None) -> str:
-        """Draws into an empty ``figure`` what the data are like, and what ``model``, a trained one, makes of them.
+        """Draw examples of the data into an empty ``figure`` and, with a trained ``model``, its predictions for them.
 
         Returns:
-            What is to be seen, in a sentence or two; empty if nothing was drawn.
+            A caption of one or two sentences; empty if nothing was drawn.
         """
         return ""
 
     def check(self) -> None:
-        """Checks that the facts are all stated and agree with one another.
+        """Check that all facts are stated and that they agree with each other.
 
         Raises:
-            TypeError: one isn't stated.
-            ValueError: two contradict each other.
+            TypeError: If a fact is missing.
+            ValueError: If two facts contradict each other.
         """
         who = type(self).__name__
         for fact in ("name", "summary", "tasks", "metrics", "primary", "recipe"):
@@ -197,25 +225,29 @@ class Problem(ABC, Generic[Data]):
         metrics = [metric.name for metric in self.metrics]
         for fact, names in (("tasks", self.tasks), ("metrics", metrics)):
             if not names or len(set(names)) < len(names):
-                raise ValueError(f"{who}.{fact} is {list(names)}; expected at least one, each with a name of its own")
+                raise ValueError(f"{who}.{fact} is {list(names)}; expected at least one, all with different names")
         for metric in self.metrics:
             if metric.task is not None and metric.task not in self.tasks:
-                raise ValueError(f"{who}: metric {metric.name!r} is of task {metric.task!r}; tasks: {list(self.tasks)}")
+                raise ValueError(
+                    f"{who}: metric {metric.name!r} has task {metric.task!r}; expected one of {list(self.tasks)}"
+                )
         if self.primary not in metrics:
-            raise ValueError(f"{who}.primary is {self.primary!r}, which is none of its metrics: {metrics}")
+            raise ValueError(f"{who}.primary is {self.primary!r}; expected the name of one of its metrics: {metrics}")
         if ("constant" in self.baselines) != (type(self).constant is not Problem.constant):
-            raise ValueError(f"{who}.baselines has 'constant' if, and only if, {who} has a method constant")
+            raise ValueError(
+                f"{who}.baselines must contain 'constant' if, and only if, {who} defines a method constant"
+            )
         for key, weights in self.static_weights.items():
             if len(weights) != len(self.tasks) or not math.isclose(sum(weights), len(self.tasks), rel_tol=1e-6):
                 raise ValueError(
                     f"{who}.static_weights[{key!r}] has {len(weights)} weights that sum to {sum(weights)}; "
-                    f"expected {len(self.tasks)}, one a task, with that sum"
+                    f"expected {len(self.tasks)} weights, one per task, that sum to {len(self.tasks)}"
                 )
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards every module is in the mode that it was in."""
+    """Put ``model`` into eval mode and switch gradients off; restore each module's mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

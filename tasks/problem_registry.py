@@ -1,6 +1,6 @@
-"""Problems by name, open to problems from outside.
+"""The registry of problems: finds a problem by its name. Other packages can add problems of their own.
 
-A problem joins by the decorator, or by a packaging entry point in the group ``lossbench.problems``::
+To add a problem, use the decorator, or declare a packaging entry point in the group ``lossbench.problems``::
 
     @register
     class MyProblem(Problem[MyData]):
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from .problem import Problem
 
 GROUP = "lossbench.problems"
+"""Name of the entry-point group."""
 
 ProblemClass = TypeVar("ProblemClass", bound=type[Problem[Any]])
 
@@ -26,17 +27,19 @@ _classes: dict[str, type[Problem[Any]]] = {}
 
 
 def register(cls: ProblemClass) -> ProblemClass:
-    """Makes a problem known under ``cls.name``. A file that is loaded again replaces its own class.
+    """Register the problem ``cls`` under ``cls.name``, and return it.
+
+    A class that is registered a second time, as when its file is loaded again, replaces its earlier version.
 
     Raises:
-        TypeError: ``cls`` is no `Problem`, or states no ``name`` or ``summary``.
-        ValueError: the name is another class's.
+        TypeError: If ``cls`` is not a subclass of `Problem`, or has no ``name`` or ``summary``.
+        ValueError: If another class has that name.
     """
     if not (isinstance(cls, type) and issubclass(cls, Problem)):
         raise TypeError(f"register expects a subclass of Problem, got {cls!r}")
     for fact in ("name", "summary"):
         if not isinstance(getattr(cls, fact, None), str):
-            raise TypeError(f"{cls.__name__} must state a class attribute {fact!r}, a text, to be registered")
+            raise TypeError(f"{cls.__name__} must state a class attribute {fact!r}, a string, to be registered")
     known = _classes.get(cls.name, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"the name {cls.name!r} is taken by {known.__module__}.{known.__qualname__}")
@@ -45,15 +48,16 @@ def register(cls: ProblemClass) -> ProblemClass:
 
 
 def names() -> list[str]:
-    """All known names, sorted. Entry points are named without being loaded."""
+    """Return the names of all known problems, sorted. Entry points are listed without loading them."""
     return sorted({*_classes, *(entry.name for entry in entry_points(group=GROUP))})
 
 
 def get(name: str) -> type[Problem[Any]]:
-    """The class registered under ``name``.
+    """Return the class that is registered under ``name``, loading its entry point if necessary.
 
     Raises:
-        ValueError: there is none, with those that exist; or the entry point holds a problem of another name.
+        ValueError: If there is no such problem (the message lists all names), or the entry point called ``name`` holds
+            a problem of another name.
     """
     if name not in _classes:
         for entry in entry_points(group=GROUP, name=name):
@@ -65,11 +69,12 @@ def get(name: str) -> type[Problem[Any]]:
 
 
 def create(name: str, **options: Any) -> Problem[Any]:
-    """The problem called ``name``, its stated facts checked: ``create("regression", sigmas="T=10")``.
+    """Create the problem called ``name`` and check its facts: ``create("regression", sigmas="T=10")``.
 
     Raises:
-        ValueError: no such problem or option, with those that exist; or the problem refuses an option's value.
-        TypeError: the problem doesn't state what it must, see `Problem.check`.
+        ValueError: If there is no such problem or option (the message lists those that exist), or the problem refuses
+            an option's value.
+        TypeError: If the problem lacks a fact, see `Problem.check`.
     """
     cls = get(name)
     parameters = inspect.signature(cls).parameters.values()
@@ -86,5 +91,6 @@ def create(name: str, **options: Any) -> Problem[Any]:
 
 
 def _hint(word: str, known: list[str]) -> str:
+    """Return " (did you mean …?)" with the names that are close to ``word``; empty if there are none."""
     close = difflib.get_close_matches(word, known)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -1,17 +1,20 @@
-"""The GradNorm paper's toy family: regression tasks that share most of their map and differ in scale.
+"""The problem ``regression``: the GradNorm paper's toy tasks, regressions with similar maps and different scales.
 
-Task i is to learn ``f_i(x) = sigma_i * tanh((B + eps_i) x)`` of 250 inputs and 100 outputs, with a trunk of four ReLU
-layers of 100 and an affine head a task. The entries of ``B`` and of every ``eps_i`` are independent, from N(0, 10) and
-N(0, 3.5). Source: Chen, Badrinarayanan, Lee, Rabinovich, "GradNorm", ICML 2018, section 4.
+Task i is to learn ``f_i(x) = sigma_i * tanh((B + eps_i) x)``, a function of 250 inputs with 100 outputs. The network
+has a trunk of four ReLU layers of 100 and one affine head per task. The entries of ``B`` and of every ``eps_i`` are
+independent, from N(0, 10) and N(0, 3.5).
 
-The paper does not say what x is drawn from, which decides what can be learned. Here its entries are normal, their scale
-set by the standard deviation that it gives ``(B + eps_i) x``, and the network gets x divided by its own deviation. That
-default is the first row of this table, measured with the default recipe (Adam, 2,000 steps at 3e-3, batch 100; mean of
-three seeds): the share of the targets' variance that was learned, on the validation set, under weights 1/sigma^2 and
-under equal weights. For T=10 it is the tasks' mean, and that of the smallest sigma.
+Source: Chen, Badrinarayanan, Lee, Rabinovich, "GradNorm", ICML 2018, section 4.
 
-    pre-activations, and what          T=2, 1/sigma^2   T=2, equal     T=10, 1/sigma^2   T=10, equal
-    the network gets                   f1     f2        f1     f2      mean   sigma=3    mean   sigma=3
+The paper does not give the distribution of x, which determines how much can be learned. Here the entries of x are
+normal. Their scale is set by the standard deviation of the pre-activations ``(B + eps_i) x``, and the network's input
+is x divided by its own standard deviation. The default is the first row of the table. The table shows the share of the
+targets' variance that the network learned, on the validation set, under weights 1/sigma^2 and under equal weights. It
+was measured with the default recipe (Adam, 2,000 steps at 3e-3, batch 100; mean of three seeds). For T=10 it shows the
+mean over tasks, and the value for the task of the smallest sigma.
+
+    pre-activations,                   T=2, 1/sigma^2   T=2, equal     T=10, 1/sigma^2   T=10, equal
+    network input                      f1     f2        f1     f2      mean   sigma=3    mean   sigma=3
     std 1, x / its std                 0.65   0.63      0.02   0.44    0.52   0.50       0.41   0.33
     std 2, x / its std                 0.56   0.55      0.04   0.37    0.44   0.42       0.34   0.27
     std 10.6, x / its std              0.43   0.42      0.02   0.27    0.33   0.31       0.26   0.19
@@ -20,14 +23,15 @@ under equal weights. For T=10 it is the tasks' mean, and that of the smallest si
     std 10.6, x (variance 1/250)       0.30   0.28      0.00   0.13    0.19   0.18       0.13   0.10
     x ~ U(0, 1), as in public code     0.22   0.09     -0.03   0.00    0.07   0.08       0.00  -0.01
 
-The further tanh saturates, and the smaller the numbers that the network starts from, the less is learned in that time.
-In the first row most is, the task of the smallest sigma suffers under equal weights, as in the paper, and learning goes
-on: 0.72 and 0.73 for T=2 after 10,000 steps, under equal weights 0.19 and 0.65. A stream instead of 10,000 samples
-changes little (T=2: 0.64 and 0.63, equal 0.08 and 0.42).
+The more tanh saturates, and the smaller the network's inputs are, the less is learned in that time. In the first row,
+most is learned, and the task of the smallest sigma suffers under equal weights, as in the paper. Training for longer
+still helps: after 10,000 steps, the values for T=2 are 0.72 and 0.73 under weights 1/sigma^2, and 0.19 and 0.65 under
+equal weights. A stream of new samples instead of 10,000 fixed ones changes little (T=2: 0.64 and 0.63; equal weights:
+0.08 and 0.42).
 
-Much of the gap for T=2 is owed to the constant learning rate, which the recipe has because public code has. With the
-best of 1e-3, 3e-3 and 1e-2 the normalized loss is 0.71 under 1/sigma^2 and 1.53 under equal weights; with a cosine
-schedule, 0.84 and 1.08.
+Much of the gap for T=2 comes from the constant learning rate, which the recipe has because public code has it. With the
+best of the learning rates 1e-3, 3e-3 and 1e-2, the normalized loss is 0.71 under 1/sigma^2 and 1.53 under equal
+weights; with a cosine schedule it is 0.84 and 1.08.
 """
 
 import math
@@ -50,16 +54,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INPUTS, OUTPUTS, WIDTH, LAYERS = 250, 100, 100, 4
+"""Number of inputs, of each task's outputs, of units in a layer of the trunk, and of those layers."""
 HELD_OUT = 2_000
-"""Samples in the validation set, and in the test set."""
+"""Number of samples in each of the validation and test sets."""
 
 PRESETS: Mapping[str, Sequence[float]] = {
     "T=2": (1, 100),
     "T=10": (48, 3, 54, 16, 9, 30, 52, 26, 47, 81),
     "T=40": tuple(round(100 ** (i / 39), 2) for i in range(40)),
 }
-"""Sigmas by name: the paper's for two tasks; for ten those of public code, as the paper gives none; for forty, evenly
-spaced on a log scale from 1 to 100, to two decimals."""
+"""Lists of sigmas, by name.
+
+"T=2" is the paper's. "T=10" is from public code, because the paper does not give its ten values. "T=40" has forty
+values that are evenly spaced on a log scale from 1 to 100, rounded to two decimals.
+"""
 
 Spread = Literal["deviation", "variance"]
 Distribution = Literal["normal", "uniform"]
@@ -67,7 +75,7 @@ Heads = Literal["batched", "separate"]
 
 
 class Samples(NamedTuple):
-    """``inputs`` of shape ``(N, 250)`` as the network gets them, ``targets`` of shape ``(N, T, 100)``."""
+    """The network's ``inputs``, shape ``(N, 250)``, and the ``targets``, shape ``(N, T, 100)``."""
 
     inputs: Tensor
     targets: Tensor
@@ -75,8 +83,13 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class RegressionData:
-    """The splits, and ``maps`` of shape ``(T, 100, 250)``: task i's takes inputs, as the network gets them, to
-    ``(B + eps_i) x``.
+    """The splits, and the tasks' linear maps.
+
+    Attributes:
+        maps: shape ``(T, 100, 250)``. The map of task i takes the network's inputs to ``(B + eps_i) x``.
+        train: the training set.
+        validation: the validation set.
+        test: the test set.
     """
 
     maps: Tensor
@@ -86,7 +99,7 @@ class RegressionData:
 
 
 class Network(nn.Module):
-    """Four ReLU layers of 100 shared by all tasks, then one affine head a task: ``(N, 250)`` to ``(N, T, 100)``."""
+    """A trunk of four ReLU layers of 100, and one affine head per task: ``(N, 250)`` to ``(N, T, 100)``."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
@@ -103,7 +116,10 @@ class Network(nn.Module):
 
 
 class SeparateNetwork(nn.Module):
-    """The same network, its initial values included, with a module for each head: ``(N, 250)`` to T of ``(N, 100)``."""
+    """The same network with one module per head: ``(N, 250)`` to T tensors of shape ``(N, 100)``.
+
+    With the same seed, it has the same initial values.
+    """
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
@@ -124,7 +140,7 @@ def _trunk() -> nn.Sequential:
 
 
 class Constant(nn.Module):
-    """Predicts ``values``, of shape ``(T, 100)``, whatever the inputs: ``(N, T, 100)``."""
+    """A model that predicts ``values``, shape ``(T, 100)``, for every input. Its outputs are ``(N, T, 100)``."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
@@ -136,21 +152,38 @@ class Constant(nn.Module):
 
 @register
 class Regression(Problem[RegressionData]):
-    """T regression tasks, named after their sigma; the table above says why x is what it is.
+    """T regression tasks that share most of their map and differ in scale: the toy tasks of the GradNorm paper.
+
+    Data: inputs ``x`` of 250 numbers, and for each task the 100 targets ``sigma_i * tanh((B + eps_i) x)``. There are
+    10,000 training, 2,000 validation and 2,000 test samples, drawn anew for every seed, and so are the maps. The table
+    at the top of this file shows why the inputs have their scale.
+
+    Tasks: one regression per sigma, named "f1 (sigma=1)", "f2 (sigma=100)" and so on. Its loss is the mean squared
+    error.
+
+    Model: a fully connected network from ``batch_size x 250`` inputs to ``batch_size x T x 100`` outputs.
+
+    Metrics: each task's loss divided by sigma squared. The primary metric is the sum over tasks of the loss divided by
+    its initial value.
+
+    Source: Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm", ICML 2018, section 4.
 
     Args:
-        sigmas: one a task, or the name of a preset: "T=2" (1 and 100), "T=10" or "T=40".
-        inputs: what the entries of x are drawn from. "normal": N(0, s^2), handed to the network divided by s.
-            "uniform": U(0, 1), handed over as they are; with T=10 this is the toy data of public GradNorm code.
-        preactivation_std: the deviation of the entries of ``(B + eps_i) x``, which sets s. Not for uniform inputs.
-        spread: whether the 10 and 3.5 of N(0, 10) and N(0, 3.5) are each a "deviation", as in public code, or a
-            "variance": the paper doesn't say.
-        heads: "batched", all as one product, or "separate", one module each: the same network, slower.
-        train_samples: in the training set; 2,000 more each are for validation and test.
-        stream: whether every epoch has a training set of its own, so that no sample comes twice.
+        sigmas: the scale of each task, or the name of a preset: "T=2" (1 and 100), "T=10" or "T=40".
+        inputs: the distribution of the entries of x. "normal" is N(0, s^2), and the network's input is x divided by s.
+            "uniform" is U(0, 1), and the network's input is x itself; with T=10, these are the toy data of public
+            GradNorm code.
+        preactivation_std: standard deviation of the entries of ``(B + eps_i) x``, which determines s. Must be left at 1
+            for uniform inputs.
+        spread: the meaning of 10 and 3.5 in N(0, 10) and N(0, 3.5): "deviation", as in public code, or "variance". The
+            paper does not say which.
+        heads: "batched" computes all heads as one product. "separate" has one module per head: the same network,
+            slower.
+        train_samples: number of training samples. The validation and test sets have 2,000 each in any case.
+        stream: whether every epoch has a new training set, so that no sample occurs twice.
 
     Raises:
-        ValueError: an option isn't one of these values.
+        ValueError: If an option has another value.
     """
 
     name = "regression"
@@ -174,7 +207,7 @@ class Regression(Problem[RegressionData]):
             if value not in get_args(known):
                 raise ValueError(f"{option} is {value!r}; expected one of {', '.join(map(repr, get_args(known)))}")
         if inputs == "uniform" and preactivation_std != 1:
-            raise ValueError("preactivation_std scales normal inputs; uniform ones are taken as they are, from 0 to 1")
+            raise ValueError("preactivation_std scales normal inputs only; uniform inputs are always from 0 to 1")
         if type(train_samples) is not int or train_samples < 1:
             raise ValueError(f"train_samples is {train_samples!r}; expected a whole number, 1 or more")
         if not isinstance(stream, bool):
@@ -200,10 +233,10 @@ class Regression(Problem[RegressionData]):
         self.recipe = Recipe("adam", lr=3e-3, schedule="constant", batch_size=100, steps=2_000)
         self.full = replace(self.recipe, steps=10_000)
         inverse = [sigma**-2 for sigma in self.sigmas]
-        self.static_weights = {"inverse-variance": tuple(len(inverse) * one / sum(inverse) for one in inverse)}
+        self.static_weights = {"inverse-variance": tuple(len(inverse) * part / sum(inverse) for part in inverse)}
 
     def data(self, generator: Generator, device: torch.device | str) -> RegressionData:
-        """Drawn in this order: B, eps_1 to eps_T, then the inputs of the validation, test and training sets."""
+        """Draw the data in this order: B, eps_1 to eps_T, and the inputs of the validation, test and training sets."""
         b, eps = self.spreads
         common = b * torch.randn(OUTPUTS, INPUTS, generator=generator)
         own = eps * torch.randn(len(self.sigmas), OUTPUTS, INPUTS, generator=generator)
@@ -212,13 +245,13 @@ class Regression(Problem[RegressionData]):
         return RegressionData(maps, train, validation, test)
 
     def batches(self, data: RegressionData, generator: Generator, batch_size: int) -> Iterator[Samples]:
-        """An epoch is one permutation of the training set; what is left after its last full batch is dropped.
+        """Return training batches. An epoch is one permutation of the samples; an incomplete last batch is dropped.
 
-        In a stream, each epoch after the first has a new training set, from ``generator``. Permutations, and a stream's
-        inputs, come from the host once an epoch.
+        In a stream, each epoch after the first has a new training set, drawn from ``generator``. Once per epoch, the
+        permutation and a stream's new inputs are copied from the host to the device.
 
         Raises:
-            ValueError: ``batch_size`` is less than 1 or more than ``train_samples``.
+            ValueError: If ``batch_size`` is less than 1 or more than ``train_samples``.
         """
         every = epochs(self.train_samples, batch_size, generator, data.maps.device)
         return self._batches(data, generator, every)
@@ -244,13 +277,20 @@ class Regression(Problem[RegressionData]):
         return (Network if self.heads == "batched" else SeparateNetwork)(len(self.sigmas))
 
     def shared(self, model: nn.Module) -> Shared:
-        """The last shared layer is the trunk's last linear one, with its ReLU between it and the fork."""
+        """Return the trunk as the shared part. Its last linear layer is the last shared layer; a ReLU follows it.
+
+        Raises:
+            TypeError: If `model` did not make the model.
+        """
         if not isinstance(model, Network | SeparateNetwork):
             raise TypeError(f"expected a model that Regression.model made, got {type(model).__name__}")
         return Shared(model.fork, model.trunk[-2], tuple(model.trunk.parameters()))
 
     def losses(self, model: nn.Module, batch: Samples) -> list[Tensor] | Tensor:
-        """Each task's squared error, its mean over the batch and the 100 outputs; ``(T,)`` where heads are batched."""
+        """Return each task's mean squared error over the batch and the 100 outputs.
+
+        With batched heads, the losses are one tensor of shape ``(T,)``.
+        """
         predictions = model(batch.inputs)
         if isinstance(predictions, Tensor):
             return mse_loss(predictions, batch.targets, reduction="none").mean((0, 2))
@@ -269,15 +309,15 @@ class Regression(Problem[RegressionData]):
         return {self.primary: sum(relative[name] / initial[name] for name in self._relative), **relative}
 
     def constant(self, data: RegressionData) -> Constant:
-        """The mean of the training set's targets."""
+        """Return a model that predicts the mean target of the training set."""
         return Constant(data.train.targets.mean(0))
 
     def sizes(self, data: RegressionData) -> Mapping[str, int]:
-        """In a stream, the training set is that of one epoch."""
+        """Return the number of samples in each split; for a stream, the training samples of one epoch."""
         return {name: len(getattr(data, name).inputs) for name in ("train", "validation", "test")}
 
     def draw(self, figure: "Figure", data: RegressionData, model: nn.Module | None = None) -> str:
-        """Of at most four tasks, the test targets' distribution; with a ``model``, its predictions of one target."""
+        """Draw up to four tasks: the test targets' distribution or, with a ``model``, its predictions of one target."""
         shown = range(min(4, len(self.tasks)))
         rows = 2 if model is None else 1
         columns = figure.subplots(rows, len(shown), sharex="row", sharey="row", squeeze=False).T
@@ -295,8 +335,8 @@ class Regression(Problem[RegressionData]):
             columns[0, 0].set_ylabel("density, all outputs")
             columns[0, 1].set_ylabel("target / sigma")
             return (
-                "How the test targets of each task are distributed, in units of its sigma, and the first of its 100 "
-                "outputs over the number that tanh is taken of."
+                "Top: the distribution of each task's test targets, in units of its sigma. Bottom: the first of its "
+                "100 targets over the argument of tanh."
             )
         with evaluating(model):
             outputs = model(inputs)
@@ -309,7 +349,7 @@ class Regression(Problem[RegressionData]):
             axes.set_title(f"{self.tasks[i]}\nloss/sigma^2 {losses[i] / self.sigmas[i] ** 2:.3f}")
             axes.set_xlabel("target / sigma")
         columns[0, 0].set_ylabel("prediction / sigma")
-        return "The first of each task's 100 outputs, predicted and true, in units of sigma, on the test set."
+        return "The first of each task's 100 outputs on the test set: predictions over targets, in units of sigma."
 
 
 def _sigmas(sigmas: Sequence[float] | str) -> tuple[float, ...]:
@@ -319,7 +359,7 @@ def _sigmas(sigmas: Sequence[float] | str) -> tuple[float, ...]:
             raise ValueError(f"sigmas is {sigmas!r}; expected a list of numbers, or one of {known}")
         sigmas = PRESETS[sigmas]
     if not isinstance(sigmas, Sequence) or not sigmas:
-        raise ValueError(f"sigmas is {sigmas!r}; expected one number a task, at least one")
+        raise ValueError(f"sigmas is {sigmas!r}; expected one number per task, at least one")
     return tuple(_positive(f"sigmas[{i}]", sigma) for i, sigma in enumerate(sigmas))
 
 

@@ -1,25 +1,27 @@
-"""One score for tasks that are measured in different units."""
+"""A single score for tasks that are measured in different units."""
 
 import math
 from collections.abc import Sequence
 
 
 def relative_error(errors: Sequence[float], of_constant: Sequence[float]) -> float:
-    """The geometric mean over tasks of a task's error relative to a constant predictor's, which so scores 1.
+    """Return the geometric mean over tasks of each task's error divided by the constant predictor's error.
 
-    As in the literature's Delta m, a task counts by the ratio that its error changes by, whatever its unit and however
-    hard it is. Zero where an error is zero; not-a-number where one is.
+    The constant predictor itself scores 1. As in Delta m, the score that the multi-task literature uses, only ratios of
+    errors count, so the tasks' units and difficulty do not matter. The score is 0 if one of ``errors`` is 0, and NaN if
+    one is NaN.
 
     Args:
-        errors: one a task, 0 or more.
-        of_constant: those of the constant predictor, positive.
+        errors: the error of each task, 0 or more.
+        of_constant: the constant predictor's error on each task, positive.
 
     Raises:
-        ValueError: not one error of the constant predictor a task, or one that isn't positive.
+        ValueError: If the two sequences differ in length or are empty, or an error of the constant predictor is not
+            positive.
     """
     if len(errors) != len(of_constant) or not errors:
         raise ValueError(
-            f"{len(errors)} errors and {len(of_constant)} of the constant predictor; expected one each a task"
+            f"got {len(errors)} errors, and {len(of_constant)} of the constant predictor; expected one of each per task"
         )
     if not all(constant > 0 for constant in of_constant):
         raise ValueError(f"the constant predictor's errors are {list(of_constant)}; expected positive ones")

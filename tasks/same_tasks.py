@@ -1,26 +1,27 @@
-"""A control: T copies of one task that differ in nothing but the scale of their loss.
+"""The problem ``same-tasks``, a control: T copies of one task that differ only in the scale of their loss.
 
-All tasks have the same inputs, the same targets and heads with the same initial values; task i's loss is ``scale_i``
-times the mean squared error. So all gradients of the features point the same way, and Adam, which divides a gradient by
-its own root mean square, takes the same step whatever positive number that gradient is multiplied by. It follows, up to
-rounding and Adam's epsilon, that
+All tasks have the same inputs, the same targets, and heads with the same initial values. The loss of task i is
+``scale_i`` times the mean squared error. So all gradients of the features have the same direction. Adam divides a
+gradient by its own root mean square, so a constant positive factor of the gradient does not change Adam's step. It
+follows, up to rounding and Adam's epsilon:
 
-- under *any* positive weights that stay as they are (equal ones, one over the scale, any search's result) the heads
-  stay equal to each other, and the trunk and every head go the way that they go in single-task training;
-- under one-hot weights, which are single-task training, the other heads get no gradient and keep their initial values:
-  only the trained task's metrics say anything, and a mean over tasks says nothing.
+- Under *any* constant, positive weights (equal weights, one over the scale, the result of any search) the heads stay
+  equal to each other, and the trunk and every head take the same path as in single-task training.
+- Under one-hot weights, which are single-task training, the other heads get no gradient and keep their initial values.
+  Then only the trained task's metrics are meaningful, and a mean over tasks is not.
 
-A static method that scores unlike single-task training therefore shows an error of the harness: other data, initial
-values or batches than it was compared with, a balancer's state in the network's gradients, a head that another task
-trains. What the control can't show is an error that multiplies a whole gradient by a constant, to which Adam is blind.
+So if a static method does not score like single-task training, the benchmark has an error. For example, the two were
+compared on different data, initial values or batches; a balancer's state entered the network's gradients; or a task
+trained another task's head. The control cannot find an error that multiplies a whole gradient by a constant, because
+Adam does not notice it.
 
-A method whose weights change in time may differ, and rightly: Adam divides by a mean over the past, so growing weights
-lengthen its steps and shrinking ones shorten them. There is no conflict to resolve here, so that is all that such a
-method gains or loses, and its distance to equal weighting is how large the effect gets.
+A method whose weights change over time may differ, and this is no error: Adam divides by a mean over the past, so
+growing weights lengthen its steps and shrinking weights shorten them. There is no conflict to resolve here. So this
+effect is all that such a method gains or loses, and its difference from equal weighting measures the effect.
 
-Measured on the test set with the default recipe, one seed: each task's relative error is 9.376e-4 at equal, at
-inverse-scale and at its own one-hot weights, the three within 2e-6 of each other, relatively, and within 6e-5 after
-10,000 steps. Uncertainty weighting's is 4.5e-4, that of GradNorm 2.8e-3.
+Measured on the test set with the default recipe and one seed: each task's relative error is 9.376e-4 at equal weights,
+at inverse-scale weights, and at its own one-hot weights. The three differ relatively by at most 2e-6, and by at most
+6e-5 after 10,000 steps. The relative error of uncertainty weighting is 4.5e-4, that of GradNorm 2.8e-3.
 """
 
 import copy
@@ -44,13 +45,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INPUTS, HIDDEN, OUTPUTS, WIDTH = 10, 20, 4, 64
+"""Number of inputs, of hidden units of the true map, of outputs, and of units in each of the network's layers."""
 TRAIN, HELD_OUT = 8_000, 2_000
-"""Samples in the training set; in the validation set, and in the test set."""
+"""Number of samples in the training set, and in each of the validation and test sets."""
 SEED = 2021
+"""Seed of the data."""
 
 
 class Samples(NamedTuple):
-    """``inputs`` of shape ``(N, 10)``, and ``targets``, ``(N, 4)``, that are every task's."""
+    """``inputs`` of shape ``(N, 10)``, and ``targets`` of shape ``(N, 4)``, the same for every task."""
 
     inputs: Tensor
     targets: Tensor
@@ -58,7 +61,15 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class SameTasksData:
-    """The splits, and the matrices of the map onto targets: ``inner``, ``(20, 10)``, and ``outer``, ``(4, 20)``."""
+    """The splits, and the map from inputs to targets, ``outer @ tanh(inner @ x)``.
+
+    Attributes:
+        inner: shape ``(20, 10)``.
+        outer: shape ``(4, 20)``.
+        train: the training set.
+        validation: the validation set.
+        test: the test set.
+    """
 
     inner: Tensor
     outer: Tensor
@@ -67,14 +78,15 @@ class SameTasksData:
     test: Samples
 
     def targets(self, inputs: Tensor) -> Tensor:
-        """The targets ``(..., 4)`` of ``inputs``, ``(..., 10)``."""
+        """Return the targets, shape ``(..., 4)``, of ``inputs``, shape ``(..., 10)``."""
         return (inputs @ self.inner.T).tanh() @ self.outer.T
 
 
 class Network(nn.Module):
-    """Two layers of 64 shared by all tasks, then one linear head a task: ``(N, 10)`` to T of ``(N, 4)``.
+    """A trunk of two tanh layers of 64, and one linear head per task: ``(N, 10)`` to T tensors of shape ``(N, 4)``.
 
-    All heads have the initial values of one. Without a kink, so that rounding errors grow slowly.
+    All heads start from the same initial values. The activation is tanh and not ReLU, because rounding errors grow more
+    slowly without a kink.
     """
 
     def __init__(self, num_tasks: int) -> None:
@@ -90,7 +102,7 @@ class Network(nn.Module):
 
 
 class Constant(nn.Module):
-    """Predicts ``values``, of shape ``(4,)``, for every task, whatever the inputs: T of ``(N, 4)``."""
+    """A model that predicts ``values``, shape ``(4,)``, for every task and input: T tensors of shape ``(N, 4)``."""
 
     def __init__(self, num_tasks: int, values: Tensor) -> None:
         super().__init__()
@@ -103,16 +115,25 @@ class Constant(nn.Module):
 
 @register
 class SameTasks(Problem[SameTasksData]):
-    """T times the same regression: onto ``A tanh(B x)`` of ten normal inputs, without noise.
+    """The same regression T times, with losses of different scale. A control, see above.
 
-    The entries of ``A`` and ``B`` are normal, with variances 1/10 and 1/5, and like the samples drawn from one constant
-    seed.
+    Data: 8,000 training, 2,000 validation and 2,000 test samples of ten normal inputs ``x``, with the targets
+    ``A tanh(B x)``, without noise. The entries of ``A`` and ``B`` are normal with variances 1/10 and 1/5. Everything is
+    drawn from one constant seed.
+
+    Tasks: T copies of the regression onto the four targets. The loss of task i is ``scales[i]`` times its mean squared
+    error.
+
+    Model: a small tanh network from ``batch_size x 10`` inputs to T times ``batch_size x 4`` outputs.
+
+    Metrics: each task's mean squared error relative to that of the mean target, and the mean over tasks, which is the
+    primary metric.
 
     Args:
-        scales: what each task's mean squared error is multiplied by to give its loss.
+        scales: factor of each task's loss.
 
     Raises:
-        ValueError: ``scales`` is empty, or one of them isn't a positive, finite number.
+        ValueError: If ``scales`` is empty, or a scale is not a positive, finite number.
     """
 
     name = "same-tasks"
@@ -125,7 +146,7 @@ class SameTasks(Problem[SameTasksData]):
 
     def __init__(self, *, scales: Sequence[float] = (1, 10, 100)) -> None:
         if isinstance(scales, str) or not isinstance(scales, Sequence) or not scales:
-            raise ValueError(f"scales is {scales!r}; expected one number a task, at least one")
+            raise ValueError(f"scales is {scales!r}; expected one number per task, at least one")
         for i, scale in enumerate(scales):
             if not (isinstance(scale, int | float) and 0 < scale < math.inf):
                 raise ValueError(f"scales[{i}] is {scale!r}; expected a positive, finite number")
@@ -140,17 +161,17 @@ class SameTasks(Problem[SameTasksData]):
             ),
         )
         inverse = [1 / scale for scale in self.scales]
-        self.static_weights = {"inverse-scale": tuple(len(inverse) * one / sum(inverse) for one in inverse)}
+        self.static_weights = {"inverse-scale": tuple(len(inverse) * part / sum(inverse) for part in inverse)}
 
     def data(self, generator: Generator, device: torch.device | str) -> SameTasksData:
-        """The same for every seed: ``generator`` is not used."""
+        """Return the data, which are the same for every seed: ``generator`` is not used."""
         data = _data()
         splits = (data.train, data.validation, data.test)
         moved = (Samples(split.inputs.to(device), split.targets.to(device)) for split in splits)
         return SameTasksData(data.inner.to(device), data.outer.to(device), *moved)
 
     def batches(self, data: SameTasksData, generator: Generator, batch_size: int) -> Iterator[Samples]:
-        """An epoch is one permutation of the training set; what is left after its last full batch is dropped."""
+        """Return training batches. An epoch is one permutation of the samples; an incomplete last batch is dropped."""
         every = batches(TRAIN, batch_size, generator, data.inner.device)
         return (Samples(*(part.index_select(0, chosen) for part in data.train)) for chosen in every)
 
@@ -158,13 +179,17 @@ class SameTasks(Problem[SameTasksData]):
         return Network(len(self.scales))
 
     def shared(self, model: nn.Module) -> Shared:
-        """The last shared layer is the trunk's second linear one, with its tanh between it and the fork."""
+        """Return the trunk as the shared part. Its second linear layer is the last shared layer; a tanh follows it.
+
+        Raises:
+            TypeError: If `model` did not make the model.
+        """
         if not isinstance(model, Network):
             raise TypeError(f"expected a model that SameTasks.model made, got {type(model).__name__}")
         return Shared(model.fork, model.trunk[-2], tuple(model.trunk.parameters()))
 
     def losses(self, model: nn.Module, batch: Samples) -> list[Tensor]:
-        """Each task's scale times its mean squared error."""
+        """Return each task's mean squared error times its scale."""
         errors = (mse_loss(outputs, batch.targets) for outputs in model(batch.inputs))
         return [scale * error for scale, error in zip(self.scales, errors, strict=True)]
 
@@ -179,14 +204,14 @@ class SameTasks(Problem[SameTasksData]):
         return {self.primary: sum(errors) / len(errors), **dict(zip(self._errors, errors, strict=True))}
 
     def constant(self, data: SameTasksData) -> Constant:
-        """The mean of the training set's targets."""
+        """Return a model that predicts the mean target of the training set."""
         return Constant(len(self.scales), data.train.targets.mean(0))
 
     def sizes(self, data: SameTasksData) -> Mapping[str, int]:
         return {name: len(getattr(data, name).inputs) for name in ("train", "validation", "test")}
 
     def draw(self, figure: "Figure", data: SameTasksData, model: nn.Module | None = None) -> str:
-        """Targets over the plane of two inputs; with a ``model``, the first target and what three copies make of it."""
+        """Draw the targets over two inputs; with a ``model``, the first target and three tasks' predictions of it."""
         ticks = torch.linspace(-3, 3, 81, device=data.inner.device)
         plane = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), -1)  # (row: input 2, column: input 1, 2)
         inputs = torch.cat([plane, plane.new_zeros(*plane.shape[:2], INPUTS - 2)], -1)
@@ -210,10 +235,10 @@ class SameTasks(Problem[SameTasksData]):
         figure.colorbar(image, ax=row, label="value", shrink=0.6)
         figure.set_size_inches(9, 3)
         if model is None:
-            return "The four targets over the plane of the first two inputs, all others 0: the same for every task."
+            return "The four targets as functions of the first two inputs, the others being 0; the same for every task."
         return (
-            "The first target over the plane of the first two inputs, all others 0, and what the trained copies make "
-            "of it: the same, if their weights stayed as they were."
+            "The first target as a function of the first two inputs, the others being 0, and the predictions of the "
+            "trained copies, which are the same if the weights were constant."
         )
 
 

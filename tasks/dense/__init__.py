@@ -1,1 +1,1 @@
-"""Dense prediction: classes, depths and surface normals for every pixel of an image, by one network."""
+"""Dense prediction: one network predicts the class, depth and surface normal of every pixel of an image."""

@@ -1,9 +1,11 @@
-"""The augmentation of the multi-task literature on NYUv2 and Cityscapes: a random crop, enlarged, and a mirror image.
+"""Data augmentation for NYUv2 and Cityscapes, as in the multi-task literature: random crops, enlarged, and mirroring.
 
-As in the public code that followed Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention" (MTAN), CVPR
-2019 (the paper itself has none), apart from two things. What grows on the image comes nearer: depth is divided by the
-scale, as there, but *inverse* depth, that of Cityscapes, is multiplied by it, where that code divides too. And normals
-are interpolated between known ones only, then made unit vectors again.
+It follows the public code that came after Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention"
+(MTAN), CVPR 2019 (the paper itself has no augmentation), apart from two points:
+
+- Enlarging an image moves the scene nearer, so depth is divided by the scale, as in that code. But *inverse* depth, as
+  in Cityscapes, is multiplied by the scale here, while that code divides it too.
+- Normals are interpolated only between known ones, and then normalised to unit length again.
 """
 
 import torch
@@ -13,10 +15,15 @@ from torch.nn import functional as F
 from .images import Images, known_normal
 
 SCALES = (1.0, 1.2, 1.5)
+"""Factors by which images are enlarged."""
 
 
 def augment(images: Images, generator: Generator, *, inverse_depth: bool) -> Images:
-    """All ``images`` changed alike, their size kept: the scale, the place and whether to mirror from ``generator``."""
+    """Enlarge a crop of ``images`` to their original size and, half of the time, mirror them.
+
+    All images are changed in the same way. The scale, the crop's position and whether to mirror are drawn from
+    ``generator``.
+    """
     scale = SCALES[int(torch.randint(len(SCALES), (), generator=generator))]
     height, width = images.image.shape[-2:]
     size = (int(height / scale), int(width / scale))
@@ -32,7 +39,10 @@ def augment(images: Images, generator: Generator, *, inverse_depth: bool) -> Ima
 
 
 def _enlarge(images: Images, size: tuple[int, int], nearer: float) -> Images:
-    """``images`` at another size, and ``nearer`` by that factor: image and normals bilinear, others as the nearest."""
+    """Resize ``images`` to ``size`` and divide their depth by ``nearer``.
+
+    Images and normals are interpolated bilinearly; labels and depth take the nearest pixel's value.
+    """
 
     def linear(field: Tensor) -> Tensor:
         return F.interpolate(field, size, mode="bilinear", align_corners=True)
@@ -52,7 +62,7 @@ def _enlarge(images: Images, size: tuple[int, int], nearer: float) -> Images:
 
 
 def mirror(images: Images) -> Images:
-    """``images`` with left and right exchanged, and the x component of normals negated."""
+    """Exchange left and right of ``images``, and negate the x component of their normals."""
     flipped = images.each(lambda field: field.flip(-1))
     if flipped.normal is None:
         return flipped

@@ -1,4 +1,4 @@
-"""What problems of dense prediction have in common: all but the data, and how these reach the device."""
+"""The base class of dense-prediction problems: everything apart from the data and their way to the device."""
 
 import math
 from abc import abstractmethod
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 D = TypeVar("D")
 
 SHOWN = 3
-"""Images that are drawn."""
+"""Number of images in a picture."""
 
 
 class Constant(nn.Module):
-    """Predicts the same for every pixel of every image: ``values``, one vector a task, of as many channels."""
+    """A model that predicts the same for every pixel of every image.
+
+    Args:
+        values: one vector per task, with one number per channel of the task's prediction.
+    """
 
     def __init__(self, values: Sequence[Tensor]) -> None:
         super().__init__()
@@ -40,24 +44,27 @@ class Constant(nn.Module):
 
 
 Reference = tuple[Constant, dict[Split, list[float]]]
-"""The constant predictor, and its errors on each split that was evaluated."""
+"""The constant predictor, and its errors on each split that has been evaluated so far."""
 _references: WeakKeyDictionary[object, dict[type, Reference]] = WeakKeyDictionary()
-"""Of each data set, by the problem's class; kept as long as the data are."""
+"""Cache of the reference for each data set and problem class. An entry lives as long as its data set."""
 
 
 class DensePrediction(Problem[D]):
-    """Segmentation, depth and surface normals of images, or the first two, by a `SegNet`.
+    """Base class for segmentation, depth and surface normals of images, or the first two of these, by a `SegNet`.
 
-    A subclass states the attributes below and a problem's other facts, and defines ``data``, ``batches``, which yields
-    `Images`, ``held_out``, ``training_sample`` and ``sizes``. The primary score is the relative error over 1 - mIoU,
-    the absolute depth error and the mean angle.
+    A subclass states the attributes below and the other facts of a problem. It defines ``data``, ``batches`` (which
+    yields `Images`), ``held_out``, ``training_sample`` and ``sizes``.
+
+    The primary metric is the geometric mean over tasks of the error relative to the constant predictor's. The tasks'
+    errors are 1 - mIoU, the absolute depth error and the mean angle.
 
     Attributes:
         tasks: "segmentation", "depth" and "normals", or the first two.
-        classes: the classes' names, by label.
-        depth_unit: of the depth's metrics: "m", or empty where depth is a pure number.
-        depth_words: what a colour bar of depth says: "depth (m)".
-        widths, convolutions: see `SegNet`.
+        classes: the classes' names, in the order of their labels.
+        depth_unit: unit of the depth metrics: "m", or empty if depth is a pure number.
+        depth_words: label of a colour bar of depth, for example "depth (m)".
+        widths: channels of each stage, see `SegNet`.
+        convolutions: convolutions of each stage, see `SegNet`.
     """
 
     tasks: tuple[Task, ...]
@@ -71,20 +78,23 @@ class DensePrediction(Problem[D]):
 
     def __init__(self) -> None:
         self.metrics = (
-            Metric(self.primary, "error relative to the constant predictor's, geometric mean of the tasks", "", False),
+            Metric(self.primary, "error relative to the constant predictor's, geometric mean over tasks", "", False),
             *(metric for task in self.tasks for metric in facts(task, self.depth_unit)),
         )
 
     @abstractmethod
     def held_out(self, data: D, split: Split) -> Iterator[Images]:
-        """A split in a fixed order, some images at a time, on the data's device."""
+        """Iterate over a split in a fixed order, some images at a time, on the data's device."""
 
     @abstractmethod
     def training_sample(self, data: D) -> Images:
-        """What the constant predictor is fitted to: training images as they are, all or a fixed part."""
+        """Return the training images that the constant predictor is fitted to, without augmentation.
+
+        These are all training images or a fixed part of them.
+        """
 
     def shown(self, data: D) -> Images:
-        """The images of the test set that `draw` shows."""
+        """Return the images of the test set that `draw` shows."""
         return next(iter(self.held_out(data, "test"))).split(SHOWN)[0]
 
     def model(self) -> SegNet:
@@ -92,14 +102,18 @@ class DensePrediction(Problem[D]):
         return SegNet(self.widths, self.convolutions, [channels[task] for task in self.tasks])
 
     def shared(self, model: nn.Module) -> Shared:
-        """All but one 1 x 1 convolution a task. The last shared layer is the last 3 x 3 convolution."""
+        """Return all layers except one 1 x 1 convolution per task. The last shared layer is the last 3 x 3 convolution.
+
+        Raises:
+            TypeError: If `model` did not make the model.
+        """
         if not isinstance(model, SegNet):
             raise TypeError(f"expected a model that {type(self).__name__}.model made, got {type(model).__name__}")
         trunk = (*model.encoder.parameters(), *model.decoder.parameters())
         return Shared(model.fork, model.last_shared, trunk)
 
     def losses(self, model: nn.Module, batch: Images) -> list[Tensor]:
-        """Cross-entropy in nats, absolute depth error, and 1 - cosine: means over the pixels that have a target."""
+        """Return cross-entropy in nats, absolute depth error and 1 - cosine, as means over pixels with a target."""
         functions: dict[Task, Callable[[Tensor, Tensor], Tensor]] = {
             "segmentation": segmentation_loss,
             "depth": depth_loss,
@@ -114,19 +128,19 @@ class DensePrediction(Problem[D]):
     def evaluate(
         self, model: nn.Module, data: D, split: Split, start: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """All metrics. A split's first evaluation with these data measures the constant predictor as well.
+        """Return all metrics. The first evaluation of a split of these data also measures the constant predictor.
 
         Raises:
-            ValueError: no pixel of the split has a target of some task.
+            ValueError: If, for one of the tasks, no pixel of the split has a target.
         """
         constant, errors = self._referred(data)
         models = [model] if split in errors else [model, constant]
         measures = [[measure(task, len(self.classes)) for task in self.tasks] for _ in models]
         for images in self.held_out(data, split):
-            for one, of_one in zip(models, measures, strict=True):
-                with evaluating(one):
-                    predictions = one(images.image)
-                for task, prediction, of_task in zip(self.tasks, predictions, of_one, strict=True):
+            for evaluated, of_model in zip(models, measures, strict=True):
+                with evaluating(evaluated):
+                    predictions = evaluated(images.image)
+                for task, prediction, of_task in zip(self.tasks, predictions, of_model, strict=True):
                     of_task.add(prediction, target(images, task))
         if split not in errors:
             of_constant = [of_task.error() for of_task in measures[1]]
@@ -139,22 +153,24 @@ class DensePrediction(Problem[D]):
         return {self.primary: relative_error(own, errors[split]), **scores}
 
     def constant(self, data: D) -> Constant:
-        """The training images' class frequencies, their median depth and the direction of their mean normal.
+        """Return a model that predicts the training images' class frequencies, median depth and mean normal direction.
 
-        These minimise the mean of the losses. A class that doesn't occur counts as one pixel.
+        These minimise the mean of the losses. A class that does not occur counts as one pixel.
 
         Raises:
-            ValueError: no pixel of the training images has a target of some task.
+            ValueError: If, for one of the tasks, no pixel of the training images has a target.
         """
         return self._referred(data)[0]
 
     def _referred(self, data: D) -> Reference:
+        """Return the reference for ``data``, fitting the constant predictor on the first call."""
         of_data = _references.setdefault(data, {})
         if type(self) not in of_data:
             of_data[type(self)] = (self._fit(self.training_sample(data)), {})
         return of_data[type(self)]
 
     def _fit(self, images: Images) -> Constant:
+        """Fit the constant predictor to ``images``."""
         values: list[Tensor] = []
         for task in self.tasks:
             true = target(images, task)
@@ -173,7 +189,7 @@ class DensePrediction(Problem[D]):
         return Constant(values)
 
     def draw(self, figure: "Figure", data: D, model: nn.Module | None = None) -> str:
-        """Three images of the test set and their targets, and what a ``model`` predicts beside those."""
+        """Draw three images of the test set and their targets; with a ``model``, its predictions beside these."""
         images = self.shown(data)
         predictions: dict[Task, Tensor] = {}
         if model is not None:
@@ -183,10 +199,10 @@ class DensePrediction(Problem[D]):
 
 
 def target(images: Images, task: Task) -> Tensor:
-    """What is to be predicted of ``images``.
+    """Return the field of ``images`` that is the target of ``task``.
 
     Raises:
-        ValueError: they have no such target.
+        ValueError: If the images have no such target.
     """
     found = {"segmentation": images.label, "depth": images.depth, "normals": images.normal}[task]
     if found is None:

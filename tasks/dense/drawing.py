@@ -1,4 +1,4 @@
-"""The picture of dense prediction: images, what is true of them, and what a model predicts, side by side."""
+"""Pictures of dense prediction: images, their targets and a model's predictions, side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,11 +17,20 @@ COLOURS = (
     *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"),
     *("#000000", "#5b2a86", "#7f1d1d"),
 )
-"""Of the classes: seaborn's palette "colorblind", and three darker ones. Pixels without a target are white."""
+"""Colours of the classes: seaborn's palette "colorblind" and three darker colours. None of them is white.
+
+White marks pixels without a target.
+"""
 
 
 class Column(NamedTuple):
-    """Pictures one below the other: ``pixels`` of shape ``(N, H, W, 3)``, or ``(N, H, W)`` and how to colour them."""
+    """A column of N pictures.
+
+    Attributes:
+        title: the column's title.
+        pixels: colours of shape ``(N, H, W, 3)``, or values of shape ``(N, H, W)``.
+        colours: arguments of ``imshow`` that map values to colours; empty for colours.
+    """
 
     title: str
     pixels: Tensor
@@ -31,17 +40,17 @@ class Column(NamedTuple):
 def draw(
     figure: "Figure", images: Images, predictions: Mapping[Task, Tensor], classes: Sequence[str], depth_words: str
 ) -> str:
-    """Draws an image a row: the image, its targets, and where there are any the predictions of each.
+    """Draw one row per image: the image, and each target, followed by its prediction if there is one.
 
     Args:
-        figure: an empty one.
-        images: those to draw.
-        predictions: the network's, by task; empty where there is no network.
-        classes: no more than there are `COLOURS`.
-        depth_words: what the colour bar of depth says.
+        figure: an empty figure.
+        images: the images to draw.
+        predictions: the network's predictions by task; empty if there is no network.
+        classes: the classes' names, no more than there are `COLOURS`.
+        depth_words: label of the colour bar of depth.
 
     Returns:
-        What is to be seen.
+        A caption.
     """
     from matplotlib.patches import Patch
 
@@ -71,12 +80,13 @@ def draw(
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(7, len(classes)), fontsize=8, frameon=False
         )
-    beside = ", each beside what the model predicts" if predictions else ""
+    beside = ", each followed by what the model predicts" if predictions else ""
     normals = "; a normal's three components are shown as red, green and blue" if images.normal is not None else ""
-    return f"Images of the test set and their targets{beside}. White: no target{normals}."
+    return f"Images of the test set and their targets{beside}. White means no target{normals}."
 
 
 def _labels(true: Tensor, logits: Tensor | None, num_classes: int) -> list[Column]:
+    """Return the columns of true and, if there are ``logits``, of predicted classes."""
     from matplotlib.colors import ListedColormap
 
     colours = {"cmap": ListedColormap(COLOURS[:num_classes]), "vmin": -0.5, "vmax": num_classes - 0.5}
@@ -85,6 +95,7 @@ def _labels(true: Tensor, logits: Tensor | None, num_classes: int) -> list[Colum
 
 
 def _depths(true: Tensor, predicted: Tensor | None) -> list[Column]:
+    """Return the columns of true and predicted depths, both in the range of the true ones."""
     known = known_depth(true)
     low, high = (float(true[known].min()), float(true[known].max())) if known.any() else (0.0, 1.0)
     colours = {"cmap": "viridis", "vmin": low, "vmax": high}
@@ -93,6 +104,8 @@ def _depths(true: Tensor, predicted: Tensor | None) -> list[Column]:
 
 
 def _normals(true: Tensor, predicted: Tensor | None) -> list[Column]:
+    """Return the columns of true and predicted normals, whose components become red, green and blue."""
+
     def rgb(normals: Tensor) -> Tensor:
         shades = (F.normalize(normals, dim=1) + 1) / 2
         return shades.where(known_normal(normals)[:, None], 1.0).movedim(1, -1)

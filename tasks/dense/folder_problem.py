@@ -1,4 +1,4 @@
-"""Dense prediction on data sets in folders, whose images are read while the model is trained."""
+"""Dense prediction on data sets in folders. The images are read while the model is trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,19 @@ from .folders import BadDataError, Files, Folders, Kind
 from .images import Images, join
 
 STRETCH, HELD_OUT = 50, 5
+"""Of every 50 images in ``train``, the first 5 are in the validation set."""
 CHUNK = 8
-"""Images that are evaluated at a time."""
+"""Number of images that are evaluated at a time."""
 SAMPLE = 64
-"""Training images that the constant predictor is fitted to, at most."""
+"""Maximum number of training images that the constant predictor is fitted to."""
 
 Request = tuple[int, int | None]
-"""Which image, and the seed that it is augmented by; None: it is left as it is."""
+"""Index of an image to read, and the seed for its augmentation; None means no augmentation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The files of each split's images, in numeric order, and the device that images are to go to."""
+    """The files of each split's images, in numeric order, and the device to which images are moved."""
 
     train: Sequence[Files]
     validation: Sequence[Files]
@@ -39,10 +40,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Reader(Dataset[Images | BadDataError]):
-    """Reads, and augments, one image at a time; in another process, if there are workers.
+    """Reads and augments one image at a time, in a worker process if there are workers.
 
-    What is wrong with a file is returned, not raised: raised in a worker it would come with a page of traceback, and
-    keep the loader from ending its workers for ten seconds.
+    If a file is wrong, the error is returned and not raised. If a worker raised it, the message would be buried in a
+    page of traceback, and the loader would need ten seconds to end its workers.
     """
 
     files: Sequence[Files]
@@ -61,25 +62,27 @@ class Reader(Dataset[Images | BadDataError]):
 
 
 class FolderPrediction(DensePrediction[Found]):
-    """Dense prediction on a data set in the layout of `folders`.
+    """Base class for dense prediction on a data set in the folder layout of `folders`.
 
-    There is no third split in those folders. Here ``val`` is the test set, and the validation set is part of ``train``:
-    of every 50 images in numeric order, the first 5. They are taken in a row since neighbours often show one place.
-    Even so some have a neighbour in the training set, as no image of ``val`` has, so test scores are the lower ones.
+    These folders have only two splits, ``train`` and ``val``. Here ``val`` is the test set, and part of ``train`` is
+    the validation set: of every 50 images in numeric order, the first 5. Consecutive images are held out together,
+    because neighbouring images often show the same place. Even so, some validation images have a neighbour in the
+    training set, which no image of ``val`` has. So test results are worse than validation results.
 
     Attributes:
-        source: where people get the data.
-        label_folders: what the folder of labels may be called; the first that is there is read.
-        inverse_depth: whether depth is inverse depth, which augmentation changes the other way.
+        source: instructions for getting the data, part of error messages.
+        label_folders: possible names of the folder of labels. The first one that exists is read.
+        inverse_depth: whether depth is inverse depth, on which enlarging an image has the opposite effect.
 
     Args:
-        root: the folder that holds ``train`` and ``val``.
-        width: channels of the finest stage; the others have 2, 4, 8 and 8 times as many.
+        root: path of the folder that contains ``train`` and ``val``.
+        width: number of channels of the finest stage. The other stages have 2, 4, 8 and 8 times as many.
         augment: whether training images are enlarged and mirrored at random, see `augment`.
-        num_workers: processes that read images; 0: this one reads them. They change no result.
+        num_workers: number of processes that read images. With 0, the training process reads them itself. The number
+            has no effect on results.
 
     Raises:
-        ValueError: an option isn't of this kind.
+        ValueError: If an option has the wrong type or is out of range.
     """
 
     source: ClassVar[str]
@@ -102,13 +105,23 @@ class FolderPrediction(DensePrediction[Found]):
         super().__init__()
 
     def require(self) -> None:
-        """Checks that ``root`` was given and has all folders."""
+        """Check that ``root`` was given and has all folders.
+
+        Raises:
+            MissingDataError: If it wasn't, or a folder is missing or empty.
+        """
         self._required()
 
     def _required(self) -> tuple[Path, Folders]:
-        """The root and what its folders are called, once they are known to be there."""
+        """Check that all folders are there, and return the root and the folders' names.
+
+        Raises:
+            MissingDataError: See `require`.
+        """
         if self.root is None:
-            raise MissingDataError(f"{self.name} needs the option root, the folder that holds its data. {self.source}")
+            raise MissingDataError(
+                f"{self.name} needs the option root, the folder that contains its data. {self.source}"
+            )
         labels = [name for name in self.label_folders if (self.root / "train" / name).is_dir()]
         names: dict[Kind, str] = {"image": "image", "label": (*labels, *self.label_folders)[0], "depth": "depth"}
         if "normals" in self.tasks:
@@ -120,23 +133,25 @@ class FolderPrediction(DensePrediction[Found]):
         return self.root, names
 
     def fingerprint(self) -> str:
-        """A hash of the files' names and sizes; reading them all takes too long."""
+        """Return a hash of the files' names and sizes. (Hashing their contents would take too long.)"""
         root, names = self._required()
         return folders.fingerprint(root, [f for split in ("train", "val") for f in folders.find(root / split, names)])
 
     def data(self, generator: Generator, device: torch.device | str) -> Found:
-        """Where each split's files are, the same for every seed: ``generator`` is not used.
+        """Find the files of each split, which are the same for every seed: ``generator`` is not used.
 
-        Headers of all files are checked here, what they hold when an image is read.
+        This checks the headers of all files. Their contents are checked when an image is read.
 
         Raises:
-            MissingDataError: see `require`.
-            BadDataError: a file is missing, or isn't what it should be.
+            MissingDataError: See `require`.
+            BadDataError: If a file is missing or its header is wrong.
         """
         root, names = self._required()
         train, test = (folders.find(root / split, names) for split in ("train", "val"))
         if len(train) <= HELD_OUT:
-            raise BadDataError(f"{root / 'train'} has {len(train)} images; {HELD_OUT} are held out, expected more")
+            raise BadDataError(
+                f"{root / 'train'} has {len(train)} images; expected more than the {HELD_OUT} that are held out"
+            )
         folders.check([*train, *test])
         held_out = [i % STRETCH < HELD_OUT for i in range(len(train))]
         validation = [files for files, out in zip(train, held_out, strict=True) if out]
@@ -144,12 +159,18 @@ class FolderPrediction(DensePrediction[Found]):
         return Found(rest, validation, test, torch.device(device))
 
     def batches(self, data: Found, generator: Generator, batch_size: int) -> Iterator[Images]:
-        """Read from files, while the batches before are trained on: these do come from the host."""
+        """Return training batches that are read from files while the model trains on earlier batches.
+
+        Unlike in other problems, batches are copied from the host.
+        """
         requests = self._requests(epochs(len(data.train), batch_size, generator, "cpu"), generator)
         return self._load(data.train, requests, data.device)
 
     def _requests(self, every: Iterator[tuple[Tensor, ...]], generator: Generator) -> Iterator[list[Request]]:
-        """Batches of what to read. An image's seed is drawn an epoch, whoever reads it and when."""
+        """Yield the requests of each batch.
+
+        The images' seeds are drawn once per epoch, so they do not depend on which worker reads an image, or when.
+        """
         for epoch in every:
             seeds = torch.randint(2**62, (), generator=generator) if self.augment else None
             for chosen in epoch:
@@ -160,7 +181,7 @@ class FolderPrediction(DensePrediction[Found]):
         return self._load(files, _in_order(range(len(files))), data.device)
 
     def training_sample(self, data: Found) -> Images:
-        """At most 64 images, evenly spaced in numeric order."""
+        """Return at most 64 images, evenly spaced in numeric order."""
         return self._spaced(data.train, SAMPLE, data.device)
 
     def shown(self, data: Found) -> Images:
@@ -170,12 +191,18 @@ class FolderPrediction(DensePrediction[Found]):
         return {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
 
     def _spaced(self, files: Sequence[Files], count: int, device: torch.device) -> Images:
+        """Read at most ``count`` images, evenly spaced in ``files``."""
         chosen = torch.linspace(0, len(files) - 1, min(count, len(files))).round().int().tolist()
         return join(list(self._load(files, _in_order(chosen), device)))
 
     def _load(
         self, files: Sequence[Files], requests: Iterator[list[Request]], device: torch.device
     ) -> Iterator[Images]:
+        """Read the requested batches, and move them to ``device``.
+
+        Raises:
+            BadDataError: If a file is wrong.
+        """
         pinned = device.type == "cuda"
         loader = DataLoader(
             Reader(files, len(self.classes), self.inverse_depth),
@@ -183,7 +210,7 @@ class FolderPrediction(DensePrediction[Found]):
             num_workers=self.num_workers,
             collate_fn=_joined,
             pin_memory=pinned,
-            generator=Generator(),  # or it would draw from torch's global one
+            generator=Generator(),  # without it, the loader would draw from torch's global generator
         )
         for images in loader:
             if isinstance(images, BadDataError):
@@ -192,14 +219,15 @@ class FolderPrediction(DensePrediction[Found]):
 
 
 def _joined(read: Sequence[Images | BadDataError]) -> Images | BadDataError:
-    """The images that were read, or what is wrong with the first that can't be."""
+    """Join the images into a batch, or return the first error among them."""
     images: list[Images] = []
-    for one in read:
-        if isinstance(one, BadDataError):
-            return one
-        images.append(one)
+    for result in read:
+        if isinstance(result, BadDataError):
+            return result
+        images.append(result)
     return join(images)
 
 
 def _in_order(indices: Sequence[int]) -> Iterator[list[Request]]:
+    """Return requests for the images ``indices``, without augmentation, `CHUNK` at a time."""
     return ([(i, None) for i in indices[start : start + CHUNK]] for start in range(0, len(indices), CHUNK))

@@ -1,4 +1,4 @@
-"""Data sets in folders of NumPy files, as the multi-task literature shares them: found, checked, and read one by one.
+"""Data sets in folders of NumPy files, as the multi-task literature shares them: finds, checks and reads the files.
 
 The layout is that of Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention" (MTAN), CVPR 2019::
 
@@ -8,8 +8,8 @@ The layout is that of Liu, Johns and Davison, "End-to-End Multi-Task Learning wi
     root/train/normal/0.npy   (H, W, 3), floating-point, zero where the normal is unknown
     root/val/...              the same
 
-A folder may have another name, as that of Cityscapes' labels has. Nothing in a file is ever executed: a header is a
-literal, and the rest is mapped into memory as numbers.
+A folder may have another name, for example Cityscapes' folder of labels. Nothing in a file is ever executed: a header
+is a Python literal, and the rest is mapped into memory as numbers.
 """
 
 import hashlib
@@ -28,24 +28,25 @@ from .images import Images
 
 Kind = Literal["image", "label", "depth", "normal"]
 Folders = Mapping[Kind, str]
-"""The folder's name for each kind of file that a data set has."""
+"""Name of the folder for each kind of file in a data set."""
 Files = Mapping[Kind, Path]
-"""The files of one image."""
+"""Files of one image."""
 Size = tuple[int, int]
+"""Height and width in pixels."""
 
 ROOM = 0.25
-"""How far a colour may lie outside of 0 to 1, and a normal's length beyond 1: resampling overshoots."""
+"""Tolerance for colours outside of 0 to 1 and for normals longer than 1, because resampling can overshoot."""
 
 
 class BadDataError(ValueError):
-    """A data file isn't what it should be; the message says which, and why."""
+    """A data file is wrong. The message names the file and says what is wrong with it."""
 
 
 def require(root: Path, folders: Folders) -> None:
-    """Checks that every folder is there and holds files.
+    """Check that every folder exists and contains files.
 
     Raises:
-        MissingDataError: the first that isn't or doesn't.
+        MissingDataError: If a folder is missing or has no files. The message names the first such folder.
     """
     for split in ("train", "val"):
         for name in folders.values():
@@ -57,10 +58,10 @@ def require(root: Path, folders: Folders) -> None:
 
 
 def find(split: Path, folders: Folders) -> list[Files]:
-    """The files of every image of a split, in numeric order.
+    """Return the files of each image of a split, in numeric order.
 
     Raises:
-        BadDataError: a file's name is no number, or an image lacks a file.
+        BadDataError: If a file's name is not a number, or a file of an image is missing.
     """
     found = {kind: _numbered(split / name) for kind, name in folders.items()}
     numbers = sorted({number for files in found.values() for number in files})
@@ -73,41 +74,48 @@ def find(split: Path, folders: Folders) -> list[Files]:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
+    """Return the files in ``folder``, by their numbers.
+
+    Raises:
+        BadDataError: If a file's name is not a number.
+    """
     files: dict[int, Path] = {}
     for path in folder.glob("*.npy"):
-        if path.name.startswith("."):  # what a file manager left
+        if path.name.startswith("."):  # hidden files that a file manager left behind
             continue
         if not (path.stem.isascii() and path.stem.isdigit() and path.stem == str(int(path.stem))):
-            raise BadDataError(f"{path}: expected a number for a name, as in 0.npy")
+            raise BadDataError(f"{path}: expected a number as the file's name, as in 0.npy")
         files[int(path.stem)] = path
     return files
 
 
 def fingerprint(root: Path, files: Iterable[Files]) -> str:
-    """The SHA-256 of the files' names in ``root`` and sizes in bytes, in hexadecimal digits."""
-    paths = (path for one in files for path in one.values())
+    """Return the SHA-256 of the files' paths relative to ``root`` and sizes in bytes, as hexadecimal digits."""
+    paths = (path for of_image in files for path in of_image.values())
     lines = (f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n" for path in paths)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check(files: Iterable[Files]) -> None:
-    """Checks every file's header and length: all images have the first one's size. Contents are checked by `read`.
+    """Check the header and length of every file. All images must have the size of the first one.
+
+    `read` checks the contents.
 
     Raises:
-        BadDataError: the first file that is wrong.
+        BadDataError: If a file is wrong. The message names the first such file.
     """
     size: Size | None = None
-    for one in files:
-        size = _size(one["image"]) if size is None else size
-        for kind, path in one.items():
+    for of_image in files:
+        size = _size(of_image["image"]) if size is None else size
+        for kind, path in of_image.items():
             _mapped(path, kind, size)
 
 
 def read(files: Files, num_classes: int) -> Images:
-    """One image and its targets: fields with a first dimension of 1. Normals of any length come as unit vectors.
+    """Read one image and its targets, in fields with a first dimension of 1. Normals are scaled to unit length.
 
     Raises:
-        BadDataError: a file is not what `check` wants, or holds a number that is out of range or not finite.
+        BadDataError: If a file does not pass `check`, or contains a number that is out of range or not finite.
     """
     size = _size(files["image"])
     arrays = {kind: _mapped(path, kind, size) for kind, path in files.items()}
@@ -122,10 +130,16 @@ def read(files: Files, num_classes: int) -> Images:
 
 
 def _channels_first(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.moveaxis(array, -1, 0).astype(np.float32, order="C"))[None]  # a copy of the mapped file
+    """Copy an array ``(H, W, C)`` to a tensor ``(1, C, H, W)``, float32."""
+    return torch.from_numpy(np.moveaxis(array, -1, 0).astype(np.float32, order="C"))[None]
 
 
 def _size(image: Path) -> Size:
+    """Return an image's size from its file's header.
+
+    Raises:
+        BadDataError: If the file's shape is not that of an image.
+    """
     shape = _open(image).shape
     if len(shape) != 3 or 0 in shape:
         raise BadDataError(f"{image} has shape {shape}; expected (height, width, 3)")
@@ -133,19 +147,27 @@ def _size(image: Path) -> Size:
 
 
 def _mapped(path: Path, kind: Kind, size: Size) -> NDArray[Any]:
-    """The file as an array whose shape and type are right."""
+    """Map a file into memory, and check its shape and type.
+
+    Raises:
+        BadDataError: If the shape or the type is wrong.
+    """
     array = _open(path)
     shape = {"image": (*size, 3), "label": size, "depth": (*size, 1), "normal": (*size, 3)}[kind]
     if array.shape != shape:
         raise BadDataError(f"{path} has shape {array.shape}; expected {shape}")
-    known, what = ("iuf", "whole numbers") if kind == "label" else ("f", "floating-point numbers")
-    if array.dtype.kind not in known:
-        raise BadDataError(f"{path} holds {array.dtype}; expected {what}")
+    accepted, expected = ("iuf", "whole numbers") if kind == "label" else ("f", "floating-point numbers")
+    if array.dtype.kind not in accepted:
+        raise BadDataError(f"{path} holds {array.dtype}; expected {expected}")
     return array
 
 
 def _open(path: Path) -> NDArray[Any]:
-    """The file, mapped into memory to be read: neither a pickle nor a file that is too short gets through."""
+    """Map a file into memory for reading.
+
+    Raises:
+        BadDataError: If this is not possible, as for a pickle or a file that is too short.
+    """
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a broken header can make NumPy raise almost anything
@@ -153,6 +175,11 @@ def _open(path: Path) -> NDArray[Any]:
 
 
 def _check_values(path: Path, kind: Kind, array: NDArray[Any], num_classes: int) -> None:
+    """Check that all numbers in a file are finite and in range.
+
+    Raises:
+        BadDataError: If one isn't.
+    """
     if not np.isfinite(array).all():
         raise BadDataError(f"{path} holds a number that is not finite")
     low, high = array.min(), array.max()

@@ -1,14 +1,15 @@
-"""The metrics of dense prediction, as papers on NYUv2 give them, over all pixels of a split at once.
+"""The metrics of dense prediction, as in papers on NYUv2, computed over all pixels of a split at once.
 
-Depth and normals are measured as by Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a
-Common Multi-Scale Convolutional Architecture", ICCV 2015; which of their metrics are told is as in Liu, Johns and
+Depth and normals are measured as in Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a
+Common Multi-Scale Convolutional Architecture", ICCV 2015. The selection of their metrics is that of Liu, Johns and
 Davison, "End-to-End Multi-Task Learning with Attention" (MTAN), CVPR 2019.
 
-All pixels of a split that have a target count alike. MTAN's public code instead averages over batches what it measured
-in each, mIoU and pixel accuracy over images, so that figures from there differ. Intersection over union is that of one
-confusion matrix for the split. A class that is neither predicted nor true anywhere in it is left out of the mean, while
-scikit-learn's `jaccard_score` has it count as 0, and MTAN's code leaves out what is absent from an image. A class that
-is predicted and never true counts as 0.
+All pixels of a split that have a target count equally. MTAN's public code instead computes depth errors and angles for
+each batch, mIoU and pixel accuracy for each image, and averages these; so its numbers differ from the ones here.
+
+Intersection over union comes from one confusion matrix for the whole split. A class that is neither predicted nor true
+at any pixel is left out of the mean, while scikit-learn's `jaccard_score` counts it as 0. (MTAN's code leaves out the
+classes that are absent from an image.) A class that is predicted but never true counts as 0.
 """
 
 from abc import ABC, abstractmethod
@@ -22,35 +23,43 @@ from .images import cosine, known_depth, known_normal
 
 Task = Literal["segmentation", "depth", "normals"]
 ANGLES = (11.25, 22.5, 30.0)
-"""Degrees within which a normal counts as right."""
+"""Angles in degrees, within which a predicted normal counts as correct."""
 
 
 class Measure(ABC):
-    """Collects predictions of one task for one split. Without a single target its scores are not-a-number."""
+    """Collects the predictions of one task on one split, and computes the task's metrics.
+
+    If no pixel has a target, the metrics are NaN.
+    """
 
     headline: ClassVar[str]
-    """The metric that stands for the task in the relative error."""
+    """Name of the metric that the relative error uses for this task."""
 
     @staticmethod
     @abstractmethod
     def facts(unit: str) -> tuple[Metric, ...]:
-        """The metrics, where depth is in ``unit``."""
+        """Return the task's metrics. ``unit`` is the unit of depth."""
 
     @abstractmethod
     def add(self, prediction: Tensor, target: Tensor) -> None:
-        """Counts in some images' ``prediction``, as the network gives it, of a field of `Images`."""
+        """Add the predictions for some images.
+
+        Args:
+            prediction: the network's output for this task.
+            target: the task's field of `Images`.
+        """
 
     @abstractmethod
     def scores(self) -> dict[str, float]:
-        """The metrics of all that was counted in, by name."""
+        """Return the metrics over all predictions that were added, by name."""
 
     def error(self) -> float:
-        """The headline metric as an error, 0 at best."""
+        """Return the headline metric as an error, for which 0 is best."""
         return self.scores()[self.headline]
 
 
 class Segmentation(Measure):
-    """Logits ``(N, classes, H, W)`` against labels ``(N, H, W)``."""
+    """Compares logits ``(N, classes, H, W)`` with labels ``(N, H, W)``."""
 
     headline = "mIoU"
 
@@ -63,7 +72,7 @@ class Segmentation(Measure):
         task = "segmentation"
         return (
             Metric("mIoU", "mean over classes of intersection over union", "%", True, task),
-            Metric("pixel accuracy", "share of labelled pixels whose class is right", "%", True, task),
+            Metric("pixel accuracy", "share of labelled pixels that are classified correctly", "%", True, task),
         )
 
     def add(self, prediction: Tensor, target: Tensor) -> None:
@@ -73,7 +82,10 @@ class Segmentation(Measure):
         self.counts.append(counts[:cells])
 
     def confusion(self) -> Tensor:
-        """``(classes, classes)``: how many pixels of the row's class were predicted to be of the column's."""
+        """Return the confusion matrix, shape ``(classes, classes)``, on the CPU.
+
+        Entry (i, j) is the number of pixels of class i that were predicted to be of class j.
+        """
         return torch.stack(self.counts).sum(0).view(self.num_classes, self.num_classes).cpu()
 
     def scores(self) -> dict[str, float]:
@@ -90,7 +102,7 @@ class Segmentation(Measure):
 
 
 class Depth(Measure):
-    """Depths ``(N, 1, H, W)`` against true ones, where those are known."""
+    """Compares depths ``(N, 1, H, W)`` with the true ones where these are known."""
 
     headline = "absolute depth error"
 
@@ -114,7 +126,7 @@ class Depth(Measure):
 
     def scores(self) -> dict[str, float]:
         *sums, count = torch.stack(self.sums).sum(0).cpu()
-        absolute, relative, square = (float(one / count) for one in sums)
+        absolute, relative, square = (float(total / count) for total in sums)
         return {
             "absolute depth error": absolute,
             "relative depth error": relative,
@@ -123,10 +135,10 @@ class Depth(Measure):
 
 
 class Normals(Measure):
-    """Directions ``(N, 3, H, W)`` of any length against unit normals, where those are known.
+    """Compares vectors of any length, shape ``(N, 3, H, W)``, with unit normals where these are known.
 
-    An angle is the arc cosine of a product in float32, as everywhere, which resolves some 0.02 degrees at best. All are
-    kept for the median: four bytes a pixel, 290 MB for the test set of NYUv2.
+    An angle is the arc cosine of a dot product in float32, as in other code for this metric. Its resolution is about
+    0.02 degrees. All angles are kept for the median: 4 bytes per pixel, 290 MB for the test set of NYUv2.
     """
 
     headline = "mean angle"
@@ -136,10 +148,10 @@ class Normals(Measure):
 
     @staticmethod
     def facts(unit: str) -> tuple[Metric, ...]:
-        what = "between predicted and true normal"
+        between = "between predicted and true normal"
         return (
-            Metric("mean angle", f"mean of the angle {what}", "deg", False, "normals"),
-            Metric("median angle", f"median of the angle {what}", "deg", False, "normals"),
+            Metric("mean angle", f"mean of the angle {between}", "deg", False, "normals"),
+            Metric("median angle", f"median of the angle {between}", "deg", False, "normals"),
             *(
                 Metric(_within(angle), f"share of normals with an angle of less than {angle:g}°", "%", True, "normals")
                 for angle in ANGLES
@@ -164,7 +176,10 @@ def _within(angle: float) -> str:
 
 
 def _median(values: Tensor) -> float:
-    """The mean of the two in the middle if they are even in number; `Tensor.median` gives the lower of these."""
+    """Return the median. For an even number of values, it is the mean of the two in the middle.
+
+    (`Tensor.median` returns the lower of the two.)
+    """
     if not len(values):
         return float("nan")
     lower = values.median()
@@ -175,11 +190,11 @@ def _median(values: Tensor) -> float:
 
 
 def measure(task: Task, num_classes: int) -> Measure:
-    """A new one for ``task``."""
+    """Return a new, empty `Measure` for ``task``."""
     return Segmentation(num_classes) if task == "segmentation" else Depth() if task == "depth" else Normals()
 
 
 def facts(task: Task, depth_unit: str) -> tuple[Metric, ...]:
-    """What `measure` gives for ``task``."""
+    """Return the metrics that `measure` computes for ``task``."""
     kinds: dict[Task, type[Measure]] = {"segmentation": Segmentation, "depth": Depth, "normals": Normals}
     return kinds[task].facts(depth_unit)

@@ -1,4 +1,4 @@
-"""The problem ``scenes``: rooms drawn at random, rendered, and read by a network."""
+"""The problem ``scenes``: dense prediction on rendered pictures of random rooms."""
 
 from .scenes_problem import Scenes
 

@@ -1,14 +1,15 @@
-"""A ray caster for the rooms of ``rooms.py``: a ray a pixel, all pixels of several scenes at once.
+"""A ray caster for the rooms of ``rooms.py``. It casts one ray per pixel, and renders several scenes at once.
 
-The camera is a pinhole that sees 77 degrees from left to right. In its coordinates x points right, y down and z
-forward, along the optical axis. A depth is measured along that axis, as NYUv2 gives it, not along the ray.
+The camera is a pinhole with a horizontal field of view of 77 degrees. In its coordinates x points right, y down and z
+forward, along the optical axis. Depth is measured along that axis, as in NYUv2, and not along the ray.
 
-Every solid is convex, so what a ray crosses of it is an interval, for a box the common part of three slabs. Where it
-begins, the ray enters the solid. A surface reflects alike in all directions (Lambert): what comes from each lamp that
-no thing hides, less with the square of its distance, and some light from everywhere. Pictures have a gamma of 2.
+Every solid is convex, so a ray crosses it in one interval. For a box, the interval is the intersection of three slabs.
+The ray enters the solid at the interval's start. Surfaces reflect light equally in all directions (Lambert). The light
+comes from each lamp that no thing hides, and falls with the square of the distance; a constant ambient light is added.
+Pictures have a gamma of 2.
 
-All that is computed is a product, quotient, sum, square root or choice of two numbers of the same pixel, which IEEE 754
-rounds in one way. So a scene looks the same, to the bit, in whatever batch it is rendered.
+Every operation is a product, quotient, sum, square root or selection of two numbers of the same pixel. IEEE 754 defines
+how each is rounded. So a scene looks the same to the bit, whichever batch it is rendered in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,22 +21,32 @@ from ..dense.images import Images
 from .rooms import BOXES, CEILING, CLASS_OF_ROW, FLOOR, ROWS, SPHERES, WALL, Rooms
 
 SLOPE = 0.8
-"""How far the picture's edge is to the right of the optical axis at a depth of 1."""
+"""Distance of the picture's right edge from the optical axis, at a depth of 1."""
 AT_ONCE = 100_000
-"""Pixels that are worked on at a time, so that most of it stays in a core's cache; at least one scene's."""
+"""Number of pixels that are rendered at a time, so that most tensors stay in a core's cache; at least one scene."""
 REACHED = 0.999
-"""A lamp's light that gets this share of the way to a surface was stopped by nothing but that surface."""
+"""Share of the way from a lamp to a surface beyond which no other thing is taken to block the light.
+
+It is less than 1, so that rounding does not make a surface shade itself.
+"""
 
 Vectors = Sequence[Tensor]
-"""x, y and z, each ``(N, P)`` or ``(N, 1)``: a vector for each of P pixels of N scenes."""
+"""One vector for each of P pixels of N scenes, as x, y and z, each of shape ``(N, P)`` or ``(N, 1)``."""
 Span = tuple[Tensor, Tensor]
-"""Where a ray enters and leaves something, in lengths of the ray, ``(N, P)`` each; it misses where that is no less."""
+"""The distances at which a ray enters and leaves a solid, in lengths of the ray, each of shape ``(N, P)``.
+
+If the first is not less than the second, the ray misses the solid.
+"""
 
 
 def render(rooms: Rooms, size: tuple[int, int]) -> Images:
-    """Pictures of ``size``, height and width, without noise, and the class, depth and normal of what each pixel shows.
+    """Render pictures without noise, and the class, depth and normal that each pixel shows.
 
-    A normal is a unit vector in camera coordinates on the side of the surface that is seen.
+    Normals are unit vectors in camera coordinates, on the visible side of the surface.
+
+    Args:
+        rooms: the scenes.
+        size: height and width of a picture.
     """
     count, (height, width) = len(rooms), size
     label, depth = torch.empty(count, height, width, dtype=torch.int64), torch.empty(count, 1, height, width)
@@ -48,6 +59,7 @@ def render(rooms: Rooms, size: tuple[int, int]) -> Images:
 
 
 def _render(rooms: Rooms, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return image, label, depth and normal of all ``rooms``, with the shapes of `Images`."""
     rays = _rays(rooms, height, width)
     depth, row = _first_hits(rooms, rays)
     points = [start + depth * step for start, step in zip(_parts(rooms.eye), rays, strict=True)]
@@ -68,7 +80,7 @@ def _render(rooms: Rooms, height: int, width: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _rays(rooms: Rooms, height: int, width: int) -> Vectors:
-    """From the camera to a depth of 1, through the middle of each pixel, in the world's coordinates."""
+    """Return the rays from the camera through the middle of each pixel to a depth of 1, in world coordinates."""
     pixel = 2 * SLOPE / width
     across = (torch.arange(width) - (width - 1) / 2) * pixel
     downward = (torch.arange(height) - (height - 1) / 2) * pixel
@@ -77,7 +89,7 @@ def _rays(rooms: Rooms, height: int, width: int) -> Vectors:
 
 
 def _first_hits(rooms: Rooms, rays: Vectors) -> tuple[Tensor, Tensor]:
-    """How far a ray goes from the camera to the first surface, in its own lengths, and that surface's row."""
+    """Return the distance of the first surface along each ray, in lengths of the ray, and that surface's row."""
     low, high = (_parts(rooms.centre[:, WALL] + sign * rooms.half[:, WALL] - rooms.eye) for sign in (-1, 1))
     (_, x), (_, y), (_, z) = (_slab(a, b, 1 / step) for a, b, step in zip(low, high, rays, strict=True))
     walls = torch.minimum(x, y)
@@ -90,13 +102,13 @@ def _first_hits(rooms: Rooms, rays: Vectors) -> tuple[Tensor, Tensor]:
 
 
 def _entries(rooms: Rooms, origin: Tensor, rays: Vectors) -> Iterator[tuple[int, Tensor]]:
-    """For each thing, its row and how far a ray goes, in its own lengths, until it enters it: infinity if never.
+    """Yield each thing's row and the distances at which rays enter it, in lengths of the ray; infinity for a miss.
 
-    All rays of a scene begin at ``origin``, ``(N, 3)``, which lies in no thing.
+    All rays of a scene begin at ``origin``, shape ``(N, 3)``, which lies outside all things.
     """
     x, y, z = rays
     per_z, per_square = 1 / z, 1 / _dot(rays, rays)
-    cos, sin = rooms.turn[..., None].unbind(2)  # (N, R, 1), as all that follows of the rows
+    cos, sin = rooms.turn[..., None].unbind(2)  # (N, R, 1), like the other tensors of rows below
     middle = (rooms.centre - origin[:, None])[..., None].unbind(2)
     half = rooms.half[..., None].unbind(2)
     turned = (cos * middle[0] + sin * middle[1], cos * middle[1] - sin * middle[0], middle[2])
@@ -112,16 +124,28 @@ def _entries(rooms: Rooms, origin: Tensor, rays: Vectors) -> Iterator[tuple[int,
 
 
 def _slab(low: Tensor, high: Tensor, per_step: Tensor) -> Span:
-    """The span between two planes, seen from the rays' origin; ``per_step`` is 1 / the rays' component across them."""
-    one, other = low * per_step, high * per_step
-    return torch.minimum(one, other), torch.maximum(one, other)
+    """Return the spans of rays between two parallel planes.
+
+    Args:
+        low: position of the first plane relative to the rays' origin.
+        high: position of the second plane.
+        per_step: 1 divided by the rays' component perpendicular to the planes.
+    """
+    first, second = low * per_step, high * per_step
+    return torch.minimum(first, second), torch.maximum(first, second)
 
 
 def _ball(middle: Vectors, radius: Tensor, rays: Vectors, per_square: Tensor) -> Span:
-    """The span in a sphere whose ``middle`` is seen from the rays' origin; ``per_square`` is 1 / their squared length.
+    """Return the spans of rays in a sphere.
 
-    How far a ray passes from the middle is measured where it is nearest. The difference of squared distances from the
-    origin, the textbook's, would lose digits.
+    A ray's distance from the middle is computed at the ray's nearest point. The textbook's formula, a difference of
+    squared distances from the origin, would lose digits.
+
+    Args:
+        middle: the sphere's middle relative to the rays' origin.
+        radius: the sphere's radius.
+        rays: the rays.
+        per_square: 1 divided by the rays' squared length.
     """
     nearest = _dot(middle, rays) * per_square
     missed_by = [nearest * step - part for part, step in zip(middle, rays, strict=True)]
@@ -130,7 +154,7 @@ def _ball(middle: Vectors, radius: Tensor, rays: Vectors, per_square: Tensor) ->
 
 
 def _entry(*spans: Span) -> Tensor:
-    """Where the common part of ``spans`` begins; infinity where there is none ahead."""
+    """Return the start of the intersection of ``spans``; infinity if there is none ahead of the origin."""
     start, end = spans[0]
     for begins, ends in spans[1:]:
         start, end = torch.maximum(start, begins), torch.minimum(end, ends)
@@ -138,19 +162,19 @@ def _entry(*spans: Span) -> Tensor:
 
 
 def _paint(rooms: Rooms, row: Tensor, own: Vectors) -> Vectors:
-    """The colour of the points ``own``, in their solids' coordinates: two paints in stripes with soft edges."""
+    """Return the colours at the points ``own``, given in their solids' coordinates: stripes with soft edges."""
     (phase,) = _of_row(rooms.phase[..., None], row)
     periods = _dot(_of_row(rooms.frequency, row), own) + phase
     share = ((periods - periods.floor() - 0.5).abs() * 4 - 0.5).clamp(0, 1)
     paints = _of_row(rooms.paints.flatten(2), row)
-    return [one + share * (other - one) for one, other in zip(paints[:3], paints[3:], strict=True)]
+    return [first + share * (second - first) for first, second in zip(paints[:3], paints[3:], strict=True)]
 
 
 def _normals(rooms: Rooms, row: Tensor, own: Vectors) -> Vectors:
-    """Normals at the points ``own``, both in their solids' coordinates: out of a thing, into the room.
+    """Return the normals at the points ``own``; both are in their solids' coordinates.
 
-    With the solid's half extents as units of length, a sphere's normal is the point itself and a box's the point's
-    largest coordinate.
+    Normals point out of a thing, and into the room. If the solid's half extents are the units of length, a sphere's
+    normal has the direction of the point, and a box's normal that of the point's largest coordinate.
     """
     inwards = torch.tensor([-1.0] * 3 + [1.0] * (ROWS - 3))[:, None]
     x, y, z = (part * scale for part, scale in zip(own, _of_row(inwards / rooms.half, row), strict=True))
@@ -163,12 +187,12 @@ def _normals(rooms: Rooms, row: Tensor, own: Vectors) -> Vectors:
 
 
 def _light(rooms: Rooms, points: Vectors, normals: Vectors) -> Vectors:
-    """The red, green and blue that a white surface sends back at ``points``."""
+    """Return the red, green and blue light that a white surface reflects at ``points``."""
     light = _parts(rooms.ambient)
     for lamp, power in zip(rooms.lamps.unbind(1), rooms.power.unbind(1), strict=True):
         rays = [point - start for point, start in zip(points, _parts(lamp), strict=True)]
         square = _dot(rays, rays)
-        facing = -_dot(rays, normals) / (square * square.sqrt())  # the angle's cosine over the squared distance
+        facing = -_dot(rays, normals) / (square * square.sqrt())  # cosine of the angle, divided by the squared distance
         reach = torch.ones_like(square)
         for _, entry in _entries(rooms, lamp, rays):
             reach = torch.minimum(reach, entry)
@@ -178,15 +202,16 @@ def _light(rooms: Rooms, points: Vectors, normals: Vectors) -> Vectors:
 
 
 def _of_row(values: Tensor, row: Tensor) -> Vectors:
-    """Of ``values`` ``(N, R, K)`` those of each pixel's row: K times ``(N, P)``."""
+    """Select the values of each pixel's row: from ``values`` ``(N, R, K)``, K tensors of shape ``(N, P)``."""
     first = ROWS * torch.arange(len(values))[:, None]
     return values.flatten(0, 1).T.contiguous().index_select(1, (first + row).flatten()).view(-1, *row.shape).unbind()
 
 
 def _parts(vectors: Tensor) -> Vectors:
-    """``(N, 3)`` as x, y and z, each ``(N, 1)``."""
+    """Split ``vectors``, shape ``(N, 3)``, into x, y and z, each of shape ``(N, 1)``."""
     return vectors[:, :, None].unbind(1)
 
 
 def _dot(a: Vectors, b: Vectors) -> Tensor:
+    """Return the dot products of two sets of vectors."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]

@@ -1,12 +1,12 @@
-"""Random rooms with things in them, as tensors: what there is to be seen, and from where.
+"""Random rooms with things in them, as tensors: the surfaces, the lamps and the camera of each scene.
 
-A room is a box seen from inside. The origin of the world's coordinates is the middle of its floor, z points up, and
-lengths are in metres. The floor is cut into three by three cells. The camera stands in a cell at one side and looks
-across the room. Seven of the other eight cells hold a thing each, on the floor: four boxes, turned about the vertical,
-and three spheres. A thing stays within its cell, so no two overlap, and none has the camera or one of the lamps, which
-hang above them all, in it.
+A room is a box seen from inside. The origin of the world coordinates is the middle of the room's floor, z points up,
+and lengths are in metres. The floor is divided into three by three cells. The camera stands in a cell at one side and
+looks across the room. Seven of the other eight cells contain one thing each, on the floor: four boxes, turned about the
+vertical axis, and three spheres. A thing stays within its cell, so no two overlap and none contains the camera. The
+lamps hang above all things, so no thing contains a lamp either.
 
-Whatever its class, a surface's colours and texture are drawn from one distribution: they say nothing of the class.
+The colours and the texture of all surfaces come from the same distribution, so they do not tell a surface's class.
 """
 
 from collections.abc import Sequence
@@ -17,42 +17,45 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
 CLASSES = ("floor", "ceiling", "wall", "box", "sphere")
+"""Names of the classes, in the order of their labels."""
 
 FLOOR, CEILING, WALL = range(3)
 BOXES, SPHERES = range(3, 7), range(7, 10)
-"""A scene's surfaces are the rows of a table: the room's three, then the things, by kind."""
+"""Rows of the table of a scene's surfaces: first the room's three surfaces, then boxes, then spheres."""
 CLASS_OF_ROW = (0, 1, 2, *[3] * len(BOXES), *[4] * len(SPHERES))
+"""Label of the class of each row."""
 ROWS = len(CLASS_OF_ROW)
 THINGS = ROWS - 3
 LAMPS = 2
+"""Number of lamps in a scene."""
 
 
 @dataclass(frozen=True)
 class Rooms:
-    """N scenes, R = 10 surfaces and L = 2 lamps in each; float32, on the CPU."""
+    """N scenes with R = 10 surfaces and L = 2 lamps each. All tensors are float32, on the CPU."""
 
     eye: Tensor
-    """``(N, 3)``: where the camera is."""
+    """Position of the camera, shape ``(N, 3)``."""
     axes: Tensor
-    """``(N, 3, 3)``: the camera's right, down and forward, orthogonal unit vectors."""
+    """The camera's right, down and forward directions, orthogonal unit vectors, shape ``(N, 3, 3)``."""
     centre: Tensor
-    """``(N, R, 3)``: the middle of a surface's solid, which for the first three is the room."""
+    """Middle of each surface's solid, shape ``(N, R, 3)``. The solid of the first three surfaces is the room."""
     half: Tensor
-    """``(N, R, 3)``: half of the solid's extent along each of its own axes. Its z is the world's."""
+    """Half of the solid's extent along each of its own axes, shape ``(N, R, 3)``. Its z axis is that of the world."""
     turn: Tensor
-    """``(N, R, 2)``: cosine and sine of the angle about z from the world's x to the solid's."""
+    """Cosine and sine of the angle about z from the world's x axis to the solid's, shape ``(N, R, 2)``."""
     paints: Tensor
-    """``(N, R, 2, 3)``: the two colours of a surface's stripes, as shares of red, green and blue sent back."""
+    """The two colours of a surface's stripes, as reflected shares of red, green and blue, shape ``(N, R, 2, 3)``."""
     frequency: Tensor
-    """``(N, R, 3)``: periods of the stripes a metre, along each of the solid's axes."""
+    """Periods of the stripes per metre, along each of the solid's axes, shape ``(N, R, 3)``."""
     phase: Tensor
-    """``(N, R)``: where in a period the solid's middle is."""
+    """Phase of the stripes at the solid's middle, in periods, shape ``(N, R)``."""
     lamps: Tensor
-    """``(N, L, 3)``: where the lamps are, which are points."""
+    """Positions of the lamps, which are points, shape ``(N, L, 3)``."""
     power: Tensor
-    """``(N, L, 3)``: what of a lamp's red, green and blue a white surface sends back, facing it from a metre away."""
+    """Red, green and blue light that a white surface reflects when it faces a lamp at one metre, ``(N, L, 3)``."""
     ambient: Tensor
-    """``(N, 3)``: what a white surface sends back wherever it is."""
+    """Red, green and blue light that a white surface reflects at any place, shape ``(N, 3)``."""
 
     def __len__(self) -> int:
         return len(self.eye)
@@ -62,7 +65,7 @@ class Rooms:
 
 
 class _Draws:
-    """Uniform numbers, a row a scene, from which one draw after another takes its columns."""
+    """A supply of uniform random numbers: one row per scene. Each draw takes the next columns."""
 
     COLUMNS = 256
 
@@ -70,17 +73,17 @@ class _Draws:
         self.left = torch.rand(num_scenes, self.COLUMNS, generator=generator)
 
     def __call__(self, low: float, high: float, *shape: int) -> Tensor:
-        """``(N, *shape)``, from ``low`` to ``high``."""
+        """Return numbers from ``low`` to ``high``, shape ``(N, *shape)``."""
         taken, self.left = self.left.tensor_split([torch.Size(shape).numel()], 1)
         return low + (high - low) * taken.reshape(-1, *shape)
 
     def choice(self, options: int, *shape: int) -> Tensor:
-        """``(N, *shape)``: whole numbers from 0 to ``options - 1``."""
+        """Return whole numbers from 0 to ``options - 1``, shape ``(N, *shape)``."""
         return self(0, options, *shape).long().clamp_max(options - 1)
 
 
 def random_rooms(num_scenes: int, generator: Generator) -> Rooms:
-    """Scenes drawn from ``generator``; with one seed, the first n are the same however many follow."""
+    """Draw scenes from ``generator``. For a given seed, the first n scenes do not depend on ``num_scenes``."""
     uniform = _Draws(num_scenes, generator)
     room = torch.cat([uniform(2, 3, 2), uniform(1.25, 1.5, 1)], 1)  # half its width, depth and height
     cell = room[:, :2] / 3  # half of a cell's width and depth
@@ -94,7 +97,8 @@ def random_rooms(num_scenes: int, generator: Generator) -> Rooms:
     forward = _unit(target - eye)
     right = _unit(_cross(forward, upward))
 
-    camera_last = uniform(0, 1, 9).scatter(1, column, 2.0)  # cell x + 3 y; the camera's has y = 0
+    # Cell (x, y) has index x + 3 y, and the camera's has y = 0. The 2 sorts it last, so that it stays without a thing.
+    camera_last = uniform(0, 1, 9).scatter(1, column, 2.0)
     cells = camera_last.argsort(1)[:, :THINGS]
     middles = 2 * (torch.stack([cells % 3, cells // 3], 2) - 1) * cell[:, None]
     sides = uniform(0.25, 0.7, len(BOXES), 2) * radius
@@ -124,17 +128,21 @@ def random_rooms(num_scenes: int, generator: Generator) -> Rooms:
 
 
 def _thrice(values: Tensor) -> Tensor:
-    """The room's ``(N, K)`` for each of its three surfaces: ``(N, 3, K)``."""
+    """Repeat the room's values, shape ``(N, K)``, for its three surfaces: shape ``(N, 3, K)``."""
     return values[:, None].expand(-1, 3, -1)
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cross product over the last dimension."""
     (ax, ay, az), (bx, by, bz) = a.unbind(-1), b.unbind(-1)
     return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], -1)
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """Added up in order, so that a scene is the same to the bit in any batch: ``(..., K)`` to ``(..., 1)``."""
+    """Return the lengths, shape ``(..., 1)``, of vectors ``(..., K)``.
+
+    The sum has a fixed order, so that a scene is the same to the bit in every batch.
+    """
     parts: Sequence[Tensor] = vectors.unbind(-1)
     square = parts[0] * parts[0]
     for part in parts[1:]:
@@ -143,4 +151,5 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
+    """Scale vectors to unit length."""
     return vectors / _length(vectors)

@@ -1,8 +1,8 @@
-"""Scenes: class, depth and surface normal of every pixel of small pictures of rooms that are rendered here.
+"""The problem ``scenes``: class, depth and surface normal of every pixel in small rendered pictures of rooms.
 
-The tasks are those of NYUv2, and what is shared is what Chen, Badrinarayanan, Lee and Rabinovich share there, in
-"GradNorm", ICML 2018, section 5: all but the final layer. Class, depth and normal are known exactly at every pixel. A
-surface's colour tells nothing of its class, so they have to be read from shapes, places, shading and shadows.
+The tasks are those of NYUv2. As in Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm", ICML 2018, section 5, tasks
+share all layers except the last. Class, depth and normal are known exactly at every pixel. A surface's colour does not
+tell its class, so the network has to use shapes, positions, shading and shadows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +22,20 @@ from .render import render
 from .rooms import CLASSES, random_rooms
 
 VALIDATION_SCENES, TEST_SCENES = 64, 160
+"""Number of scenes in the validation set and in the test set."""
 SEEDS = {"train": 1, "validation": 2, "test": 3}
+"""Seed of each split's scenes."""
 NOISE = 0.02
-"""The standard deviation of the sensor's noise, where white is 1."""
+"""Standard deviation of the sensor's noise, where white is 1."""
 TYPICAL_DEPTH = 3.3
-"""Metres: about the median of the training set."""
+"""Approximate median depth of the training set, in metres."""
 CHUNK = 16
-"""Scenes that are evaluated at a time."""
+"""Number of scenes that are evaluated at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class SceneData:
-    """All splits."""
+    """The images and targets of each split."""
 
     train: Images
     validation: Images
@@ -42,17 +44,30 @@ class SceneData:
 
 @register
 class Scenes(DensePrediction[SceneData]):
-    """Rooms with boxes and spheres in them, see ``rooms.py``; what their pixels show, see ``render.py``.
+    """Rendered rooms with boxes and spheres: the class, depth and surface normal of each pixel.
 
-    Every seed has the same scenes. The first n training scenes are the same for any ``train_scenes`` of n or more, and
-    none of the other two splits depends on it.
+    Data: 1,500 training, 64 validation and 160 test pictures of 48 by 64 pixels, each of another random room (see
+    ``rooms.py`` and ``render.py``), with some noise. The scenes are the same for every seed. The first n training
+    scenes are the same for any ``train_scenes`` of at least n, and the other two splits do not depend on it.
+
+    Tasks: "segmentation", one of five classes per pixel; "depth", in metres, per pixel; "normals", a unit vector per
+    pixel.
+
+    Model: a `SegNet` from ``batch_size x 3 x height x width`` pictures to one prediction of the same height and width
+    per task, with 5, 1 and 3 channels.
+
+    Metrics: mIoU, pixel accuracy, three depth errors, and angles between normals; the primary metric combines mIoU, the
+    absolute depth error and the mean angle, see `DensePrediction`.
+
+    Source: the tasks and the shared layers are those of NYUv2 in Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm",
+    ICML 2018, section 5; the scenes are new here.
 
     Args:
-        size: the pictures' height and width in pixels, multiples of 16.
-        train_scenes: how many there are to learn from.
+        size: height and width of a picture in pixels, multiples of 16.
+        train_scenes: number of training scenes.
 
     Raises:
-        ValueError: an option is none of these.
+        ValueError: If ``size`` or ``train_scenes`` has another form.
     """
 
     name = "scenes"
@@ -66,7 +81,7 @@ class Scenes(DensePrediction[SceneData]):
     recipe = Recipe("adam", lr=1e-2, schedule="cosine", batch_size=4, steps=180)
     full = replace(recipe, batch_size=8, steps=1_500)
     static_weights = {"inverse-constant": (0.57, 0.90, 1.53)}
-    """From the constant predictor's losses on the training set with default options."""
+    """Inverse losses of the constant predictor on the training set, with default options."""
 
     def __init__(self, size: Sequence[int] = (48, 64), train_scenes: int = 1_500) -> None:
         self.size = _size(size, 2 ** len(self.widths))
@@ -76,7 +91,10 @@ class Scenes(DensePrediction[SceneData]):
         super().__init__()
 
     def data(self, generator: Generator, device: torch.device | str) -> SceneData:
-        """The same for every seed: ``generator`` is not used. Rendered once a process."""
+        """Return the pictures, which are the same for every seed: ``generator`` is not used.
+
+        They are rendered once per process.
+        """
         return _data(self.train_scenes, self.size, str(device))
 
     def batches(self, data: SceneData, generator: Generator, batch_size: int) -> Iterator[Images]:
@@ -84,7 +102,10 @@ class Scenes(DensePrediction[SceneData]):
         return (data.train.select(chosen) for chosen in every)
 
     def model(self) -> SegNet:
-        """Depths start near a typical one, not near zero, from where it takes Adam long to get there."""
+        """Return a new network whose depths start near a typical depth.
+
+        If they started near zero, Adam would need many steps to reach that depth.
+        """
         model = super().model()
         head = model.heads[self.tasks.index("depth")]
         assert isinstance(head, nn.Conv2d)
@@ -110,7 +131,7 @@ def _data(train_scenes: int, size: tuple[int, int], device: str) -> SceneData:
 
 @cache
 def _photographs(split: str, count: int, size: tuple[int, int]) -> Images:
-    """``count`` scenes of a split, as a sensor with noise sees them."""
+    """Render ``count`` scenes of a split, and add the sensor's noise to the pictures."""
     images = render(random_rooms(count, torch.Generator().manual_seed(SEEDS[split])), size)
     generator = torch.Generator().manual_seed(SEEDS[split] + len(SEEDS))
     for image in images.image:
@@ -120,6 +141,11 @@ def _photographs(split: str, count: int, size: tuple[int, int]) -> Images:
 
 
 def _size(size: Sequence[int], multiple: int) -> tuple[int, int]:
+    """Return the option ``size`` as height and width.
+
+    Raises:
+        ValueError: If it isn't two positive multiples of ``multiple``.
+    """
     whole = isinstance(size, Sequence) and all(isinstance(side, int) and not isinstance(side, bool) for side in size)
     if not whole or len(size) != 2 or min(size) < multiple or any(side % multiple for side in size):
         raise ValueError(f"size is {size!r}; expected height and width, two positive multiples of {multiple}")
