@@ -6,7 +6,7 @@
 # make problems    every problem, beside a constant predictor and each task trained alone
 # make reference   both suites, and copies what is kept of them to results/reference
 # make evidence    what docs/results.md rests on: the suites core and tuned, and the paper's claims. Two hours on
-#                  2 cores; an interrupted one goes on where it was. Copies what is kept to results/reference
+#                  2 cores; an interrupted one continues where it stopped. Copies what is kept to results/reference
 # make paper       a verdict on each claim of the GradNorm paper: half an hour; FLAGS=--full for more seeds
 # make bench-cost  what GradNorm and every other method add to a step: twenty minutes, with nothing else running
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
@@ -79,7 +79,7 @@ define keep
 		rm -rf $$kept && mkdir -p $$kept/tables $$kept/figures && cd results/$$suite && \
 		cp report.html suite.toml environment.json ../../$$kept && cp figures/summary.png ../../$$kept/figures && \
 		cp tables/runs.csv tables/scores.parquet tables/baselines.csv tables/problems.csv ../../$$kept/tables && \
-		for table in selection costs micro delta_m controls target repeated front; do \
+		for table in leaderboard metrics selection costs micro delta_m controls target repeated front; do \
 			if [ -f tables/$$table.csv ]; then cp tables/$$table.csv ../../$$kept/tables; fi; \
 		done && cd ../.. || exit 1; \
 	done

@@ -1,7 +1,13 @@
-"""The benchmark: runs every balancer of a suite on every problem, stores what comes out, and reports it.
+"""The benchmark: run every balancer of a suite on every problem, store the results, and report them.
 
-``lossbench run SUITE``, the same as ``python -m bench run SUITE``, goes through these files in this order: `suite`
-reads the TOML file, `plan` says which runs that is, `schedule` does them through `workers`, `train` does one run,
-`store` keeps its result, `tables` joins the results, `analysis` draws conclusions from them and `report` shows these.
+``lossbench run SUITE``, which is the same as ``python -m bench run SUITE``, goes through these modules in this order:
+
+1. `suite.suite_file` reads the TOML file.
+2. `suite.plan` lists the runs of the suite.
+3. `execute.run_suite` does them, in the processes of `execute.workers`.
+4. `run.training` does one run, and `run.result_file` stores its result.
+5. `suite.result_tables` joins the results to tables.
+6. `analysis` draws conclusions from the tables, and `report` presents them.
+
 The rules of the comparison are in ``PROTOCOL.md``.
 """

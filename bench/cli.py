@@ -1,6 +1,5 @@
-"""The command ``lossbench``: run a suite, show its report, list what there is, measure one's own model."""
+"""Define the command ``lossbench``: run suites, report them, list methods and problems, measure a user's own model."""
 
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,13 +40,14 @@ from .suite.suite_file import Suite
 from .suite.toml_table import SuiteError
 
 MOST_FAILURES = 20
-"""So many ways in which runs failed are told of one by one."""
+"""Maximum number of distinct failures to print."""
 
-SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or the path of its .toml file.")]
-ResultsOption = Annotated[Path, typer.Option(help="The folder in which each suite has a folder of results.")]
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a suite, or path of its .toml file.")]
+ResultsOption = Annotated[Path, typer.Option(help="Folder of all results; each suite has its own folder in it.")]
 
+# Typer keeps the line breaks of a command's docstring, so these lines are short enough for narrow terminals.
 app = typer.Typer(
-    help="Compares multi-task loss balancers: runs suites, and reports accuracy, weights and the cost of a step.",
+    help="Compare multi-task loss balancers: run suites, and report accuracy, weights and the cost of a training step.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,7 +55,7 @@ app = typer.Typer(
 
 
 class Listing(StrEnum):
-    """What can be listed."""
+    """The kinds of things that can be listed."""
 
     BALANCERS = "balancers"
     PROBLEMS = "problems"
@@ -63,7 +63,7 @@ class Listing(StrEnum):
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     app()
 
 
@@ -72,105 +72,133 @@ def run(
     name: SuiteArgument,
     results: ResultsOption = Path("results"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one a core, on CUDA one.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Number of runs at a time; default: one per core, or one on CUDA.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Run a suite, then show its leaderboard and write its report.
+    """Run a suite, print its leaderboard and write its report.
 
-    What a run gives is kept as soon as it has ended. Stop the command whenever you like, by Ctrl-C or by force: the
-    same command goes on where it was. After a change in the suite or in a method, it does only what that touches.
+    Each result is stored as soon as its run has ended. You can stop the command
+    at any time, with Ctrl-C or by force; the same command then continues where
+    it stopped. After a change to the suite or to a method, only the runs that
+    the change affects are done again.
 
-    Exit codes: 0, all is well; 1, some runs failed; 2, the suite can't be run.
+    Exit codes: 0, success; 1, some runs failed; 2, the suite cannot be run.
     """
     console = _messages()
-    with _told(console):
+    with _user_errors(console):
         loaded = suite_file.load(suite_file.find(name))
     _run(loaded, results / loaded.name, jobs, console)
 
 
 @app.command("try")
 def try_out(
-    file: Annotated[Path, typer.Argument(metavar="FILE.py", help="What registers your problem, and your methods too.")],
-    minutes: Annotated[float, typer.Option(min=0, help="Make the comparison as large as fits this time.")] = 15,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE.py", help="Python file that registers your problem; it may register methods too."),
+    ],
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Time limit; the comparison is made as large as fits into it.")
+    ] = 15,
     results: ResultsOption = Path("results"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one a core.", show_default=False)
+        int | None, typer.Option(min=1, help="Number of runs at a time; default: one per core.", show_default=False)
     ] = None,
 ) -> None:
-    """Find out which method your own problem should use, and at what cost a step.
+    """Find out which method to use for your own problem, and what it costs per step.
 
-    Compares the eight core methods and random weights on every problem in FILE, each at a learning rate that validation
-    chose for it from values around your recipe's, on fresh seeds. The suite that it makes for that is kept, to go on
-    from; a stopped command goes on where it was.
+    Compares the eight core methods and random weights on every problem in FILE.
+    Validation chooses a learning rate for each method, from values around the
+    one in your recipe; the comparison then runs on other seeds. The suite made
+    for this is stored with the results, so that you can extend it. A stopped
+    command continues where it stopped.
 
-    Exit codes: 0, all is well; 1, some runs failed; 2, there is nothing that can be run.
+    Exit codes: 0, success; 1, some runs failed; 2, nothing can be run.
     """
     console = _messages()
     workers = jobs or joblib.cpu_count()
-    with _told(console):
-        loaded, said = try_suite.make(file, results / file.stem, minutes, forecast.Forecast(workers))
-        for one in said:
-            console.print(Text(one))
+    with _user_errors(console):
+        loaded, notes = try_suite.make(file, results / file.stem, minutes, forecast.Forecast(workers))
+        for note in notes:
+            console.print(Text(note))
     _run(loaded, results / loaded.name, workers, console)
 
 
 @app.command("tune")
 def tune_all(
     name: SuiteArgument,
-    trials: Annotated[int, typer.Option(min=4, help="Trials of each method on each problem.")] = 16,
+    trials: Annotated[int, typer.Option(min=4, help="Number of trials of each method on each problem.")] = 16,
     problem: Annotated[
-        list[str] | None, typer.Option(help="A problem of the suite, by label or name.", show_default="all")
+        list[str] | None,
+        typer.Option(help="Label or name of a problem of the suite; can be repeated.", show_default="all"),
     ] = None,
     balancer: Annotated[
-        list[str] | None, typer.Option(help="A balancer of the suite, or another's name.", show_default="all")
+        list[str] | None,
+        typer.Option(
+            help="Label of a balancer of the suite, or name of any other balancer; can be repeated.", show_default="all"
+        ),
     ] = None,
     results: ResultsOption = Path("results"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one a core, on CUDA one.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Number of runs at a time; default: one per core, or one on CUDA.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Run a suite with every method tuned on the same number of trials, and say which lie beyond static weights.
+    """Run a suite with every method tuned on the same number of trials, and show which lie beyond static weights.
 
-    Trials are of learning rate, of the ranges that a method declares for its options and of static weights; they are
-    chosen by validation, and compared on the test split of fresh seeds. The front of the static weights is run on these
-    seeds too. Results are kept in a folder called SUITE-tuned, with the suite that was made.
+    A trial is a learning rate together with options from the ranges that the
+    method declares, or with static weights. Validation chooses the best trial
+    of each method; the chosen trials are compared on the test split, on other
+    seeds. The front of static weights (those of its trials that no other one
+    equals or beats in every task) is run on these seeds too. A method lies
+    beyond static weights if no point of the front is as good as it in every
+    task. Results are stored in a folder called SUITE-tuned, together with the
+    suite that was made.
 
-    Exit codes: 0, all is well; 1, some runs failed; 2, the suite can't be run.
+    Exit codes: 0, success; 1, some runs failed; 2, the suite cannot be run.
     """
     console = _messages()
-    with _told(console):
+    with _user_errors(console):
         loaded, folder = tune_suite.make(suite_file.find(name), results, trials, problem or (), balancer or ())
     _run(loaded, folder, jobs, console)
 
 
 @app.command("paper")
 def paper_claims(
-    full: Annotated[bool, typer.Option("--full", help="Three times as many seeds; takes hours.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Use three times as many seeds; takes hours.")] = False,
     only: Annotated[
-        list[int] | None, typer.Option(min=1, max=len(CLAIMS), help="The number of a claim.", show_default="all")
+        list[int] | None,
+        typer.Option(min=1, max=len(CLAIMS), help="Number of a claim; can be repeated.", show_default="all"),
     ] = None,
     results: ResultsOption = Path("results"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one a core.", show_default=False)
+        int | None, typer.Option(min=1, help="Number of runs at a time; default: one per core.", show_default=False)
     ] = None,
 ) -> None:
-    """Test what the GradNorm paper claims, each claim by an experiment with a verdict.
+    """Test the claims of the GradNorm paper: one experiment and one verdict for each claim.
 
-    Each is tested with one learning rate for all methods, as in the paper, and with each method's own, chosen on
-    validation. A stopped command goes on where it was. Nothing else should be running when steps are timed, at the end.
+    Each claim is tested in two settings: with one learning rate for all
+    methods, as in the paper, and with a learning rate that validation chooses
+    for each method. A stopped command continues where it stopped. Steps are
+    timed at the end; nothing else should be running then.
 
-    Exit codes: 0, all claims are judged, whatever the verdicts; 1, the workers can't go on; 2, they can't be tested.
+    Exit codes: 0, all claims were judged, whatever the verdicts; 1, the worker
+    processes failed; 2, the claims cannot be tested.
     """
     console = _messages()
     folder = results / ("paper-full" if full else "paper")
     judged = []
-    with _told(console):
+    with _user_errors(console):
         try:
             for one in judge(folder, FULL if full else QUICK, jobs or joblib.cpu_count(), console, only or ()):
                 console.print(f"claim {one.claim.number}, {one.claim.short}: {' / '.join(dict.fromkeys(one.verdicts))}")
                 judged.append(one)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here")
+            console.print("stopped; the same command continues from here")
             raise typer.Exit(130) from None
         all_claims.write(judged, folder)
         page_of_claims = paper_page.write(judged, folder)
@@ -181,14 +209,15 @@ def paper_claims(
 @app.command()
 def once(
     name: SuiteArgument,
-    key: Annotated[str, typer.Argument(help="The run's key, or how it begins; the report has them all.")],
+    key: Annotated[str, typer.Argument(help="Key of the run, or its first characters; the report lists all keys.")],
     results: ResultsOption = Path("results"),
 ) -> None:
-    """Do one run of a suite again, and tell its scores, and whether they are those that were stored.
+    """Do one run of a suite again, print its scores, and compare them with the stored scores.
 
-    Exit codes: 0, all is well; 1, the run failed, or scored otherwise than what is stored; 2, there is no such run.
+    Exit codes: 0, success; 1, the run failed, or its scores differ from the
+    stored ones; 2, there is no such run.
     """
-    with _told(_messages()):
+    with _user_errors(_messages()):
         loaded = suite_file.load(suite_file.find(name, results))
         planned = once_more.find(loaded, key)
     console = Console(highlight=False, soft_wrap=True)
@@ -202,7 +231,12 @@ def once(
         values = ", ".join(f"{metric} {value:.6g}" for metric, value in score.metrics.items())
         console.print(Text(f"{score.checkpoint} checkpoint, {score.split}: {values}"))
     agrees = once_more.agrees(planned, result, results / loaded.name)
-    console.print({True: "as stored", False: "not as stored", None: "nothing is stored to compare it with"}[agrees])
+    comparisons = {
+        True: "the scores equal the stored ones",
+        False: "the scores differ from the stored ones",
+        None: "no scores are stored for this run",
+    }
+    console.print(comparisons[agrees])
     if agrees is False:
         raise typer.Exit(1)
 
@@ -212,44 +246,47 @@ def report(
     name: SuiteArgument = "default",
     results: ResultsOption = Path("results"),
 ) -> None:
-    """Show the leaderboard of a suite that was run, and write its report again."""
-    with _told(_messages()):
+    """Print the leaderboard of a suite that has finished, and write its report again."""
+    with _user_errors(_messages()):
         folder = results / Path(name).stem
         if not (folder / "tables").is_dir():
-            raise SuiteError(f"there are no tables in {folder}; run `lossbench run {name}` first, and to its end")
+            raise SuiteError(f"there are no tables in {folder}; first let `lossbench run {name}` finish")
         micro.add_table(folder)
-        _show(folder)
+        _report(folder)
 
 
 @app.command()
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A results folder, such as results/reference/core.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another, such as results/core.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another results folder, such as results/core.")],
 ) -> None:
-    """Tell what changed beyond noise from results folder A to results folder B.
+    """Compare results folder B with results folder A, and print which scores changed beyond noise.
 
-    Exit codes: 0, nothing is worse beyond noise; 1, something is; 2, they can't be compared.
+    Exit codes: 0, no score in B is worse beyond noise; 1, at least one is; 2,
+    the folders cannot be compared.
     """
-    with _told(_messages()):
-        found = comparing.differences(first, second)
+    with _user_errors(_messages()):
+        differences = comparing.differences(first, second)
     console = new_console()
-    for note in found.notes:
+    for note in differences.notes:
         console.print(Text(note))
-    if not all(cell.identical for cell in found.cells):
-        console.print(comparing.table(found))
-    console.print(comparing.summary(found))
-    if found.worse:
+    if not all(cell.identical for cell in differences.cells):
+        console.print(comparing.table(differences))
+    console.print(comparing.summary(differences))
+    if differences.worse:
         raise typer.Exit(1)
 
 
 @app.command("list")
 def list_all(
-    kind: Annotated[Listing | None, typer.Argument(help="One kind alone.", show_default=False)] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Balancers as README has them.")] = False,
+    kind: Annotated[Listing | None, typer.Argument(help="List only this kind, in detail.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the balancers as a Markdown table.")] = False,
 ) -> None:
-    """List the balancers, problems and suites there are; one kind alone with all that is known of it.
+    """List all balancers, problems and suites, or one kind in detail.
 
-    Of problems that is tasks, metrics, sizes and how long a run takes here, for which a few steps of each are made.
+    The details of problems are tasks, metrics, numbers of samples, and how long
+    a run takes on this machine, which is estimated from a few training steps of
+    each.
     """
     if markdown:
         typer.echo(method_list.markdown(method_list.entries()))
@@ -259,14 +296,14 @@ def list_all(
         return
     if kind is Listing.PROBLEMS:
         console = _messages()
-        with console.status("a few steps of each, for the time that a run takes"):
-            shown_table = problem_list.table(problem_list.entries())
-        new_console().print(shown_table)
+        with console.status("timing a few steps of each problem"):
+            problem_table = problem_list.table(problem_list.entries())
+        new_console().print(problem_table)
         return
     lines = {
         Listing.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
         Listing.PROBLEMS: [(name, tasks.get(name).summary) for name in tasks.names()],
-        Listing.SUITES: [(name, _description(name)) for name in suite_file.names()],
+        Listing.SUITES: [(name, suite_file.description(suite_file.find(name))) for name in suite_file.names()],
     }
     console = Console(highlight=False)
     for each in Listing if kind is None else (kind,):
@@ -278,24 +315,28 @@ def list_all(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="PROBLEM", help="A problem's name; `lossbench list problems`.")],
+    name: Annotated[str, typer.Argument(metavar="PROBLEM", help="Name of a problem; see `lossbench list problems`.")],
     option: Annotated[
         list[str] | None,
-        typer.Option(help="An option of the problem as in a suite, such as 'sigmas=\"T=10\"'.", show_default=False),
+        typer.Option(
+            help="Option of the problem, written as in a suite, such as 'sigmas=\"T=10\"'; can be repeated.",
+            show_default=False,
+        ),
     ] = None,
-    train: Annotated[bool, typer.Option("--train", help="Train its model first, and draw what it predicts.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train the model first, and draw what it predicts.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="The picture's file; by default results/show/PROBLEM.png.", show_default=False),
+        typer.Option(help="File of the picture; default: results/show/PROBLEM.png.", show_default=False),
     ] = None,
 ) -> None:
-    """Draw a problem's data and, with --train, what a model makes of them: equal weighting, the default recipe.
+    """Draw a problem's data and, with --train, what its model predicts after training with equal weighting.
 
-    Of an illustration it draws the paths that methods take.
+    Training uses the problem's default recipe. For the illustration
+    conflict-2d, --train draws the paths that several methods take.
 
-    Exit codes: 0, all is well; 2, there is nothing to draw.
+    Exit codes: 0, success; 2, there is nothing to draw.
     """
-    with _told(_messages()):
+    with _user_errors(_messages()):
         picture = show_problem.draw(name, option or [], train)
         path = out or Path("results") / "show" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,33 +347,34 @@ def show(
 
 @app.command()
 def cost(
-    target: Annotated[str, typer.Argument(metavar="FILE.py:FUNCTION", help="What makes your model; see above.")],
-    device: Annotated[DeviceName, typer.Option(help="Torch's default while it is called.")] = DeviceName.CPU,
+    target: Annotated[
+        str, typer.Argument(metavar="FILE.py:FUNCTION", help="Function that makes your model, described above.")
+    ],
+    device: Annotated[
+        DeviceName, typer.Option(help="Device to measure on; PyTorch's default device while FUNCTION is called.")
+    ] = DeviceName.CPU,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder for figure and tables; by default results/cost/FILE.", show_default=False),
+        typer.Option(help="Folder of the figure and the tables; default: results/cost/FILE.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure in a minute what balancing would cost on your own model, and how its tasks' gradients compare.
+    """Measure within about a minute what balancing costs on your own model, and compare its tasks' gradients.
 
-    FUNCTION takes no arguments and returns (model, losses) or (model, losses, wrt): a model with a balancers.Fork, a
-    function that computes a batch's losses from it (a list, a {task: loss} dict or a tensor), and the last shared
-    layer. It is called once a method; each method trains its own copy. Nothing else should be running.
+    FUNCTION takes no arguments and returns (model, losses) or (model, losses,
+    wrt): a model that contains a balancers.Fork; a function that takes the
+    model and returns the losses of a batch (a list, a {task: loss} dict or a
+    tensor); and the last shared layer. It is called once per method, so that
+    each method trains its own copy. Nothing else should be running.
 
-    Exit codes: 0, all is well; 2, the model can't be measured.
+    Exit codes: 0, success; 2, the model cannot be measured.
     """
     console = _messages()
-    with _told(console):
-        found = own_model.measure(own_model.load(target), devices.find(device), console.print)
+    with _user_errors(console):
+        measured = own_model.measure(own_model.load(target), devices.find(device), console.print)
         folder = out or Path("results") / "cost" / Path(target.rpartition(":")[0]).stem
-        picture = own_model.write(found, folder)
-    cost_tables.print_own(found)
+        picture = own_model.write(measured, folder)
+    cost_tables.print_own(measured)
     Console(soft_wrap=True).print(Text(f"figure: {picture}"))
-
-
-def _description(name: str) -> str:
-    description: str = tomllib.loads(suite_file.find(name).read_text(encoding="utf-8")).get("description", "")
-    return description
 
 
 def _messages() -> Console:
@@ -340,21 +382,22 @@ def _messages() -> Console:
 
 
 def _run(loaded: Suite, folder: Path, jobs: int | None, console: Console) -> None:
-    """Does a suite and shows what came of it."""
-    with _told(console):
+    """Run a suite, report it, and exit with 1 if any run failed."""
+    with _user_errors(console):
         default = joblib.cpu_count() if loaded.device == "cpu" else 1
         try:
             summary = run_suite.run(loaded, folder, jobs or default, console)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here")
+            console.print("stopped; the same command continues from here")
             raise typer.Exit(130) from None
-        _show(folder)
-    _tell(summary, folder, console)
+        _report(folder)
+    _print_summary(summary, folder, console)
     if summary.failed:
         raise typer.Exit(1)
 
 
-def _show(folder: Path) -> None:
+def _report(folder: Path) -> None:
+    """Print the leaderboard and the short answer of a results folder, and write its page."""
     leaderboard_terminal.print_leaderboard(folder)
     report_page.write(folder)
     for sentence in answer.answer(results_folder.load(folder)):
@@ -362,21 +405,22 @@ def _show(folder: Path) -> None:
     Console(soft_wrap=True).print(Text(f"report: {folder / 'report.html'}"))
 
 
-def _tell(summary: Summary, folder: Path, console: Console) -> None:
-    console.print(f"{summary.computed} runs computed, {summary.reused} found from before, {len(summary.failed)} failed")
-    ways = Counter((one.planned.balancer, one.planned.problem, one.result.reason) for one in summary.failed)
-    for (balancer, problem, reason), count in list(ways.items())[:MOST_FAILURES]:
+def _print_summary(summary: Summary, folder: Path, console: Console) -> None:
+    """Print how many runs were done, how many were already stored, and which failed for what reason."""
+    console.print(f"{summary.computed} runs computed, {summary.reused} already stored, {len(summary.failed)} failed")
+    failures = Counter((run.planned.balancer, run.planned.problem, run.result.reason) for run in summary.failed)
+    for (balancer, problem, reason), count in list(failures.items())[:MOST_FAILURES]:
         console.print(Text(f"  {balancer} on {problem}, {counted(count, 'run')}: {reason}"))
-    if len(ways) > MOST_FAILURES:
-        console.print(f"  and otherwise {sum(list(ways.values())[MOST_FAILURES:])} more")
+    if len(failures) > MOST_FAILURES:
+        console.print(f"  and {sum(list(failures.values())[MOST_FAILURES:])} more, for other reasons")
     if summary.failed:
-        console.print(Text(f"Failed runs are kept too, with their keys in {folder / 'tables' / 'runs.csv'}."))
-        console.print(Text(f"To have one done again, remove {folder / 'runs' / 'KEY.parquet'}."))
+        console.print(Text(f"Failed runs are stored too; {folder / 'tables' / 'runs.csv'} lists their keys."))
+        console.print(Text(f"To do a run again, remove {folder / 'runs' / 'KEY.parquet'} and repeat this command."))
 
 
 @contextmanager
-def _told(console: Console) -> Iterator[None]:
-    """What is the caller's to put right is told in a sentence instead of a traceback."""
+def _user_errors(console: Console) -> Iterator[None]:
+    """Print user errors as one line and exit with 2; if the workers fail, exit with 1."""
     try:
         yield
     except (SuiteError, SubjectError, NothingToDrawError, BusyError, BadFileError, OSError) as error:

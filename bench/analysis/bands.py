@@ -1,4 +1,4 @@
-"""A line and a band over seeds, for curves and weight trajectories."""
+"""Compute a line and a band over seeds, for curves and weight trajectories."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,16 @@ import pandas as pd
 
 
 def band(frame: pd.DataFrame, by: Sequence[str], value: str, log: bool) -> pd.DataFrame:
-    """Centre and range of ``frame[value]`` in each group of the columns ``by`` (which leave the seeds together).
+    """Return centre and range of ``frame[value]`` in each group of equal values in the columns ``by``.
 
-    The centre is the arithmetic mean, or with ``log`` the geometric mean, which is the arithmetic one of what a
-    logarithmic axis shows. The band runs from the lowest to the highest seed: with a handful of seeds a quantile would
-    be interpolated, and a standard deviation could leave the positive numbers. Values that aren't finite (or with
-    ``log`` not positive) are left out, so behind a step where a run failed the line is that of the others.
+    The columns ``by`` should not include the seed, so that a group holds all seeds. The centre is the arithmetic mean,
+    or with ``log`` the geometric mean, which is the arithmetic mean of what a logarithmic axis shows. The band runs
+    from the lowest to the highest seed: with a handful of seeds a quantile would be interpolated, and a standard
+    deviation could leave the positive numbers. Values that are not finite (or with ``log`` not positive) are left out.
+    After the step at which a run failed, the line is therefore the mean of the other runs.
 
     Returns:
-        The columns ``by``, then ``centre``, ``low``, ``high`` and ``seeds`` (how many values there were).
+        The columns ``by``, then ``centre``, ``low``, ``high`` and ``seeds`` (the number of values).
     """
     usable = np.isfinite(frame[value].astype(float))
     if log:
@@ -30,10 +31,14 @@ def band(frame: pd.DataFrame, by: Sequence[str], value: str, log: bool) -> pd.Da
 
 
 def at_common_steps(frame: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The rows of ``frame`` (with ``key`` and ``step``) at no more than ``most`` steps of its longest runs.
+    """Return the rows of ``frame`` at no more than ``most`` steps, which are steps of its longest runs.
 
-    For rows of which each run has its own evenly spaced steps: at those of a run that ended early, and nowhere else, a
-    mean over seeds would be that run alone.
+    Each run in ``frame`` has its own evenly spaced steps. A mean over seeds at the steps of a run that ended early
+    would be that run's value alone, so those steps are left out.
+
+    Args:
+        frame: Has the columns ``key`` (of the run) and ``step``.
+        most: Maximum number of steps.
     """
     last = frame.groupby("key")["step"].transform("max")
     steps = np.sort(frame.loc[last == last.max(), "step"].unique())

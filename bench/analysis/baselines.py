@@ -1,7 +1,10 @@
-"""What each task's metrics are without balancing: of a constant, of equal weighting, of the task trained alone."""
+"""Compare each task's metrics without balancing: a constant predictor, equal weighting, and the task trained alone."""
 
 import numpy as np
 import pandas as pd
+
+from .roles import Roles
+from .suite_tables import SuiteTables
 
 COLUMNS = [
     *("problem", "task", "metric", "unit", "higher_is_better", "seeds"),
@@ -9,27 +12,27 @@ COLUMNS = [
 ]
 
 
-def baselines(scores: pd.DataFrame, constants: pd.DataFrame, metrics: pd.DataFrame, equal: str | None) -> pd.DataFrame:
-    """Means over seeds on the test split, at the last checkpoint.
+def baselines(tables: SuiteTables, roles: Roles) -> pd.DataFrame:
+    """Return the means over seeds of each task's metrics, on the test split at the last checkpoint.
 
     Args:
-        scores: The scores table; its rows of phase "baseline" have the task that was trained alone as ``balancer``.
-        constants: The constant predictor's metrics: ``problem``, ``seed``, ``split``, ``metric``, ``value``.
-        metrics: ``problem``, ``metric``, ``task``, ``unit``, ``higher_is_better``.
-        equal: The label of equal weighting, None where there is none.
+        tables: ``scores``, ``constants`` and ``metrics`` are read.
+        roles: Names equal weighting.
 
     Returns:
-        A frame of ``COLUMNS``, a row per metric that belongs to a task, in the order of ``metrics``. ``seeds`` counts
-        those of equal weighting; ``_sd`` are standard deviations over seeds. What there is none of is not-a-number.
+        A frame of ``COLUMNS``, one row per metric that belongs to a task, in the order of ``metrics``. ``seeds`` counts
+        the seeds of equal weighting; the columns ``_sd`` are standard deviations over seeds. A value that was not
+        measured is not-a-number.
     """
+    scores, metrics = tables.scores, tables.metrics
     last = scores[(scores["checkpoint"] == "last") & (scores["split"] == "test")]
-    ours = last[(last["phase"] == "reported") & (last["balancer"] == equal)]
+    equal = last[(last["phase"] == "reported") & (last["balancer"] == roles.equal)]
     alone = last[(last["phase"] == "baseline") & (last["balancer"] == last["task"])]
-    constants = constants[constants["split"] == "test"]
+    constants = tables.constants[tables.constants["split"] == "test"]
     rows = metrics[metrics["task"].notna()].set_index(["problem", "metric"])
-    for name, source in (("constant", constants), ("equal", ours), ("single_task", alone)):
+    for name, source in (("constant", constants), ("equal", equal), ("single_task", alone)):
         values = source.astype({"value": float}).groupby(["problem", "metric"])["value"]
-        rows[name] = values.mean()
-        rows[f"{name}_sd"] = values.std()
-    rows["seeds"] = ours.groupby(["problem", "metric"])["seed"].nunique()
+        rows[name] = values.mean().reindex(rows.index)
+        rows[f"{name}_sd"] = values.std().reindex(rows.index)
+    rows["seeds"] = equal.groupby(["problem", "metric"])["seed"].nunique().reindex(rows.index)
     return rows.reset_index().replace([np.inf, -np.inf], np.nan)[COLUMNS]

@@ -1,4 +1,4 @@
-"""What a failed run scores: never dropped, never better than predicting a constant."""
+"""Impute the scores of failed runs, which are never dropped and never better than predicting a constant."""
 
 import numpy as np
 import pandas as pd
@@ -6,27 +6,28 @@ import pandas as pd
 from .primary_metric import primary_rows
 
 PLACE = ["problem", "phase", "split"]
+"""The columns within which the worst score is looked for."""
 
 
 def impute_failures(
     scores: pd.DataFrame, runs: pd.DataFrame, problems: pd.DataFrame, constants: pd.DataFrame
 ) -> pd.DataFrame:
-    """Give every failed run the worse of two primary scores: the constant predictor's and the worst that was reached.
+    """Give every failed run the worse of two primary scores: the constant predictor's, and the worst that was reached.
 
     The worst that was reached is the worst finite last-checkpoint score of all balancers, learning rates and seeds on
     the same problem, phase and split. Both checkpoints of a failed run get the same value. A run that ended without an
-    error but with a primary score that isn't finite is treated alike. Other metrics of a failed run stay as they are.
-    Where there is neither a constant predictor nor any finite score, the value stays not-a-number.
+    error, but with a primary score that is not finite, is treated like a failed run. Other metrics of a failed run stay
+    as they are. If there is neither a constant predictor nor any finite score, the value stays not-a-number.
 
     Args:
-        scores: The scores table. A failed run's rows must be there; their values are ignored (NaN by convention).
+        scores: The scores table. The rows of failed runs must be in it; their values are ignored (NaN by convention).
         runs: ``key`` and ``status`` ("ok" or "failed") of every run.
         problems: ``problem``, ``primary``, ``higher_is_better``.
-        constants: The constant predictor's primary score: ``problem``, ``seed``, ``split``, ``value``. No rows for
-            a problem that has no constant predictor.
+        constants: The constant predictor's primary score: ``problem``, ``seed``, ``split``, ``value``. A problem
+            without a constant predictor has no rows.
 
     Returns:
-        A copy of ``scores`` with those values filled and ``imputed`` true exactly where that was done.
+        A copy of ``scores`` with those values filled in. ``imputed`` is true exactly for those.
 
     Raises:
         ValueError: A failed run has no row of its primary metric, so that it would be dropped silently.

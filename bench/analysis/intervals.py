@@ -1,12 +1,12 @@
-"""Intervals of a mean, of a paired comparison and of a median, and the word that such an interval supports.
+"""Compute intervals of a mean, of a comparison and of a median, and the verdict that such an interval supports.
 
-Why ratios: the score of a regression problem is a positive loss whose zero is perfection, seeds scale it (a harder
-draw of the data makes every method's loss larger by a factor), and methods can differ by a decade. On the scale of
-logarithms such pairs differ by a constant plus noise, which is what a t-interval supposes; on the plain scale the
-worst seed decides, and an interval can reach below zero, where no loss is. So a lower-is-better score that is
-positive everywhere is summarised by its geometric mean and compared as the geometric mean of its per-seed ratios
-(which is the ratio of the two geometric means); every other score (an accuracy, an R²) by its arithmetic mean and its
-per-seed differences.
+Why ratios: the score of a regression problem is a positive loss, and zero is perfect. Seeds scale it (a harder draw of
+the data makes every method's loss larger by a factor), and methods can differ by a factor of ten. On the scale of
+logarithms such pairs differ by a constant plus noise, which is what a t-interval assumes. On the plain scale the worst
+seed decides, and an interval can reach below zero, where no loss can be. A lower-is-better score that is positive
+everywhere is therefore summarised by its geometric mean, and compared by the geometric mean of its per-seed ratios
+(which is the ratio of the two geometric means). Every other score (an accuracy, an R²) is summarised by its arithmetic
+mean, and compared by its per-seed differences.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 CONFIDENCE = 0.95
+"""Confidence of all intervals."""
 EQUIVALENCE = 0.02
-"""Scores within this part of one another are as good as equal: the margin of a tie."""
+"""Margin of a tie: scores that differ by at most this fraction count as equal."""
 
 Scale = Literal["ratio", "difference"]
 Verdict = Literal["better", "worse", "tie", "not settled", ""]
@@ -26,7 +27,7 @@ Verdict = Literal["better", "worse", "tie", "not settled", ""]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its interval; the bounds are NaN where there are fewer than two values."""
+    """A mean (or another centre) and its interval; the bounds are NaN if there are too few values for an interval."""
 
     mean: float
     low: float
@@ -35,12 +36,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against a baseline on paired seeds.
+    """A comparison of a method with a baseline.
 
-    ``mean``, ``low`` and ``high`` are a factor (1 is no difference) for the scale "ratio", and in the score's unit
-    (0 is no difference) for "difference". ``verdict`` is "tie" where the whole interval is within `EQUIVALENCE` of no
-    difference (of the baseline's mean, for "difference"); else "better" or "worse" where it excludes no difference,
-    "not settled" where it doesn't, and "" where there is no interval.
+    ``mean``, ``low`` and ``high`` are factors on the scale "ratio" (1 is no difference), and in the score's unit on the
+    scale "difference" (0 is no difference). ``verdict`` is
+
+    - "" if there is no interval;
+    - "tie" if the whole interval is within `EQUIVALENCE` of no difference (on the scale "difference", within that
+      fraction of the baseline's mean);
+    - else "better" or "worse" if the interval excludes no difference;
+    - else "not settled".
     """
 
     mean: float
@@ -51,7 +56,10 @@ class Comparison:
 
 
 def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """Mean of ``values``, shape ``(n,)``, with Student's two-sided interval for the mean of their distribution."""
+    """Return the mean of ``values``, shape ``(n,)``, with Student's two-sided interval for the distribution's mean.
+
+    With fewer than two values the bounds are NaN.
+    """
     sample = np.asarray(values, dtype=float)
     if sample.size < 2:
         return Estimate(float(sample.mean()) if sample.size else np.nan, np.nan, np.nan)
@@ -60,14 +68,16 @@ def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def median_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """Median of ``values``, shape ``(n,)``, and an interval for that of their distribution, whatever its shape.
+def median_estimate(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Return the median of ``values``, shape ``(n,)``, with an interval for the median of any distribution.
 
-    How many values lie below the median is binomial with probability one half, so that order statistics bound it; but
-    of ten values, the second and the ninth do so in 98 % of cases, and the third and the eighth in 89 %. The bounds lie
-    between those, by the rule of Hettmansperger and Sheather, "Confidence intervals based on interpolated order
-    statistics", Statistics & Probability Letters 4(2), 1986, which is near the ``confidence`` for all usual shapes.
-    Values may be infinite: the median is as soon as half of them are. With fewer than six values the bounds are NaN.
+    The number of values below the distribution's median is binomial with probability one half, so that order statistics
+    bound the median. But their confidence comes in steps: of ten values, the second and the ninth enclose the median in
+    98 % of cases, the third and the eighth in 89 %. The bounds are therefore interpolated between such pairs, by the
+    rule of Hettmansperger and Sheather, "Confidence intervals based on interpolated order statistics", Statistics &
+    Probability Letters 4(2), 1986, which comes close to ``confidence`` for all usual distributions.
+
+    Values may be infinite; the median is infinite if half of them are. With fewer than six values the bounds are NaN.
     """
     ordered = np.sort(np.asarray(values, dtype=float))
     count = ordered.size
@@ -84,20 +94,25 @@ def median_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estima
 
 
 def _between(outer: float, inner: float, part: float) -> float:
-    """``part`` of the way from ``outer`` to ``inner``; ``outer`` where either is infinite."""
+    """Return the point a fraction ``part`` of the way from ``outer`` to ``inner``; if one is infinite, ``outer``."""
     return float(outer + part * (inner - outer)) if np.isfinite([outer, inner]).all() else float(outer)
 
 
 def comparison_scale(scores: ArrayLike, higher_is_better: bool) -> Scale:
-    """The scale on which ``scores``, of one problem's methods and seeds together, belong (see the top of the file)."""
+    """Return the scale on which the scores of one problem are compared (see the top of the file).
+
+    Args:
+        scores: The scores of all methods and seeds on the problem.
+        higher_is_better: The direction of the score.
+    """
     return "ratio" if not higher_is_better and bool(np.all(np.asarray(scores, dtype=float) > 0)) else "difference"
 
 
 def summarise(scores: ArrayLike, scale: Scale) -> Estimate:
-    """Mean and interval of ``scores``, shape ``(n,)``; on the scale "ratio" the geometric mean, in the score's unit.
+    """Return mean and interval of ``scores``, shape ``(n,)``, in the score's unit; the geometric mean for "ratio".
 
     Raises:
-        ValueError: A ratio was asked for and a score isn't positive.
+        ValueError: ``scale`` is "ratio" and a score is not positive.
     """
     if scale == "difference":
         return t_interval(scores)
@@ -110,7 +125,7 @@ def compare(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scal
     """Compare ``scores`` with ``baseline``, both of shape ``(n,)`` and in the same order of seeds.
 
     Raises:
-        ValueError: The two differ in length, or a ratio was asked for and a score isn't positive.
+        ValueError: The two differ in length, or ``scale`` is "ratio" and a score is not positive.
     """
     ours, theirs = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
     if ours.shape != theirs.shape:
@@ -122,10 +137,10 @@ def compare(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scal
 
 
 def compare_unpaired(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scale: Scale) -> Comparison:
-    """Compare ``scores``, shape ``(n,)``, with a ``baseline`` of other seeds, shape ``(m,)``: Welch's t-interval.
+    """Compare ``scores``, shape ``(n,)``, with a ``baseline`` on other seeds, shape ``(m,)``, by Welch's t-interval.
 
     Raises:
-        ValueError: A ratio was asked for and a score isn't positive.
+        ValueError: ``scale`` is "ratio" and a score is not positive.
     """
     ours, theirs = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
     values = ours, theirs
@@ -143,13 +158,13 @@ def compare_unpaired(scores: ArrayLike, baseline: ArrayLike, higher_is_better: b
 
 
 def _judged(estimate: Estimate, baseline: NDArray[np.float64], higher_is_better: bool, scale: Scale) -> Comparison:
-    """The estimate, and the word that it supports."""
+    """Return the estimate as a comparison, with the verdict that it supports."""
     if scale == "ratio":
-        none, margin = 1.0, (1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE)
+        no_difference, margin = 1.0, (1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE)
     else:
         width = EQUIVALENCE * abs(float(baseline.mean())) if baseline.size else 0.0
-        none, margin = 0.0, (-width, width)
-    verdict = _verdict(estimate, none, margin, higher_is_better)
+        no_difference, margin = 0.0, (-width, width)
+    verdict = _verdict(estimate, no_difference, margin, higher_is_better)
     return Comparison(estimate.mean, estimate.low, estimate.high, scale, verdict)
 
 
@@ -158,11 +173,11 @@ def _require_positive(scores: ArrayLike) -> None:
         raise ValueError("a ratio needs positive scores; use scale='difference' for these")
 
 
-def _verdict(estimate: Estimate, none: float, margin: tuple[float, float], higher_is_better: bool) -> Verdict:
+def _verdict(estimate: Estimate, no_difference: float, margin: tuple[float, float], higher_is_better: bool) -> Verdict:
     if not (np.isfinite(estimate.low) and np.isfinite(estimate.high)):
         return ""
     if margin[0] <= estimate.low and estimate.high <= margin[1]:
         return "tie"
-    if estimate.low <= none <= estimate.high:
+    if estimate.low <= no_difference <= estimate.high:
         return "not settled"
-    return "better" if (estimate.low > none) == higher_is_better else "worse"
+    return "better" if (estimate.low > no_difference) == higher_is_better else "worse"

@@ -1,4 +1,4 @@
-"""The learning rate of each method: the best on validation, over the tuning seeds alone."""
+"""Choose the learning rate of each method: the best on validation, over the tuning seeds alone."""
 
 import pandas as pd
 
@@ -10,18 +10,18 @@ COLUMNS = ["problem", "balancer", "lr", "mean_validation_score", "chosen", "grid
 def choose_learning_rates(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
     """Choose one learning rate per problem and balancer.
 
-    The best mean, over the tuning seeds, of the primary validation score of the last checkpoint wins. A failed run
-    counts with its imputed score (see :func:`~bench.analysis.impute_failures`). Of equally good rates the smallest is
-    chosen; a rate without a finite mean is worse than any other.
+    The learning rate with the best mean primary validation score of the last checkpoint, over the tuning seeds, wins. A
+    failed run counts with its imputed score (see :func:`~bench.analysis.impute_failures`). Of equally good rates, the
+    smallest is chosen; a rate without a finite mean is worse than any other.
 
     Args:
-        scores: The scores table; of its rows only tuning runs, last checkpoint, validation, primary metric are read.
+        scores: The scores table. Only the rows of tuning runs, last checkpoint, validation and primary metric are read.
         problems: ``problem``, ``primary``, ``higher_is_better``.
 
     Returns:
         One row per problem, balancer and rate, sorted by them: ``problem``, ``balancer``, ``lr``,
-        ``mean_validation_score``, ``chosen`` (exactly one per problem and balancer), ``grid_edge`` (the rate is the
-        smallest or the largest of those tried on that problem).
+        ``mean_validation_score``, ``chosen`` (true of exactly one rate per problem and balancer), ``grid_edge`` (the
+        rate is the smallest or the largest of those tried on that problem).
 
     Raises:
         ValueError: The rates of a problem were not all tried with the same seeds, or a run has two such rows.
@@ -46,12 +46,12 @@ def choose_learning_rates(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.Da
 
 
 def _mean(values: pd.Series) -> float:
-    """The mean, not a number as soon as one value is (pandas would leave that one out)."""
+    """Return the mean, not-a-number if a value is; pandas' own mean would leave that value out."""
     return float(values.to_numpy(dtype=float).mean())
 
 
 def _require_equal_seeds(rows: pd.DataFrame) -> None:
-    """A rate with an easier or a missing seed must not win by that."""
+    """Raise if a learning rate has other seeds than the rest: an easier or a missing seed must not make it win."""
     tried = rows.groupby(["problem", "balancer", "lr"])["seed"].agg(sorted).reset_index()
     for problem, of_problem in tried.groupby("problem"):
         expected = sorted(set(rows.loc[rows["problem"] == problem, "seed"]))

@@ -1,10 +1,10 @@
-"""The one score of each problem that is compared: its primary metric."""
+"""Pick the one score of each problem by which methods are compared: its primary metric."""
 
 import pandas as pd
 
 
 def primary_rows(frame: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``frame`` that hold their problem's primary metric, with its direction beside them.
+    """Return the rows of ``frame`` that hold their problem's primary metric, with the metric's direction.
 
     Args:
         frame: Rows with the columns ``problem`` and ``metric``, such as ``scores`` or ``curves``.

@@ -1,14 +1,14 @@
-r"""Scores across problems: the relative change to single-task training, and its mean over problems and seeds.
+r"""Compute scores across problems: the relative change to single-task training, and its mean over problems and seeds.
 
 The literature's :math:`\Delta_m` (Maninis, Radosavovic and Kokkinos, "Attentive Single-Tasking of Multiple Tasks", CVPR
-2019, eq. 4) is the mean over tasks of the relative change of a metric to that of the task trained alone, signed so that
-positive is better. A task with several metrics counts once: they are averaged first, as in Liu, Johns and Davison,
-"End-to-End Multi-Task Learning with Attention", CVPR 2019, and what followed it.
+2019, eq. 4) is the mean over tasks of the relative change of a task's metric, compared with the model trained on that
+task alone, and signed so that positive is better. A task with several metrics counts once: its metrics are averaged
+first, as in Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, and later work.
 
-Over problems it is summarised by the interquartile mean of all its values, which no single problem decides, with a
-bootstrap interval that resamples seeds within each problem: Agarwal et al., "Deep Reinforcement Learning at the Edge of
-the Statistical Precipice", NeurIPS 2021, section 4.3. Such an interval is for other seeds of *these* problems, and says
-nothing of others.
+Over problems it is summarised by the interquartile mean of all its values, which no single problem can dominate. The
+bootstrap interval resamples seeds within each problem: Agarwal et al., "Deep Reinforcement Learning at the Edge of the
+Statistical Precipice", NeurIPS 2021, section 4.3. Such an interval is for other seeds of *these* problems, and says
+nothing about other problems.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,20 @@ from .intervals import CONFIDENCE, Estimate
 NEAR_ZERO = 1e-9
 """A baseline smaller than this has no meaningful relative change."""
 RESAMPLES = 4_000
+"""Number of bootstrap samples."""
 
 
 def delta_m(scores: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """The relative change of every reported run to single-task training of the same seed, in percent.
+    """Return the relative change of every reported run to single-task training with the same seed, in percent.
 
     Args:
-        scores: The scores table; its rows of phase "baseline" have the task that was trained alone as ``balancer``.
+        scores: The scores table; in rows of phase "baseline", ``balancer`` names the task that was trained alone.
         metrics: ``problem``, ``metric``, ``task``, ``higher_is_better``.
 
     Returns:
-        ``problem``, ``balancer``, ``seed``, ``delta_m``: the mean over tasks of the mean over a task's metrics of the
-        change, on the test split at the last checkpoint; positive is better. Not-a-number where a task has no finite
-        value, or no baseline away from zero; no rows for a problem without single-task runs.
+        ``problem``, ``balancer``, ``seed``, ``delta_m``. The change is averaged over a task's metrics, then over tasks,
+        on the test split at the last checkpoint; positive is better. It is not-a-number if a value or a baseline is,
+        or if a baseline is zero. A problem without single-task runs has no rows.
     """
     last = scores[(scores["checkpoint"] == "last") & (scores["split"] == "test") & scores["task"].notna()]
     alone = last[(last["phase"] == "baseline") & (last["balancer"] == last["task"])]
@@ -56,16 +57,17 @@ def delta_m(scores: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_change(changes: pd.DataFrame, problems: pd.DataFrame, balancers: Sequence[str]) -> pd.DataFrame:
-    """The interquartile mean of each method's relative change to single-task training, over problems and seeds.
+    """Return the interquartile mean of each method's relative change, over problems and seeds.
 
     Args:
-        changes: What `delta_m` returns.
-        problems: ``problem`` and ``control``; a control takes no part.
+        changes: The table that `delta_m` returns.
+        problems: ``problem`` and ``control``; problems that are controls are left out.
         balancers: The labels in the suite's order.
 
     Returns:
-        ``balancer``, ``delta_m``, ``low``, ``high``, ``problems`` (the list of their labels, the same for all: those
-        on which some method has a value for every seed). Not-a-number where a method lacks one of the values.
+        ``balancer``, ``delta_m``, ``low``, ``high``, ``problems``. The last is the list of the problems that count, the
+        same for all methods: those on which some method has a value for every seed. The mean is not-a-number for a
+        method that lacks one of the values.
     """
     others = set(problems.loc[~problems["control"].astype(bool), "problem"])
     finite = changes.groupby(["problem", "balancer"])["delta_m"].agg(lambda values: np.isfinite(values).all())
@@ -83,15 +85,20 @@ def mean_change(changes: pd.DataFrame, problems: pd.DataFrame, balancers: Sequen
 
 
 def interquartile_mean(values: NDArray[np.float64], seed: int = 0) -> Estimate:
-    """The mean of the middle half of ``values``, ``(problems, seeds)``, with a 95 % interval for other seeds.
+    """Return the mean of the middle half of ``values``, ``(problems, seeds)``, with a 95 % interval for other seeds.
 
-    The interval is Student's, with the bootstrap's standard error, seeds being resampled within each problem. Problems
-    differ in their noise, and those in the middle count most, so that its degrees of freedom are those of Welch and
-    Satterthwaite for the problems' variances after the values outside the middle half were drawn to its ends. ``seed``
-    is the bootstrap's own. Bounds are not-a-number with fewer than two seeds, everything is where a value is.
+    The interval is Student's, with the standard error of a bootstrap that resamples seeds within each problem. Problems
+    differ in their noise, and those in the middle count most. The degrees of freedom are therefore those of Welch and
+    Satterthwaite for the problems' variances, computed after clipping the values to the ends of the middle half.
+
+    With fewer than two seeds the bounds are not-a-number. If a value is not finite, mean and bounds are not-a-number.
+
+    Args:
+        values: ``(problems, seeds)``.
+        seed: The seed of the bootstrap.
 
     Raises:
-        ValueError: ``values`` is empty or not of two dimensions.
+        ValueError: ``values`` is empty, or does not have two dimensions.
     """
     if values.ndim != 2 or not values.size:
         raise ValueError(f"values has shape {values.shape}; expected (problems, seeds), neither of them 0")

@@ -1,4 +1,4 @@
-"""The verdicts of the same cells on other seeds, beside those of the first."""
+"""Compare the verdicts of two leaderboards of the same methods and problems on different seeds."""
 
 import pandas as pd
 
@@ -13,17 +13,17 @@ COLUMNS = [
 
 
 def repeated_verdicts(first: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons of two leaderboards of the same problems and methods that have verdicts on both.
+    """Pair the comparisons that have a verdict on both leaderboards.
 
     Args:
         first: The leaderboard of the reported runs.
-        again: The leaderboard of the repeated ones.
+        again: The leaderboard of the repeated runs.
 
     Returns:
-        A frame of ``COLUMNS``, a row per problem, balancer and what it is compared with (``against`` "equal" or
-        "static"). ``flipped`` is true where one verdict is "better" and the other "worse", ``changed`` where they are
-        different but not that. Bounds of a problem whose scale isn't the same on both are not comparable; ``scale`` is
-        that of the first.
+        A frame of ``COLUMNS``, one row per problem, balancer and method that it is compared with (``against`` is
+        "equal" or "static"). ``flipped`` is true if one verdict is "better" and the other "worse", ``changed`` if the
+        two differ in another way. If a problem's scale differs between the two leaderboards, their bounds are not
+        comparable; ``scale`` is that of ``first``.
     """
     both = first.merge(again, on=["problem", "balancer"], suffixes=("", " again"), validate="one_to_one")
     tables = []

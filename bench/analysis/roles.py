@@ -1,62 +1,72 @@
-"""What may be claimed of a method: fixed beforehand, explored afterwards, or a control of the benchmark itself."""
+"""Decide what may be claimed of each method of a suite, and which method the others are compared with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 CORE = "core"
-"""The suite that confirmatory claims are made on."""
+"""Name of the suite that confirmatory claims are made on."""
 CORE_METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl")
-"""The methods that confirmatory claims are about, named in the protocol before the suite was run."""
+"""The methods that confirmatory claims are about. The protocol named them before the suite was run."""
 FIRST, ONES = "problem:first", "problem:ones"
+"""Weights of static weighting in a suite's file: the problem's first fixed weights, and a weight of one per task."""
 
 Role = Literal["confirmatory", "exploratory", "control"]
+"""The claims that a method's results support: claims fixed beforehand, exploratory ones, or none but a check of the
+benchmark itself."""
 
 
 @dataclass(frozen=True)
-class Cast:
-    """The parts that a suite's methods play, by their labels; None where there is no such method.
+class Roles:
+    """The roles of a suite's methods, which are named by their labels.
 
-    ``second`` is equal weighting under a second name: static weights of one each. ``static`` is the first of the other
-    static weights, which every method is compared with. ``roles`` says of every method what may be claimed of it.
+    Attributes:
+        equal: The method with equal weights; None if the suite has none.
+        static: The first static weights that are not all one, which every method is compared with; None if there are
+            none.
+        second: Equal weighting under a second name, that is static weights of one each; None if there is none.
+        random: The method with random weights; None if there is none.
+        by_label: The role of every method, in the suite's order.
     """
 
     equal: str | None
     static: str | None
     second: str | None
     random: str | None
-    roles: Mapping[str, Role]
+    by_label: Mapping[str, Role]
 
 
-def cast(suite: str, entries: Sequence[Mapping[str, Any]]) -> Cast:
-    """The parts of the methods of the suite named ``suite``, whose ``entries`` are as its file has them.
+def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
+    """Return the roles of the methods of a suite.
 
-    A method's role is "control" where it is ``second`` or ``random``; "confirmatory" on the suite `CORE` where it is
-    one of `CORE_METHODS` at its defaults, static weights being the first that a problem states; else "exploratory".
+    A method is a "control" if it is ``second`` or ``random``. It is "confirmatory" if the suite is `CORE` and the
+    method is one of `CORE_METHODS` with default options; for static weights, the default is the first that a problem
+    states. Any other method is "exploratory".
+
+    Args:
+        suite: The suite's name.
+        entries: The tables ``[[balancers]]`` of the suite's file, as written there.
     """
     labels: dict[str, str] = {}
     roles: dict[str, Role] = {}
     for entry in entries:
         name, label = str(entry["name"]), str(entry.get("label", entry["name"]))
-        part = "second" if name == "static" and _of_one_each(entry) else name
-        first = labels.setdefault(part, label) == label
-        if part in ("second", "random"):
+        kind = "second" if name == "static" and _are_all_one(entry) else name
+        is_first = labels.setdefault(kind, label) == label
+        if kind in ("second", "random"):
             roles[label] = "control"
         else:
-            named = suite == CORE and first and part in CORE_METHODS and _at_defaults(entry)
-            roles[label] = "confirmatory" if named else "exploratory"
-    return Cast(labels.get("equal"), labels.get("static"), labels.get("second"), labels.get("random"), roles)
+            confirmatory = suite == CORE and is_first and kind in CORE_METHODS and _has_defaults(entry)
+            roles[label] = "confirmatory" if confirmatory else "exploratory"
+    return Roles(labels.get("equal"), labels.get("static"), labels.get("second"), labels.get("random"), roles)
 
 
-def _weights(entry: Mapping[str, Any]) -> object:
-    return entry.get("options", {}).get("weights")
+def _are_all_one(entry: Mapping[str, Any]) -> bool:
+    """Check whether an entry of static weighting has a weight of one for every task."""
+    weights = entry.get("options", {}).get("weights")
+    return weights == ONES or (isinstance(weights, list) and bool(weights) and all(weight == 1 for weight in weights))
 
 
-def _of_one_each(entry: Mapping[str, Any]) -> bool:
-    weights = _weights(entry)
-    return weights == ONES or (isinstance(weights, list) and bool(weights) and all(one == 1 for one in weights))
-
-
-def _at_defaults(entry: Mapping[str, Any]) -> bool:
+def _has_defaults(entry: Mapping[str, Any]) -> bool:
     options = entry.get("options", {})
     return "wrt" not in entry and options == ({"weights": FIRST} if entry["name"] == "static" else {})

@@ -1,25 +1,26 @@
-r"""The front of static weights, and whether a method lies beyond it.
+r"""Find the front of static weights, and tell whether a method lies beyond it.
 
-Static weightings trade one task for another. Those of them that no other one equals or beats in every task are their
-front, and a method is of use where it reaches what no point of the front does. How far beyond it lies is the unary
-epsilon indicator of Zitzler, Thiele, Laumanns, Fonseca and Grunert da Fonseca, "Performance assessment of
-multiobjective optimizers: an analysis and review", IEEE Transactions on Evolutionary Computation 7(2), 2003: the
-smallest over the front's points p of the largest over the tasks i of the method's improvement on that point,
+Static weightings trade one task for another. The front consists of those that no other weighting equals or beats in
+every task. A method is useful if it reaches what no point of the front reaches. How far it lies beyond the front is
+measured by the unary epsilon indicator of Zitzler, Thiele, Laumanns, Fonseca and Grunert da Fonseca, "Performance
+assessment of multiobjective optimizers: an analysis and review", IEEE Transactions on Evolutionary Computation 7(2),
+2003. For each point p of the front, take the method's largest improvement on that point over the tasks i; the indicator
+is the smallest of these over the points,
 
-.. math:: \varepsilon = \min_p \max_i \mu_{pi},
+.. math:: \varepsilon = \min_p \max_i \mu_{pi}.
 
-positive where every point is worse than the method in some task. :math:`\mu_{pi}` is the mean over all seeds that there
-could be of the improvement in task i on point p: the logarithm of the ratio of the two metrics where all are positive
-(the multiplicative indicator), else their difference over the front's mean size of the metric (the additive one).
+It is positive if every point is worse than the method in some task. :math:`\mu_{pi}` is the expected improvement in
+task i on point p, over seeds: the logarithm of the ratio of the two metrics if all values are positive (the
+multiplicative indicator), else their difference over the metric's mean size on the front (the additive indicator).
 
-The indicator of a few seeds' means is biased: noise makes a maximum over tasks too large, and a minimum over points too
-small, and the indicator seed by seed stays so however many seeds there are. The interval therefore is not one of
-indicators but is made of the t-intervals of all :math:`\mu_{pi}`, paired by seed. Its lower end is the indicator of
-their lower ends, each at a confidence corrected for the number of tasks that may be the largest; its upper end is that
-of their upper ends, corrected for the number of points that may be the smallest. May be: by no more than two standard
-errors behind, as in Andrews and Soares, "Inference for Parameters Defined by Moment Inequalities Using Generalized
-Moment Selection", Econometrica 78(1), 2010. So it covers :math:`\varepsilon` in 95 % of cases where one task of one
-point decides, and in more where several are close.
+The indicator of the means over a few seeds is biased: noise makes a maximum over tasks too large, and a minimum over
+points too small. Computing the indicator seed by seed keeps that bias however many seeds there are. The interval is
+therefore made from the t-intervals of all :math:`\mu_{pi}`, paired by seed. Its lower end is the indicator of their
+lower ends, each at a confidence corrected for the number of tasks that may have the largest improvement. Its upper end
+is the indicator of their upper ends, corrected for the number of points that may have the smallest. A task or point
+counts among these if it is at most two standard errors behind, as in Andrews and Soares, "Inference for Parameters
+Defined by Moment Inequalities Using Generalized Moment Selection", Econometrica 78(1), 2010. The interval covers
+:math:`\varepsilon` in 95 % of cases if one task of one point decides, and in more if several are close.
 """
 
 from collections.abc import Sequence
@@ -34,8 +35,9 @@ from scipy import stats
 from .intervals import CONFIDENCE, Estimate
 
 MOST_POINTS = 8
+"""Maximum number of points of a front."""
 CLOSE = 2.0
-"""By so many standard errors a task or a point may be behind another to be taken into account."""
+"""A task or a point counts if it is at most this many standard errors behind the one that decides."""
 POINTS = ["problem", "balancer", "lr", "task", "metric", "higher_is_better", "validation"]
 BEYOND = ["problem", "balancer", "seeds", "improvement", "low", "high", "nearest", "verdict"]
 
@@ -44,9 +46,10 @@ Floats = NDArray[np.float64]
 
 
 def nondominated(points: Floats) -> NDArray[np.bool_]:
-    """Which of ``points``, ``(n, T)``, lower is better, none of the others equals or beats in every task.
+    """Return which of ``points``, ``(n, T)``, are on their front; lower is better.
 
-    Of equal ones, all or none.
+    A point is on the front if no other point beats it in one task and is at least as good in all others. Equal points
+    are all on the front or all off it.
     """
     as_good = (points[:, None] <= points[None]).all(axis=2)
     better = (points[:, None] < points[None]).any(axis=2)
@@ -54,10 +57,13 @@ def nondominated(points: Floats) -> NDArray[np.bool_]:
 
 
 def spread(points: Floats, count: int) -> list[int]:
-    """The places of at most ``count`` of ``points``, ``(n, T)``, lower is better, spread evenly, by the first task.
+    """Choose at most ``count`` of ``points``, ``(n, T)``, that are spread evenly; lower is better.
 
-    The best in each task are taken first, then each time the one that is farthest from all that were taken; distances
-    are Euclidean after each task was scaled to between 0 and 1.
+    The best points of each task are taken first, then each time the point that is farthest from all points taken so
+    far. Distances are Euclidean, after scaling each task to between 0 and 1.
+
+    Returns:
+        The indices of the points, sorted by the first task.
     """
     width = np.ptp(points, axis=0)
     scaled = (points - points.min(axis=0)) / np.where(width > 0, width, 1.0)
@@ -71,44 +77,44 @@ def spread(points: Floats, count: int) -> list[int]:
 
 
 def front_points(scores: pd.DataFrame, metrics: pd.DataFrame, balancer: str) -> pd.DataFrame:
-    """The front of the tuning runs of static weights on each problem, at most `MOST_POINTS` of its points.
+    """Return the front of the tuning runs of static weights on each problem, at most `MOST_POINTS` of its points.
 
     Args:
         scores: The scores table.
-        metrics: ``problem``, ``metric``, ``task``, ``higher_is_better``; a task's first metric is its axis.
-        balancer: The label of the static weights whose trials these are, told apart by their learning rates.
+        metrics: ``problem``, ``metric``, ``task``, ``higher_is_better``. A task's first metric is its axis.
+        balancer: The label of the static weights that the suite searches for. Each learning rate stands for a trial.
 
     Returns:
-        ``problem``, ``balancer``, ``lr``, ``task``, ``metric``, ``higher_is_better``, ``validation`` (the mean over
-        the tuning seeds at the last checkpoint), point by point. Trials of which a run failed are in no front, and
-        problems with fewer than two tasks that have metrics have none.
+        One row per point and task: ``problem``, ``balancer``, ``lr``, ``task``, ``metric``, ``higher_is_better``,
+        ``validation`` (the mean over the tuning seeds at the last checkpoint). A trial with a failed run is on no
+        front. A problem with fewer than two tasks that have metrics has no front.
     """
     axes = _axes(metrics)
     rows = _last(scores, "tuning", "validation").merge(axes, on=["problem", "metric"], validate="many_to_one")
     rows = rows[rows["balancer"] == balancer]
     found = []
     for problem, of_problem in rows.groupby("problem", sort=False):
-        mine = axes[axes["problem"] == problem]
+        own_axes = axes[axes["problem"] == problem]
         means = of_problem.groupby(["lr", "metric"])["value"].agg(_mean).unstack("metric")
-        table = means.reindex(columns=list(mine["metric"])).astype(float)
+        table = means.reindex(columns=list(own_axes["metric"])).astype(float)
         table = table.loc[np.isfinite(table.to_numpy()).all(axis=1)]
-        if len(mine) < 2 or table.empty:
+        if len(own_axes) < 2 or table.empty:
             continue
-        cost = table.to_numpy() * np.where(mine["higher_is_better"], -1.0, 1.0)
+        cost = table.to_numpy() * np.where(own_axes["higher_is_better"], -1.0, 1.0)
         front = np.flatnonzero(nondominated(cost))
         for place in front[spread(cost[front], MOST_POINTS)]:
-            point = mine.assign(balancer=balancer, lr=table.index[place], validation=table.to_numpy()[place])
+            point = own_axes.assign(balancer=balancer, lr=table.index[place], validation=table.to_numpy()[place])
             found.append(point[POINTS])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=POINTS)
 
 
 def improvements(method: Floats, front: Floats, higher_is_better: Sequence[bool]) -> Floats:
-    """How much better a method is than each point, by task and seed: ``(P, T, seeds)``, positive is better.
+    """Return how much better a method is than each point, by task and seed: ``(P, T, seeds)``, positive is better.
 
     Args:
-        method: ``(T, seeds)``, the tasks' metrics.
-        front: ``(P, T, seeds)``, those of its points.
-        higher_is_better: of each task.
+        method: ``(T, seeds)``, the method's metrics of each task.
+        front: ``(P, T, seeds)``, the metrics of the front's points.
+        higher_is_better: The direction of each task's metric.
     """
     found = np.empty_like(front)
     for task, higher in enumerate(higher_is_better):
@@ -124,7 +130,7 @@ def improvements(method: Floats, front: Floats, higher_is_better: Sequence[bool]
 
 @dataclass(frozen=True)
 class Distance:
-    """How far beyond a front a method lies, and the place of the point that it is least beyond."""
+    """A method's distance beyond a front, and the index of the point that it is least beyond."""
 
     improvement: Estimate
     nearest: int
@@ -132,9 +138,10 @@ class Distance:
 
 
 def beyond_front(improvements: Floats) -> Distance:
-    """The epsilon indicator of ``improvements``, ``(P, T, seeds)``, with its 95 % interval; see the top of the file.
+    """Return the epsilon indicator of ``improvements``, ``(P, T, seeds)``, with its 95 % interval.
 
-    A method is beyond the front where the whole interval is above zero, and not beyond where none of it is.
+    A method is beyond the front if the whole interval is above zero, and not beyond if no part of it is. See the top of
+    the file for how the interval is made.
     """
     points, _, seeds = improvements.shape
     means = improvements.mean(axis=2)
@@ -154,36 +161,37 @@ def beyond_front(improvements: Floats) -> Distance:
 
 
 def _close(behind: Floats, errors: Floats, others: Floats) -> NDArray[np.bool_]:
+    """Return which distances ``behind`` are at most `CLOSE` standard errors of the difference of two means."""
     return np.asarray(behind <= CLOSE * np.hypot(errors, others))
 
 
 def _quantile(count: NDArray[np.int_], seeds: int) -> Floats:
-    """Student's quantile of one end of an interval, corrected for ``count`` of them."""
+    """Return Student's quantile for one end of an interval, corrected for ``count`` simultaneous intervals."""
     return np.asarray(stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / count, seeds - 1))
 
 
 def beyond(scores: pd.DataFrame, metrics: pd.DataFrame, balancers: Sequence[str]) -> pd.DataFrame:
-    """How far beyond the front of static weights each method lies, on the test split at the last checkpoint.
+    """Compute how far beyond the front of static weights each method lies, on the test split at the last checkpoint.
 
     Args:
-        scores: The scores table; the front's points are its rows of phase "front".
-        metrics: as for `front_points`.
-        balancers: the labels of the methods, in their order.
+        scores: The scores table; the points of the front are its rows of phase "front".
+        metrics: See `front_points`.
+        balancers: The labels of the methods, in their order.
 
     Returns:
-        One row per problem that has a front and balancer: ``seeds``, ``improvement`` with ``low`` and ``high`` (a
-        tenth is about ten percent), ``nearest`` (the point it is least beyond) and ``verdict``. A point that failed on
-        a seed is none; a method that did is not beyond.
+        A frame of ``BEYOND``, one row per balancer and problem that has a front: ``improvement`` with ``low`` and
+        ``high`` (0.1 is about ten percent), ``nearest`` (the point that the method is least beyond) and ``verdict``. A
+        point that failed on a seed is left out. A method that failed on a seed is not beyond.
     """
     axes = _axes(metrics)
     front = _last(scores, "front", "test").merge(axes, on=["problem", "metric"], validate="many_to_one")
     ours = _last(scores, "reported", "test").merge(axes, on=["problem", "metric"], validate="many_to_one")
     rows = []
     for problem, of_problem in front.groupby("problem", sort=False):
-        mine = axes[axes["problem"] == problem]
-        points = _arrays(of_problem, mine)
+        own_axes = axes[axes["problem"] == problem]
+        points = _arrays(of_problem, own_axes)
         points = {label: values for label, values in points.items() if np.isfinite(values).all()}
-        methods = _arrays(ours[ours["problem"] == problem], mine)
+        methods = _arrays(ours[ours["problem"] == problem], own_axes)
         for label in (label for label in balancers if label in methods):
             values = methods[label]
             row = {"problem": problem, "balancer": label, "seeds": values.shape[1], "improvement": np.nan}
@@ -191,7 +199,7 @@ def beyond(scores: pd.DataFrame, metrics: pd.DataFrame, balancers: Sequence[str]
             if not np.isfinite(values).all():
                 row["verdict"] = "not beyond"
             elif points:
-                better = improvements(values, np.stack(list(points.values())), mine["higher_is_better"].tolist())
+                better = improvements(values, np.stack(list(points.values())), own_axes["higher_is_better"].tolist())
                 found = beyond_front(better)
                 row |= {"improvement": found.improvement.mean, "low": found.improvement.low}
                 row |= {"high": found.improvement.high, "nearest": list(points)[found.nearest]}
@@ -201,20 +209,20 @@ def beyond(scores: pd.DataFrame, metrics: pd.DataFrame, balancers: Sequence[str]
 
 
 def _axes(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The first metric of each task."""
+    """Return the first metric of each task."""
     of_tasks = metrics[metrics["task"].notna()].drop_duplicates(["problem", "task"])
     return of_tasks[["problem", "task", "metric", "higher_is_better"]]
 
 
 def _last(scores: pd.DataFrame, phase: str, split: str) -> pd.DataFrame:
-    """The last checkpoints' scores; what was imputed for a failed run is not-a-number again."""
+    """Return the scores of the last checkpoints; imputed scores of failed runs become not-a-number again."""
     rows = scores[(scores["phase"] == phase) & (scores["checkpoint"] == "last") & (scores["split"] == split)]
     rows = rows.assign(value=rows["value"].astype(float).mask(rows["imputed"].astype(bool)))
     return rows[["problem", "balancer", "lr", "seed", "metric", "value"]]
 
 
 def _arrays(rows: pd.DataFrame, axes: pd.DataFrame) -> dict[str, Floats]:
-    """The values of one problem, ``(T, seeds)``, by balancer."""
+    """Return the values of one problem, ``(T, seeds)``, by balancer."""
     return {
         str(label): mine.pivot(index="metric", columns="seed", values="value").loc[axes["metric"]].to_numpy(float)
         for label, mine in rows.groupby("balancer", sort=False)
@@ -222,5 +230,5 @@ def _arrays(rows: pd.DataFrame, axes: pd.DataFrame) -> dict[str, Floats]:
 
 
 def _mean(values: pd.Series) -> float:
-    """Not a number as soon as one value is."""
+    """Return the mean, not-a-number if a value is; pandas' own mean would leave that value out."""
     return float(values.to_numpy(dtype=float).mean())

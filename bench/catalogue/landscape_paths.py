@@ -1,4 +1,4 @@
-"""The paths that methods take over the landscape of `conflict-2d`, from each of its starts."""
+"""Compute and draw the paths that methods take over the landscape of `conflict-2d`, from each of its starts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,13 @@ from bench.run.training import Training, reproducible
 from tasks.conflict_2d import STARTS, draw_trajectories
 
 METHODS = ("equal", "random", "mgda", "pcgrad", "imtl-g", "cagrad", "nash-mtl", "upgrad")
-"""Some of those that take negative losses."""
+"""Methods that are drawn; each of them accepts negative losses."""
 EVERY = 5
-"""So many steps lie between two points of a path."""
+"""Number of steps between two points of a path."""
 
 
 def picture(options: Mapping[str, Any]) -> Picture:
-    """A panel a method; ``options`` are the problem's, but for its start."""
+    """Draw the paths, one panel per method; ``options`` are the problem's, without ``start``."""
     pairs = [(method, start) for method in METHODS for start in range(1, len(STARTS) + 1)]
     made = joblib.Parallel(n_jobs=joblib.cpu_count())(
         joblib.delayed(path)(method, {**options, "start": start}) for method, start in pairs
@@ -35,7 +35,7 @@ def picture(options: Mapping[str, Any]) -> Picture:
 
 
 def path(method: str, options: Mapping[str, Any]) -> Tensor:
-    """Where ``theta`` was at every fifth step of the default recipe, ``(points, 2)``, from its start on."""
+    """Return the path of ``theta`` under the default recipe, a point every `EVERY` steps, shape ``(points, 2)``."""
     problem = tasks.create("conflict-2d", **options)
     wrt = build.default_wrt(balancers.get(method), problem.shared(problem.model()))
     training = Training(RunSpec("conflict-2d", options, problem.recipe, Method(method, wrt, {}), 1, "tuning", "cpu", 1))

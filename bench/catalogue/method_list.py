@@ -1,4 +1,4 @@
-"""What the methods declare of themselves, as rows for a terminal or for README."""
+"""List what each method declares about itself, as a table for the terminal or in Markdown."""
 
 import inspect
 from typing import NamedTuple
@@ -19,40 +19,40 @@ READS = {
 
 
 class ListedMethod(NamedTuple):
-    """A method's line in the list."""
+    """One line of the list of methods."""
 
     name: str
     reads: str
-    """And what the gradients are taken with respect to, the paper's choice first."""
+    """What the method reads and, for gradients, where they can be measured, its paper's choice first."""
     heads: str
     options: str
-    """What is worth tuning: the default, and the range."""
+    """Options worth tuning, each with its default and range."""
     summary: str
     use_when: str
 
 
 def entries() -> list[ListedMethod]:
-    """All methods that are known, by what they read and then by name."""
+    """Return all registered methods, sorted by what they read and then by name."""
     known = [balancers.get(name) for name in balancers.names()]
     order = list(READS)
     return [_entry(cls) for cls in sorted(known, key=lambda cls: (order.index(cls.reads), cls.name))]
 
 
 def markdown(methods: list[ListedMethod]) -> str:
-    """The table in README."""
+    """Return the methods as a table in Markdown."""
     lines = ["| method | reads | heads | to tune | when to use it |", "|---|---|---|---|---|"]
     lines += [f"| `{e.name}` | {e.reads} | {e.heads} | {e.options or '–'} | {e.use_when} |" for e in methods]
     return "\n".join(lines)
 
 
 def table(methods: list[ListedMethod]) -> Table:
-    """The same for a terminal."""
-    shown = Table(box=None, pad_edge=False, show_lines=False)
+    """Return the methods as a table for the terminal."""
+    lines = Table(box=None, pad_edge=False, show_lines=False)
     for header in ("balancer", "reads", "heads", "to tune: default [range]", "what it does, and when to use it"):
-        shown.add_column(header, overflow="fold")
+        lines.add_column(header, overflow="fold")
     for e in methods:
-        shown.add_row(Text(e.name, style="bold"), e.reads, e.heads, Text(e.options), Text(f"{e.summary} {e.use_when}"))
-    return shown
+        lines.add_row(Text(e.name, style="bold"), e.reads, e.heads, Text(e.options), Text(f"{e.summary} {e.use_when}"))
+    return lines
 
 
 def _entry(cls: type[LossBalancer]) -> ListedMethod:

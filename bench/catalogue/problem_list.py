@@ -1,4 +1,4 @@
-"""What there is to know of each problem, for a terminal: tasks, metrics, sizes, and how long a run of it takes here."""
+"""List the problems for the terminal: tasks, metrics, numbers of samples, and how long a run takes on this machine."""
 
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from bench.style.numbers import in_words
 from tasks import Metric, MissingDataError, Problem
 
 EVALUATIONS = 10
-"""The run whose time is told has so many, after the first."""
+"""Number of evaluations after step 0 in the run whose time is estimated."""
 
 
 class ListedProblem(NamedTuple):
-    """A problem's lines in the list."""
+    """The lines of one problem in the list."""
 
     name: str
     summary: str
@@ -25,51 +25,53 @@ class ListedProblem(NamedTuple):
     score: str
     """The primary metric, with its unit and an arrow for its better direction."""
     metrics: str
-    """The others."""
+    """The other metrics, written in the same way."""
     sizes: str
+    """Number of samples in each split."""
     run: str
-    """How long the default recipe takes on this machine, or why that can't be told."""
+    """Number of steps of the default recipe and its time on this machine, or why that cannot be estimated."""
 
 
 def entries() -> list[ListedProblem]:
-    """All problems that are known, made without options."""
+    """Return all registered problems, each with its default options."""
     return [_entry(name) for name in tasks.names()]
 
 
 def table(problems: list[ListedProblem]) -> Table:
-    """The entries for a terminal."""
-    shown = Table.grid(padding=(0, 2, 0, 0))
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(style="dim", no_wrap=True)
-    shown.add_column(overflow="fold")
+    """Return the problems as a table for the terminal."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
     for e in problems:
-        lines = {"tasks": e.tasks, "score": e.score, "metrics": e.metrics, "samples": e.sizes, "a run": e.run}
-        shown.add_row(Text(e.name), "", Text(e.summary))
-        for what, told in lines.items():
-            if told:
-                shown.add_row("", what, Text(told))
-        shown.add_row("", "", "")
-    return shown
+        lines = {"tasks": e.tasks, "score": e.score, "other metrics": e.metrics, "samples": e.sizes, "one run": e.run}
+        grid.add_row(Text(e.name), "", Text(e.summary))
+        for what, text in lines.items():
+            if text:
+                grid.add_row("", what, Text(text))
+        grid.add_row("", "", "")
+    return grid
 
 
 def _entry(name: str) -> ListedProblem:
     cls = tasks.get(name)
     try:
         problem = tasks.create(name)
-    except (TypeError, ValueError) as error:  # an option that has no default
+    except (TypeError, ValueError) as error:  # an option has no default
         return ListedProblem(name, cls.summary, "", "", "", "", str(error))
-    score = next(_told(metric) for metric in problem.metrics if metric.name == problem.primary)
-    others = ", ".join(_told(metric) for metric in problem.metrics if metric.name != problem.primary)
-    return ListedProblem(name, cls.summary, ", ".join(problem.tasks), score, others, *_tried(problem))
+    score = next(_written(metric) for metric in problem.metrics if metric.name == problem.primary)
+    others = ", ".join(_written(metric) for metric in problem.metrics if metric.name != problem.primary)
+    return ListedProblem(name, cls.summary, ", ".join(problem.tasks), score, others, *_sizes_and_run(problem))
 
 
-def _told(metric: Metric) -> str:
-    """``absolute depth error (m) ↓``."""
+def _written(metric: Metric) -> str:
+    """Write a metric as ``absolute depth error (m) ↓``."""
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.name}{unit} {'↑' if metric.higher_is_better else '↓'}"
 
 
-def _tried(problem: Problem[Any]) -> tuple[str, str]:
+def _sizes_and_run(problem: Problem[Any]) -> tuple[str, str]:
+    """Return the texts `ListedProblem.sizes` and `ListedProblem.run`; times a few steps of the problem."""
     if problem.illustration:
         return "", f"drawn only: lossbench show {problem.name}"
     try:
@@ -77,7 +79,8 @@ def _tried(problem: Problem[Any]) -> tuple[str, str]:
     except MissingDataError as error:
         return "", str(error)
     spec = RunSpec(problem.name, {}, problem.recipe, Method("equal", None, {}), 0, "tuning", "cpu", EVALUATIONS)
-    found = pace(spec)
+    measured = pace(spec)
     sizes = problem.sizes(problem.data(generator(0, "data"), "cpu"))
-    told = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-    return told, f"{problem.recipe.steps:,} steps, {in_words(found.run(spec), found.run(spec))} on this machine"
+    samples = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
+    seconds = measured.run(spec)
+    return samples, f"{problem.recipe.steps:,} steps, {in_words(seconds, seconds)} on this machine"

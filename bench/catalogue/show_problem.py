@@ -1,4 +1,4 @@
-"""The picture that `lossbench show` makes of a problem."""
+"""Draw the picture that `lossbench show` makes of a problem."""
 
 import tomllib
 from collections.abc import Sequence
@@ -14,20 +14,23 @@ from tasks import Conflict2D, MissingDataError
 from . import landscape_paths
 
 SEED = 1
+"""Seed of the data and of the training."""
 
 
 class NothingToDrawError(Exception):
-    """There is no such problem, its data aren't there, or it draws nothing."""
+    """The problem does not exist, its data are missing, its training failed, or it draws nothing."""
 
 
 def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
-    """What the problem draws of its data and, if ``trained``, of its model after a default run of equal weighting.
+    """Draw a problem's data and, if ``trained``, what its model predicts after a default run of equal weighting.
 
     Args:
-        options: the problem's, each ``KEY=VALUE`` with a value in TOML.
+        name: the registered name of the problem.
+        options: options of the problem, each ``KEY=VALUE`` with a value in TOML.
+        trained: True to train the model first. For `conflict-2d`, this draws the paths that several methods take.
 
     Raises:
-        NothingToDrawError: the problem can't be made, its data are missing, its training fails, or it draws nothing.
+        NothingToDrawError: the problem cannot be made, its data are missing, its training fails, or it draws nothing.
     """
     try:
         problem = tasks.create(name, **_options(options))

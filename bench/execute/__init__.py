@@ -1,1 +1,1 @@
-"""Do many runs: in worker processes, with a forecast and a progress bar."""
+"""Do many runs in worker processes, with a forecast of the time and a line of progress."""

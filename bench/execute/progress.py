@@ -1,4 +1,4 @@
-"""The one line that says how far a suite is: done, running, failed, time left."""
+"""Show the progress of a suite in one line: runs done, running and failed, and the time left."""
 
 import time
 from contextlib import ExitStack
@@ -10,11 +10,14 @@ from rich.live import Live
 from rich.text import Text
 
 SECONDS = 10
-"""Where the output is no terminal, a new line is printed this often."""
+"""Seconds between two lines where the output is not a terminal."""
 
 
 class Progress:
-    """Shown while in its ``with`` block; on a terminal it is one line that changes, elsewhere a line now and then."""
+    """The progress line of a suite, shown inside a ``with`` block.
+
+    On a terminal it is one line that changes; elsewhere a new line is printed every `SECONDS`.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -34,11 +37,11 @@ class Progress:
         self._exit.close()
 
     def expect(self, jobs: int) -> None:
-        """There are ``jobs`` more than was known so far."""
+        """Add ``jobs`` to the total number of jobs."""
         self._total += jobs
 
     def begin(self, stage: str, jobs: int, workers: int, reused: int = 0) -> None:
-        """A stage of ``jobs`` begins, ``workers`` of them at a time; ``reused`` more had been done before."""
+        """Begin a stage of ``jobs``, ``workers`` of them at a time, and count ``reused`` more jobs as already done."""
         if self._done == self._reused:
             self._begun = time.monotonic()
         self._stage, self._stage_left, self._workers = stage, jobs, workers
@@ -48,7 +51,7 @@ class Progress:
             self._print()
 
     def finish(self, failed: bool = False) -> None:
-        """One job has ended."""
+        """Count one job as ended."""
         self._done += 1
         self._failed += failed
         self._stage_left -= 1

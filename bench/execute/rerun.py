@@ -1,4 +1,4 @@
-"""One run of a suite by its key: to see it again, and that it gives the same."""
+"""Find one run of a suite by its key, do it again, and compare its scores with the stored ones."""
 
 from pathlib import Path
 
@@ -11,46 +11,46 @@ from bench.suite.toml_table import SuiteError
 
 
 def find(suite: Suite, key: str) -> Planned:
-    """The run of ``suite`` whose key begins with ``key``, at whatever learning rate that may be tried.
+    """Return the run of ``suite`` whose key begins with ``key``, among all learning rates that the suite can try.
 
     Raises:
-        SuiteError: there is none, or more than one.
+        SuiteError: no run has such a key, or more than one has.
     """
-    found = {run.key: run for run in _all(suite) if run.key.startswith(key)}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
-        raise SuiteError(f"{len(found)} runs of {suite.name} have a key that begins with {key!r}")
+    matches = {run.key: run for run in _all(suite) if run.key.startswith(key)}
+    if len(matches) == 1:
+        return next(iter(matches.values()))
+    if matches:
+        raise SuiteError(f"{len(matches)} runs of {suite.name} have a key that begins with {key!r}")
     raise SuiteError(
-        f"no run of {suite.name} has the key {key!r}: the suite, the code, the data or PyTorch are others than those "
-        "that it was made with"
+        f"no run of {suite.name} has the key {key!r}: the suite, the code, the data or PyTorch have changed since the "
+        "run was stored"
     )
 
 
 def run(planned: Planned) -> Result:
-    """Does the run, here and now."""
+    """Do the run in this process."""
     training = Training(planned.spec)
     training.run()
     return training.result
 
 
 def agrees(planned: Planned, result: Result, folder: Path) -> bool | None:
-    """Whether what is stored in the results ``folder`` has the same scores; None where there is nothing stored."""
+    """Return whether the result stored in ``folder`` has the same scores; None if no result is stored there."""
     path = result_file.run_path(folder, planned.key)
     return result_file.load(path).scores == result.scores if path.is_file() else None
 
 
 def _all(suite: Suite) -> list[Planned]:
-    """Every run that the suite may come to."""
+    """Return every run that the suite can lead to."""
     if not suite.learning_rates:
         return _reported(suite, None)
     rates = suite.learning_rates if suite.searches else plan.widened(suite.learning_rates)
-    found = plan.tuning(suite, {entry.label: rates for entry in suite.problems})
-    found += plan.front(suite, {entry.label: rates for entry in suite.problems})
-    return [*found, *(run for lr in rates for run in _reported(suite, lr))]
+    runs = plan.tuning(suite, {entry.label: rates for entry in suite.problems})
+    runs += plan.front(suite, {entry.label: rates for entry in suite.problems})
+    return [*runs, *(run for lr in rates for run in _reported(suite, lr))]
 
 
 def _reported(suite: Suite, lr: float | None) -> list[Planned]:
-    """All runs but those for tuning, at one learning rate; None is each problem's own."""
+    """Return all runs except tuning runs and the front, at learning rate ``lr``; None means each problem's own rate."""
     reported = plan.reported_at(suite, lambda problem, balancer: lr)
     return [*reported, *plan.repeated(suite, reported), *plan.baselines(suite, reported)]

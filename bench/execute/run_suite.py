@@ -1,7 +1,7 @@
-"""Does a whole suite: tuning runs, the choice of learning rates, reported runs, step timing, tables.
+"""Do a whole suite: tuning runs, the choice of learning rates, reported runs, step timing, tables.
 
-Whatever has been done before is found under its key and not done again. The tables are made at the end from what is
-stored, so that they are the same whether or not the suite was interrupted on the way.
+A run whose result is already stored under its key is not done again. The tables are made at the end from the stored
+results, so that they are the same whether or not the suite was interrupted.
 """
 
 import json
@@ -26,16 +26,16 @@ from . import forecast, workers
 from .progress import Progress
 
 MANY = 10
-"""To try more kinds of runs than this takes so long that it is told."""
+"""Announce the timing trial above this number of kinds of runs, because it then takes noticeably long."""
 
 
 class BusyError(Exception):
-    """Another process is at work in the results folder."""
+    """Another process is running a suite in the same results folder."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How many runs were done now, how many had been before, and which failed, now or before."""
+    """The number of runs done by this call, the number done before, and all runs that failed."""
 
     computed: int
     reused: int
@@ -43,12 +43,17 @@ class Summary:
 
 
 def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
-    """Does what has not been done of ``suite`` yet, ``jobs`` runs at a time, and writes its tables into ``folder``.
+    """Do the runs of ``suite`` that have no result yet, and write the suite's tables into ``folder``.
 
-    With 0 jobs, everything is done in this process, which a run may then end.
+    Args:
+        suite: the suite to run.
+        folder: the suite's results folder; it is created if necessary.
+        jobs: number of runs at a time, each in a worker process. With 0, all runs are done in this process, which a
+            run that crashes then ends.
+        console: where the forecast and the progress are printed.
 
     Raises:
-        BusyError: another process is doing so.
+        BusyError: another process is running a suite in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -63,7 +68,7 @@ def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
 
 
 class _Work:
-    """A suite under way."""
+    """A suite that is being run."""
 
     def __init__(self, suite: Suite, folder: Path, jobs: int, progress: Progress, console: Console) -> None:
         self.suite = suite
@@ -74,10 +79,10 @@ class _Work:
         self.console = console
         self.computed = 0
         self.seen: set[str] = set()
-        """The keys of the runs counted so far."""
+        """Keys of the runs counted so far."""
 
     def do(self) -> Summary:
-        """All stages."""
+        """Do all stages of the suite."""
         suite, folder = self.suite, self.folder
         for problem, missing in suite.left_out.items():
             self.console.print(Text(f"{problem} is left out: {missing}"))
@@ -97,21 +102,22 @@ class _Work:
         self.progress.expect(_distinct(front) - _distinct(plan.front(suite, at_most)))
         self.compute("reported runs", [*reported, *baselines, *front])
         if repeated:
-            self.compute("the same on other seeds", repeated)
-        workers.stop()  # steps are timed alone on the machine
+            self.compute("repeated runs on other seeds", repeated)
+        workers.stop()  # nothing else may run while steps are timed
         cost_rows = self.time_steps(costs)
 
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
         result_tables.write(result_tables.assemble(suite, done, selection, cost_rows), folder / "tables")
         micro.add_table(folder)
-        atomic_file.write(folder / "suite.toml", suite.text.encode())
-        failed = [one for one in done if one.result.status == "failed"]
+        atomic_file.write(folder / "suite.toml", suite.written.text.encode())
+        failed = [run for run in done if run.result.status == "failed"]
         return Summary(self.computed, len(self.seen) - self.computed, failed)
 
     def foretell(self, tuning: Sequence[Planned], fresh: Sequence[Planned], costs: Sequence[Planned]) -> None:
-        """Says how long it will take, from a few steps of each method on each problem.
+        """Print how long the suite will take, estimated from a few steps of each method on each problem.
 
-        Which rates the ``fresh`` runs will have is not known yet; they are taken for missing if a tuning run is.
+        The learning rates of the ``fresh`` runs are not known yet. If any tuning run is missing, all of them count as
+        missing.
         """
         missing = [run for run in tuning if not self.is_done(run)]
         if missing or not tuning:
@@ -119,24 +125,29 @@ class _Work:
         timed = [run for run in costs if not self.cost_path(run).is_file()]
         if not missing and not timed:
             return
-        tried = forecast.to_try([*missing, *timed])
-        if len(tried) > MANY:
-            self.console.print(f"trying a few steps of {len(tried)} kinds of runs, to tell how long it will take")
-        paces = workers.paces(list(tried.values()), self.suite.plugins, self.jobs)
-        found = dict(zip(tried, paces, strict=True))
-        self.console.print(Text(forecast.sentence(self.suite, missing, timed, self.at_a_time, found)))
+        specs = forecast.to_try([*missing, *timed])
+        if len(specs) > MANY:
+            self.console.print(
+                f"timing a few steps of {len(specs)} kinds of runs, to estimate how long the suite takes"
+            )
+        paces = workers.paces(list(specs.values()), self.suite.plugins, self.jobs)
+        pace_of = dict(zip(specs, paces, strict=True))
+        self.console.print(Text(forecast.sentence(self.suite, missing, timed, self.at_a_time, pace_of)))
 
     def is_done(self, run: Planned) -> bool:
-        """Whether the run's result is there, and its picture if it has one."""
-        pictured = not run.pictured or result_picture.path(self.folder, run.key).is_file()
-        return pictured and result_file.run_path(self.folder, run.key).is_file()
+        """Return whether the run's result is stored, and its picture if it is to have one."""
+        has_picture = not run.pictured or result_picture.path(self.folder, run.key).is_file()
+        return has_picture and result_file.run_path(self.folder, run.key).is_file()
 
     def cost_path(self, run: Planned) -> Path:
-        """Where what a step of ``run`` costs is kept."""
+        """Return the path of the file with the cost of a step of ``run``."""
         return self.folder / "costs" / f"{measure_step.key(run.spec, self.suite.cost_rounds)}.json"
 
     def tune(self) -> tuple[list[Planned], pd.DataFrame]:
-        """The tuning runs, and the rates chosen by them; a grid is extended once where the best lies at its edge."""
+        """Do the tuning runs; return them and the learning rates that they choose.
+
+        A problem's grid is extended once if the best rate of any method lies at its edge.
+        """
         grids = plan.grids(self.suite)
         if self.suite.searches:
             return self.try_rates("trials", grids)
@@ -148,20 +159,20 @@ class _Work:
         return self.try_rates("learning rates beyond the grid", extended)
 
     def try_rates(self, stage: str, grids: plan.Grids) -> tuple[list[Planned], pd.DataFrame]:
-        """The tuning runs of ``grids``, and the rates chosen by them."""
+        """Do the tuning runs of ``grids``; return them and the learning rates that they choose."""
         runs = plan.tuning(self.suite, grids)
         self.compute(stage, runs)
         return runs, result_tables.selection(result_tables.load(self.suite, runs, self.folder), self.suite)
 
     def front(self, tuning: Sequence[Planned]) -> dict[str, list[float]]:
-        """The learning rates that stand for the points of the front of static weights, by problem."""
+        """Return the learning rates that identify the points of the front of static weights, by problem."""
         if not any(entry.searches_weights for entry in self.suite.balancers):
             return {}
         points = result_tables.front(result_tables.load(self.suite, tuning, self.folder), self.suite)
         return {str(problem): list(rows["lr"].unique()) for problem, rows in points.groupby("problem")}
 
     def compute(self, stage: str, runs: Sequence[Planned]) -> None:
-        """Does those of ``runs`` that have no result yet."""
+        """Do those of ``runs`` that have no result yet."""
         new: dict[str, Planned] = {}
         for run in runs:
             if run.key not in self.seen and (run.pictured or run.key not in new):
@@ -177,7 +188,7 @@ class _Work:
             self.progress.finish(failed)
 
     def time_steps(self, costs: Sequence[Planned]) -> list[result_tables.Row]:
-        """The table's rows of what steps cost, each measured once on this kind of machine."""
+        """Return the rows of the table of step costs; time each step that was not timed on this kind of machine yet."""
         self.progress.begin("step timing", len(costs), workers=1)
         rows: list[result_tables.Row] = []
         for run in costs:
@@ -190,7 +201,7 @@ class _Work:
         return rows
 
     def measure(self, run: Planned) -> dict[str, object]:
-        """What a step of ``run`` costs, and of what; no rows, and a reason, where the step fails."""
+        """Return the cost of a step of ``run`` and its specification; if the step fails, a reason in place of rows."""
         facts = {"spec": asdict(run.spec), "rounds": self.suite.cost_rounds}
         try:
             return {**facts, "rows": self.step_cost(run), "reason": ""}
@@ -198,10 +209,10 @@ class _Work:
             return {**facts, "rows": [], "reason": f"{type(error).__name__}: {error}"}
 
     def step_cost(self, run: Planned) -> list[result_tables.Row]:
-        """The rows alone."""
+        """Return the rows of the cost of a step of ``run``; errors of the step propagate."""
         return workers.step_cost(run.spec, self.suite.cost_rounds, self.suite.plugins, self.jobs)
 
 
 def _distinct(runs: Sequence[Planned]) -> int:
-    """How many results ``runs`` have: those of equal specification share one."""
+    """Return the number of distinct results of ``runs``; runs with equal specifications share one result."""
     return len({run.key for run in runs})

@@ -1,8 +1,8 @@
-"""Does runs in processes of their own, each of which stores the results of its runs itself.
+"""Do runs in worker processes, each of which stores the results of its runs itself.
 
-A finished run is therefore safe whatever happens to the process that asked for it. Workers end soon after that process,
-however it ends. A run that ends its worker's process, for lack of memory say, harms no other: the runs that were under
-way then are done again, each alone, and one that does so again has failed.
+A finished run is therefore safe whatever happens to the process that started the workers. Workers end soon after that
+process ends, however it ends. A run that kills its worker, for example by using too much memory, harms no other run:
+all runs that were in progress are done again, each alone, and a run that kills its worker again has failed.
 """
 
 import os
@@ -28,15 +28,16 @@ from bench.run.spec import RunSpec
 from bench.run.training import Result, Training
 from bench.suite.plan import Planned
 
-# A worker whose memory has grown much, as it does with each data set, is ended between two runs, and another started.
+# loky replaces a worker between two runs if its memory has grown much, which happens with every data set, and warns.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
 IN_THIS_PROCESS = 0
-"""So many jobs at a time: one after another, without a worker."""
+"""The number of jobs that means: run everything in this process, one run after another."""
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
-KILLED = "its process was killed, and once more when it ran alone: for lack of memory, perhaps"
+KILLED = "its process was killed, and killed again when it ran alone; perhaps it ran out of memory"
+"""Reason stored for a run that kills its worker."""
 CHANGED = "a source file has changed since the suite was started; start it again"
 
 P = ParamSpec("P")
@@ -44,23 +45,27 @@ Given = TypeVar("Given")
 
 
 class WorkerError(Exception):
-    """The workers can't go on; what they have finished is kept."""
+    """The workers cannot go on; finished runs are kept."""
 
 
 def compute(runs: Sequence[Planned], folder: Path, plugin_files: Sequence[Path], jobs: int) -> Iterator[bool]:
-    """Does ``runs``, ``jobs`` at a time, and tells of each one that has ended whether it failed.
+    """Do ``runs``, ``jobs`` at a time, and yield for each run that ends whether it failed, in the order of their ends.
 
-    The order is that in which they end. ``folder`` is the suite's results folder.
+    Args:
+        runs: runs with distinct keys.
+        folder: the suite's results folder.
+        plugin_files: files to load before a run.
+        jobs: number of workers, or `IN_THIS_PROCESS`.
 
     Raises:
-        WorkerError: no worker can be started, or a source file was changed meanwhile.
+        WorkerError: no worker can be started, or a source file changed after the suite was started.
     """
     if jobs == IN_THIS_PROCESS:
         for run in runs:
             yield _work(run, run.key, folder, plugin_files, os.getpid())
         return
     left = {run.key: run for run in runs}
-    suspects = [run for run in runs if _mark(folder, run.key).exists()]  # under way when an earlier process was killed
+    suspects = [run for run in runs if _mark(folder, run.key).exists()]  # in progress when an earlier suite was killed
     while left:
         for run in suspects:
             yield _alone(left.pop(run.key), folder, plugin_files)
@@ -78,11 +83,15 @@ def compute(runs: Sequence[Planned], folder: Path, plugin_files: Sequence[Path],
                 yield result_file.load(result_file.run_path(folder, key)).status == "failed"
         suspects = [run for key, run in left.items() if _mark(folder, key).exists()]
         if left and not suspects and len(left) == before:
-            raise WorkerError("the workers end as soon as they start; what was finished is kept") from None
+            raise WorkerError("the workers end as soon as they start; finished runs are kept") from None
 
 
 def paces(specs: Sequence[RunSpec], plugin_files: Sequence[Path], jobs: int) -> list[Pace | None]:
-    """Tries each of ``specs`` out, ``jobs`` at a time; None for what fails, and for all where one ends its process."""
+    """Time a few steps of each of ``specs``, ``jobs`` at a time.
+
+    Returns:
+        One pace per specification, None for a run that fails. If a run kills its worker, all paces are None.
+    """
     if jobs == IN_THIS_PROCESS:
         return [_pace(spec, plugin_files, os.getpid()) for spec in specs]
     try:
@@ -93,10 +102,10 @@ def paces(specs: Sequence[RunSpec], plugin_files: Sequence[Path], jobs: int) -> 
 
 
 def step_cost(spec: RunSpec, rounds: int, plugin_files: Sequence[Path], jobs: int) -> list[dict[str, Any]]:
-    """What a step of ``spec`` costs, see `bench.cost.measure_step.measure`; whatever that raises, this raises.
+    """Measure the cost of a step of ``spec``; see `bench.cost.measure_step.measure`, whose errors propagate.
 
     Raises:
-        WorkerError: the step ended its process.
+        WorkerError: the step killed its worker.
     """
     if jobs == IN_THIS_PROCESS:
         return measure_step.measure(spec, rounds)
@@ -107,14 +116,14 @@ def step_cost(spec: RunSpec, rounds: int, plugin_files: Sequence[Path], jobs: in
 
 
 def stop() -> None:
-    """Ends all workers at once, whatever they are doing."""
+    """End all workers at once, whatever they are doing."""
     _let_jobs_be_taken_away()
     get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
 @cache
 def _let_jobs_be_taken_away() -> None:
-    """The thread of loky's that hands out jobs ends without a traceback when those are gone that it was to hand out."""
+    """Suppress the traceback that loky's thread prints if `stop` takes away the jobs that it still has to hand out."""
     usual = threading.excepthook
 
     def hook(failure: threading.ExceptHookArgs) -> None:
@@ -125,15 +134,15 @@ def _let_jobs_be_taken_away() -> None:
 
 
 def _submit(jobs: int, work: Callable[P, Given], *args: P.args, **kwargs: P.kwargs) -> Future[Given]:
-    """Has ``work`` done by one of ``jobs`` workers; those there are go on, if they are as many and none was killed."""
-    # Without this, a worker's first imports would look into the folder that the benchmark was started from.
+    """Submit ``work`` to one of ``jobs`` workers, which are reused unless their number changes or one was killed."""
+    # Without this, a worker's first imports would look in the folder that the benchmark was started from.
     os.environ["PYTHONSAFEPATH"] = "1"
     future: Future[Given] = get_reusable_executor(max_workers=jobs, env=ONE_THREAD).submit(work, *args, **kwargs)
     return future
 
 
 def _alone(run: Planned, folder: Path, plugin_files: Sequence[Path]) -> bool:
-    """Does a run that may end its process, with no other under way; whether it failed."""
+    """Do a run that may kill its worker while no other run is in progress, and return whether it failed."""
     try:
         return _submit(1, _work, run, run.key, folder, plugin_files, os.getpid()).result()
     except (BrokenProcessPool, ShutdownExecutorError):
@@ -149,7 +158,7 @@ def _alone(run: Planned, folder: Path, plugin_files: Sequence[Path]) -> bool:
 
 
 def _mark(folder: Path, key: str) -> Path:
-    """What is there while a run is under way, and stays when its process is killed."""
+    """Return the path of a file that exists while a run is in progress, and remains if the run's process is killed."""
     return folder / "running" / key
 
 
@@ -159,7 +168,7 @@ def _is_finished(folder: Path, key: str) -> bool:
 
 def _work(run: Planned, key: str, folder: Path, plugin_files: Sequence[Path], parent: int) -> bool:
     _begin(plugin_files, parent)
-    if run.spec.key != key:  # this process has read a newer file than the one that asks
+    if run.spec.key != key:  # this process has imported a newer source file than the process that submitted the run
         raise WorkerError(CHANGED)
     mark = _mark(folder, key)
     mark.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +203,7 @@ def _begin(plugin_files: Sequence[Path], parent: int) -> None:
 
 @cache
 def _belong_to(parent: int) -> None:
-    """Leaves it to the parent to react to Ctrl-C, and ends this process when the parent has."""
+    """Ignore Ctrl-C, which the parent handles, and end this process when the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -1,4 +1,5 @@
-"""From a results folder to what people read: the terminal's leaderboard, figures, and one self-contained page.
+"""Turn a results folder into what people read: the leaderboard in the terminal, figures, and one self-contained page.
 
-It reads ``results/<suite>`` and nothing else: a report can be made again anywhere, without torch and without a run.
+The modules read ``results/<suite>`` and nothing else. A report can therefore be made again on any machine, without
+torch and without running anything.
 """

@@ -1,4 +1,4 @@
-"""The short answer to a comparison: which method, and at what cost."""
+"""Answer a comparison in a few sentences: which method to use, and at what cost."""
 
 import numpy as np
 import pandas as pd
@@ -10,22 +10,26 @@ from .results_folder import Results
 
 
 def answer(results: Results) -> list[str]:
-    """A sentence or three for each problem but controls.
+    """Return one text of one to three sentences for each problem that is not a control.
 
-    None where methods aren't ranked or have too few seeds to be told apart.
+    The list is empty if the methods are not ranked. A problem whose methods have too few seeds for a verdict is left
+    out.
     """
     if not results.ranking or results.baseline is None:
         return []
-    found = []
+    texts = []
     for problem, rows in results.evidence.groupby("problem", sort=False):
         others = rows[rows["balancer"] != results.baseline]
         if (others["verdict"] != "").any():
-            found.append(f"{short(str(problem), 40)}: {_of_problem(others, results)}")
-    return found
+            texts.append(f"{short(str(problem), 40)}: {_of_problem(others, results)}")
+    return texts
 
 
 def _of_problem(others: pd.DataFrame, results: Results) -> str:
-    """``others`` are the rows of one problem but for equal weighting's, the best mean first where they are ranked."""
+    """Return the answer for one problem.
+
+    ``others`` are the problem's rows without that of equal weighting, sorted from the best mean to the worst.
+    """
     equal = short(results.baseline or "", 40)
     better = others[others["verdict"] == "better"]
     if better.empty:
@@ -33,20 +37,20 @@ def _of_problem(others: pd.DataFrame, results: Results) -> str:
         rest = [f"{counts[verdict]} {verdict}" for verdict in ("worse", "tie", "not settled") if verdict in counts]
         return f"stay with {equal}. No method is better beyond noise ({', '.join(rest)})."
     best = better.iloc[0]
-    said = f"try {_told(best)} {'of' if best['scale'] == 'ratio' else 'on'} {equal}'s score{_cost(best)}."
+    text = f"try {_named(best)} {'of' if best['scale'] == 'ratio' else 'on'} {equal}'s score{_cost(best)}."
     if np.isfinite(better["step_ratio"].astype(float)).any():
         cheapest = better.sort_values("step_ratio", kind="stable").iloc[0]
         if cheapest["balancer"] != best["balancer"]:
-            said += f" The cheapest that is better: {_told(cheapest)}{_cost(cheapest)}."
-    if results.parts.static not in (None, best["balancer"]) and best["static_verdict"] not in ("", "better"):
-        against = {"tie": "a tie", "worse": "worse"}.get(best["static_verdict"], "not settled")
-        said += f" Against {short(results.parts.static or '', 40)}, it is {against}."
+            text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest)}."
+    if results.roles.static not in (None, best["balancer"]) and best["static_verdict"] not in ("", "better"):
+        verdict = {"tie": "a tie", "worse": "worse"}.get(best["static_verdict"], "not settled")
+        text += f" Compared with {short(results.roles.static or '', 40)}, it is {verdict}."
     if best["failed"]:
-        said += f" {best['failed']} of its {best['seeds']} runs failed."
-    return said
+        text += f" {best['failed']} of its {best['seeds']} runs failed."
+    return text
 
 
-def _told(row: pd.Series) -> str:
+def _named(row: pd.Series) -> str:
     bounds = row["relative"], row["relative_low"], row["relative_high"]
     return f"{short(row['balancer'], 40)}, {relative(row['scale'], *bounds)}"
 

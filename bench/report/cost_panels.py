@@ -1,4 +1,4 @@
-"""Figures of time: what a training step costs and in which part, and the micro-benchmark."""
+"""Draw the figures of time: a training step and its parts, and the micro-benchmark."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,20 @@ from bench.style.short_label import short
 
 from .results_folder import Results
 
-PARTS = {"forward": 0.35, "backward": 1.0, "optimizer": 0.6}  # and the strength of their colour
-MOST_BARS = 16  # in the summary
+PARTS = {"forward": 0.35, "backward": 1.0, "optimizer": 0.6}
+"""Parts of a training step, and the opacity of their bars."""
+MOST_BARS = 16
+"""Maximum number of bars in the summary figure."""
 RATIO = ("ratio_to_equal", "ratio_low", "ratio_high")
 PART_NAMES = {"forward": "forward", "backward": "backward with balancing", "optimizer": "optimiser"}
 
 
 def step_cost(results: Results) -> tuple[Figure, str] | None:
-    """Time of a step as a stacked bar, a panel per problem and device."""
+    """Draw each method's step time as a stacked bar, one panel per problem and device.
+
+    Returns:
+        The figure and its caption; None if no step was timed.
+    """
     costs = results.tables["costs"]
     if costs.empty:
         return None
@@ -35,14 +41,15 @@ def step_cost(results: Results) -> tuple[Figure, str] | None:
         rows = costs[(costs["problem"] == problem) & (costs["device"] == device)]
         _bars(panel, rows, results)
         panel.set_title(short(problem, 40))
-        panel.set_xlabel(f"time of a step (equal weighting: 1)\n{short(results.machine(device), 48)}")
+        panel.set_xlabel(f"time of a step (equal weighting = 1)\n{short(results.machine(device), 48)}")
     handles = [Patch(color=INK, alpha=alpha, linewidth=0, label=PART_NAMES[part]) for part, alpha in PARTS.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1.2, handleheight=0.9)
     where = " and ".join(results.machine(device) for device in devices)
     return figure, (
-        f"Time of a training step on {where}, with nothing else running. A bar is as long as the time of the method's "
-        "step over that of a step of equal weighting done next to it (median, and the interval behind it), and is "
-        "divided as the medians of its parts are. Milliseconds are in the table."
+        f"Time of a training step on {where}, with nothing else running. Each step of a method was timed next to a "
+        "step of equal weighting. The length of a bar is the median of the ratio of the two times; the text beside it "
+        "adds the 95 % interval. The shades divide a bar in proportion to the median times of its parts. The table "
+        "below has the times in milliseconds."
     )
 
 
@@ -67,7 +74,10 @@ def _bars(panel: Axes, rows: pd.DataFrame, results: Results) -> None:
 
 
 def draw_ratios(panel: Axes, results: Results, problems: Sequence[str]) -> None:
-    """The leaderboard's step ratios as bars, grouped by problem; only the first problems where that makes many bars."""
+    """Draw the leaderboard's step ratios as bars, grouped by problem.
+
+    Problems that would bring the number of bars above `MOST_BARS` are left out; the first problem is always drawn.
+    """
     looks = styles(results.balancers)
     names: list[str] = []
     place = 0.0
@@ -77,7 +87,7 @@ def draw_ratios(panel: Axes, results: Results, problems: Sequence[str]) -> None:
         ratios = rows.set_index("balancer")["step_ratio"].astype(float)
         heading = panel.text(1, place, short(problem, 24), fontweight="bold", ha="right", va="center")
         heading.set_transform(panel.get_yaxis_transform())
-        heading.set_in_layout(False)  # the bars keep their room
+        heading.set_in_layout(False)  # a long heading must not make the panel smaller
         for label in results.balancers_in(rows):
             place += 1
             ratio = float(ratios[label])
@@ -96,11 +106,15 @@ def draw_ratios(panel: Axes, results: Results, problems: Sequence[str]) -> None:
     panel.spines["left"].set_visible(False)
     panel.set_xlim(0, float(results.board["step_ratio"].max()) * 1.3)
     panel.set_title("Time of a step")
-    panel.set_xlabel(f"equal weighting: 1\n{short(results.machine(results.timed_on or ''), 32)}")
+    panel.set_xlabel(f"equal weighting = 1\n{short(results.machine(results.timed_on or ''), 32)}")
 
 
 def micro_benchmark(results: Results) -> tuple[Figure, str] | None:
-    """Time of GradNorm's own work and of a whole step against the number of tasks, a panel per device."""
+    """Draw the times of GradNorm's own work and of a whole step over the number of tasks, one panel per device.
+
+    Returns:
+        The figure and its caption; None if the micro-benchmark was not run.
+    """
     micro = results.tables["micro"]
     if micro.empty:
         return None
@@ -122,6 +136,6 @@ def micro_benchmark(results: Results) -> tuple[Figure, str] | None:
         named.append((panel, ends))
     label_ends(figure, named)
     return figure, (
-        "Micro-benchmark of GradNorm: its gradient-norm step alone and the whole training step, against the number of "
-        "tasks (logarithmic axis)."
+        "Micro-benchmark of GradNorm: the time of its gradient-norm step alone, and of the whole training step, over "
+        "the number of tasks (logarithmic axis)."
     )

@@ -1,4 +1,4 @@
-"""Figures over training steps: learning curves, and what a method does to the step's size."""
+"""Draw the figures over training steps: learning curves, the sum of the weights and the size of the trunk's updates."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,11 @@ from .results_folder import Results
 
 
 def learning_curves(results: Results) -> tuple[Figure, str] | None:
-    """The primary validation score over steps, a panel per problem."""
+    """Draw the primary validation score over steps, one panel per problem.
+
+    Returns:
+        The figure and its caption; None if there is no finite score.
+    """
     rows = validation_scores(results)
     if rows.empty:
         return None
@@ -25,15 +29,19 @@ def learning_curves(results: Results) -> tuple[Figure, str] | None:
     ]
     label_ends(figure, ends, balancers=results.balancers)
     return figure, (
-        "Learning curves: the primary score on the validation split over training. Line: mean over the reported seeds "
-        "(geometric where the axis is logarithmic); band: from the lowest to the highest seed. A cross marks the "
-        "last measurement of a run that failed; behind it the line is that of the seeds left. What diverges to more "
-        "than twice the initial score leaves the panel."
+        "Learning curves: the primary score on the validation split during training. Line: mean over the reported "
+        "seeds (geometric mean where the axis is logarithmic). Band: from the lowest to the highest seed. A cross "
+        "marks the last measurement of a failed run; after it, the line is the mean of the remaining seeds. Where "
+        "lower is better, a panel ends at twice the initial score, and a curve that diverges further leaves it."
     )
 
 
 def dynamics(results: Results) -> tuple[Figure, str] | None:
-    """The sum of the weights and the norm of the trunk's update, a row per problem."""
+    """Draw the sum of the weights and the norm of the trunk's update over steps, one row of two panels per problem.
+
+    Returns:
+        The figure and its caption; None if neither was recorded.
+    """
     rows = results.reported("dynamics")
     if rows.empty:
         return None
@@ -52,20 +60,20 @@ def dynamics(results: Results) -> tuple[Figure, str] | None:
                 panel.set_ylim(bottom=0)
     label_ends(figure, ends, balancers=results.balancers)
     return figure, (
-        "A method can win by changing the effective learning rate. Left: the sum of its weights, which equal "
-        "weighting keeps at the number of tasks; right: the Euclidean norm of the change of the shared parameters in "
-        "one step. Lines and bands as in the learning curves."
+        "A method can win merely by changing the effective learning rate, so these panels show the size of its steps. "
+        "Left: the sum of its weights, which under equal weighting is always the number of tasks. Right: the Euclidean "
+        "norm of the change of the shared parameters in one step. Lines and bands are drawn as in the learning curves."
     )
 
 
 def validation_scores(results: Results) -> pd.DataFrame:
-    """The primary metric's rows of the reported runs' curves, as far as they are finite."""
+    """Return the rows of the reported runs' curves that hold a finite value of the primary metric."""
     rows = results.reported("curves")
     return primary_rows(rows[np.isfinite(rows["value"].astype(float))], results.tables["problems"])
 
 
 def score_panel(panel: Axes, results: Results, rows: pd.DataFrame) -> list[End]:
-    """One problem's primary score over steps, with a cross where a run failed; the ends of the lines."""
+    """Draw one problem's primary score over steps, with a cross where a run failed, and return where the lines end."""
     facts = results.facts(rows["problem"].iloc[0])
     ends = _lines(panel, rows, "value", results)
     start = rows.loc[rows["step"] == rows["step"].min(), "value"].max()
@@ -82,7 +90,7 @@ def score_panel(panel: Axes, results: Results, rows: pd.DataFrame) -> list[End]:
 
 
 def _lines(panel: Axes, rows: pd.DataFrame, column: str, results: Results) -> list[End]:
-    """A line and a band per balancer; the ends of the lines."""
+    """Draw a line and a band for each balancer, and return where the lines end."""
     log = spans_decades(rows[column], factor=5)
     table = band(rows, ["balancer", "step"], column, log)
     looks, ends = styles(results.balancers), []

@@ -1,4 +1,4 @@
-"""What stands behind the verdicts: what may be claimed, the controls, other seeds, time-to-target, all problems."""
+"""Describe what supports the verdicts: allowed claims, controls, other seeds, time-to-target and Delta m."""
 
 from typing import TypedDict
 
@@ -14,10 +14,11 @@ from .results_folder import Results
 from .text_grid import TextGrid
 
 ENDLESS = "∞"
+"""Text for a run or a median that never reaches the target."""
 
 
 class Control(TypedDict):
-    """One of the controls in words; ``holds`` is whether it came out as it has to."""
+    """The outcome of one control in words; ``holds`` is true if the outcome is the expected one."""
 
     name: str
     holds: bool
@@ -25,19 +26,21 @@ class Control(TypedDict):
 
 
 def claims(results: Results) -> str:
-    """Which of the verdicts were fixed beforehand; empty where there are none."""
+    """Return a sentence that names the confirmatory and the exploratory methods; empty if there are no verdicts."""
     if not results.ranking:
         return ""
-    named = [label for label, role in results.parts.roles.items() if role == "confirmatory"]
+    named = [label for label, role in results.roles.by_label.items() if role == "confirmatory"]
     if not named:
-        return f"Everything here is exploratory: confirmatory claims are made on the suite {CORE} alone."
-    others = [label for label, role in results.parts.roles.items() if role == "exploratory"]
-    rest = f"; {join(short(label, 40) for label in others)}: exploratory" if others else ""
-    return f"Verdicts on {join(named)} are confirmatory, these methods being named before the suite was run{rest}."
+        return f"Everything here is exploratory: only the suite {CORE} supports confirmatory claims."
+    others = [label for label, role in results.roles.by_label.items() if role == "exploratory"]
+    rest = f" Verdicts on {join(short(label, 40) for label in others)} are exploratory." if others else ""
+    return (
+        f"Verdicts on {join(named)} are confirmatory: the protocol named these methods before the suite was run.{rest}"
+    )
 
 
 def controls(results: Results) -> list[Control]:
-    """The controls that could be checked."""
+    """Return the outcomes of the controls that could be checked."""
     table = results.tables["controls"]
     texts = {"random": _random, "second name": _second, "same tasks": _same}
     names = {
@@ -45,13 +48,13 @@ def controls(results: Results) -> list[Control]:
         "second name": "Equal weighting under a second name",
         "same tasks": "Tasks that are all the same",
     }
-    found: list[Control] = []
+    outcomes: list[Control] = []
     for control, text in texts.items():
         rows = table[table["control"] == control]
         if len(rows):
             holds = bool(rows["holds"].astype(bool).all())
-            found.append({"name": names[control], "holds": holds, "text": text(rows, results)})
-    return found
+            outcomes.append({"name": names[control], "holds": holds, "text": text(rows, results)})
+    return outcomes
 
 
 def _random(rows: pd.DataFrame, results: Results) -> str:
@@ -61,7 +64,7 @@ def _random(rows: pd.DataFrame, results: Results) -> str:
         where = f"any of {count} problems" if count > 1 else short(rows["problem"].iloc[0], 40)
         return f"{label} is not better than {equal} on {where}."
     where = join(f"{short(row['problem'], 40)} ({_brief(row)})" for _, row in beaten.iterrows())
-    return f"{label} IS BETTER than {equal} on {where}: a method that is no better than that has learned nothing."
+    return f"{label} IS BETTER than {equal} on {where}. A method that is no better than {label} has learned nothing."
 
 
 def _second(rows: pd.DataFrame, results: Results) -> str:
@@ -70,24 +73,25 @@ def _second(rows: pd.DataFrame, results: Results) -> str:
         int(rows["pairs"].sum()),
         int(rows["different"].sum()),
     )
-    compared = f"{pairs:,} scores at the same learning rates and seeds as {short(results.baseline or '', 40)}"
+    equal = short(results.baseline or "", 40)
+    compared = f"{pairs:,} scores at the same learning rates and seeds"
     if not different:
-        return f"{label}: bit-identical, {compared}."
+        return f"{label}: bit-identical to {equal} in all {compared}."
     where = join(short(problem, 40) for problem in rows.loc[rows["different"] > 0, "problem"])
-    return f"{label}: NOT bit-identical. Of {compared}, {different:,} differ, on {where}."
+    return f"{label}: NOT bit-identical. {different:,} of the {compared} differ from those of {equal}, on {where}."
 
 
 def _same(rows: pd.DataFrame, results: Results) -> str:
     sentences = []
     for _, row in rows.iterrows():
         value = relative(row["scale"], row["relative"], row["low"], row["high"])
-        alone = "the mean of its tasks trained alone"
-        said = f"{value} {'of' if row['scale'] == 'ratio' else 'on'} {alone}"
-        verdict = "which is within the interval" if row["holds"] else "which is NOT within the interval"
+        alone = "the mean score of the tasks trained alone"
+        score = f"{value} {'of' if row['scale'] == 'ratio' else 'on'} {alone}"
+        verdict = "consistent with no difference" if row["holds"] else "NOT consistent with no difference"
         rates = row["lr"], row["baseline_lr"]
         differing = f" (at learning rates {rate(rates[0])} and {rate(rates[1])})" if rates[0] != rates[1] else ""
         problem, label = short(row["problem"], 40), short(row["balancer"], 40)
-        sentences.append(f"On {problem}, {label} scores {said}{differing}, {verdict}.")
+        sentences.append(f"On {problem}, {label} scores {score}{differing}: {verdict}.")
     return " ".join(sentences)
 
 
@@ -96,16 +100,21 @@ def _brief(row: pd.Series) -> str:
 
 
 def alarm(results: Results) -> str:
-    """What is to be said before anything else: that a control failed; empty where none did."""
+    """Return a warning that names the controls that failed, for the top of the page; empty if all hold."""
     failed = [control["name"].lower() for control in controls(results) if not control["holds"]]
     if not failed:
         return ""
-    return f"{'A control' if len(failed) == 1 else 'Controls'} FAILED: {join(failed)}. See there before you read on."
+    subject = "A control" if len(failed) == 1 else "Controls"
+    return f"{subject} FAILED: {join(failed)}. Read the section “Controls” before anything else."
 
 
 def repeated_rows(results: Results) -> pd.DataFrame:
-    """The verdicts that are compared: of no control; each comparison once; on the core suite, the confirmatory ones."""
-    table, roles = results.tables["repeated"], results.parts.roles
+    """Return the verdicts whose repetition on other seeds is reported.
+
+    Controls are left out, and each pair of methods is compared once. On the core suite only confirmatory verdicts
+    count.
+    """
+    table, roles = results.tables["repeated"], results.roles.by_label
     roles_of = table["balancer"].map(roles)
     wanted = "confirmatory" if "confirmatory" in roles.values() else "exploratory"
     mirrored = (table["against"] == "static") & (table["balancer"] == results.baseline)
@@ -115,28 +124,28 @@ def repeated_rows(results: Results) -> pd.DataFrame:
 
 
 def repeated(results: Results) -> str:
-    """How many verdicts other seeds changed; empty where nothing was repeated."""
+    """Return a sentence with the number of verdicts that other seeds changed; empty if nothing was repeated."""
     rows = repeated_rows(results)
     if rows.empty:
         return ""
     flipped, changed = rows[rows["flipped"].astype(bool)], rows[rows["changed"].astype(bool)]
-    told = "none flipped"
+    flips = "none flipped between better and worse"
     if len(flipped):
         named = join(f"{short(row['balancer'], 40)} on {short(row['problem'], 40)}" for _, row in flipped.iterrows())
-        told = f"{len(flipped)} flipped between better and worse ({named})"
+        flips = f"{len(flipped)} flipped between better and worse ({named})"
     open_once = (changed[["verdict", "again_verdict"]] == "not settled").any(axis=1)
-    sentence = f"Of {len(rows)} verdicts, {told}; {int(open_once.sum())} changed between settled and not settled"
+    sentence = f"Of {len(rows)} verdicts, {flips}; {int(open_once.sum())} changed between settled and not settled"
     others = int((~open_once).sum())
     return f"{sentence}{f', {others} between a tie and a difference' if others else ''}."
 
 
 def repeated_grid(results: Results) -> TextGrid | None:
-    """The verdicts that other seeds changed; None where they changed none."""
+    """Return a table of the verdicts that other seeds changed; None if they changed none."""
     rows = repeated_rows(results)
     rows = rows[rows["flipped"].astype(bool) | rows["changed"].astype(bool)]
     if rows.empty:
         return None
-    names = {"equal": results.baseline, "static": results.parts.static}
+    names = {"equal": results.baseline, "static": results.roles.static}
     cells = []
     for _, row in rows.sort_values("flipped", ascending=False, kind="stable").iterrows():
         pairs = [
@@ -149,12 +158,12 @@ def repeated_grid(results: Results) -> TextGrid | None:
         first, again = pairs
         place = [row["balancer"], row["problem"], short(names[row["against"]] or "", 24)]
         cells.append([*place, *first, *again])
-    header = ["Method", "Problem", "Against", "First seeds", "Verdict", "Other seeds", "Verdict"]
+    header = ["Method", "Problem", "Compared with", "First seeds", "Verdict", "Other seeds", "Verdict"]
     return {"title": "", "header": header, "rows": cells, "marked": set()}
 
 
 def part(mean: float, low: float, high: float) -> str:
-    """A part of equal weighting's whole training: ``0.62 [0.55, 0.70]``; ``∞`` for never."""
+    """Write a fraction of equal weighting's whole training: ``0.62 [0.55, 0.70]``; ``∞`` means never."""
     if np.isnan(mean):
         return NOTHING
     values = [f"{value:.2f}" if np.isfinite(value) else ENDLESS for value in (mean, low, high)]
@@ -162,7 +171,7 @@ def part(mean: float, low: float, high: float) -> str:
 
 
 def target_grid(results: Results) -> TextGrid | None:
-    """How soon one problem's methods are as good as equal weighting in the end; None where that isn't known."""
+    """Return a table of how soon one problem's methods reach equal weighting's final score; None if unknown."""
     table = results.tables["target"]
     if table.empty or results.board.empty:
         return None
@@ -179,8 +188,10 @@ def target_grid(results: Results) -> TextGrid | None:
             cells.append(quantity(row["flops"], "FLOP") if _reached(row) else ENDLESS)
             cells.append(part(*row[["of_flops", "of_flops_low", "of_flops_high"]].astype(float)))
         rows.append(cells)
-    header = ["Method", "Runs that get there", "Steps", "of its steps"]
-    header += ["Time", "of its time"] * timed + ["Arithmetic", "of its arithmetic"] * counted
+    equals = f"{short(results.baseline or '')}'s"
+    header = ["Method", "Runs that reach it", "Steps", f"Fraction of {equals} steps"]
+    header += ["Time", f"Fraction of {equals} time"] * timed
+    header += ["Floating-point operations", f"Fraction of {equals} operations"] * counted
     return {"title": "", "header": header, "rows": rows, "marked": set()}
 
 
@@ -189,13 +200,13 @@ def _reached(row: pd.Series) -> bool:
 
 
 def target_value(results: Results) -> str:
-    """The score that is the target on one problem, with what it is."""
+    """Return the target score on one problem as text; empty if there is no target."""
     table = results.tables["target"]
     return "" if table.empty else number(float(table["target"].iloc[0]), 4)
 
 
 def change(results: Results) -> tuple[dict[str, str], list[str]]:
-    """Each method's relative change to single-task training over problems, and which problems that is of."""
+    """Return each method's mean relative change to single-task training as text, and the problems it is taken over."""
     table = results.tables["delta_m"]
     if table.empty:
         return {}, []

@@ -1,4 +1,4 @@
-"""Two results folders side by side: what changed beyond noise."""
+"""Compare two results folders: which scores changed beyond noise."""
 
 import json
 from dataclasses import dataclass
@@ -14,16 +14,23 @@ from bench.analysis import Comparison, compare, compare_unpaired, comparison_sca
 from bench.run.atomic_file import BadFileError
 from bench.style.numbers import NOTHING, rate, relative
 
+from .stored_table import read_table
+
 ABOUT = ("commit", "torch", "processor", "gpu", "protocol")
-"""Facts of ``environment.json`` that may explain a change."""
+"""Keys of ``environment.json`` that may explain a change."""
 TABLES = ("runs", "scores", "problems")
 
 
 @dataclass(frozen=True)
 class ComparedCell:
-    """A method on a problem, in both folders; ``comparison`` is of the second with the first.
+    """The scores of one method on one problem in both folders, compared.
 
-    ``paired`` says whether the seeds are the same. ``identical`` cells have the same scores to the bit.
+    Attributes:
+        rates: learning rate in the first and in the second folder.
+        failed: number of failed runs in the first and in the second folder.
+        paired: True if both folders have the same seeds.
+        identical: True if both folders have the same scores, bit for bit.
+        comparison: the second folder compared with the first.
     """
 
     problem: str
@@ -37,34 +44,40 @@ class ComparedCell:
 
 @dataclass(frozen=True)
 class Differences:
-    """What is to be said of two folders; ``notes`` are sentences about all that is not a score."""
+    """All differences between two folders.
+
+    Attributes:
+        notes: sentences about everything that is not a score.
+        cells: one comparison per problem and method that both folders have.
+    """
 
     notes: list[str]
     cells: list[ComparedCell]
 
     @property
     def worse(self) -> bool:
-        """Whether anything is worse beyond noise."""
+        """True if any score of the second folder is worse beyond noise."""
         return any(cell.comparison.verdict == "worse" for cell in self.cells)
 
 
 def differences(first: Path, second: Path) -> Differences:
-    """The reported test scores of the last checkpoints in ``second`` compared with those in ``first``.
+    """Compare the reported test scores of the last checkpoints in ``second`` with those in ``first``.
 
-    Seed by seed where the seeds are the same, else by Welch's interval; on the scale of ratios or differences that the
-    leaderboard uses.
+    Scores are paired by seed if both folders have the same seeds; otherwise the interval is Welch's. The scale, ratio
+    or difference, is the one that the leaderboard uses.
 
     Raises:
-        FileNotFoundError: a folder has no ``tables`` of runs, scores and problems.
-        BadFileError: they have no problem and method in common, or a problem's score is another in each.
+        FileNotFoundError: a folder lacks the table of runs, scores or problems.
+        BadFileError: the folders have no problem and method in common, or score a problem by different metrics.
     """
     runs, scores, problems = ([_table(folder, name) for folder in (first, second)] for name in TABLES)
     common = sorted(set(problems[0]["problem"]) & set(problems[1]["problem"]), key=list(problems[0]["problem"]).index)
     facts = [table.set_index("problem") for table in problems]
     for problem in common:
-        told = [tuple(table.loc[problem, ["primary", "higher_is_better"]]) for table in facts]
-        if told[0] != told[1]:
-            raise BadFileError(f"{problem} is scored by {told[0][0]!r} in {first}, by {told[1][0]!r} in {second}")
+        scored_by = [tuple(table.loc[problem, ["primary", "higher_is_better"]]) for table in facts]
+        if scored_by[0] != scored_by[1]:
+            old, new = scored_by[0][0], scored_by[1][0]
+            raise BadFileError(f"{problem} is scored by {old!r} in {first}, by {new!r} in {second}")
     finals = [_finals(table, facts) for table, facts in zip(scores, problems, strict=True)]
     cells = []
     for problem in common:
@@ -77,14 +90,14 @@ def differences(first: Path, second: Path) -> Differences:
             if paired:
                 new = new[old.index]
             method = compare if paired else compare_unpaired
-            mine = [table[(table["problem"] == problem) & (table["balancer"] == balancer)] for table in runs]
-            mine = [table[table["phase"] == "reported"] for table in mine]
+            of_cell = [table[(table["problem"] == problem) & (table["balancer"] == balancer)] for table in runs]
+            of_cell = [table[table["phase"] == "reported"] for table in of_cell]
             cells.append(
                 ComparedCell(
                     problem,
                     balancer,
-                    (float(mine[0]["lr"].iloc[0]), float(mine[1]["lr"].iloc[0])),
-                    (int((mine[0]["status"] == "failed").sum()), int((mine[1]["status"] == "failed").sum())),
+                    (float(of_cell[0]["lr"].iloc[0]), float(of_cell[1]["lr"].iloc[0])),
+                    (int((of_cell[0]["status"] == "failed").sum()), int((of_cell[1]["status"] == "failed").sum())),
                     paired,
                     paired and bool(np.array_equal(old.to_numpy(), new.to_numpy())),
                     method(new.tolist(), old.tolist(), higher_is_better, scale),
@@ -98,49 +111,48 @@ def differences(first: Path, second: Path) -> Differences:
 
 
 def table(found: Differences) -> Table:
-    """The cells that are not identical."""
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column("problem", overflow="fold")
-    shown.add_column("method", overflow="fold")
-    for head in ("rate", "failed", "second against first", "seeds", "verdict"):
-        shown.add_column(head, justify="right")
+    """Return a terminal table of the cells that are not identical."""
+    lines = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    lines.add_column("problem", overflow="fold")
+    lines.add_column("method", overflow="fold")
+    for head in ("learning rate", "failed runs", "B against A", "seeds", "verdict on B"):
+        lines.add_column(head, justify="right")
     for cell in found.cells:
         if cell.identical:
             continue
         c = cell.comparison
-        shown.add_row(
+        lines.add_row(
             Text(cell.problem),
             Text(cell.balancer),
             _change(*map(rate, cell.rates)),
             _change(*map(str, cell.failed)) if any(cell.failed) else NOTHING,
             relative(c.scale, c.mean, c.low, c.high),
-            "same" if cell.paired else "others",
+            "same" if cell.paired else "different",
             c.verdict or NOTHING,
         )
-    return shown
+    return lines
 
 
 def summary(found: Differences) -> str:
-    """``37 of 42 scores are identical to the bit; of the others 1 is better, 2 worse, 1 tie, 1 not settled.``"""
+    """Return ``37 of 42 scores are identical to the bit; of the others: 2 worse, 1 better, 1 tie, 1 not settled.``"""
     same = sum(cell.identical for cell in found.cells)
-    said = f"{same} of {len(found.cells)} scores are identical to the bit"
-    verdicts = pd.Series([cell.comparison.verdict or "untold" for cell in found.cells if not cell.identical], dtype=str)
+    text = f"{same} of {len(found.cells)} scores are identical to the bit"
+    unnamed = "without a verdict"
+    verdicts = pd.Series([cell.comparison.verdict or unnamed for cell in found.cells if not cell.identical], dtype=str)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.value_counts().items())
-    return f"{said}; of the others: {counts}." if counts else f"{said}."
+    return f"{text}; of the others: {counts}." if counts else f"{text}."
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
-    """A table from its Parquet file, or from CSV where that is all that was kept."""
-    path = folder / "tables" / name
-    if path.with_suffix(".parquet").is_file():
-        return pd.read_parquet(path.with_suffix(".parquet"))
-    if path.with_suffix(".csv").is_file():
-        return pd.read_csv(path.with_suffix(".csv"))
-    raise FileNotFoundError(f"{folder} has no table of {name}: it is not the results folder of a suite that was run")
+    """Read a table that every results folder has."""
+    table = read_table(folder, name)
+    if table is None:
+        raise FileNotFoundError(f"{folder} has no table of {name}: it is not the results folder of a finished suite")
+    return table
 
 
 def _finals(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    """The primary test scores of the last checkpoints of reported runs."""
+    """Return the primary test scores of the last checkpoints of reported runs."""
     chosen = (scores["phase"] == "reported") & (scores["split"] == "test") & (scores["checkpoint"] == "last")
     return primary_rows(scores[chosen], problems)
 
@@ -155,12 +167,12 @@ def _about(first: Path, second: Path) -> list[str]:
 
 
 def _alone(folder: Path, here: pd.DataFrame, there: pd.DataFrame) -> list[str]:
-    """What only one of them has."""
-    said = []
+    """Return notes on the problems and methods that only ``folder`` has."""
+    notes = []
     for what in ("problem", "balancer"):
         if only := [label for label in dict.fromkeys(here[what]) if label not in set(there[what])]:
-            said.append(f"only in {folder}: {', '.join(only)}")
-    return said
+            notes.append(f"only in {folder}: {', '.join(only)}")
+    return notes
 
 
 def _change(old: str, new: str) -> str:

@@ -1,4 +1,4 @@
-"""The front of static weights: a figure of it, which methods lie beyond it, and what a search chose."""
+"""Report the front of static weights: its figure, which methods lie beyond it, and the trials that a search chose."""
 
 import json
 from collections.abc import Mapping
@@ -24,16 +24,20 @@ from .results_folder import Results
 from .text_grid import TextGrid
 
 MOST_TASKS = 3
-"""Of more tasks, no figure: it has a panel for each pair."""
+"""Maximum number of tasks for which the front is drawn: the figure has one panel per pair of tasks."""
 MARGIN = 0.1
-"""The part of a panel's width that is left at either side of what it is about."""
+"""Space between the outermost estimates and the edge of a panel, as a fraction of the range of the estimates."""
 STATIC = "the front of static weights"
 
 Estimates = Mapping[str, Estimate]
 
 
 def static_front(results: Results) -> tuple[Figure, str] | None:
-    """One problem's tasks against one another: trials, the front's points, methods; None where it has many tasks."""
+    """Draw one problem's task metrics against one another, with the trials, the points of the front and the methods.
+
+    Returns:
+        The figure and its caption; None if there is no front, or more than `MOST_TASKS` tasks.
+    """
     axes = results.tables["front"].drop_duplicates("task")
     if not 2 <= len(axes) <= MOST_TASKS:
         return None
@@ -56,16 +60,17 @@ def static_front(results: Results) -> tuple[Figure, str] | None:
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, linewidth=1, label=short(label)))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure, (
-        "The front of static weights. Grey: their trials, on validation. Black: the trials that no other one equals or "
-        "beats in every task (evenly spread ones, where there are many), trained anew on the reported seeds and scored "
-        "on test, as the methods are. Marks and lines: means and 95 % intervals over seeds, geometric where a metric "
-        "is positive and less is better; what a seed does to all of them alike widens these lines, and not the "
-        "table's intervals. Trials far off are not shown."
+        "The front of static weights. Grey: all trials of static weights, scored on validation. Black: the front, "
+        "which is the trials that no other trial equals or beats in every task (an evenly spread choice where there "
+        "are many). They were trained again on the reported seeds and scored on test, like the methods. Marks and "
+        "lines: means and 95 % intervals over seeds; means are geometric where a metric is positive and lower is "
+        "better. Some seeds are harder than others for all methods alike; this widens the lines here, but not the "
+        "paired intervals in the table. Trials far from the front are outside the panel."
     )
 
 
 def _of(results: Results, phase: str, split: str) -> pd.DataFrame:
-    """The last checkpoints' scores of runs that didn't fail."""
+    """Return the scores of last checkpoints of one phase on one split, without failed runs."""
     rows: pd.DataFrame = results.tables["scores"]
     rows = rows[(rows["phase"] == phase) & (rows["split"] == split) & (rows["checkpoint"] == "last")]
     rows = rows.assign(value=rows["value"].astype(float))
@@ -74,19 +79,19 @@ def _of(results: Results, phase: str, split: str) -> pd.DataFrame:
 
 
 def _methods(results: Results) -> list[str]:
-    """The methods that are compared with the front, in the suite's order: all but the static weights it is of."""
+    """Return the methods to compare with the front, in the suite's order: all except the searched static weights."""
     searched = set(results.tables["front"]["searched"])
     return [label for label in results.balancers_in(results.reported("scores")) if label not in searched]
 
 
 def _estimates(results: Results, metric: str) -> Estimates:
-    """A metric's mean and interval over seeds, of the front's points and of the methods."""
+    """Return the mean and interval over seeds of one metric, for each point of the front and each method."""
     rows = pd.concat([_of(results, "front", "test"), _of(results, "reported", "test")])
     rows = rows[rows["metric"] == metric]
     metrics = results.tables["metrics"]
     higher = bool(metrics.loc[metrics["metric"] == metric, "higher_is_better"].iloc[0])
     scale = comparison_scale(rows["value"], higher)
-    return {str(label): summarise(mine["value"], scale) for label, mine in rows.groupby("balancer", sort=False)}
+    return {str(label): summarise(of_label["value"], scale) for label, of_label in rows.groupby("balancer", sort=False)}
 
 
 def _marks(panel: Axes, results: Results, x: Estimates, y: Estimates) -> None:
@@ -95,18 +100,18 @@ def _marks(panel: Axes, results: Results, x: Estimates, y: Estimates) -> None:
     for label in (label for label in x if label in y and label in methods | points):
         method = label in methods
         colour, marker = (looks[label].colour, looks[label].marker) if method else (INK, "o")
-        one, other = x[label], y[label]
-        drawn = panel.plot([one.low, one.high], [other.mean, other.mean], color=colour, linewidth=1.1)
-        drawn += panel.plot([one.mean, one.mean], [other.low, other.high], color=colour, linewidth=1.1)
+        across, up = x[label], y[label]
+        drawn = panel.plot([across.low, across.high], [up.mean, up.mean], color=colour, linewidth=1.1)
+        drawn += panel.plot([across.mean, across.mean], [up.low, up.high], color=colour, linewidth=1.1)
         size = 7.5 if method else 4.5
-        drawn += panel.plot(one.mean, other.mean, marker, color=colour, markersize=size, markeredgecolor="white")
+        drawn += panel.plot(across.mean, up.mean, marker, color=colour, markersize=size, markeredgecolor="white")
         if method:
             mark(drawn, label, results.balancers)
 
 
-def _axis(panel: Axes, which: Literal["x", "y"], metric: str, higher_is_better: bool, shown: Estimates) -> None:
-    """Names an axis and limits it to the estimates that are shown on it."""
-    values = np.array([[one.mean, one.low, one.high] for one in shown.values()], dtype=float)
+def _axis(panel: Axes, which: Literal["x", "y"], metric: str, higher_is_better: bool, estimates: Estimates) -> None:
+    """Label an axis, and limit it to the range of its estimates."""
+    values = np.array([[each.mean, each.low, each.high] for each in estimates.values()], dtype=float)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     set_label, set_limits = (panel.set_xlabel, panel.set_xlim) if which == "x" else (panel.set_ylabel, panel.set_ylim)
     set_label(f"{short(metric, 32)}, {'higher' if higher_is_better else 'lower'} is better")
@@ -119,19 +124,19 @@ def _axis(panel: Axes, which: Literal["x", "y"], metric: str, higher_is_better: 
 
 
 def verdicts(results: Results) -> pd.DataFrame:
-    """How far beyond the front the methods lie; see `bench.analysis.static_front.beyond`."""
+    """Return how far beyond the front each method lies; see `bench.analysis.static_front.beyond`."""
     return beyond(results.tables["scores"], results.tables["metrics"], _methods(results))
 
 
 def grid(results: Results) -> TextGrid | None:
-    """One problem's methods against the front, and what a step costs; None where there is no front."""
+    """Return a table of one problem's methods compared with the front, with their step times; None without a front."""
     rows = verdicts(results)
     if rows.empty:
         return None
     steps = results.board.set_index("balancer")[["step_ratio", "step_ratio_low", "step_ratio_high"]].astype(float)
     return {
         "title": "",
-        "header": ["Method", "Beyond static weights by", "Verdict", "Least beyond", "Time of a step"],
+        "header": ["Method", "Beyond static weights by", "Verdict", "Closest point of the front", "Time of a step"],
         "rows": [
             [
                 row["balancer"],
@@ -147,28 +152,28 @@ def grid(results: Results) -> TextGrid | None:
 
 
 def finding(results: Results) -> str:
-    """Which of one problem's methods lie beyond the front; empty where there is no front, or one seed."""
+    """Return a sentence on which methods lie beyond one problem's front; empty without a front or with one seed."""
     rows = verdicts(results)
     rows = rows[rows["verdict"] != ""]
     if rows.empty:
         return ""
     words = {
         "beyond": ("lies beyond", "lie beyond"),
-        "not settled": ("is not told apart from", "are not told apart from"),
-        "not beyond": ("doesn't lie beyond", "don't lie beyond"),
+        "not settled": ("cannot be distinguished from", "cannot be distinguished from"),
+        "not beyond": ("does not lie beyond", "do not lie beyond"),
     }
     parts: list[str] = []
     if not (rows["verdict"] == "beyond").any():
         parts.append(f"no method is shown to lie beyond {STATIC}")
-    for verdict, (one, many) in words.items():
-        found = [short(label, 40) for label in rows.loc[rows["verdict"] == verdict, "balancer"]]
-        if found:
-            parts.append(f"{join(found)} {one if len(found) == 1 else many} {'it' if parts else STATIC}")
+    for verdict, (singular, plural) in words.items():
+        labels = [short(label, 40) for label in rows.loc[rows["verdict"] == verdict, "balancer"]]
+        if labels:
+            parts.append(f"{join(labels)} {singular if len(labels) == 1 else plural} {'it' if parts else STATIC}")
     return f"{short(str(rows['problem'].iloc[0]), 40)}: {'; '.join(parts)}."
 
 
 def chosen(results: Results) -> TextGrid | None:
-    """The trial that was chosen for each of one problem's methods; None where the suite didn't search."""
+    """Return a table of the trials chosen for one problem's methods; None if the suite did not search."""
     table = results.tables["selection"]
     if "trial" not in table or table.empty:
         return None
@@ -180,12 +185,12 @@ def chosen(results: Results) -> TextGrid | None:
         row = table[(table["balancer"] == label) & table["chosen"].astype(bool)].iloc[0]
         values = [rate(row["lr"]), options(row["options"]), number(float(row["mean_validation_score"]), 4)]
         rows.append([label, str(row["trial"]), *values, number(float(first[label]), 4)])
-    header = ["Method", "Trial", "Learning rate", "Options", "Validation score", "Best of the first half of trials"]
+    header = ["Method", "Trial", "Learning rate", "Options", "Validation score", "Best score in first half of trials"]
     return {"title": "", "header": header, "rows": rows, "marked": set()}
 
 
 def options(text: str) -> str:
-    """A method's options out of JSON: ``alpha 0.12, lr 0.003``."""
+    """Write a method's options, given as JSON, for people: ``alpha 0.12, lr 0.003``."""
     return ", ".join(f"{name} {_written(value)}" for name, value in json.loads(text).items()) or NOTHING
 
 
@@ -196,20 +201,21 @@ def _written(value: Any) -> str:
 
 
 def print_search(results: Results, console: Console) -> None:
-    """Print what was chosen for each method and whether it lies beyond the front; nothing where there was no search."""
+    """Print the trial chosen for each method and whether the method lies beyond the front; nothing without a search."""
     for problem in results.problems:
-        mine = results.only(problem)
-        found = chosen(mine)
-        if found is None:
+        of_problem = results.only(problem)
+        trials = chosen(of_problem)
+        if trials is None:
             continue
-        against = {row["balancer"]: row for _, row in verdicts(mine).iterrows()}
+        distances = {row["balancer"]: row for _, row in verdicts(of_problem).iterrows()}
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for head in ("method", "trial", "rate", "options", "beyond static weights by", "beyond?"):
+        for head in ("method", "trial", "learning rate", "options", "beyond static weights by", "verdict"):
             table.add_column(head, overflow="fold")
-        for label, trial, lr, text, *_ in found["rows"]:
-            row = against.get(label)
+        for label, trial, lr, text, *_ in trials["rows"]:
+            row = distances.get(label)
             last = [NOTHING, NOTHING]
             if row is not None:
                 last = [percent(row["improvement"], row["low"], row["high"]), row["verdict"] or NOTHING]
             table.add_row(*(Text(cell) for cell in (label, trial, lr, text, *last)))
-        console.print("", Text(finding(mine) or f"{problem}: what validation chose"), table, sep="\n")
+        heading = finding(of_problem) or f"{problem}: the trials that validation chose"
+        console.print("", Text(heading), table, sep="\n")

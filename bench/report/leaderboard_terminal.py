@@ -1,4 +1,4 @@
-"""The leaderboard in the terminal, a table per problem, for 100 columns."""
+"""Print the leaderboard in the terminal: one table per problem, 100 columns wide where the width is unknown."""
 
 import sys
 from pathlib import Path
@@ -19,19 +19,20 @@ from .front_report import print_search
 from .results_folder import Results, load
 from .verdict_wording import seeds, title
 
-WIDTH = 100  # where the output isn't a terminal, which would know its own
+WIDTH = 100
+"""Width in characters where the output is not a terminal."""
 SCORE = "score [95 %]"
 NARROW = {"method": 12, "verdict": 7, "against\nstatic": 7}
-"""Columns whose words are broken into lines before a number is, and how narrow they may become."""
+"""Columns of words, which are narrowed before columns of numbers are, and their least widths."""
 WIDEST = 26
-"""The column of methods is no wider."""
+"""Maximum width of the column of methods."""
 
 
 def print_leaderboard(results: Path) -> None:
-    """Print the leaderboard of ``results/<suite>``.
+    """Print the leaderboard of the results folder of a suite, and what supports its verdicts.
 
     Raises:
-        FileNotFoundError: The folder isn't one that a suite wrote.
+        FileNotFoundError: no suite wrote this folder.
     """
     loaded = load(results)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
@@ -43,9 +44,10 @@ def print_leaderboard(results: Path) -> None:
         head = f"{problem}: {facts.score} on test at the last checkpoint ({facts.direction}), {seeds(rows)}"
         console.print("", Text(head), _table(rows, loaded, console.width), sep="\n", end="")
     print_search(loaded, console)
-    notes = [f"Control {'holds' if one['holds'] else 'FAILED'}: {one['text']}" for one in evidence.controls(loaded)]
+    outcomes = evidence.controls(loaded)
+    notes = [f"Control {'holds' if control['holds'] else 'FAILED'}: {control['text']}" for control in outcomes]
     if changed := evidence.repeated(loaded):
-        notes.append(f"On other seeds: {changed}")
+        notes.append(f"Repeated on other seeds: {changed}")
     if claimed := evidence.claims(loaded):
         notes.append(claimed)
     if notes:
@@ -55,15 +57,16 @@ def print_leaderboard(results: Path) -> None:
 
 
 def _fit(columns: dict[str, list[str]], width: int) -> dict[str, int]:
-    """How wide each column is to be for all to fit into ``width`` characters.
+    """Return the width of each column, so that the table fits into ``width`` characters.
 
-    Methods are broken into lines first, then verdicts; then the ``columns``' scores are: their intervals go below them.
+    The column of methods is narrowed first, then the verdicts. If that is not enough, the scores in ``columns`` are
+    changed in place: their intervals move to a second line.
     """
     widths = {head: max(map(len, (*cells, *head.split("\n")))) for head, cells in columns.items()}
     widths["method"] = min(widths["method"], WIDEST)
 
     def over() -> int:
-        return sum(widths.values()) + 2 * len(widths) - width  # two spaces between, one at each side
+        return sum(widths.values()) + 2 * len(widths) - width  # two spaces between columns, one at each side
 
     for head, least in NARROW.items():
         if head in widths and over() > 0:
@@ -78,7 +81,7 @@ def _table(rows: pd.DataFrame, results: Results, width: int) -> Table:
     each = [row for _, row in rows.iterrows()]
     columns = {
         "method": [row["balancer"] for row in each],
-        "rate": [rate(row["lr"]) + ("*" if row["grid_edge"] else "") for row in each],
+        "lr": [rate(row["lr"]) + ("*" if row["grid_edge"] else "") for row in each],
         SCORE: [interval(row["score"], row["score_low"], row["score_high"]) for row in each],
     }
     if results.baseline:
@@ -99,7 +102,7 @@ def _table(rows: pd.DataFrame, results: Results, width: int) -> Table:
         table.add_column(Text(head), justify=justify, overflow="fold", width=widths[head])
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell) for cell in cells))
-    notes = ["* at the edge of the grid of learning rates"] if rows["grid_edge"].any() else []
+    notes = ["* at the edge of the grid: a better learning rate may lie beyond"] if rows["grid_edge"].any() else []
     notes += [f"{row['failed']} of {row['seeds']} runs of {row['balancer']} failed" for row in each if row["failed"]]
     if notes:
         table.caption = Text("\n".join(notes))

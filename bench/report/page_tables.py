@@ -1,4 +1,4 @@
-"""The page's tables as text: which rows and columns there are, and how each number is written."""
+"""Prepare the page's tables as text: choose their rows and columns, and write each number."""
 
 from base64 import b64encode
 from typing import TypedDict
@@ -19,7 +19,12 @@ OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls
 
 
 class Overview(TypedDict):
-    """Methods on several problems; the columns ``places`` are of the problems with these places in the suite."""
+    """A table of all methods on several problems.
+
+    Attributes:
+        places: positions in the suite of the problems that have a column, in the order of these columns.
+        first: number of columns before the first problem's.
+    """
 
     caption: str
     header: list[str]
@@ -29,7 +34,16 @@ class Overview(TypedDict):
 
 
 class Sheet(TypedDict):
-    """All that the page says of one problem. ``png`` is its picture in base64, empty where it has none."""
+    """Everything that the page says about one problem.
+
+    Attributes:
+        place: position of the problem in the suite.
+        png: the problem's picture as PNG in base64; empty if there is none.
+        caption: caption of the picture.
+        finding: sentence on what the leaderboard shows.
+        seeds: number of seeds in words.
+        target_score: the score to reach, as text.
+    """
 
     place: int
     facts: Facts
@@ -47,7 +61,7 @@ class Sheet(TypedDict):
 
 
 def sheets(results: Results) -> list[Sheet]:
-    """A sheet a problem, in the suite's order."""
+    """Return one sheet per problem, in the suite's order."""
     return [_sheet(place, problem, results.only(problem)) for place, problem in enumerate(results.problems)]
 
 
@@ -71,26 +85,27 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
 
 
 def overviews(results: Results) -> list[Overview]:
-    """Every method on every problem but the controls: against equal weighting, against static weights, time-to-target.
+    """Return tables of every method on every problem that is not a control.
 
-    None where there are fewer than two such problems or no equal weighting.
+    One table compares with equal weighting, one with static weights, one has the time-to-target; those without data are
+    left out. The list is empty if there are fewer than two such problems or no equal weighting.
     """
     board = results.evidence
     problems = results.problems_in(board)
     if len(problems) < 2 or results.baseline is None:
         return []
-    roles = results.parts.roles
+    roles = results.roles.by_label
     claimed = "confirmatory" in roles.values()
     changes, _ = evidence.change(results)
     labels = results.balancers_in(board)
-    found: list[Overview] = []
+    tables: list[Overview] = []
 
     def add(caption: str, cells: dict[tuple[str, str], str], beside: dict[str, dict[str, str]]) -> None:
-        said = claimed and not found  # once is enough
-        head = ["Method", "Claim"] if said else ["Method"]
+        with_roles = claimed and not tables  # the first table is enough
+        head = ["Method", "Role"] if with_roles else ["Method"]
         rows = [
             [
-                *([label, roles[label]] if said else [label]),
+                *([label, roles[label]] if with_roles else [label]),
                 *(cells.get((label, problem), NOTHING) for problem in problems),
                 *(column.get(label, NOTHING) for column in beside.values()),
             ]
@@ -98,11 +113,11 @@ def overviews(results: Results) -> list[Overview]:
         ]
         places = [results.problems.index(problem) for problem in problems]
         header = [*head, *problems, *beside]
-        found.append({"caption": caption, "header": header, "places": places, "first": len(head), "rows": rows})
+        tables.append({"caption": caption, "header": header, "places": places, "first": len(head), "rows": rows})
 
     for against, relative_column, verdict_column in (
         (results.baseline, "relative", "verdict"),
-        (results.parts.static, "static_relative", "static_verdict"),
+        (results.roles.static, "static_relative", "static_verdict"),
     ):
         compared = against is not None and board[relative_column].notna().any()
         if compared:
@@ -110,8 +125,8 @@ def overviews(results: Results) -> list[Overview]:
                 (row["balancer"], row["problem"]): _against(row["scale"], row[relative_column], row[verdict_column])
                 for _, row in board.iterrows()
             }
-            beside = {} if found else ({"Δm, %": changes} if changes else {}) | _step_times(board, labels)
-            add(f"Against {against}", cells, beside)
+            beside = {} if tables else ({"Δm, %": changes} if changes else {}) | _step_times(board, labels)
+            add(f"Compared with {against}", cells, beside)
     target = results.tables["target"]
     if len(target):
         timed = bool(target["of_seconds"].notna().any())
@@ -122,12 +137,10 @@ def overviews(results: Results) -> list[Overview]:
             )
             for _, row in target.iterrows()
         }
-        add(
-            f"{'Time' if timed else 'Steps'} until {results.baseline}'s final score, as a part of its whole training",
-            cells,
-            {},
-        )
-    return found
+        what = "Time" if timed else "Steps"
+        equals = f"{results.baseline}'s"
+        add(f"{what} to reach {equals} final score, as a fraction of {equals} whole training", cells, {})
+    return tables
 
 
 def _step_times(board: pd.DataFrame, labels: list[str]) -> dict[str, dict[str, str]]:
@@ -139,7 +152,7 @@ def _step_times(board: pd.DataFrame, labels: list[str]) -> dict[str, dict[str, s
 
 
 def _against(scale: str, mean: float, verdict: str) -> str:
-    """The comparison, its verdict in the place of the interval: ``0.62× [better]``."""
+    """Write a comparison with its verdict in the place of the interval: ``0.62× [better]``."""
     if not pd.notna(mean):
         return NOTHING
     bare = relative(scale, mean, float("nan"), float("nan"))
@@ -163,7 +176,10 @@ def _board_row(row: pd.Series) -> dict[str, str]:
 
 
 def _baselines(results: Results) -> TextGrid | None:
-    """Each task's metrics of a constant predictor, of equal weighting and of the task trained alone."""
+    """Return a table of each task's metrics under a constant predictor, equal weighting and single-task training.
+
+    None if fewer than two of these were measured.
+    """
     rows = results.tables["baselines"]
     columns = {"constant": "Constant", "equal": short(results.baseline or "equal"), "single_task": "Task alone"}
     columns = {name: head for name, head in columns.items() if rows[name].notna().any()}
@@ -171,7 +187,7 @@ def _baselines(results: Results) -> TextGrid | None:
         return None
     return {
         "title": "",
-        "header": ["Metric, on the test split", "", *columns.values()],
+        "header": ["Metric on the test split", "Direction", *columns.values()],
         "rows": [
             [
                 f"{row['metric']}{f' ({unit})' if (unit := row['unit']) else ''}",
@@ -185,12 +201,12 @@ def _baselines(results: Results) -> TextGrid | None:
 
 
 def _with_deviation(mean: float, deviation: float) -> str:
-    """``0.412 [± 0.003]``: the bracket is shown below the mean."""
+    """Write ``0.412 [± 0.003]``; the page puts the bracket below the mean."""
     return number(mean) + (f" [± {number(deviation, 2)}]" if deviation > 0 else "")
 
 
 def _runs(results: Results) -> TextGrid:
-    """Every run, its score, and how to have it again."""
+    """Return a table of every run, with its scores and the command that repeats it."""
     scores = primary_rows(results.tables["scores"], results.tables["problems"])
     last = scores[scores["checkpoint"] == "last"].set_index(["key", "split"])["value"].astype(float)
     last = last[~last.index.duplicated()]
@@ -204,12 +220,12 @@ def _runs(results: Results) -> TextGrid:
                 f"lossbench once {results.name} {run['key']}",
             ]
         )
-    header = ["Method", "Phase", "Learning rate", "Seed", "Ended", "Validation", "Test", "Again"]
+    header = ["Method", "Phase", "Learning rate", "Seed", "Status", "Validation", "Test", "Command to repeat it"]
     return {"title": "", "header": header, "rows": rows, "marked": set()}
 
 
 def costs(results: Results) -> list[TextGrid]:
-    """What a step costs, a table per problem and device."""
+    """Return the cost of a step, one table per problem and device."""
     grids: list[TextGrid] = []
     for (_, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
         labels = results.balancers_in(rows)
@@ -218,7 +234,7 @@ def costs(results: Results) -> list[TextGrid]:
                 "title": f"{results.machine(str(device))}, {_threads(int(rows['threads'].iloc[0]))}",
                 "header": [
                     *("Method", "Step, ms", "Forward", "Backward with balancing", "Optimiser"),
-                    *("Step over equal", "Arithmetic", "Operator calls", "Peak memory"),
+                    *("Step relative to equal", "Floating-point operations", "Operator calls", "Peak memory"),
                 ],
                 "rows": [_cost_row(label, rows[rows["balancer"] == label].set_index("part")) for label in labels],
                 "marked": set(),
@@ -248,7 +264,7 @@ def _cost_row(label: str, parts: pd.DataFrame) -> list[str]:
 
 
 def micro(results: Results) -> list[TextGrid]:
-    """The micro-benchmark as one table; its CUDA columns are there only if CUDA was measured."""
+    """Return the micro-benchmark as one table, with columns for CUDA only if CUDA was measured."""
     table = results.tables["micro"]
     if table.empty:
         return []
@@ -257,12 +273,12 @@ def micro(results: Results) -> list[TextGrid]:
     for _, row in table.sort_values(["what", "num_tasks"]).iterrows():
         cells = [row["what"], str(row["num_tasks"]), number(row["cpu_ms"])]
         rows.append([*cells, number(row["cuda_ms"]), number(row["cpu_ms"] / row["cuda_ms"])] if cuda else cells)
-    header = ["GradNorm's", "Tasks", "CPU, ms", *(["CUDA, ms", "CPU over CUDA"] if cuda else [])]
+    header = ["Timed part of GradNorm", "Tasks", "CPU, ms", *(["CUDA, ms", "CPU time / CUDA time"] if cuda else [])]
     return [{"title": "", "header": header, "rows": rows, "marked": set()}]
 
 
 def selection(results: Results) -> list[TextGrid]:
-    """Mean validation score of each learning rate, a table per problem, the chosen ones marked."""
+    """Return the mean validation scores at each learning rate, one table per problem, with the chosen rates marked."""
     grids: list[TextGrid] = []
     table = results.tables["selection"]
     for problem in results.problems_in(table):
@@ -271,17 +287,17 @@ def selection(results: Results) -> list[TextGrid]:
         labels = results.balancers_in(rows)
         cells, marked = [], set()
         for place, label in enumerate(labels):
-            mine = rows[rows["balancer"] == label].set_index("lr")
-            scores = mine["mean_validation_score"].astype(float).reindex(rates)
+            of_method = rows[rows["balancer"] == label].set_index("lr")
+            scores = of_method["mean_validation_score"].astype(float).reindex(rates)
             cells.append([label, *(number(score) for score in scores)])
-            marked |= {(place, 1 + rates.index(lr)) for lr in mine.index[mine["chosen"].astype(bool)]}
+            marked |= {(place, 1 + rates.index(lr)) for lr in of_method.index[of_method["chosen"].astype(bool)]}
         header = ["Method", *(rate(lr) for lr in rates)]
         grids.append({"title": "", "header": header, "rows": cells, "marked": marked})
     return grids
 
 
 def failures(results: Results) -> list[TextGrid]:
-    """Every failed run and why it failed."""
+    """Return a table of every failed run with the reason; empty if none failed."""
     runs = results.tables["runs"]
     failed = runs[runs["status"] == "failed"]
     if failed.empty:
@@ -295,7 +311,7 @@ def failures(results: Results) -> list[TextGrid]:
 
 
 def flat(settings: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as ``("versions, torch", "2.13.0")``; what is empty is left out."""
+    """Flatten nested settings to pairs such as ``("versions, torch", "2.13.0")``; empty values are left out."""
     pairs: list[tuple[str, str]] = []
     for key, value in settings.items():
         name = f"{prefix}{key.replace('_', ' ')}"

@@ -1,5 +1,5 @@
-// What makes the page more than a print: following methods through every figure, sorting tables, hiding problems.
-// Without it, everything is there and in its order.
+// Make the page interactive: highlight methods in every figure, sort tables, hide problems.
+// Without this script the page shows everything, in the suite's order.
 "use strict";
 
 (() => {
@@ -9,8 +9,8 @@
   const followed = new Set();
   let hovered = null;
 
-  // A followed method keeps its colours, and all others turn grey. Where there are many, the first eight are followed
-  // until someone chooses.
+  // Highlighted ("followed") methods keep their colours, and all others turn grey. If there are more than MOST methods,
+  // the first MOST are highlighted until the reader chooses.
   const paint = () => {
     const few = methods.length > MOST ? methods.slice(0, MOST) : methods;
     const chosen = hovered !== null ? new Set([hovered]) : followed.size ? followed : new Set(few);
@@ -49,7 +49,7 @@
     if (place !== null && !event.target.closest("a, summary")) follow(place);
   });
 
-  // Problems, in the overview's columns too.
+  // Hide and show a problem's section, and its columns in the overview.
   for (const chip of all("[data-show]")) {
     chip.addEventListener("click", () => {
       const shown = chip.getAttribute("aria-pressed") !== "true";
@@ -58,7 +58,7 @@
     });
   }
 
-  // Tables: numbers by their value, what is no number after them, and texts by the alphabet.
+  // Sort tables: numbers by value, cells without a number after them, texts alphabetically.
   const value = (row, column) => {
     const text = row.cells[column].textContent.trim().replace("−", "-");
     const number = parseFloat(text.replace("+", ""));

@@ -14,7 +14,13 @@ from .summary_figure import summary
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure that was written: its file's stem, its kind, its caption, and its problem if it is of one."""
+    """A figure that was written.
+
+    Attributes:
+        name: stem of its two files.
+        kind: a key of `OF_PROBLEM`, or "micro".
+        problem: the label of its problem; None for the micro-benchmark.
+    """
 
     name: str
     kind: str
@@ -22,7 +28,8 @@ class ReportFigure:
     problem: str | None
 
 
-Drawn = tuple[Figure, str]  # a figure and its caption
+Drawn = tuple[Figure, str]
+"""A figure and its caption."""
 
 OF_PROBLEM: Mapping[str, Callable[[Results], Drawn | None]] = {
     "scores": score_panels.final_scores,
@@ -36,7 +43,7 @@ OF_PROBLEM: Mapping[str, Callable[[Results], Drawn | None]] = {
 
 
 def draw(results: Results) -> list[ReportFigure]:
-    """Write all figures that there is data for, and the summary; those of an earlier time are removed."""
+    """Write every figure that has data, and the summary figure; remove the figures of an earlier report."""
     for old in (results.path / "figures").glob("*.[sp][vn]g"):
         old.unlink()
     pictures = []

@@ -1,4 +1,4 @@
-"""The report: ``results/<suite>/report.html``, one page that needs no network and no other file."""
+"""Write the report ``results/<suite>/report.html``, one page that needs no network and no other file."""
 
 import re
 from pathlib import Path
@@ -13,15 +13,15 @@ from .report_figures import draw
 from .results_folder import Results, load
 from .verdict_wording import reading, title
 
-# What the page's colour scheme decides, of a figure's colours.
 SCHEME = {INK: "var(--ink)", FAINT: "var(--axis)", GRID: "var(--rule)", PAPER: "var(--paper)"}
+"""Colours of figures that follow the page's light or dark scheme, and the CSS variables that replace them."""
 
 
 def write(results: Path) -> Path:
-    """Draw the figures of ``results/<suite>``, write its page, and return where the page is.
+    """Draw the figures of the results folder of a suite, write its page, and return the path of the page.
 
     Raises:
-        FileNotFoundError: The folder isn't one that a suite wrote.
+        FileNotFoundError: no suite wrote this folder.
     """
     loaded = load(results)
     drawn: dict[tuple[str, str | None], dict[str, str]] = {}
@@ -55,7 +55,10 @@ def write(results: Path) -> Path:
 
 
 def template(name: str, *folders: Path) -> Template:
-    """A template here, or in one of the ``folders``; it may include those here. What it is given is escaped."""
+    """Load the template ``name`` from one of the ``folders`` or from this one; it can include files of both.
+
+    All text that the template is given is escaped.
+    """
     environment = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
@@ -67,15 +70,19 @@ def template(name: str, *folders: Path) -> Template:
 
 
 def _front(results: Results) -> dict[str, object]:
-    """What the page says of one problem's front of static weights, and of the trials that a search chose."""
+    """Return the page's content on one problem's front of static weights and on the trials that a search chose."""
     grid, finding = front_report.grid(results), front_report.finding(results)
     return {"grid": grid, "finding": finding, "chosen": front_report.chosen(results)}
 
 
 def inline(folder: Path, name: str, caption: str) -> Markup:
-    """A figure's SVG as an element of the page, as large as its type is meant to be, with ids of its own.
+    """Return the SVG ``folder/name.svg`` as an element of the page.
 
-    Matplotlib has escaped the labels in it. ``folder`` is the one in which it was saved, as ``name``.
+    Its ids get the prefix ``name``, so that they are unique on the page; its width makes its text as large as the
+    page's. The labels in it need no escaping: Matplotlib has done that.
+
+    Raises:
+        ValueError: the file has no ``viewBox``.
     """
     text = (folder / f"{name}.svg").read_text(encoding="utf-8")
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)

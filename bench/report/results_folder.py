@@ -1,55 +1,43 @@
-"""Read a results folder: its tables, its suite and what it was run on."""
+"""Read a results folder: its tables, its suite, and the facts about the machine that it was run on."""
 
 import json
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis import Cast, cast, is_ranking, leaderboard
+from bench.analysis import Roles, SuiteTables, leaderboard, suite_tables
+from bench.analysis.baselines import COLUMNS as BASELINES
 from bench.analysis.controls import COLUMNS as CONTROLS
+from bench.analysis.leaderboard import COLUMNS as LEADERBOARD
 from bench.analysis.repeated_seeds import COLUMNS as REPEATED
 from bench.analysis.target_time import COLUMNS as TARGET
-from bench.run import result_picture
+from bench.run import result_picture, suite_text
 from bench.run.result_picture import Picture
 
-# What a table has at least, so that one that wasn't written (no timing, no grid) reads as an empty one.
-COLUMNS = {
-    "runs": ("key", "problem", "balancer", "phase", "lr", "seed", "status", "reason", "steps"),
-    "scores": (
-        *("key", "problem", "balancer", "phase", "lr", "seed"),
-        *("checkpoint", "split", "metric", "task", "value", "imputed"),
-    ),
-    "curves": ("key", "problem", "balancer", "phase", "lr", "seed", "step", "metric", "task", "value"),
+from .stored_table import read_table
+
+BASE = ("problems", "metrics", "runs", "scores", "curves", "selection", "costs")
+"""Names of the tables that derived tables are made from."""
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    **{name: suite_tables.COLUMNS[name] for name in BASE},
     "trajectory": ("key", "problem", "balancer", "phase", "lr", "seed", "step", "task", "loss", "weight"),
     "dynamics": ("key", "problem", "balancer", "phase", "lr", "seed", "step", "weight_sum", "trunk_update_norm"),
-    "costs": (
-        *("problem", "balancer", "device", "threads", "part", "median_ms", "q25_ms", "q75_ms"),
-        *("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes"),
-    ),
     "micro": ("num_tasks", "what", "cpu_ms"),
-    "selection": ("problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge"),
-    "metrics": ("problem", "metric", "task", "unit", "higher_is_better"),
     "front": ("problem", "balancer", "lr", "task", "metric", "higher_is_better", "validation", "searched"),
-    "problems": (
-        *("problem", "name", "summary", "num_tasks", "tasks", "samples"),
-        *("primary", "higher_is_better", "unit", "steps", "batch_size", "control"),
-    ),
     "target": tuple(TARGET),
     "repeated": tuple(REPEATED),
     "controls": tuple(CONTROLS),
     "delta_m": ("problem", "balancer", "seed", "delta_m"),
-    "baselines": (
-        *("problem", "task", "metric", "unit", "higher_is_better", "seeds"),
-        *("constant", "equal", "equal_sd", "single_task", "single_task_sd"),
-    ),
+    "baselines": tuple(BASELINES),
 }
+"""The columns that each table has at least. A table that is not in the folder is read as an empty one with these."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a suite says of a problem. ``score`` is its primary metric's name with its unit."""
+    """The facts about a problem in a suite; ``score`` is the name of its primary metric with its unit."""
 
     problem: str
     summary: str
@@ -63,7 +51,7 @@ class Facts:
 
     @property
     def direction(self) -> str:
-        """Which way the score improves."""
+        """The direction in which the score improves, in words."""
         return "higher is better" if self.higher_is_better else "lower is better"
 
 
@@ -71,9 +59,17 @@ class Facts:
 class Results:
     """A results folder in memory.
 
-    ``balancers`` are the labels in the suite's order, ``parts`` says which of them is what, and ``baseline`` is that of
-    equal weighting (None where it isn't in the suite); ``board`` is the leaderboard and ``ranking`` whether it may be
-    read as one.
+    Attributes:
+        path: The folder.
+        description: The suite's description; empty if it has none.
+        suite_toml: The text of the suite's file.
+        environment: The facts about machine and software that the runs were made with.
+        balancers: The labels of the balancers, in the suite's order.
+        baseline: The label of equal weighting; None if the suite does not have it.
+        roles: The roles of the balancers.
+        tables: The tables by name, except the leaderboard. A table that the folder lacks is empty.
+        board: The leaderboard.
+        ranking: Whether the leaderboard may be read as a ranking.
     """
 
     path: Path
@@ -82,7 +78,7 @@ class Results:
     environment: dict[str, object]
     balancers: tuple[str, ...]
     baseline: str | None
-    parts: Cast
+    roles: Roles
     tables: dict[str, pd.DataFrame] = field(repr=False)
     board: pd.DataFrame = field(repr=False)
     ranking: bool
@@ -94,17 +90,17 @@ class Results:
 
     @property
     def problems(self) -> list[str]:
-        """The problems' labels in the suite's order."""
+        """The problems' labels, in the suite's order."""
         return list(self.tables["problems"]["problem"])
 
     @property
     def evidence(self) -> pd.DataFrame:
-        """The leaderboard of the problems that are no controls."""
+        """The rows of the leaderboard about problems that are not controls."""
         table = self.tables["problems"]
         return self.board[~self.board["problem"].isin(table.loc[table["control"].astype(bool), "problem"])]
 
     def only(self, problem: str) -> "Results":
-        """The same with nothing but what concerns one problem."""
+        """Return the same results, restricted to one problem."""
         tables = {
             name: table[table["problem"] == problem] if "problem" in table else table
             for name, table in self.tables.items()
@@ -112,17 +108,17 @@ class Results:
         return replace(self, tables=tables, board=self.board[self.board["problem"] == problem])
 
     def problems_in(self, frame: pd.DataFrame) -> list[str]:
-        """The problems that a table has rows of, in the suite's order."""
-        found = set(frame["problem"])
-        return [problem for problem in self.problems if problem in found]
+        """Return the problems that have a row in ``frame``, in the suite's order."""
+        present = set(frame["problem"])
+        return [problem for problem in self.problems if problem in present]
 
     def balancers_in(self, frame: pd.DataFrame) -> list[str]:
-        """The balancers that a table has rows of, in the suite's order."""
-        found = set(frame["balancer"])
-        return [balancer for balancer in self.balancers if balancer in found]
+        """Return the balancers that have a row in ``frame``, in the suite's order."""
+        present = set(frame["balancer"])
+        return [balancer for balancer in self.balancers if balancer in present]
 
     def facts(self, problem: str) -> Facts:
-        """The row of the problems table with the label ``problem``."""
+        """Return the facts about the problem with the label ``problem``."""
         table = self.tables["problems"]
         row = table[table["problem"] == problem].iloc[0]
         unit = f" ({row['unit']})" if row["unit"] else ""
@@ -139,73 +135,77 @@ class Results:
         )
 
     def picture(self, problem: str) -> Picture:
-        """What the problem's data look like, and what a model trained with equal weighting makes of them."""
+        """Return the picture of the problem's data and of a model's output after training with equal weighting.
+
+        If the folder has none, return an empty picture.
+        """
         runs = self.reported("runs")
-        ours = runs[(runs["problem"] == problem) & (runs["balancer"] == self.baseline)]
-        found = (result_picture.load(result_picture.path(self.path, key)) for key in ours["key"])
-        return next((picture for picture in found if picture.png), Picture(b"", ""))
+        of_equal = runs[(runs["problem"] == problem) & (runs["balancer"] == self.baseline)]
+        pictures = (result_picture.load(result_picture.path(self.path, key)) for key in of_equal["key"])
+        return next((picture for picture in pictures if picture.png), Picture(b"", ""))
 
     @property
     def timed_on(self) -> str | None:
-        """The device whose step times are in ``board``: the first that was measured."""
+        """The device whose step times are in ``board``: the first that was measured. None if none was."""
         devices = self.tables["costs"]["device"]
         return None if devices.empty else str(devices.iloc[0])
 
     def machine(self, device: str) -> str:
-        """``device`` and what it was: ``CPU (AMD EPYC)``."""
+        """Return ``device`` with its model: ``CPU (AMD EPYC)``."""
         model = self.environment.get({"cpu": "processor", "cuda": "gpu"}.get(device, ""))
         return f"{device.upper()} ({model})" if model else device.upper()
 
     def reported(self, table: str) -> pd.DataFrame:
-        """The rows of a table that are of reported runs."""
+        """Return the rows of a table that belong to reported runs."""
         return self.tables[table][self.tables[table]["phase"] == "reported"]
 
 
 def load(path: Path) -> Results:
     """Read ``results/<suite>``.
 
+    The tables are read from Parquet or CSV, see `read_table`; a table that the folder lacks is empty. There are two
+    exceptions, for folders of which not all was kept or that an earlier version wrote. The leaderboard is made from the
+    other tables, and the metrics of tasks are taken from the table of baselines.
+
     Raises:
-        FileNotFoundError: The folder isn't one that a suite wrote.
+        FileNotFoundError: The folder was not written by a suite, or lacks the tables of runs or of problems.
         ValueError: A table lacks a column.
     """
     path = path.resolve()
-    for needed in ("suite.toml", "environment.json", "tables/runs.parquet", "tables/problems.parquet"):
-        if not (path / needed).is_file():
-            raise FileNotFoundError(f"{path} is not the results folder of a suite: it has no {needed}")
-    suite_toml = (path / "suite.toml").read_text(encoding="utf-8")
-    suite = tomllib.loads(suite_toml)
-    parts = cast(path.name, suite["balancers"])
-    labels = tuple(parts.roles)
-    tables = {name: _read(path / "tables" / f"{name}.parquet", columns) for name, columns in COLUMNS.items()}
-    costs = tables["costs"]
+    for file in (suite_text.KEPT, "environment.json"):
+        if not (path / file).is_file():
+            raise FileNotFoundError(f"{path} is not the results folder of a suite: it has no {file}")
+    suite = suite_text.read(path / suite_text.KEPT)
+    roles = suite.roles(path.name)
+    stored = {name: read_table(path, name) for name in COLUMNS}
+    for name in ("runs", "problems"):
+        if stored[name] is None:
+            raise FileNotFoundError(f"{path} is not the results folder of a suite: it has no tables/{name}")
+    tables = {name: _checked(path, name, stored[name], columns) for name, columns in COLUMNS.items()}
+    if stored["metrics"] is None:  # the table of baselines names all metrics that belong to a task
+        tables["metrics"] = tables["baselines"][list(COLUMNS["metrics"])]
+    board = read_table(path, "leaderboard")
+    if board is None:
+        board = leaderboard(SuiteTables(**{name: tables[name] for name in BASE}), roles)
     return Results(
         path=path,
-        description=suite.get("description", ""),
-        suite_toml=suite_toml,
+        description=suite.description,
+        suite_toml=suite.text,
         environment=json.loads((path / "environment.json").read_text(encoding="utf-8")),
-        balancers=labels,
-        baseline=parts.equal,
-        parts=parts,
+        balancers=tuple(roles.by_label),
+        baseline=roles.equal,
+        roles=roles,
         tables=tables,
-        board=leaderboard(
-            tables["runs"],
-            tables["scores"],
-            tables["problems"],
-            tables["selection"],
-            costs[costs["device"] == costs["device"].iloc[0]] if len(costs) else costs,
-            labels,
-            parts.equal,
-            parts.static,
-        ),
-        ranking=is_ranking(tables["runs"], tables["selection"]),
+        board=_checked(path, "leaderboard", board, tuple(LEADERBOARD)),
+        ranking=not board.empty and bool(board["ranking"].all()),
     )
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    if not path.is_file():
+def _checked(folder: Path, name: str, table: pd.DataFrame | None, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Return ``table``, or an empty one if it is None; raise if it lacks one of the ``columns``."""
+    if table is None:
         return pd.DataFrame(columns=list(columns))
-    table = pd.read_parquet(path)
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}")
+        raise ValueError(f"the table {name} in {folder} has no column {', '.join(missing)}")
     return table

@@ -1,4 +1,4 @@
-"""Figures of scores: the final ones with their intervals and seeds, and those that chose the learning rates."""
+"""Draw the figures of scores: final test scores, and the validation scores that chose the learning rates."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,11 @@ from .results_folder import Results
 
 
 def final_scores(results: Results) -> tuple[Figure, str] | None:
-    """Per problem: the test scores with interval and seeds, and beside them the comparison with equal weighting."""
+    """Draw each problem's test scores with intervals and seeds, and beside them the comparison with equal weighting.
+
+    Returns:
+        The figure and its caption; None if there is no finite score.
+    """
     board, scores = results.board, results.reported("scores")
     last = scores[(scores["checkpoint"] == "last") & (scores["split"] == "test")]
     last = primary_rows(last[np.isfinite(last["value"].astype(float))], results.tables["problems"])
@@ -31,11 +35,11 @@ def final_scores(results: Results) -> tuple[Figure, str] | None:
         if results.baseline:
             _relative(axes[sides * number + 1], results, rows)
             axes[sides * number + 1].set_yticklabels([])
-    beside = f" Right: compared with {short(results.baseline)}, seed by seed." if results.baseline else ""
+    beside = f" Right: the scores compared with {short(results.baseline)}, paired by seed." if results.baseline else ""
     return figure, (
-        "Final scores on the test split, at the last checkpoint. Small dots: the seeds (a cross is a failed run with "
-        "its imputed score); large mark and line: mean and 95 % interval (geometric where the axis is "
-        f"logarithmic).{beside}"
+        "Final scores on the test split, at the last checkpoint. Small dots: single seeds; a cross is a failed run "
+        "with its imputed score. Large mark and line: mean and 95 % interval over seeds (geometric mean where the "
+        f"axis is logarithmic).{beside}"
     )
 
 
@@ -70,18 +74,22 @@ def _relative(panel: Axes, results: Results, rows: pd.DataFrame) -> None:
     category_axis(panel, list(rows.index))
     if ratio:
         log_axis(panel, "x")
-    what = "score relative to" if ratio else "score minus that of"
+    what = "score divided by that of" if ratio else "score minus that of"
     panel.set_xlabel(f"{what} {short(results.baseline or '')}")
 
 
 def learning_rates(results: Results) -> tuple[Figure, str] | None:
-    """Mean validation score against learning rate, a panel per problem, the chosen rates marked."""
+    """Draw the mean validation score over the learning rate, one panel per problem, with the chosen rates marked.
+
+    Returns:
+        The figure and its caption; None if nothing was tuned.
+    """
     selection = results.tables["selection"]
     selection = selection[np.isfinite(selection["mean_validation_score"].astype(float))]
     if selection.empty:
         return None
     looks = styles(results.balancers)
-    searched = "trial" in selection  # what differs then is not the rate alone, so nothing joins the trials
+    searched = "trial" in selection  # trials differ in more than the rate, so no line joins them
     problems = results.problems_in(selection)
     figure, axes = panels(len(problems), height=2.6)
     named = []
@@ -125,6 +133,6 @@ def learning_rates(results: Results) -> tuple[Figure, str] | None:
         named.append((panel, ends))
     label_ends(figure, named, balancers=results.balancers)
     return figure, (
-        "How the learning rates were chosen: mean validation score of the last checkpoint over the tuning seeds; the "
-        "large mark is the rate that was chosen."
+        "How the learning rates were chosen: mean validation score of the last checkpoint over the tuning seeds. The "
+        "large mark is the chosen rate."
     )

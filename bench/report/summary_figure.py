@@ -1,4 +1,7 @@
-"""The one picture for a README: learning curves of few problems, or how methods compare on many; and what they cost."""
+"""Draw the summary, one picture for a README: how the methods score and what a step costs.
+
+For up to three problems it shows learning curves, for more of them the comparison with equal weighting on each.
+"""
 
 import textwrap
 
@@ -17,14 +20,20 @@ from .results_folder import Results
 
 RELATIVE = ("relative", "relative_low", "relative_high")
 FEW = 3
+"""Maximum number of problems for which the summary shows learning curves."""
 COLUMNS = 4
+"""Maximum number of panels beside one another."""
 NARROWEST, WIDEST = 1.06, 3.0
-"""Of many problems: how far from 1 a panel reaches, either way, at least and at most; what is further is written."""
+"""Least and greatest ratio at the right end of a panel of ratios (its left end is the inverse).
+
+A ratio outside `WIDEST` is written as a number at the edge of the panel.
+"""
 ROUND = (1.05, 1.1, 1.25, 1.5, 2.0, 2.5)
+"""Ratios that can be marked on an axis."""
 
 
 def summary(results: Results) -> Figure | None:
-    """One picture; None where there is nothing to show yet."""
+    """Draw the summary; return None if no problem has a validation score yet."""
     rows = validation_scores(results)
     problems = [problem for problem in results.problems_in(rows) if problem not in _controls(results)]
     if len(problems) > FEW and results.baseline is not None and len(results.balancers) > 1:
@@ -33,13 +42,13 @@ def summary(results: Results) -> Figure | None:
 
 
 def _controls(results: Results) -> set[str]:
-    """The problems that test the benchmark and not the methods."""
+    """Return the problems that are controls: they test the benchmark, not the methods."""
     table = results.tables["problems"]
     return set(table.loc[table["control"].astype(bool), "problem"])
 
 
 def _few(results: Results, rows: pd.DataFrame, problems: list[str]) -> Figure:
-    """Learning curves beside the cost of a step."""
+    """Draw learning curves beside the cost of a step."""
     with_cost = _timed(results)
     figure = Figure(figsize=(12, 5), layout="constrained")
     parts = figure.subfigures(1, len(problems) + with_cost, width_ratios=[1.2] * len(problems) + [1] * with_cost)
@@ -55,11 +64,11 @@ def _few(results: Results, rows: pd.DataFrame, problems: list[str]) -> Figure:
 
 
 def _many(results: Results, problems: list[str]) -> Figure:
-    """A panel a problem: each method's final test score against equal weighting's; and one of what a step costs.
+    """Draw the step times, and one panel per problem with the final test scores compared with equal weighting.
 
-    Controls are left out but for random weights.
+    Equal weighting under a second name is left out.
     """
-    others = [label for label in results.balancers if label not in (results.baseline, results.parts.second)]
+    others = [label for label in results.balancers if label not in (results.baseline, results.roles.second)]
     count = len(problems) + _timed(results)
     columns = COLUMNS if -(-count // COLUMNS) < -(-count // (COLUMNS - 1)) else COLUMNS - 1
     rows = -(-count // columns)
@@ -75,8 +84,8 @@ def _many(results: Results, problems: list[str]) -> Figure:
         if place % columns:
             panel.set_yticklabels([])
     figure.supxlabel(
-        f"final test score compared with {short(results.baseline or '')}, seed by seed, with 95 % intervals: "
-        "left of the line is better. Time of a step: a dot a problem.",
+        f"final test score compared with {short(results.baseline or '')}, paired by seed, with 95 % intervals: "
+        "left of the line is better. Time of a step: one dot per problem.",
         fontsize="medium",
     )
     return figure
@@ -110,7 +119,7 @@ def _scores(panel: Axes, results: Results, board: pd.DataFrame, others: list[str
 
 
 def _ratio_axis(panel: Axes, furthest: float) -> None:
-    """Logarithmic, with 1 in the middle and the roundest ratio that fits on either side of it."""
+    """Make the x axis logarithmic around 1, and mark the largest ratio of `ROUND` that fits, and its inverse."""
     tick = max(ratio for ratio in ROUND if ratio <= furthest)
     panel.set_xscale("log")
     panel.set_xlim(1 / furthest, furthest)
@@ -120,7 +129,7 @@ def _ratio_axis(panel: Axes, furthest: float) -> None:
 
 
 def _steps(panel: Axes, results: Results, others: list[str]) -> None:
-    """A dot a problem."""
+    """Draw each method's step time relative to equal weighting, one dot per problem."""
     looks = styles(results.balancers)
     panel.axvline(1, color=FAINT, linewidth=1)
     for place, label in enumerate(others):

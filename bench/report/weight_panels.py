@@ -1,4 +1,4 @@
-"""Figures of the weights over training, a panel per method."""
+"""Draw the weights over training, one panel per method."""
 
 import numpy as np
 import pandas as pd
@@ -15,19 +15,25 @@ from bench.style.short_label import short
 
 from .results_folder import Results
 
-NAMED_TASKS = 12  # more tasks than this are a colour scale with a few names beside it
-POINTS = 100  # of a line: more of them would not be seen, only weigh
+NAMED_TASKS = 12
+"""Maximum number of tasks that a legend names; more get a colour scale with a few names beside it."""
+POINTS = 100
+"""Maximum number of points of a line: more would make the file larger without being visible."""
 
 
 def weight_trajectories(results: Results) -> tuple[Figure, str] | None:
-    """Each task's weight over steps, for results of one problem; all panels have the same axes."""
+    """Draw each task's weight over steps, for results of one problem; all panels have the same axes.
+
+    Returns:
+        The figure and its caption; None if no weights were recorded.
+    """
     rows = results.reported("trajectory")
     rows = rows[np.isfinite(rows["weight"].astype(float))]
     if rows.empty:
         return None
     (problem,) = results.problems
     tasks = _by_initial_loss(rows)
-    # Its darkest shades would not be seen on a dark page.
+    # The darkest shades of the colour map would be invisible on a dark page.
     shades = sns.color_palette("flare", as_cmap=True)(np.linspace(0.8, 0, len(tasks)))
     colours = {task: to_hex(shade) for task, shade in zip(tasks, shades, strict=True)}
     log = spans_decades(rows["weight"])
@@ -48,20 +54,20 @@ def weight_trajectories(results: Results) -> tuple[Figure, str] | None:
         step_axis(panel, results.facts(problem).steps)
     _name_tasks(figure, axes, tasks, colours)
     return figure, (
-        "Weights over training. Colour: the tasks, in the order of their loss at the first step, the largest "
-        "darkest. Line: mean over the reported seeds (geometric where the axis is logarithmic); band: from the "
-        "lowest to the highest seed. All panels have the same axes."
+        "Weights over training. Colour: the tasks, ordered by their loss at the first step; the darkest has the "
+        "largest loss. Line: mean over the reported seeds (geometric mean where the axis is logarithmic). Band: from "
+        "the lowest to the highest seed. All panels have the same axes."
     )
 
 
 def _by_initial_loss(rows: pd.DataFrame) -> list[str]:
-    """The tasks from the largest to the smallest mean loss at the first recorded step."""
+    """Return the tasks, from the largest to the smallest mean loss at the first recorded step."""
     first = rows[rows["step"] == rows["step"].min()]
     return list(first.groupby("task", sort=False)["loss"].mean().sort_values(ascending=False, kind="stable").index)
 
 
 def _lines(panel: Axes, table: pd.DataFrame, colours: dict[str, str]) -> None:
-    shade = 0.22 / np.sqrt(len(colours) / 2)  # bands of many tasks lie over one another
+    shade = 0.22 / np.sqrt(len(colours) / 2)  # the bands of many tasks overlap, so they are fainter
     for task, colour in colours.items():
         line = table[table["task"] == task].sort_values("step")
         panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=shade, linewidth=0)
@@ -69,7 +75,7 @@ def _lines(panel: Axes, table: pd.DataFrame, colours: dict[str, str]) -> None:
 
 
 def _name_tasks(figure: Figure, axes: list[Axes], tasks: list[str], colours: dict[str, str]) -> None:
-    """A legend of all tasks right of the panels, or a colour scale with eight names where they are many."""
+    """Add a legend of all tasks right of the panels, or a colour scale with eight names if there are many."""
     if len(tasks) <= NAMED_TASKS:
         handles = [Line2D([], [], color=colours[task], linewidth=3, label=short(task, 20)) for task in tasks[::-1]]
         figure.legend(handles=handles, loc="outside right center", handlelength=1.0, title="task", alignment="left")

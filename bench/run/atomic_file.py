@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files that appear whole or not at all."""
 
 import io
 import os
@@ -7,14 +7,18 @@ from pathlib import Path
 import pandas as pd
 
 UNFINISHED = ".unfinished"
+"""End of the name of a file that is being written."""
 
 
 class BadFileError(ValueError):
-    """A file does not hold what it should."""
+    """A file does not have the expected content."""
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes ``path`` under a temporary name beside it, onto the disk, and then renames it, replacing an older one."""
+    """Write ``content`` to ``path``, replacing an older file.
+
+    The content goes to the disk under a temporary name in the same folder, which is then renamed to ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     with unfinished.open("wb") as file:
@@ -34,13 +38,13 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what interrupted writers left anywhere under ``folder``. Nobody may be writing there."""
+    """Remove the files that interrupted writers left anywhere under ``folder``. No process may be writing there."""
     for path in folder.rglob(f"*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name outlast a power cut; Windows has no such call, and needs none."""
+    """Make the new name survive a power cut; Windows has no such call and needs none."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

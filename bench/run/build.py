@@ -1,4 +1,4 @@
-"""Makes what a run trains, from its specification: the balancer on a problem's model, and the optimiser."""
+"""Build what a run trains from its specification: the balancer on a problem's model, the optimiser and the schedule."""
 
 from typing import Any
 
@@ -16,14 +16,15 @@ from .spec import Method
 
 
 def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBalancer:
-    """The method on ``model``, its gradients measured where ``method.wrt`` says.
+    """Return the balancer of ``method`` for ``model``, which measures gradients where ``method.wrt`` says.
 
     Raises:
-        ValueError, TypeError: the problem's model has no such place, or the method refuses its options.
+        ValueError: the problem's model has no such location, or the method refuses its options.
+        TypeError: the method refuses its options.
     """
     cls = balancers.get(method.name)
     options = {"tasks": problem.tasks, **method.options}
-    if cls.random:  # of torch's seed, which is the run's
+    if cls.random:  # torch's seed is that of the run
         options.setdefault("seed", torch.initial_seed() % 2**63)
     if not issubclass(cls, GradientBalancer):
         return cls(**options)
@@ -38,10 +39,10 @@ def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBal
 
 
 def default_wrt(cls: type[LossBalancer], shared: Shared) -> Wrt | None:
-    """Where a method's gradients are measured unless a suite says otherwise; None for one that reads none.
+    """Return where a method's gradients are measured if the suite does not say; None for a method that reads none.
 
-    That is where its paper does, or where the model has no such place, because tasks share parameters but no features,
-    with respect to all shared parameters.
+    It is the location that the method's paper uses. If the model has no such location, because its tasks share
+    parameters but no features, it is all shared parameters.
     """
     if not issubclass(cls, GradientBalancer):
         return None
@@ -50,7 +51,7 @@ def default_wrt(cls: type[LossBalancer], shared: Shared) -> Wrt | None:
 
 
 def optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The network's optimiser: of the model's parameters alone, without weight decay, in its fused form."""
+    """Return the network's optimiser: fused, without weight decay, and over the model's parameters alone."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adam":
         return Adam(parameters, lr=recipe.lr, fused=True)
@@ -58,5 +59,5 @@ def optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def schedule(optimizer: Optimizer, recipe: Recipe) -> LRScheduler | None:
-    """The learning rate's schedule over ``recipe.steps``; None where it is constant."""
+    """Return the schedule of the learning rate over ``recipe.steps`` steps; None if the rate is constant."""
     return CosineAnnealingLR(optimizer, T_max=recipe.steps) if recipe.schedule == "cosine" else None

@@ -1,4 +1,4 @@
-"""What a suite was run on. Names no user, no machine and no folder."""
+"""Describe the machine and the software that a suite ran on, without naming a user, a host or a folder."""
 
 import json
 import platform
@@ -18,9 +18,9 @@ PACKAGES = ("lossbench", "torch", "numpy", "pandas", "scipy", "pyarrow", "joblib
 
 
 def describe(jobs: int) -> dict[str, object]:
-    """Commit, versions, processor, GPU, threads, date and protocol; None for what can't be told.
+    """Return commit, versions, processor, GPU, threads, date and protocol; a fact that is unknown is None.
 
-    ``dirty`` says whether tracked or new files, results apart, differ from the commit.
+    ``dirty`` is true if files outside ``results`` are new or differ from the commit.
     """
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -39,12 +39,12 @@ def describe(jobs: int) -> dict[str, object]:
 
 
 def write(path: Path, jobs: int) -> None:
-    """Writes what `describe` says as JSON, beside the results that it is about."""
+    """Write the result of `describe` to ``path`` as JSON."""
     atomic_file.write(path, json.dumps(describe(jobs), indent=2).encode())
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's name, or its architecture if the system does not know the name."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():
@@ -54,7 +54,7 @@ def processor() -> str:
 
 
 def gpu() -> str | None:
-    """The name of the CUDA device, if there is one."""
+    """Return the name of the CUDA device; None if there is none."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
@@ -64,7 +64,7 @@ def _dirty() -> bool | None:
 
 
 def _git(*arguments: str) -> str | None:
-    if not (ROOT / ".git").exists():  # installed: a repository further up would be someone else's
+    if not (ROOT / ".git").exists():  # an installed package: a repository in a folder above is another project's
         return None
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Measure how fast a run goes: a few of its steps, timed on this machine."""
+"""Estimate how long a run takes on this machine by timing a few of its steps."""
 
 import time
 from collections.abc import Callable
@@ -13,16 +13,20 @@ from .spec import RunSpec
 from .training import Training, reproducible
 
 LONGEST = 0.2
-"""Seconds after which no further step is timed; the first three are timed apart."""
+"""Seconds of timed steps after which no further step is timed; the first steps do not count."""
 FIRST, MOST = 3, 20
+"""Number of first steps, which are slower and timed apart, and maximum number of steps timed after them."""
 
 
 @dataclass(frozen=True)
 class Pace:
     """Seconds that parts of a run take on this machine, one thread.
 
-    ``load`` is what a process spends once to have the problem's data, ``prepare`` what each run spends on its data and
-    model, its first evaluation included.
+    Attributes:
+        load: what a process spends once, the first time it needs the problem's data.
+        prepare: what each run spends on its data and model, including its first evaluation.
+        step: one training step.
+        evaluation: one evaluation.
     """
 
     load: float
@@ -31,13 +35,13 @@ class Pace:
     evaluation: float
 
     def run(self, spec: RunSpec) -> float:
-        """A whole run of ``spec``; on the test split there are four evaluations at most."""
+        """Return the seconds of a whole run of ``spec``; unless it tunes, with four evaluations on the test split."""
         evaluations = spec.evaluations + (0 if spec.phase == "tuning" else 4)
         return self.prepare + spec.recipe.steps * self.step + evaluations * self.evaluation
 
 
 def pace(spec: RunSpec) -> Pace:
-    """Tries ``spec`` out. Whatever its problem or its method raises, this raises."""
+    """Run a few steps of ``spec`` and return how long its parts take. Errors of its problem or method propagate."""
     spec = replace(spec, phase="tuning")
     training = Training(spec)
     problem = tasks.create(spec.problem, **spec.problem_options)

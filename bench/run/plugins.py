@@ -1,7 +1,7 @@
-"""A user's own methods and problems: Python files outside the tree, loaded by path.
+"""Load a user's own methods and problems from Python files outside this repository.
 
-Such a file registers its classes by the decorators of `balancers` and `tasks`. It may be called anything, ``tasks.py``
-too: it becomes a module under a name of its own, and its folder does not come onto the import path.
+Such a file registers its classes with the decorators of `balancers` and `tasks`. It can have any name, even
+``tasks.py``: it becomes a module with a name of its own, and its folder is not added to the import path.
 """
 
 import hashlib
@@ -12,13 +12,17 @@ from pathlib import Path
 
 
 def module_name(path: Path) -> str:
-    """The name of the module that the file at ``path`` becomes."""
+    """Return the name of the module that the file at ``path`` becomes."""
     path = path.resolve()
     return f"lossbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def load(paths: Iterable[Path]) -> None:
-    """Executes each file, once a process. What a file raises, it raises here."""
+    """Execute each file, once per process. Errors that a file raises propagate.
+
+    Raises:
+        ImportError: a file is not a Python file.
+    """
     for path in paths:
         name = module_name(path)
         if name in sys.modules:

@@ -1,8 +1,8 @@
-"""Results on disk: one file a run, under the run's key.
+"""Save and load the results of runs: one file per run, named by the run's key.
 
-A run's file is a Parquet table of its steps (``step``, ``task``, ``loss``, ``weight``), with everything else that is
-known of the run as JSON in the file's metadata. It is written by the process that did the run as soon as it has ended,
-so that whatever is interrupted later, a finished run stays finished. To read one executes no code.
+The file is a Parquet table of the run's steps (``step``, ``task``, ``loss``, ``weight``). Everything else about the
+run is JSON in the file's metadata. The process that does the run writes the file as soon as the run has ended, so that
+a later interruption loses no finished run. Loading a file executes no code.
 """
 
 import json
@@ -22,12 +22,12 @@ METADATA = b"lossbench"
 
 
 def run_path(folder: Path, key: str) -> Path:
-    """Where the result of the run with this key is, or will be; ``folder`` is the suite's results folder."""
+    """Return the path of the result of the run with this key, in the suite's results ``folder``."""
     return folder / "runs" / f"{key}.parquet"
 
 
 def save(path: Path, spec: RunSpec, result: Result) -> None:
-    """Writes a result."""
+    """Write the result of the run ``spec`` to ``path``."""
     steps = len(result.losses)
     trajectory = {
         "step": np.repeat(np.arange(1, steps + 1), len(result.tasks)),
@@ -53,10 +53,10 @@ def save(path: Path, spec: RunSpec, result: Result) -> None:
 
 
 def load(path: Path) -> Result:
-    """Reads a result.
+    """Read a result.
 
     Raises:
-        BadFileError: the file is not one that `save` wrote.
+        BadFileError: `save` did not write this file.
     """
     try:
         table = pq.read_table(path)

@@ -1,4 +1,4 @@
-"""What a problem's data look like and what a trained model makes of them, as the problem itself draws it."""
+"""Save and load the picture of a run: its problem's data and what the trained model predicts, drawn by the problem."""
 
 import io
 import json
@@ -15,33 +15,36 @@ from . import atomic_file
 from .training import Training
 
 SIZE = (9.0, 5.0)
-"""Inches, unless the problem wants another size."""
+"""Width and height in inches; a problem can change them."""
 DPI = 100
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as PNG, and what is to be seen in it. ``png`` is empty where nothing was drawn."""
+    """A picture as PNG, and its caption. ``png`` is empty if nothing was drawn."""
 
     png: bytes
     caption: str
 
 
 def path(folder: Path, key: str) -> Path:
-    """Where the caption of a run's picture is, or will be; the picture is beside it."""
+    """Return the path of the caption of a run's picture; the picture has the same name with the ending ``.png``."""
     return folder / "pictures" / f"{key}.json"
 
 
 def draw(problem: Problem[object], data: object, model: nn.Module | None) -> Picture:
-    """What `Problem.draw` draws."""
+    """Return what `Problem.draw` draws; empty if the problem does not define it."""
     if type(problem).draw is Problem.draw:
         return Picture(b"", "")
     return render(lambda figure: problem.draw(figure, data, model))
 
 
 def render(drawn: Callable[[Figure], str]) -> Picture:
-    """What ``drawn`` draws into an empty figure, of which it returns the caption; empty if that is."""
-    from bench.style.figure_style import theme  # most workers draw nothing, and are spared the import
+    """Call ``drawn`` with an empty figure, and return the picture with the caption that it returns.
+
+    An empty caption means that there is no picture.
+    """
+    from bench.style.figure_style import theme  # imported here because most workers draw nothing
 
     with theme():
         figure = Figure(figsize=SIZE, layout="constrained")
@@ -53,9 +56,9 @@ def render(drawn: Callable[[Figure], str]) -> Picture:
 
 
 def save(training: Training, about: Path) -> None:
-    """Draws what the model of a run that has ended makes of its problem's data; of one that failed, the data alone.
+    """Draw the data of a finished run's problem and what its model predicts; if the run failed, draw the data alone.
 
-    A problem that can't draw does no harm: its caption then says why.
+    If drawing raises an error, the caption holds its message, and there is no picture.
     """
     try:
         model = training.model if training.result.status == "ok" else None
@@ -68,12 +71,12 @@ def save(training: Training, about: Path) -> None:
 
 
 def save_none(about: Path, why: str) -> None:
-    """Leaves word that there is no picture."""
+    """Save ``why`` as the caption of a missing picture."""
     atomic_file.write(about, json.dumps({"caption": why}).encode())
 
 
 def load(about: Path) -> Picture:
-    """Reads a picture; empty where there is none."""
+    """Read a picture; return an empty one if there is no caption at ``about``."""
     if not about.is_file():
         return Picture(b"", "")
     png = about.with_suffix(".png")

@@ -1,4 +1,4 @@
-"""Losses and weights of every step, kept on the device until someone asks."""
+"""Log the losses and weights of every step on the device, without waiting for it."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,13 @@ from torch import Tensor
 
 
 class Record:
-    """Buffers for a known number of steps; to note a step neither waits for the device nor allocates on the host.
+    """The losses and weights of a run's steps, in a buffer for a known number of steps.
+
+    Noting a step neither waits for the device nor allocates memory on the host.
 
     Attributes:
-        losses, weights: ``(steps, T)``, on the host: the steps fetched so far.
+        losses: losses of the steps fetched so far, ``(steps, T)``, on the host.
+        weights: weights of these steps, ``(steps, T)``, on the host.
     """
 
     def __init__(self, steps: int, num_tasks: int, device: torch.device) -> None:
@@ -22,14 +25,14 @@ class Record:
         self.weights: NDArray[np.float64] = np.empty((0, num_tasks))
 
     def note(self, losses: Sequence[Tensor] | Tensor, weights: Tensor) -> None:
-        """Keeps the losses, T scalars or ``(T,)``, and the ``(T,)`` ``weights`` of the next step."""
+        """Log the next step: its losses (T scalars, or one tensor ``(T,)``) and its ``weights`` ``(T,)``."""
         stacked = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
         self._buffer[0, self._noted] = stacked.detach()
         self._buffer[1, self._noted] = weights
         self._noted += 1
 
     def fetch(self) -> None:
-        """Brings ``losses`` and ``weights`` up to date. Waits for the device."""
+        """Copy the steps noted since the last call to ``losses`` and ``weights``. Waits for the device."""
         new = self._buffer[:, len(self.losses) : self._noted].cpu().numpy()
         self.losses = np.concatenate([self.losses, new[0]])
         self.weights = np.concatenate([self.weights, new[1]])

@@ -1,7 +1,7 @@
-"""One run: a pure function from a specification to a result.
+"""Do one run: a pure function from a specification to a result.
 
-It trains a problem's model with a balancer for a fixed number of steps, on one CPU thread and with deterministic
-operations, and records what the protocol asks for. It knows nothing of suites, files or other runs.
+A run trains a problem's model with a balancer for a fixed number of steps, on one CPU thread and with deterministic
+operations, and records what the protocol asks for. This module knows nothing about suites, files or other runs.
 """
 
 import copy
@@ -37,7 +37,7 @@ class DivergenceError(Exception):
 
 @dataclass(frozen=True)
 class Score:
-    """All metrics of one checkpoint on one split; ``"constant"`` is the constant predictor."""
+    """All metrics of one checkpoint on one split; the checkpoint ``"constant"`` is the constant predictor."""
 
     checkpoint: Checkpoint
     split: Split
@@ -54,7 +54,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What optimiser step ``step`` did: the sum of its weights, the Euclidean norm of the shared parameters' change."""
+    """The sum of the weights at optimiser step ``step``, and the Euclidean norm of the step's change to the trunk."""
 
     step: int
     weight_sum: float
@@ -63,27 +63,32 @@ class Dynamics:
 
 @dataclass
 class Result:
-    """What a run gave. A failed one: what it gave until then, why it failed, and what a constant predictor scores."""
+    """The result of a run.
+
+    The result of a failed run has what was recorded until the failure, the reason, and the scores of the constant
+    predictor.
+    """
 
     tasks: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """The number of samples in each split, by its name."""
+    """Number of samples in each split, by the split's name."""
     status: Literal["ok", "failed"] = "ok"
     reason: str = ""
+    """Why the run failed; empty if it did not."""
     scores: list[Score] = field(default_factory=list)
     curves: list[Evaluation] = field(default_factory=list)
     dynamics: list[Dynamics] = field(default_factory=list)
     losses: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
-    """``(steps, T)``: the losses of each step made, in the order of ``tasks``."""
+    """Losses of each step, ``(steps, T)``, in the order of ``tasks``."""
     weights: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
-    """``(steps, T)``: the weights that each step was made with."""
+    """Weights used in each step, ``(steps, T)``."""
 
 
 def run(spec: RunSpec) -> Result:
-    """Trains, then scores the last checkpoint and the one whose validation was best after step 0.
+    """Train, then score the last checkpoint and the one with the best validation score after step 0.
 
-    The test split is read at the very end, and not at all when tuning. Whatever the problem or the balancer raises
-    makes it a failed run; so does a loss or a primary score that is not finite.
+    The test split is read at the very end, and not at all when tuning. The run fails if the problem or the balancer
+    raises an error, or if a loss or a primary score is not finite.
     """
     training = Training(spec)
     training.run()
@@ -91,10 +96,14 @@ def run(spec: RunSpec) -> Result:
 
 
 class Training:
-    """A run under way. What it finds out is in ``result`` as soon as it is known.
+    """A run in progress.
 
     Attributes:
-        problem, data, model, balancer: what `prepare` made; ``model`` is the trained one after `train`.
+        result: everything recorded so far.
+        problem: the problem, made by `prepare`.
+        data: the problem's data, made by `prepare`.
+        model: the network, made by `prepare` and trained by `train`.
+        balancer: the balancer, made by `prepare`.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -102,10 +111,10 @@ class Training:
         self.result = Result()
         self.device = torch.device(spec.device)
         self.starts: dict[Split, Metrics] = {}
-        """What the initial model scores on each split that was read."""
+        """Metrics of the initial model on each split read so far."""
 
     def run(self) -> None:
-        """All of it; see the function `run`."""
+        """Do the whole run; see the function `run`."""
         with reproducible(self.spec.device):
             try:
                 self.prepare()
@@ -115,7 +124,7 @@ class Training:
                 self.fail(error)
 
     def prepare(self) -> None:
-        """Makes data, model and balancer, each from its own random stream, and validates the initial model."""
+        """Make data, model and balancer, each from its own random stream, and validate the initial model."""
         spec = self.spec
         self.problem = tasks.create(spec.problem, **spec.problem_options)
         self.result.tasks = self.problem.tasks
@@ -124,7 +133,7 @@ class Training:
         torch.manual_seed(stream_seed(spec.seed, "initial values"))
         self.model = self.problem.model().to(self.device).train()
         self.initial = self.best = copy.deepcopy(self.model.state_dict())
-        # From here on, torch's global generators are the balancer's, and the model's own (dropout).
+        # From here on, the balancer and the model (dropout) draw from torch's global generators.
         torch.manual_seed(stream_seed(spec.seed, "balancer"))
         self.balancer = build.balancer(spec.method, self.problem, self.model).to(self.device).train()
         self.record = Record(spec.recipe.steps, len(self.problem.tasks), self.device)
@@ -132,7 +141,7 @@ class Training:
         self.result.curves.append(Evaluation(0, self.starts["validation"]))
 
     def train(self) -> None:
-        """All steps, with a validation after every ``steps / evaluations`` of them."""
+        """Make all training steps, and validate after every ``steps / evaluations`` of them."""
         steps, evaluations = self.spec.recipe.steps, self.spec.evaluations
         shared = self.problem.shared(self.model).parameters
         validations = {round(i * steps / evaluations) for i in range(1, evaluations + 1)}
@@ -151,7 +160,7 @@ class Training:
                 self.validate(step)
 
     def stepper(self) -> Callable[[Callable[[], None] | None], None]:
-        """What makes one training step each time it is called; its argument is called just before the update."""
+        """Return a function that makes one training step; its argument, if any, is called just before the update."""
         spec, problem = self.spec, self.problem
         optimizer = build.optimizer(self.model, spec.recipe)
         schedule = build.schedule(optimizer, spec.recipe)
@@ -176,7 +185,7 @@ class Training:
         return make_step
 
     def validate(self, step: int) -> None:
-        """Evaluates, and keeps the model if it is the best so far."""
+        """Evaluate the model on the validation split, and keep a copy of it if it is the best so far."""
         metrics = self.evaluate(self.model, "validation", self.starts["validation"])
         self.result.curves.append(Evaluation(step, metrics))
         self.require_finite(metrics, f"validation score after step {step}")
@@ -184,13 +193,16 @@ class Training:
             self.best = copy.deepcopy(self.model.state_dict())
 
     def best_evaluation(self) -> Evaluation:
-        """The first of those that scored best after step 0."""
+        """Return the evaluation with the best primary score after step 0; the first one if several are equal."""
         primary = next(metric for metric in self.problem.metrics if metric.name == self.problem.primary)
         best = max if primary.higher_is_better else min
         return best(self.result.curves[1:], key=lambda evaluation: evaluation.metrics[primary.name])
 
     def score(self) -> None:
-        """Scores the last and the best checkpoint, unless tuning on the test split too, and the constant predictor."""
+        """Score the last and the best checkpoint on the validation split; unless tuning, also on the test split.
+
+        Unless tuning, the constant predictor is scored too.
+        """
         scores = [
             Score("last", "validation", self.result.curves[-1].metrics),
             Score("best", "validation", self.best_evaluation().metrics),
@@ -209,14 +221,23 @@ class Training:
             self.score_constant()
 
     def start_on(self, split: Split) -> Metrics:
-        """What the initial model scores; it is loaded for that."""
+        """Return the metrics of the initial model on ``split``; on first use, load that model and evaluate it."""
         if split not in self.starts:
             self.model.load_state_dict(self.initial)
             self.starts[split] = self.evaluate(self.model, split, None)
         return self.starts[split]
 
     def evaluate(self, model: nn.Module, split: Split, start: Metrics | None) -> Metrics:
-        """All metrics that the problem declares, relative where they are so to ``start``, the initial model's."""
+        """Return all metrics that the problem declares.
+
+        Args:
+            model: the network or predictor to evaluate.
+            split: the split to evaluate on.
+            start: metrics of the initial model on this split, for metrics that are relative to them.
+
+        Raises:
+            ValueError: the problem's ``evaluate`` leaves out a metric that it declares.
+        """
         metrics = self.problem.evaluate(model, self.data, split, start)
         if missing := [metric.name for metric in self.problem.metrics if metric.name not in metrics]:
             raise ValueError(
@@ -225,10 +246,10 @@ class Training:
         return {metric.name: float(metrics[metric.name]) for metric in self.problem.metrics}
 
     def fetch(self) -> None:
-        """Brings the record of losses and weights up to date.
+        """Copy the logged losses and weights to the result.
 
         Raises:
-            DivergenceError: a loss was not finite; the record ends with that step.
+            DivergenceError: a loss was not finite; the result then ends with that step.
         """
         self.record.fetch()
         bad = np.argwhere(~np.isfinite(self.record.losses))
@@ -240,17 +261,17 @@ class Training:
             raise DivergenceError(f"the loss of {self.problem.tasks[task]} is {loss} at step {steps}")
 
     def require_finite(self, metrics: Metrics, what: str) -> None:
-        """Raises `DivergenceError` where the primary metric is not finite."""
+        """Raise `DivergenceError` if the primary metric is not finite."""
         value = metrics[self.problem.primary]
         if not math.isfinite(value):
             raise DivergenceError(f"the {what} is {value} ({self.problem.primary})")
 
     def fail(self, error: Exception) -> None:
-        """Notes why, saves what was recorded, and scores the constant predictor, as far as things still work."""
+        """Mark the run as failed, and save what was recorded and the scores of the constant predictor if possible."""
         try:
             self.fetch()
         except DivergenceError as divergence:
-            error = divergence  # it came before whatever was raised
+            error = divergence  # the divergence came before the error that was raised
         except Exception:  # the device is lost, or nothing was recorded yet
             pass
         self.result.status, self.result.reason = "failed", _reason(error)
@@ -258,7 +279,7 @@ class Training:
             self.score_constant()
 
     def score_constant(self) -> None:
-        """Scores the problem's constant predictor, where it has one."""
+        """Score the problem's constant predictor, if it has one."""
         constant = self.problem.constant(self.data)
         splits: tuple[Split, ...] = ("validation",) if self.spec.phase == "tuning" else ("validation", "test")
         if constant is None:
@@ -269,13 +290,13 @@ class Training:
 
 
 def _distance(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """The Euclidean norm of the change of ``parameters``."""
+    """Return the Euclidean norm of the change of ``parameters``."""
     changes = [(new.detach() - old).flatten() for new, old in zip(parameters, before, strict=True)]
     return float(torch.linalg.vector_norm(torch.cat(changes)))
 
 
 def _reason(error: Exception) -> str:
-    """The error, and where outside PyTorch it was raised."""
+    """Describe the error, with the file and line outside PyTorch where it was raised."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, DivergenceError):
         return reason
@@ -286,7 +307,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def reproducible(device: str) -> Iterator[None]:
-    """One CPU thread, deterministic operations where PyTorch has them, and everything put back as it was."""
+    """Use one CPU thread and deterministic operations where PyTorch has them, and restore all settings afterwards."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,1 +1,1 @@
-"""How numbers, labels, figures and the terminal look."""
+"""Define how numbers, labels, figures and the terminal look."""

@@ -1,13 +1,13 @@
-"""The terminal that tables are printed to."""
+"""Make the console that tables are printed to."""
 
 import sys
 
 from rich.console import Console
 
 WIDTH = 126
-"""Characters in a line where the output is not a terminal."""
+"""Width in characters where the output is not a terminal."""
 
 
 def new_console() -> Console:
-    """Return a console as wide as the terminal, or `WIDTH` characters wide where there is none."""
+    """Return a console as wide as the terminal, or `WIDTH` characters wide if the output is not a terminal."""
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)

@@ -1,6 +1,6 @@
-"""How every figure looks: one colour, line and marker a method, one type size, and labels that don't collide.
+"""Give all figures one look: each method's colour, dashes and marker, one type size, and labels that do not collide.
 
-A figure is drawn for a page on which one point is :data:`PIXELS_PER_POINT` pixels, so that 9 pt reads as 13 px.
+A figure is drawn for a page on which one point is :data:`PIXELS_PER_POINT` pixels, so that 9 pt appear as 13 px.
 """
 
 import re
@@ -24,9 +24,11 @@ from scipy.optimize import isotonic_regression
 from .short_label import short
 
 PIXELS_PER_POINT = 1.45
+"""Pixels of the page per point of a figure."""
 INK, FAINT, GRID, PAPER = "#262626", "#8a8a8a", "#e3e3e3", "#ffffff"
+"""Colours of text, of axes, of grid lines and of the background."""
 
-# Okabe and Ito's hues in seaborn's order; pale pink and yellow vanish on white, so they are left out.
+# Okabe and Ito's hues in seaborn's order, without pale pink and yellow, which are barely visible on white.
 _PALETTE = [colour for i, colour in enumerate(sns.color_palette("colorblind").as_hex()) if i not in (6, 8)]
 _DASHES: list[tuple[float, ...]] = [(), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5)]
 _MARKERS = "osD^vPX*"
@@ -34,7 +36,7 @@ _MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True)
 class Style:
-    """A method's colour and, for those who don't see it, its dashes (points on and off) and marker."""
+    """A method's colour and, for readers who cannot see it, its dashes (lengths on and off, in points) and marker."""
 
     colour: str
     dashes: tuple[float, ...]
@@ -42,7 +44,7 @@ class Style:
 
 
 def styles(balancers: Sequence[str]) -> dict[str, Style]:
-    """The style of each label, fixed by its place in the suite; no two alike up to 32 methods."""
+    """Return the style of each label. It depends on the label's place in the suite; up to 32 styles are distinct."""
     return {
         label: Style(
             _PALETTE[i % len(_PALETTE)],
@@ -55,7 +57,7 @@ def styles(balancers: Sequence[str]) -> dict[str, Style]:
 
 @contextmanager
 def theme(size: float = 9) -> Iterator[None]:
-    """Draw with quiet axes and type of ``size`` points; labels are text, never formulas."""
+    """Draw with unobtrusive axes and type of ``size`` points; labels are plain text, never parsed as formulas."""
     settings = {
         "font.size": size,
         "axes.titlesize": size + 0.5,
@@ -96,7 +98,7 @@ def theme(size: float = 9) -> Iterator[None]:
 
 
 def mark(artists: Artist | Iterable[Artist], label: str, balancers: Sequence[str]) -> None:
-    """Says of parts of a figure which method they belong to: in the SVG, they are of the class ``method-PLACE``."""
+    """Mark parts of a figure as those of one method: in the SVG they get the class ``method-PLACE``."""
     for artist in [artists] if isinstance(artists, Artist) else artists:
         artist.set_gid(f"method-{balancers.index(label)}")
 
@@ -105,10 +107,10 @@ def save(figure: Figure, folder: Path, name: str, dpi: float = 150) -> None:
     """Write ``name.svg`` and ``name.png`` into ``folder``; equal figures give equal files."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, for both files
+    figure.set_layout_engine("none")  # one layout for both files
     drawing = StringIO()
     figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
-    # A hundredth of a point is finer than any screen, and half the size of the file.
+    # A hundredth of a point is finer than any screen; fewer digits halve the file.
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing.getvalue())
     svg = re.sub(r'id="(method-\d+)"', r'class="\1"', svg)
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -116,14 +118,17 @@ def save(figure: Figure, folder: Path, name: str, dpi: float = 150) -> None:
 
 
 def spans_decades(values: ArrayLike, factor: float = 10) -> bool:
-    """Whether positive ``values`` need a logarithmic axis: the largest is more than ``factor`` times the smallest."""
+    """Return whether ``values`` need a logarithmic axis: all positive, and the range exceeds the ratio ``factor``."""
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
     return bool(finite.size and finite.min() > 0 and finite.max() > factor * finite.min())
 
 
 def log_axis(panel: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with a handful of ticks, plain numbers: decades; 1, 2 and 5; or even steps within a decade."""
+    """Make an axis logarithmic, with a handful of ticks that are plain numbers.
+
+    Ticks are at decades, at 1, 2 and 5 times a decade, or at even steps, whichever suits the axis's limits.
+    """
     set_scale, limits = (panel.set_xscale, panel.get_xlim) if which == "x" else (panel.set_yscale, panel.get_ylim)
     set_scale("log")
     low, high = limits()
@@ -137,7 +142,7 @@ def log_axis(panel: Axes, which: Literal["x", "y"]) -> None:
 
 
 def step_axis(panel: Axes, last: float) -> None:
-    """A linear axis of training steps from 0 to ``last``."""
+    """Make the x axis a linear axis of training steps from 0 to ``last``."""
     panel.set_xlim(0, last)
     panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -145,24 +150,31 @@ def step_axis(panel: Axes, last: float) -> None:
 
 
 def category_axis(panel: Axes, labels: Sequence[str]) -> None:
-    """Rows from top to bottom, one per label."""
+    """Make the y axis a list of rows from top to bottom, one per label."""
     panel.set_yticks(range(len(labels)), [short(label) for label in labels])
     panel.set_ylim(len(labels) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     panel.grid(False, axis="y")
 
 
-End = tuple[float, str, str]  # the height at which a line ends, its name and its colour
+End = tuple[float, str, str]
+"""The right end of a line: its height in data coordinates, the line's name and its colour."""
 
 
 def label_ends(
     figure: Figure, ends: Sequence[tuple[Axes, Sequence[End]]], length: int = 24, balancers: Sequence[str] = ()
 ) -> None:
-    """Name the lines of each panel at their right end, in ``length`` characters, as little apart as legibility allows.
+    """Write the names of the lines at their right ends, moved apart as far as legibility needs.
 
-    To be called once for all panels of a figure, when their limits are final. Names that are ``balancers`` are marked.
+    Call this once for all panels of a figure, when their limits are final.
+
+    Args:
+        figure: the figure of all panels.
+        ends: the panels, each with the ends of its lines.
+        length: maximum number of characters of a name.
+        balancers: labels of all methods; names among them are marked with `mark`.
     """
-    figure.draw_without_rendering()  # only now does the layout know how tall the panels are
+    figure.draw_without_rendering()  # the layout computes the heights of the panels only now
     for panel, named in ends:
         points = panel.get_window_extent().height * 72 / figure.dpi
         gap = mpl.rcParams["font.size"] * 1.25 / points
@@ -178,12 +190,15 @@ def label_ends(
 
 
 def spread(heights: ArrayLike, gap: float) -> NDArray[np.float64]:
-    """The places in [0, 1] nearest to ``heights``, in their order and at least ``gap`` apart (where there is room)."""
+    """Return the places in [0, 1] nearest to ``heights``, in the same order and at least ``gap`` apart.
+
+    If there is no room for that, places beyond 1 are returned.
+    """
     wanted = np.asarray(heights, dtype=float)
     if not wanted.size:
         return wanted
     order = np.argsort(wanted, kind="stable")
-    # Without the gaps, what has to be at least a gap apart has to rise.
+    # "At least a gap apart" is the same as "not decreasing" once the gaps below each place are subtracted.
     gaps = gap * np.arange(wanted.size)
     rising = isotonic_regression(wanted[order] - gaps).x
     places = np.empty_like(wanted)
@@ -192,7 +207,7 @@ def spread(heights: ArrayLike, gap: float) -> NDArray[np.float64]:
 
 
 def panels(count: int, columns: int = 2, width: float = 4.8, height: float = 2.9) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels, each ``width`` by ``height`` inches; a lone one is wider."""
+    """Return a figure and its ``count`` panels, each ``width`` by ``height`` inches; a single column is wider."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * (1.35 if columns == 1 else columns), height * rows), layout="constrained")

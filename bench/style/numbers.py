@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 NOTHING = "–"
-"""Stands where there is no number."""
+"""Text in place of a missing number."""
 
 
 def rounded(value: float, digits: int) -> float:
@@ -16,12 +16,12 @@ def rounded(value: float, digits: int) -> float:
 
 
 def decimal_places(value: float, digits: int) -> int:
-    """Decimals that show ``digits`` significant digits of ``value``."""
+    """Return the number of decimals that show ``digits`` significant digits of ``value``."""
     return digits - 1 if value == 0 else max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``value`` to ``digits`` significant digits."""
+    """Write ``value`` to ``digits`` significant digits."""
     if not np.isfinite(value):
         return NOTHING
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
@@ -31,14 +31,15 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def rate(value: float) -> str:
-    """A learning rate as one would type it: ``0.003``, ``3e-5``."""
+    """Write a learning rate as one would type it: ``0.003``, ``3e-5``."""
     return f"{value:g}".replace("e-0", "e-")
 
 
 def interval(mean: float, low: float, high: float, digits: int = 4) -> str:
-    """``0.512 [0.480, 0.544]``, and without bounds (one seed) the mean alone.
+    """Write ``0.512 [0.480, 0.544]``, or only the mean if there are no bounds (one seed).
 
-    To two significant digits of the interval's half-width, but at least two and at most ``digits`` of the mean.
+    The number of decimals shows two significant digits of the interval's half-width, but at least two and at most
+    ``digits`` significant digits of the mean.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return number(mean)
@@ -51,7 +52,7 @@ def interval(mean: float, low: float, high: float, digits: int = 4) -> str:
 
 
 def relative(scale: str, mean: float, low: float, high: float) -> str:
-    """A comparison with equal weighting: ``0.62× [0.58, 0.66]``, or ``+1.3 [+0.9, +1.7]`` for a difference."""
+    """Write a comparison with equal weighting: ``0.62× [0.58, 0.66]``, or ``+1.3 [+0.9, +1.7]`` for a difference."""
     if not np.isfinite(mean):
         return NOTHING
     if scale == "ratio":
@@ -62,7 +63,7 @@ def relative(scale: str, mean: float, low: float, high: float) -> str:
 
 
 def step_ratio(mean: float, low: float, high: float) -> str:
-    """The time of a step over that of equal weighting: ``1.20× [1.18, 1.22]``."""
+    """Write the time of a step relative to that of equal weighting: ``1.20× [1.18, 1.22]``."""
     if not np.isfinite(mean):
         return NOTHING
     bounds = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
@@ -70,7 +71,7 @@ def step_ratio(mean: float, low: float, high: float) -> str:
 
 
 def percent(mean: float, low: float, high: float) -> str:
-    """``+3.1 % [+0.4, +5.8]``, of a part of one."""
+    """Write fractions of one as percentages with their sign: ``+3.1 % [+0.4, +5.8]``."""
     if not np.isfinite(mean):
         return NOTHING
     bounds = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) and np.isfinite(high) else ""
@@ -78,7 +79,7 @@ def percent(mean: float, low: float, high: float) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A count with a metric prefix: ``41.2 MFLOP``, ``3.20 MB``."""
+    """Write a count with a metric prefix: ``41.2 MFLOP``, ``3.20 MB``."""
     if not np.isfinite(value):
         return NOTHING
     power = min(4, max(0, int(np.log10(max(abs(value), 1)) // 3)))
@@ -86,31 +87,31 @@ def quantity(value: float, unit: str) -> str:
 
 
 def span(values: pd.Series) -> str:
-    """``1.02 to 1.41``, to two decimals; one number where that is all."""
+    """Write the range of ``values`` to two decimals: ``1.02 to 1.41``, or one number if both ends are equal."""
     low, high = f"{values.min():.2f}", f"{values.max():.2f}"
     return low if low == high else f"{low} to {high}"
 
 
 def join(parts: Iterable[str]) -> str:
-    """``a, b and c``."""
+    """Join texts to ``a, b and c``."""
     items = list(parts)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def counted(count: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
+    """Write a count with its noun: ``1 run``, ``2 runs``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def in_words(least: float, most: float) -> str:
-    """``about 40 seconds``, ``about 12 to 15 minutes``."""
+    """Write a span of seconds in words: ``about 40 seconds``, ``about 12 to 15 minutes``."""
     unit, name = (60.0, "minute") if most >= 100 else (1.0, "second")
     low, high = max(1, round(least / unit)), max(1, round(most / unit))
     return f"about {counted(low, name)}" if low == high else f"about {low} to {counted(high, name)}"
 
 
 def core_time(seconds: float) -> str:
-    """``24 core-seconds``, ``7.4 core-minutes``, ``2.3 core-hours``."""
+    """Write computing time: ``24 core-seconds``, ``7.4 core-minutes``, ``2.3 core-hours``."""
     if seconds < 60:
         return f"{seconds:.0f} core-seconds"
     unit, name = (3600.0, "core-hours") if seconds >= 3600 else (60.0, "core-minutes")

@@ -1,8 +1,8 @@
-"""Labels that fit: of methods, problems and tasks, which may be of any length."""
+"""Shorten the labels of methods, problems and tasks, which can be of any length."""
 
 
 def short(label: str, length: int = 24) -> str:
-    """``label`` in at most ``length`` characters, its middle left out: its ends tell it from others."""
+    """Return ``label`` in at most ``length`` characters, without its middle: labels differ mostly at their ends."""
     if len(label) <= length:
         return label
     head = (length - 1) // 2

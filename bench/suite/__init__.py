@@ -1,1 +1,1 @@
-"""Which runs a suite consists of, and their results as tables."""
+"""List the runs of a suite, and make tables of their results."""

@@ -1,6 +1,6 @@
-"""Which runs a suite consists of. The order is that of the suite: problems, then balancers, learning rates, seeds.
+"""List the runs of a suite, in the suite's order: problems, then balancers, learning rates and seeds.
 
-In a suite that searches, a learning rate stands for a trial: the method's options go with it.
+In a suite that searches, a learning rate stands for a trial: it brings the trial's options of the method with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +21,10 @@ Grids = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and the suite's labels for it. Runs of equal specification have equal keys, and one result.
+    """A run, and the suite's labels of its problem and balancer.
 
-    Of a ``pictured`` one, what its model makes of the test split is drawn.
+    Runs with equal specifications have equal keys, and share one result. After a run that is ``pictured``, its model's
+    output on the test split is drawn.
     """
 
     problem: str
@@ -38,12 +39,12 @@ class Planned:
 
 
 def grids(suite: Suite) -> Grids:
-    """The suite's grid, for each problem; without one, no learning rates."""
+    """Return the learning rates to try first on each problem; none if the suite has neither a grid nor a search."""
     return {entry.label: suite.learning_rates for entry in suite.problems}
 
 
 def tuning(suite: Suite, grids: Grids) -> list[Planned]:
-    """The runs that learning rates are chosen by."""
+    """Return the runs by which learning rates are chosen."""
     return [
         _planned(suite, problem, balancer, "tuning", lr, seed)
         for problem in suite.problems
@@ -54,7 +55,11 @@ def tuning(suite: Suite, grids: Grids) -> list[Planned]:
 
 
 def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
-    """The runs that are reported, at the chosen learning rates; without a selection, at the problems' own."""
+    """Return the runs that are reported.
+
+    Args:
+        selection: The table with the chosen learning rates. If None, the runs have their problem's own.
+    """
     rates: dict[tuple[str, str], float] = {}
     if selection is not None:
         chosen = selection[selection["chosen"]]
@@ -64,7 +69,11 @@ def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
 
 
 def reported_at(suite: Suite, rate: Callable[[str, str], float | None]) -> list[Planned]:
-    """The runs that are reported, at the learning rate of a problem's and a balancer's label; None is the problem's."""
+    """Return the runs that are reported, at given learning rates.
+
+    Args:
+        rate: Returns the learning rate for the labels of a problem and a balancer, or None for the problem's own.
+    """
     planned = [
         _planned(suite, problem, balancer, "reported", rate(problem.label, balancer.label) or problem.recipe.lr, seed)
         for problem in suite.problems
@@ -76,7 +85,7 @@ def reported_at(suite: Suite, rate: Callable[[str, str], float | None]) -> list[
 
 
 def repeated(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
-    """The ``reported`` runs on the suite's other seeds."""
+    """Return the ``reported`` runs on the suite's repeated seeds."""
     cells = {(run.problem, run.balancer): run for run in reported}
     return [
         Planned(run.problem, run.balancer, replace(run.spec, phase="repeated", seed=seed))
@@ -86,9 +95,10 @@ def repeated(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
 
 
 def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
-    """The models trained on one task's loss alone, where a problem has that baseline, labelled by the task.
+    """Return the runs that train a model on one task's loss alone; each is labelled by its task.
 
-    Each has the learning rate of a ``reported`` run of equal weighting; without those, the problem's own.
+    Only problems that declare the baseline "single-task" have such runs. Their learning rate is that of the
+    ``reported`` runs of equal weighting; if there are none, the problem's own.
     """
     if not suite.baselines:
         return []
@@ -105,7 +115,11 @@ def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
 
 
 def front(suite: Suite, rates: Mapping[str, Sequence[float]]) -> list[Planned]:
-    """The static weights of the trials with these learning rates, by problem, on the reported seeds."""
+    """Return the runs of chosen trials of searched static weights, on the reported seeds.
+
+    Args:
+        rates: The learning rates of these trials, by the problem's label.
+    """
     return [
         replace(_planned(suite, problem, balancer, "front", lr, seed), balancer=trial_label(suite, balancer.label, lr))
         for balancer in suite.balancers
@@ -117,17 +131,17 @@ def front(suite: Suite, rates: Mapping[str, Sequence[float]]) -> list[Planned]:
 
 
 def trial_label(suite: Suite, balancer: str, lr: float) -> str:
-    """What a trial's method is called where it stands for itself: ``static, trial 3``."""
+    """Return the label of a single trial of a method, such as ``static, trial 3``."""
     return f"{balancer}, trial {trial(suite, lr)}"
 
 
 def trial(suite: Suite, lr: float) -> int:
-    """The number of the trial of a search with this learning rate, from 1."""
+    """Return the number, from 1, of the trial with this learning rate."""
     return 1 + suite.learning_rates.index(lr)
 
 
 def costs(suite: Suite) -> list[Planned]:
-    """The steps that are timed: one a problem, a balancer and a device that this machine has."""
+    """Return the steps that are timed: one per problem, balancer and device of the suite that this machine has."""
     devices = [device for device in suite.cost_devices if device == "cpu" or torch.cuda.is_available()]
     return [
         _planned(replace(suite, device=device), problem, balancer, "cost", problem.recipe.lr, suite.reported_seeds[0])
@@ -138,9 +152,10 @@ def costs(suite: Suite) -> list[Planned]:
 
 
 def extended(grids: Grids, selection: pd.DataFrame) -> Grids:
-    """The grids with one more value beyond each edge that is some method's best, by the ratio of the two next to it.
+    """Return the grids, each with one more value beyond every edge that is some method's best learning rate.
 
-    A method that scores the same at all rates, such as one that fails at all of them, has no best.
+    The new value continues the ratio of the two values next to it. A method that scores the same at all rates, such as
+    one that fails at all of them, has no best.
     """
     different = selection.groupby(["problem", "balancer"])["mean_validation_score"].transform("nunique") > 1
     best = selection[selection["chosen"] & different].groupby("problem")["lr"].agg(set).to_dict()
@@ -148,12 +163,12 @@ def extended(grids: Grids, selection: pd.DataFrame) -> Grids:
 
 
 def widened(grid: Sequence[float]) -> Sequence[float]:
-    """The grid with the value beyond each edge that it may be extended by."""
+    """Return the grid with one more value beyond both edges, that is, as large as it may become."""
     return grown(grid, {grid[0], grid[-1]})
 
 
 def grown(grid: Sequence[float], best: set[float]) -> Sequence[float]:
-    """The grid with one more value beyond each edge that is among the ``best``."""
+    """Return the grid with one more value beyond each edge that is among the ``best``."""
     below = [rounded(grid[0] ** 2 / grid[1], 3)] if grid[0] in best else []
     above = [rounded(grid[-1] ** 2 / grid[-2], 3)] if grid[-1] in best else []
     return (*below, *grid, *above)

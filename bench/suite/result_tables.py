@@ -1,10 +1,10 @@
-"""Joins the results of a suite into tidy tables, the same to the bit whenever and in whatever order the runs were done.
+"""Join the results of a suite's runs into tidy tables.
 
-Each table is written as Parquet, with the same as CSV beside it. What wasn't measured has no table.
+The tables are the same to the bit, whenever and in whatever order the runs were done. Each is written as Parquet and as
+CSV. There is no table of things that were not measured.
 """
 
 import json
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import (
-    Cast,
-    baselines,
-    cast,
-    choose_learning_rates,
-    controls,
-    delta_m,
-    front_points,
-    impute_failures,
-    leaderboard,
-    repeated_verdicts,
-    time_to_target,
-)
+from bench.analysis import SuiteTables, choose_learning_rates, derived_tables, front_points, impute_failures
 from bench.run import atomic_file, result_file, spec
 from bench.run.training import Checkpoint, Result
 from tasks import Split
@@ -35,11 +23,10 @@ from .plan import Planned
 from .suite_file import ProblemEntry, Suite
 
 MOST_STEPS = 200
-"""The table of trajectories holds no more steps of a run than this; the run's own file holds all."""
+"""Maximum number of steps of a run in the table of trajectories; the run's own file holds all."""
 
 COUNTED = ("flops", "operator_calls", "peak_bytes")
-TIMES = ("problem", "balancer", "part", "median_ms", "ratio_to_equal", "ratio_low", "ratio_high", "flops")
-"""What the analysis reads of the costs."""
+"""Columns of the costs that are whole numbers, or missing."""
 
 Row = dict[str, Any]
 
@@ -53,14 +40,14 @@ class Done:
     entry: ProblemEntry
 
     def row(self, **values: object) -> Row:
-        """A table's row about this run."""
+        """Return a row of a table: the facts that identify this run, and ``values``."""
         run = self.planned
         facts = {"phase": run.spec.phase, "lr": run.spec.lr, "seed": run.spec.seed}
         return {"key": run.key, "problem": run.problem, "balancer": run.balancer, **facts, **values}
 
 
 def load(suite: Suite, planned: Iterable[Planned], folder: Path) -> list[Done]:
-    """The runs with their results, all of which have been stored."""
+    """Return the ``planned`` runs with their results, all of which must be stored in the results ``folder``."""
     entries = {entry.label: entry for entry in suite.problems}
     results: dict[str, Result] = {}
     for run in planned:
@@ -70,8 +57,11 @@ def load(suite: Suite, planned: Iterable[Planned], folder: Path) -> list[Done]:
 
 
 def problems(suite: Suite, done: Sequence[Done] = ()) -> pd.DataFrame:
-    """What a reader has to know of each problem; ``samples`` is empty where none of its runs are ``done``."""
-    samples = {one.planned.problem: one.result.sizes for one in done if one.result.sizes}
+    """Return the facts that describe each problem, one row per problem.
+
+    ``samples`` is empty for a problem without a run in ``done``.
+    """
+    samples = {run.planned.problem: run.result.sizes for run in done if run.result.sizes}
     rows: list[Row] = []
     for entry in suite.problems:
         primary = next(metric for metric in entry.problem.metrics if metric.name == entry.problem.primary)
@@ -96,7 +86,7 @@ def problems(suite: Suite, done: Sequence[Done] = ()) -> pd.DataFrame:
 
 
 def metrics(suite: Suite) -> pd.DataFrame:
-    """What each problem is measured by."""
+    """Return the metrics of each problem, one row per metric."""
     rows = [
         {
             "problem": entry.label,
@@ -113,14 +103,14 @@ def metrics(suite: Suite) -> pd.DataFrame:
 
 
 def runs(done: Sequence[Done]) -> pd.DataFrame:
-    """Every run, how it ended and after how many steps."""
-    rows = [one.row(status=one.result.status, reason=one.result.reason, steps=len(one.result.losses)) for one in done]
+    """Return one row per run: how it ended, and after how many steps."""
+    rows = [run.row(status=run.result.status, reason=run.result.reason, steps=len(run.result.losses)) for run in done]
     return pd.DataFrame(rows)
 
 
 def scores(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
-    """The scores of the last and the best checkpoints; those of failed runs imputed."""
-    rows = [row for one in done for row in _scores(one)]
+    """Return the scores of the last and the best checkpoints; those of failed runs are imputed."""
+    rows = [row for run in done for row in _scores(run)]
     facts = problems(suite)
     of_constants = constants(done)
     primary = of_constants["metric"] == of_constants["problem"].map(facts.set_index("problem")["primary"])
@@ -128,11 +118,11 @@ def scores(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
 
 
 def constants(done: Sequence[Done]) -> pd.DataFrame:
-    """The metrics of the problems' constant predictors, by seed and split."""
+    """Return the metrics of the problems' constant predictors, by seed and split."""
     rows = [
-        one.row(split=score.split, metric=metric, value=value)
-        for one in done
-        for score in one.result.scores
+        run.row(split=score.split, metric=metric, value=value)
+        for run in done
+        for score in run.result.scores
         if score.checkpoint == "constant"
         for metric, value in score.metrics.items()
     ]
@@ -140,59 +130,60 @@ def constants(done: Sequence[Done]) -> pd.DataFrame:
     return table.drop_duplicates(["problem", "seed", "split", "metric"])  # the same for every run of a seed
 
 
-def _scores(one: Done) -> Iterable[Row]:
-    known = {(score.checkpoint, score.split): score.metrics for score in one.result.scores}
-    splits: tuple[Split, ...] = ("validation",) if one.planned.spec.phase == "tuning" else ("validation", "test")
+def _scores(run: Done) -> Iterable[Row]:
+    """Return the rows of one run in the table of scores."""
+    known = {(score.checkpoint, score.split): score.metrics for score in run.result.scores}
+    splits: tuple[Split, ...] = ("validation",) if run.planned.spec.phase == "tuning" else ("validation", "test")
     checkpoints: tuple[Checkpoint, ...] = ("last", "best")
     for split in splits:
         for checkpoint in checkpoints:
             metrics = known.get((checkpoint, split), {})
-            for metric in one.entry.problem.metrics:
+            for metric in run.entry.problem.metrics:
                 about = {"checkpoint": checkpoint, "split": split, "metric": metric.name, "task": metric.task}
-                yield one.row(**about, value=metrics.get(metric.name, np.nan), imputed=False)
+                yield run.row(**about, value=metrics.get(metric.name, np.nan), imputed=False)
 
 
 def curves(done: Sequence[Done]) -> pd.DataFrame:
-    """The validation metrics over time."""
+    """Return the validation metrics over time."""
     rows = [
-        one.row(step=evaluation.step, metric=metric.name, task=metric.task, value=evaluation.metrics[metric.name])
-        for one in done
-        for evaluation in one.result.curves
-        for metric in one.entry.problem.metrics
+        run.row(step=evaluation.step, metric=metric.name, task=metric.task, value=evaluation.metrics[metric.name])
+        for run in done
+        for evaluation in run.result.curves
+        for metric in run.entry.problem.metrics
     ]
     return pd.DataFrame(rows)
 
 
 def dynamics(done: Sequence[Done]) -> pd.DataFrame:
-    """The sum of weights and the size of the trunk's update over time."""
+    """Return the sum of the weights and the size of the trunk's update over time."""
     columns = ["key", "problem", "balancer", "phase", "lr", "seed", "step", "weight_sum", "trunk_update_norm"]
-    rows = [one.row(**vars(dynamics)) for one in done for dynamics in one.result.dynamics]
+    rows = [run.row(**vars(dynamics)) for run in done for dynamics in run.result.dynamics]
     return pd.DataFrame(rows, columns=columns)
 
 
 def trajectory(done: Sequence[Done]) -> pd.DataFrame:
-    """The losses and weights of at most `MOST_STEPS` evenly spaced steps of each reported run, ends included."""
+    """Return losses and weights of each reported run, at `MOST_STEPS` or fewer evenly spaced steps, ends included."""
     rows: list[Row] = []
-    for one in done:
-        steps = len(one.result.losses)
-        if one.planned.spec.phase != "reported" or steps == 0:
+    for run in done:
+        steps = len(run.result.losses)
+        if run.planned.spec.phase != "reported" or steps == 0:
             continue
         for step in np.unique(np.linspace(0, steps - 1, min(steps, MOST_STEPS)).round().astype(int)).tolist():
-            for i, task in enumerate(one.result.tasks):
+            for i, task in enumerate(run.result.tasks):
                 about = {"step": step + 1, "task": task}
-                rows.append(one.row(**about, loss=one.result.losses[step, i], weight=one.result.weights[step, i]))
+                rows.append(run.row(**about, loss=run.result.losses[step, i], weight=run.result.weights[step, i]))
     columns = ["key", "problem", "balancer", "phase", "lr", "seed", "step", "task", "loss", "weight"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def selection(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
-    """The learning rate chosen for each method on each problem, by its tuning runs; in a search, the trial."""
+    """Return the learning rate, in a search the trial, that the tuning runs choose per method and problem."""
     table = choose_learning_rates(scores(done, suite), problems(suite))
     return _with_trials(table, suite) if suite.searches else table
 
 
 def front(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
-    """The points of the front of static weights, by the tuning runs; empty where the suite searches for no weights."""
+    """Return the points of the front of static weights in the tuning runs; none if the suite searches no weights."""
     searching = next((entry.label for entry in suite.balancers if entry.searches_weights), "")
     points = _with_trials(front_points(scores(done, suite), metrics(suite), searching), suite)
     labels = [plan.trial_label(suite, searching, lr) for lr in points["lr"]]
@@ -200,7 +191,7 @@ def front(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
 
 
 def _with_trials(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:
-    """With the number and the method's options of each row's trial, the latter as JSON."""
+    """Return ``table`` with the number of each row's trial, and the method's options in that trial as JSON."""
     entries = {entry.label: entry for entry in suite.balancers}
     rows = list(zip(table["problem"], table["balancer"], table["lr"], strict=True))
     options = [json.dumps(entries[balancer].method(problem, lr).options) for problem, balancer, lr in rows]
@@ -210,65 +201,35 @@ def _with_trials(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:
 def assemble(
     suite: Suite, done: Sequence[Done], selection: pd.DataFrame | None, cost_rows: Sequence[Row]
 ) -> dict[str, pd.DataFrame]:
-    """All tables by name, but that of the micro-benchmark, which is no part of a suite."""
-    balanced = [one for one in done if one.planned.spec.phase != "baseline"]
+    """Return all tables by name, except that of the micro-benchmark, which is no part of a suite.
+
+    Args:
+        done: All runs of the suite.
+        selection: The table of that name; None if the suite tunes nothing.
+        cost_rows: The rows of the table of costs; none if the suite times nothing.
+    """
+    balanced = [run for run in done if run.planned.spec.phase != "baseline"]
     tables = {
         "problems": problems(suite, done),
         "metrics": metrics(suite),
         "runs": runs(done),
         "scores": scores(done, suite),
         "curves": curves(balanced),
-        "trajectory": trajectory(balanced),
-        "dynamics": dynamics(balanced),
     }
-    parts = cast(suite.name, tomllib.loads(suite.text)["balancers"])
-    if suite.baselines:
-        tables["delta_m"] = delta_m(tables["scores"], tables["metrics"])
-    tables["baselines"] = baselines(tables["scores"], constants(done), tables["metrics"], parts.equal)
-    checked = controls(tables["scores"], tables["problems"], tables["metrics"], parts)
-    if len(checked):
-        tables["controls"] = checked
     if selection is not None:
         tables["selection"] = selection
-        tables["target"] = _target(tables, cost_rows, parts)
-        if suite.repeated_seeds:
-            tables["repeated"] = _repeated(tables, parts)
-    if any(entry.searches_weights for entry in suite.balancers):
-        tables["front"] = front(done, suite)
     if cost_rows:
         tables["costs"] = pd.DataFrame(cost_rows).astype(dict.fromkeys(COUNTED, "Int64"))
+    base = SuiteTables(**tables, constants=constants(done))
+    tables |= derived_tables(base, suite.written.roles(suite.name))
+    tables |= {"trajectory": trajectory(balanced), "dynamics": dynamics(balanced)}
+    if any(entry.searches_weights for entry in suite.balancers):
+        tables["front"] = front(done, suite)
     return tables
 
 
-def _target(tables: dict[str, pd.DataFrame], cost_rows: Sequence[Row], parts: Cast) -> pd.DataFrame:
-    """Time-to-target, its times being those of the first device that was measured."""
-    costs = pd.DataFrame(cost_rows, columns=None if cost_rows else [*TIMES])
-    if cost_rows:
-        costs = costs[costs["device"] == costs["device"].iloc[0]]
-    return time_to_target(tables["curves"], tables["scores"], tables["runs"], tables["problems"], costs, parts.equal)
-
-
-def _repeated(tables: dict[str, pd.DataFrame], parts: Cast) -> pd.DataFrame:
-    """The verdicts of the reported runs beside those of the repeated ones."""
-    first, again = (
-        leaderboard(
-            tables["runs"],
-            tables["scores"],
-            tables["problems"],
-            tables["selection"],
-            pd.DataFrame(columns=[*TIMES]),
-            list(parts.roles),
-            parts.equal,
-            parts.static,
-            phase,
-        )
-        for phase in ("reported", "repeated")
-    )
-    return repeated_verdicts(first, again)
-
-
 def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Writes each table into ``folder``, and removes those of an earlier time that are none of them."""
+    """Write each table into ``folder``, and remove the tables of earlier times that are not among them."""
     for name, table in tables.items():
         atomic_file.write_table(folder / name, table)
     for path in (*folder.glob("*.parquet"), *folder.glob("*.csv")):

@@ -1,8 +1,8 @@
-"""The trials of a search: which learning rates, options and static weights a suite tries.
+"""Draw the trials of a search: the learning rates, options and static weights that a suite tries.
 
-Points are the beginning of a scrambled Sobol sequence (SciPy's), and depend on nothing but their number: one coordinate
-is the learning rate, which all methods share trial by trial, the others are the method's own. In the first half of
-the trials a method's options stay as they are.
+The points are the beginning of a scrambled Sobol sequence (SciPy's), and depend on nothing but their number. One
+coordinate is the learning rate, which all methods share trial by trial; the others are the method's own. In the first
+half of the trials, a method's options stay as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,24 +16,39 @@ from bench.run.spec import Options
 from bench.style.numbers import rounded
 
 SEED = 20
+"""Seed of the sequence's scrambling."""
 DIMENSIONS = 33
-"""A point has so many coordinates even where fewer are used, so that a further method changes no other's trials."""
+"""Number of coordinates of a point, even if fewer are used, so that a further method changes no other method's
+trials."""
 DIGITS = 4
-"""To so many significant digits options and weights are rounded, for people to read."""
+"""Number of significant digits of drawn options and weights, so that people can read them."""
 
 
 def learning_rates(trials: int, low: float, high: float) -> tuple[float, ...]:
-    """The learning rate of each trial, log-uniform in ``[low, high]``: different ones, to three digits if these do."""
+    """Return the learning rate of each trial, log-uniform in ``[low, high]``.
+
+    The rates are all different. They are rounded to three digits, or to as many more as that takes.
+
+    Raises:
+        ValueError: There are not enough different numbers between ``low`` and ``high``.
+    """
     exact = [low * (high / low) ** u for u in _points(trials)[:, 0]]
     for digits in range(3, 17):
         rates = tuple(min(high, max(low, rounded(rate, digits))) for rate in exact)
         if len(set(rates)) == trials:
             return rates
-    raise ValueError(f"between {low} and {high} there are no {trials} different learning rates")
+    raise ValueError(f"there are no {trials} different learning rates between {low} and {high}")
 
 
 def options(ranges: Mapping[str, Range], fixed: Options, trials: int) -> list[Options]:
-    """The options of each trial: the ``fixed`` ones, and in the second half one out of each of the other ``ranges``."""
+    """Return the options of each trial.
+
+    Args:
+        ranges: The limits of each option that may be tuned.
+        fixed: The options that every trial has. In the second half of the trials, a value is drawn for each option in
+            ``ranges`` that is not fixed.
+        trials: The number of trials.
+    """
     found: list[Options] = []
     for trial, point in enumerate(_points(trials, len(ranges))):
         drawn = {
@@ -44,10 +59,15 @@ def options(ranges: Mapping[str, Range], fixed: Options, trials: int) -> list[Op
 
 
 def weights(own: Sequence[float] | None, num_tasks: int, trials: int) -> list[list[float]]:
-    """The static weights of each trial: ``own`` in the first half, the others uniform on the simplex of sum T.
+    """Return the static weights of each trial; drawn weights are uniform on the simplex of sum T.
 
     Spacings of a Poisson process are uniform on the simplex: L. Devroye, Non-Uniform Random Variate Generation,
-    Springer 1986, section V.2. Without ``own`` weights, all are drawn.
+    Springer 1986, section V.2.
+
+    Args:
+        own: The problem's own weights, which the first half of the trials has. If None, all weights are drawn.
+        num_tasks: The number of tasks, T.
+        trials: The number of trials.
     """
     spacings = -np.log1p(-_points(trials, num_tasks)[:, 1 : 1 + num_tasks])
     drawn = num_tasks * spacings / spacings.sum(axis=1, keepdims=True)
@@ -58,12 +78,13 @@ def weights(own: Sequence[float] | None, num_tasks: int, trials: int) -> list[li
 
 
 def _points(trials: int, needed: int = 0) -> NDArray[np.float64]:
-    """``(trials, DIMENSIONS or more)``, in [0, 1)."""
+    """Return points in [0, 1), ``(trials, DIMENSIONS)``; more columns if ``needed`` besides the learning rate's."""
     sequence = qmc.Sobol(max(DIMENSIONS, 1 + needed), scramble=True, rng=np.random.default_rng(SEED))
     return sequence.random_base2(max(0, (trials - 1).bit_length()))[:trials]
 
 
 def _within(limits: Range, u: float) -> float:
+    """Return the value at the place ``u``, from 0 to 1, between the limits of an option."""
     low, high = limits.low, limits.high
     value = low * (high / low) ** u if limits.log else low + (high - low) * u
     return min(high, max(low, rounded(value, DIGITS)))

@@ -1,13 +1,12 @@
-"""Reads a suite's TOML file and checks all of it before anything runs.
+"""Read a suite's TOML file and check all of it before anything runs.
 
-Whatever is wrong is a `SuiteError` that names the file and the key: ``mine.toml: balancers[2].options.alpah: ...``.
-Each problem is made, and each balancer on each problem's model, so that an option that one of them refuses is found.
+Any mistake raises a `SuiteError` that names the file and the key: ``mine.toml: balancers[2].options.alpah: ...``. Each
+problem is created, and each balancer on each problem's model, so that options which one of them refuses are found now.
 """
 
 import inspect
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,22 +18,21 @@ import balancers
 import tasks
 from balancers import GradientBalancer, StaticWeighting
 from balancers.engine.gradients import Wrt
-from bench.run import build, plugins
+from bench.run import build, plugins, suite_text
 from bench.run.spec import Device, Method, Options
+from bench.run.suite_text import KEPT, SuiteText
 from tasks import MissingDataError, Problem, Recipe
 
 from . import search
 from .toml_table import SuiteError, TomlTable, ValueKind, closest
 
 SUITES = Path(__file__).parents[1] / "suites"
-KEPT = "suite.toml"
-"""What a suite's file is called in its results folder, which has the suite's name."""
+"""The folder of the suites that come with the benchmark."""
 FROM_PROBLEM = "problem:"
-"""An option ``"problem:KEY"`` stands for the problem's fixed weights called KEY, ``"problem:first"`` for its first and
-``"problem:ones"`` for a weight of one for each of its tasks."""
+"""Beginning of an option that stands for weights of the problem: ``"problem:KEY"`` for its fixed weights called KEY,
+``"problem:first"`` for its first fixed weights, and ``"problem:ones"`` for a weight of one per task."""
 SEARCH = "search"
 """The weights of static weighting in a suite that searches for them."""
-
 
 TOP = (
     *("description", "device", "evaluations", "baselines", "plugins"),
@@ -45,10 +43,12 @@ BALANCER = ("name", "label", "wrt", "options")
 
 
 def _whole(value: object, least: int) -> bool:
+    """Check whether ``value`` is a whole number, ``least`` or more."""
     return type(value) is int and value >= least  # isinstance would let true and false pass
 
 
 def _distinct(value: object, least: int) -> bool:
+    """Check whether ``value`` is a list of ``least`` or more different values."""
     return isinstance(value, list) and len(value) >= least and len({*map(repr, value)}) == len(value)
 
 
@@ -82,7 +82,7 @@ LIMITS = ValueKind(
 
 @dataclass(frozen=True)
 class ProblemEntry:
-    """A problem of a suite; ``recipe`` is its own with what the suite changes."""
+    """A problem of a suite; ``recipe`` is the problem's own recipe with the changes that the suite makes."""
 
     label: str
     name: str
@@ -93,10 +93,15 @@ class ProblemEntry:
 
 @dataclass(frozen=True)
 class BalancerEntry:
-    """A balancer of a suite; ``methods`` says how it is made, by the problem's label.
+    """A balancer of a suite.
 
-    In a suite that searches, ``trials`` says how it is made in each trial, by the problem's label and the trial's
-    learning rate; ``searches_weights`` is true of static weighting whose weights are searched for.
+    Attributes:
+        label: The balancer's label in the suite.
+        name: Its registered name.
+        methods: The balancer with its options, by the problem's label.
+        trials: The balancer with the options of each trial, by the problem's label and the trial's learning rate. Empty
+            in a suite that does not search.
+        searches_weights: True for static weighting whose weights are searched for.
     """
 
     label: str
@@ -106,23 +111,38 @@ class BalancerEntry:
     searches_weights: bool = False
 
     def method(self, problem: str, lr: float) -> Method:
-        """How it is made on ``problem`` at the learning rate ``lr``, which matters where that is a trial's."""
+        """Return the balancer with its options on ``problem``, or with those of the trial that ``lr`` belongs to."""
         return self.trials.get(problem, {}).get(lr, self.methods[problem])
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is to be run.
+    """A suite that has been read and checked.
 
-    Without a grid, ``learning_rates`` is empty: each problem's own is used, untuned. Where the suite ``searches``, they
-    are the trials' learning rates, all different, in the order of trials. On ``repeated_seeds`` the reported
-    runs are made once more, to see which verdicts that changes. ``baselines`` says whether models
-    are trained on each task alone too. ``left_out`` names the problems whose data aren't there, and what is missing.
+    Attributes:
+        name: The suite's name, which is also the name of its results folder.
+        description: A sentence about the suite; may be empty.
+        written: The suite's file as written.
+        device: The device of the runs.
+        evaluations: The number of evaluations during a run.
+        baselines: Whether models are also trained on each task alone.
+        plugins: The files that register further problems and balancers.
+        tuning_seeds: The seeds of the runs by which learning rates are chosen.
+        reported_seeds: The seeds of the runs that are reported.
+        repeated_seeds: Other seeds, on which the reported runs are made again to see which verdicts change.
+        learning_rates: The grid. If the suite ``searches``, the learning rates of the trials, all different, in the
+            order of trials. If empty, each run has its problem's own learning rate, untuned.
+        searches: Whether the suite searches for options and weights.
+        cost_rounds: How often each step is timed; 0 for a suite that times nothing.
+        cost_devices: The devices on which steps are timed.
+        problems: The problems that can be run.
+        balancers: The balancers.
+        left_out: The problems whose data are missing, by label, and a sentence about what is missing.
     """
 
     name: str
     description: str
-    text: str
+    written: SuiteText
     device: Device
     evaluations: int
     baselines: bool
@@ -140,17 +160,20 @@ class Suite:
 
 
 def names() -> list[str]:
-    """The suites that come with the benchmark."""
+    """Return the names of the suites that come with the benchmark."""
     return sorted(path.stem for path in SUITES.glob("*.toml"))
 
 
 def find(suite: str, results: Path | None = None) -> Path:
-    """The file of a suite: ``suite`` is its path, or its name where it comes with the benchmark.
+    """Return the file of a suite.
 
-    The name of a folder in ``results`` finds the suite that is kept there.
+    Args:
+        suite: The path of a suite's file, the name of a suite that comes with the benchmark, or the name of a folder in
+            ``results`` that keeps a suite's file.
+        results: The folder that holds results folders.
 
     Raises:
-        SuiteError: there is none.
+        SuiteError: There is no such suite.
     """
     path = Path(suite)
     if path.suffix == ".toml" or len(path.parts) > 1:
@@ -164,17 +187,23 @@ def find(suite: str, results: Path | None = None) -> Path:
     return SUITES / f"{suite}.toml"
 
 
+def description(path: Path) -> str:
+    """Return the description of the suite in ``path``, which is not checked; empty if it has none."""
+    return suite_text.read(path).description
+
+
 def load(path: Path) -> Suite:
-    """Reads and checks a suite; its plugins are loaded on the way.
+    """Read and check a suite, and load its plugins.
 
     Raises:
-        SuiteError: the first thing found to be wrong with it.
+        SuiteError: The first mistake that was found in the suite.
     """
     text = path.read_text(encoding="utf-8")
     try:
-        top = TomlTable(path.name, "", tomllib.loads(text), TOP)
-    except tomllib.TOMLDecodeError as error:
+        written = suite_text.parse(text)
+    except ValueError as error:
         raise SuiteError(f"{path.name}: {error}") from error
+    top = TomlTable(path.name, "", written.values, TOP)
     files = _load_plugins(top, path.parent)
     device = _device(top)
     seeds = top.table("seeds", ("tuning", "reported", "repeated"))
@@ -183,10 +212,10 @@ def load(path: Path) -> Suite:
     if both := sorted(set(tuning) & {*reported, *repeated}):
         seeds.fail("tuning", f"{both} are reported seeds too, but a seed is for tuning or for reporting")
     if both := sorted(set(repeated) & set(reported)):
-        seeds.fail("repeated", f"{both} are reported seeds too, but what is repeated is to have seeds of its own")
+        seeds.fail("repeated", f"{both} are reported seeds too, but repeated runs need seeds of their own")
     rates = _learning_rates(top)
     if rates and not tuning:
-        seeds.fail("tuning", "missing; a learning rate is chosen on seeds of its own")
+        seeds.fail("tuning", "missing; learning rates are chosen on seeds of their own")
     searches = "search" in top.values
     cost = top.table("cost", ("rounds", "devices"))
     problem_tables, balancer_tables = top.tables("problems", PROBLEM), top.tables("balancers", BALANCER)
@@ -204,7 +233,7 @@ def load(path: Path) -> Suite:
     return Suite(
         name=path.resolve().parent.name if path.name == KEPT else path.stem,
         description=top.take("description", TEXT, ""),
-        text=text,
+        written=written,
         device=device,
         evaluations=top.take("evaluations", COUNT, 20),
         baselines=top.take("baselines", YES_OR_NO, False),
@@ -223,6 +252,7 @@ def load(path: Path) -> Suite:
 
 
 def _missing(problem: Problem[Any]) -> str | None:
+    """Return a sentence about the data that the problem lacks; None if it lacks none."""
     try:
         problem.require()
     except MissingDataError as error:
@@ -231,6 +261,7 @@ def _missing(problem: Problem[Any]) -> str | None:
 
 
 def _require_unique_labels(tables: list[TomlTable]) -> None:
+    """Raise a `SuiteError` if two problems, or two balancers, have the same label."""
     labels = [_label(table) for table in tables]
     for table, label in zip(tables, labels, strict=True):
         first = tables[labels.index(label)]
@@ -239,16 +270,18 @@ def _require_unique_labels(tables: list[TomlTable]) -> None:
 
 
 def _label(table: TomlTable) -> str:
+    """Return the label of a problem or a balancer; by default its name."""
     label: str = table.take("label", TEXT, table.take("name", TEXT))
     return label
 
 
 def _load_plugins(top: TomlTable, folder: Path) -> tuple[Path, ...]:
+    """Load the suite's plugins, whose paths are relative to the ``folder`` of its file, and return their files."""
     names = top.take("plugins", TEXTS, ())
     files = tuple((folder / name).resolve() for name in names)
     for i, (name, file) in enumerate(zip(names, files, strict=True)):
         if not file.is_file():
-            top.fail(f"plugins[{i}]", f"there is no file {name}, as seen from the suite's folder")
+            top.fail(f"plugins[{i}]", f"there is no file {name} relative to the suite's folder")
         try:
             plugins.load([file])
         except Exception as error:
@@ -257,19 +290,20 @@ def _load_plugins(top: TomlTable, folder: Path) -> tuple[Path, ...]:
 
 
 def _learning_rates(top: TomlTable) -> tuple[float, ...]:
-    """The grid, or the learning rates of the search's trials; empty where there is neither."""
+    """Return the grid, or the learning rates of the search's trials; nothing if the suite has neither."""
     if "search" not in top.values:
         if "learning_rates" not in top.values:
             return ()
         return tuple(sorted(map(float, top.table("learning_rates", ("grid",)).take("grid", RATES))))
     if "learning_rates" in top.values:
-        top.fail("search", "learning_rates is there too, but they are tuned on a grid or by a search")
+        top.fail("search", "learning_rates is there too; a suite has either a grid or a search")
     table = top.table("search", ("trials", "rates"))
     low, high = map(float, table.take("rates", LIMITS))
     return search.learning_rates(table.take("trials", TRIALS), low, high)
 
 
 def _device(top: TomlTable) -> Device:
+    """Return the device of the runs; "auto" is CUDA if this machine has it."""
     device = top.take("device", DEVICE, "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         top.fail("device", '"cuda", but PyTorch finds no CUDA device on this machine')
@@ -277,6 +311,7 @@ def _device(top: TomlTable) -> Device:
 
 
 def _problem(table: TomlTable) -> ProblemEntry:
+    """Create the problem of an entry, and return it with its recipe."""
     name = table.take("name", TEXT)
     if name not in tasks.names():
         table.fail("name", f"no problem is called {name!r}{closest(name, tasks.names())}")
@@ -286,7 +321,7 @@ def _problem(table: TomlTable) -> ProblemEntry:
     except Exception as error:
         table.fail(_culprit(options, error), str(error))
     if problem.illustration:
-        table.fail("name", f"{name} is an illustration, nothing to rank methods by; `lossbench show {name}` draws it")
+        table.fail("name", f"{name} is an illustration, which ranks no methods; `lossbench show {name}` draws it")
     recipe = problem.full if table.take("recipe", RECIPE, "default") == "full" else problem.recipe
     if recipe is None:
         table.fail("recipe", f"{name} has no full recipe")
@@ -295,14 +330,18 @@ def _problem(table: TomlTable) -> ProblemEntry:
 
 
 def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float, ...]) -> BalancerEntry:
-    """``rates`` are those of the trials of a search; empty where there is none."""
+    """Create the balancer of an entry on every problem, and return how it is made.
+
+    Args:
+        rates: The learning rates of the trials of a search; empty if the suite does not search.
+    """
     name = table.take("name", TEXT)
     if name not in balancers.names():
         table.fail("name", f"no balancer is called {name!r}{closest(name, balancers.names())}")
     cls = balancers.get(name)
     wrt: Wrt | None = table.take("wrt", WRT) if "wrt" in table.values else None
     if wrt is not None and not issubclass(cls, GradientBalancer):
-        table.fail("wrt", f"{name} doesn't read gradients, so there is nothing to take them with respect to")
+        table.fail("wrt", f"{name} doesn't read gradients, so it takes no wrt")
     options = _options(table, cls)
     searches_weights = issubclass(cls, StaticWeighting) and options.get("weights") == SEARCH
     if searches_weights and not rates:
@@ -317,11 +356,11 @@ def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float
                 if searches_weights:
                     own = next(iter(entry.problem.static_weights.values()), None)
                     drawn = search.weights(own, len(entry.problem.tasks), len(rates))
-                    tried: list[Options] = [{**fixed, "weights": weights} for weights in drawn]
-                    fixed = dict(tried[0])
+                    of_trials: list[Options] = [{**fixed, "weights": weights} for weights in drawn]
+                    fixed = dict(of_trials[0])
                 else:
-                    tried = search.options(cls.tunable, fixed, len(rates)) if rates else []
-                made = [Method(name, where, options) for options in (fixed, *tried)]
+                    of_trials = search.options(cls.tunable, fixed, len(rates)) if rates else []
+                made = [Method(name, where, options) for options in (fixed, *of_trials)]
                 for method in made:
                     build.balancer(method, entry.problem, model)
         except SuiteError:
@@ -334,7 +373,11 @@ def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float
 
 
 def _options(table: TomlTable, cls: type) -> dict[str, Any]:
-    """The entry's options, each of which ``cls`` takes, and all that it needs."""
+    """Return the options of an entry for the problem or balancer ``cls``.
+
+    Raises:
+        SuiteError: ``cls`` does not take an option, or needs one that is missing.
+    """
     parameters = inspect.signature(cls).parameters.values()
     takes = {p.name: p for p in parameters if p.name not in ("fork", "wrt", "tasks") and p.kind is not p.VAR_POSITIONAL}
     others = [name for name, p in takes.items() if p.kind is p.VAR_KEYWORD]
@@ -351,6 +394,7 @@ def _options(table: TomlTable, cls: type) -> dict[str, Any]:
 
 
 def _resolve(table: TomlTable, key: str, value: object, entry: ProblemEntry) -> object:
+    """Return an option's value; if it stands for weights of the problem (see `FROM_PROBLEM`), return these weights."""
     if not isinstance(value, str) or not value.startswith(FROM_PROBLEM):
         return value
     weightings, name = entry.problem.static_weights, value.removeprefix(FROM_PROBLEM)
@@ -364,6 +408,9 @@ def _resolve(table: TomlTable, key: str, value: object, entry: ProblemEntry) -> 
 
 
 def _culprit(options: Options, error: Exception) -> str:
-    """The key that an error is about: the one option that its message speaks of, else all of them, if there are any."""
+    """Return the key that an error is about.
+
+    That is an option if the message names exactly one; else all ``options``, or the name if there are none.
+    """
     named = [name for name in options if re.search(rf"\b{re.escape(name)}\b", str(error))]
     return f"options.{named[0]}" if len(named) == 1 else "options" if options else "name"

@@ -1,4 +1,4 @@
-"""A suite for a problem of one's own, as large as fits a stretch of time: ``lossbench try my_problem.py``."""
+"""Make a suite for a user's own problem, as large as fits a given time: ``lossbench try my_problem.py``."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,15 +22,21 @@ from .suite_file import Suite
 from .toml_table import SuiteError
 
 METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "random")
-"""What is tried: the protocol's core methods, and a control."""
+"""The methods of the suite: the protocol's core methods, and a control."""
 
 TUNING = 101
-"""The first of the tuning seeds."""
+"""The first tuning seed."""
 
 
 @dataclass(frozen=True)
 class ComparisonSize:
-    """How much of a comparison there is; ``rates`` are factors of the learning rate in the problem's recipe."""
+    """The size of a comparison.
+
+    Attributes:
+        rates: The learning rates of the grid, as factors of the learning rate in the problem's recipe.
+        tuning: The number of tuning seeds.
+        reported: The number of reported seeds.
+    """
 
     rates: tuple[float, ...]
     tuning: int
@@ -42,23 +48,29 @@ SIZES = (
     ComparisonSize(rates=(0.1, 0.3, 1, 3, 10), tuning=1, reported=5),
     ComparisonSize(rates=(0.3, 1, 3), tuning=1, reported=3),
 )
-"""From the largest on; the first that fits is run, or the last."""
+"""The sizes from the largest to the smallest. The first that fits the time is run; if none fits, the smallest."""
 
 
 def make(
     file: Path, folder: Path, minutes: float, seconds_of: Callable[[Suite, Sequence[Planned]], float]
 ) -> tuple[Suite, list[str]]:
-    """A suite of all problems and methods in ``file``, written to ``folder``, and what to say about it.
+    """Make a suite of all problems and methods in a file, and write it.
 
     Args:
-        seconds_of: returns how long the runs of a suite take together, in seconds.
+        file: The Python file that registers problems, and perhaps methods.
+        folder: The folder into which the suite is written.
+        minutes: The time that the suite's runs should take together.
+        seconds_of: Returns how long the runs of a suite take together, in seconds.
+
+    Returns:
+        The suite, and sentences for the user about how it was made.
 
     Raises:
-        SuiteError: ``file`` can't be loaded, has no problem that can be run without options, or a problem is wrong.
+        SuiteError: ``file`` can't be loaded or registers no problem, or a problem can't be made without options.
     """
     names = _registered(file)
-    said: list[str] = []
-    methods = _methods(file, [_problem(file, name) for name in names], said)
+    notes: list[str] = []
+    methods = _methods(file, [_problem(file, name) for name in names], notes)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{file.stem}.toml"
     for size in SIZES:
@@ -68,13 +80,13 @@ def make(
         if seconds <= 60 * minutes:
             break
     else:
-        said.append(f"the smallest comparison takes longer than {minutes:g} minutes: {in_words(seconds, seconds)}")
-    said.append(f"the suite is in {path}; edit a copy of it to go on from there")
-    return loaded, said
+        notes.append(f"the smallest comparison takes longer than {minutes:g} minutes: {in_words(seconds, seconds)}")
+    notes.append(f"the suite is in {path}; edit a copy of it to go on from there")
+    return loaded, notes
 
 
 def _registered(file: Path) -> list[str]:
-    """The names of the problems that ``file`` registers."""
+    """Load ``file`` and return the names of the problems that it registers, illustrations excepted."""
     if not file.is_file():
         raise SuiteError(f"there is no file {file}")
     try:
@@ -88,35 +100,41 @@ def _registered(file: Path) -> list[str]:
 
 
 def _problem(file: Path, name: str) -> Problem[Any]:
+    """Create a problem that ``file`` registers, without options."""
     try:
         return tasks.create(name)
     except Exception as error:
         raise SuiteError(f"{file.name}: {name} can't be made: {type(error).__name__}: {error}") from error
 
 
-def _methods(file: Path, problems: Sequence[Problem[Any]], said: list[str]) -> dict[str, Mapping[str, Any]]:
-    """The options of each method that can be made on all ``problems``; why others can't is told in ``said``."""
+def _methods(file: Path, problems: Sequence[Problem[Any]], notes: list[str]) -> dict[str, Mapping[str, Any]]:
+    """Return the options of each method that can be made on all ``problems``, by the method's name.
+
+    For each method that can't be made, a sentence with the reason is appended to ``notes``.
+    """
     own = [name for name in balancers.names() if _is_from(balancers.get(name), file)]
     methods: dict[str, Mapping[str, Any]] = {}
     for name in (*METHODS, *own):
         options: Mapping[str, Any] = {}
         try:
             if name == "static":
-                options = {"weights": _weights(problems, said)}
+                options = {"weights": _weights(problems, notes)}
             for problem in problems:
                 _make(name, problem)
         except Exception as error:
-            said.append(f"{name} is left out: {error}")
+            notes.append(f"{name} is left out: {error}")
             continue
         methods[name] = options
     return methods
 
 
-def _weights(problems: Sequence[Problem[Any]], said: list[str]) -> str | list[float]:
-    """What static weights to try: those that the problems state, else one over the first losses of an untrained model.
+def _weights(problems: Sequence[Problem[Any]], notes: list[str]) -> str | list[float]:
+    """Return the static weights of the suite: those that the problems state, else one over an untrained model's losses.
+
+    If the weights are made from losses, a sentence that says so is appended to ``notes``.
 
     Raises:
-        ValueError: there are neither.
+        ValueError: The problems state no weights, and there are several problems or a loss that is not positive.
     """
     if all(problem.static_weights for problem in problems):
         return "problem:first"
@@ -131,13 +149,13 @@ def _weights(problems: Sequence[Problem[Any]], said: list[str]) -> str | list[fl
     values = torch.stack([*(losses.values() if isinstance(losses, Mapping) else losses)]).double()
     if not ((values > 0) & values.isfinite()).all():
         raise ValueError("the problem states no static_weights, and not all of its first losses are positive")
-    said.append("static has weights of one over an untrained model's losses: the problem states no static_weights")
+    notes.append("static has weights of one over an untrained model's losses: the problem states no static_weights")
     weights: list[float] = (len(values) / values / (1 / values).sum()).tolist()
     return [float(f"{weight:.4g}") for weight in weights]
 
 
 def _make(name: str, problem: Problem[Any]) -> None:
-    """Makes a method on the problem's model, or raises what keeps it from that."""
+    """Create a method on the problem's model, to see whether that raises an error."""
     cls = balancers.get(name)
     with torch.random.fork_rng(devices=[]):
         model = problem.model()
@@ -146,11 +164,12 @@ def _make(name: str, problem: Problem[Any]) -> None:
 
 
 def _is_from(cls: type, file: Path) -> bool:
+    """Check whether the plugin ``file`` defines ``cls``."""
     return cls.__module__ == plugins.module_name(file)
 
 
 def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, Any]], size: ComparisonSize) -> str:
-    """The suite's text. Of texts and of lists of numbers, JSON is TOML."""
+    """Return the suite's text. JSON is used for strings and lists of numbers, which are the same in TOML."""
     rates = sorted({rounded(tasks.get(name)().recipe.lr * factor, 1) for name in names for factor in size.rates})
     lines = [
         f"description = {json.dumps(f'Which method, and at what cost, for {file.name}')}",
@@ -174,7 +193,7 @@ def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, A
 
 
 def _runs(loaded: Suite) -> list[Planned]:
-    """All runs, if the grid grows at one edge."""
+    """Return all runs of the suite, assuming that the grid grows at one edge."""
     grids = {entry.label: plan.widened(loaded.learning_rates)[1:] for entry in loaded.problems}
     reported = plan.reported(loaded, None)
     return [*plan.tuning(loaded, grids), *reported, *plan.baselines(loaded, reported)]

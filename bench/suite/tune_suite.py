@@ -1,46 +1,56 @@
-"""A suite with fair tuning instead of its own: ``lossbench tune NAME``."""
+"""Make a suite that tunes all methods fairly from another suite: ``lossbench tune NAME``."""
 
+import copy
 import json
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import balancers
+from bench.run.suite_text import KEPT
 from bench.style.numbers import rounded
 
 from . import suite_file
-from .suite_file import FROM_PROBLEM, KEPT, SEARCH, Suite
+from .suite_file import FROM_PROBLEM, SEARCH, Suite
 from .toml_table import SuiteError, closest
 
 TomlEntry = Mapping[str, Any]
+"""A problem or a balancer as it is written in a suite's file."""
 SUFFIX = "-tuned"
+"""End of the new suite's name."""
 FIRST_SEED = 101
-"""The first seed that tuning may have where the suite has none for it."""
+"""The smallest tuning seed for a suite that has none."""
 REPLACED = (f"{FROM_PROBLEM}first", SEARCH)
-"""Static weights that a search begins with."""
+"""Static weights that the searched ones replace: the first trials of a search have them too."""
 
 
 def make(
     path: Path, results: Path, trials: int, problems: Sequence[str] = (), methods: Sequence[str] = ()
 ) -> tuple[Suite, Path]:
-    """The suite in ``path`` with a search of ``trials`` in the place of its grid, and the results folder it is kept in.
+    """Make a suite like that in ``path``, with a search in place of its grid, and keep it in its results folder.
 
-    Equal weighting and searched static weights are always in it. The learning rates searched are those from one end of
-    its grid to the other; without a grid, from a tenth to ten times those of its problems.
+    The new suite always has equal weighting and searched static weights. Its learning rates lie between the ends of the
+    suite's grid; if the suite has no grid, between a tenth and ten times the learning rates of its problems.
 
     Args:
-        problems: labels or names of the suite's problems to keep; all, where there are none.
-        methods: labels or names of its balancers to keep, or names of others to add.
+        path: The suite's file.
+        results: The folder that holds results folders.
+        trials: The number of trials of each method on each problem.
+        problems: Labels or names of the suite's problems to keep; if there are none, all are kept.
+        methods: Labels or names of the suite's balancers to keep, and names of other balancers to add; if there are
+            none, all of the suite's are kept.
+
+    Returns:
+        The new suite and its results folder.
 
     Raises:
-        SuiteError: something is wrong with the suite, or there is no such problem or balancer.
+        SuiteError: The suite has a mistake, or has no such problem or balancer.
     """
     base = suite_file.load(path)
     folder = results / f"{base.name}{SUFFIX}"
-    top = tomllib.loads(base.text)
+    top = copy.deepcopy(dict(base.written.values))
     if problems:
         top["problems"] = _kept(top["problems"], problems, "problem")
     if methods:
@@ -62,15 +72,23 @@ def make(
 
 
 def _kept(entries: Sequence[TomlEntry], names: Iterable[str], what: str) -> list[TomlEntry]:
-    """The ``entries`` that one of ``names`` is the label or the name of, in their order."""
-    found = [(name, _named(entries, name)) for name in names]
-    if missing := [name for name, named in found if not named]:
+    """Return the ``entries`` whose label or name is among ``names``, in their order.
+
+    Args:
+        what: The kind of the entries, "problem" or "balancer", for the error's message.
+
+    Raises:
+        SuiteError: No entry has one of the names.
+    """
+    entries_by_name = {name: _named(entries, name) for name in names}
+    if missing := [name for name, named in entries_by_name.items() if not named]:
         known = [_label(entry) for entry in entries]
         raise SuiteError(f"no {what} of the suite is called {missing[0]!r}{closest(missing[0], known)}")
-    return [entry for entry in entries if any(entry in named for _, named in found)]
+    return [entry for entry in entries if any(entry in named for named in entries_by_name.values())]
 
 
 def _named(entries: Sequence[TomlEntry], name: str) -> list[TomlEntry]:
+    """Return the ``entries`` that have ``name`` as their label or name."""
     return [entry for entry in entries if name in (_label(entry), entry["name"])]
 
 
@@ -79,18 +97,23 @@ def _label(entry: TomlEntry) -> str:
 
 
 def _with_equal_and_static(entries: Sequence[TomlEntry]) -> list[TomlEntry]:
-    found = list(entries)
-    if not any(entry["name"] == "equal" for entry in found):
-        found.insert(0, {"name": "equal"})
-    first = [entry for entry in found if entry["name"] == "static" and entry["options"].get("weights") in REPLACED]
-    others = [entry for entry in found if entry not in first]
+    """Return the balancers with equal weighting and searched static weights, which replace those of `REPLACED`."""
+    all_entries = list(entries)
+    if not any(entry["name"] == "equal" for entry in all_entries):
+        all_entries.insert(0, {"name": "equal"})
+    replaced = [e for e in all_entries if e["name"] == "static" and e["options"].get("weights") in REPLACED]
+    others = [entry for entry in all_entries if entry not in replaced]
     label = "static" if "static" not in map(_label, others) else "static, searched"
     searched = {"name": "static", "label": label, "options": {"weights": SEARCH}}
-    place = found.index(first[0]) if first else next(i for i, e in enumerate(found) if e["name"] == "equal") + 1
-    return [*found[:place], searched, *(entry for entry in found[place:] if entry in others)]
+    if replaced:
+        place = all_entries.index(replaced[0])
+    else:
+        place = 1 + next(i for i, entry in enumerate(all_entries) if entry["name"] == "equal")
+    return [*all_entries[:place], searched, *(entry for entry in all_entries[place:] if entry in others)]
 
 
 def _rates(base: Suite, top: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the lowest and the highest learning rate of the search."""
     if base.searches:
         low, high = top["search"]["rates"]
         return low, high
@@ -101,7 +124,7 @@ def _rates(base: Suite, top: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _toml(top: Mapping[str, Any]) -> str:
-    """The text of a suite."""
+    """Return the text of the suite with these values."""
     tables = {key: value for key, value in top.items() if isinstance(value, dict)}
     arrays = {key: top[key] for key in ("problems", "balancers")}
     lines = [f"{key} = {_value(value)}" for key, value in top.items() if key not in (*tables, *arrays)]
@@ -114,9 +137,9 @@ def _toml(top: Mapping[str, Any]) -> str:
 
 
 def _value(value: object) -> str:
-    """A value in TOML, which JSON is too but for its tables."""
+    """Return a value in TOML, which is the same as in JSON except for tables."""
     if isinstance(value, dict):
-        pairs = (f"{_key(key)} = {_value(one)}" for key, one in value.items())
+        pairs = (f"{_key(key)} = {_value(item)}" for key, item in value.items())
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
@@ -124,4 +147,5 @@ def _value(value: object) -> str:
 
 
 def _key(key: str) -> str:
+    """Return a key in TOML, in quotes if it needs them."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Suites of a small problem, which run in a moment."""
+"""Make suites of a small problem, which run in a moment."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ MakeSuite = Callable[..., Suite]
 
 
 def toml(value: object) -> str:
-    """``value`` in TOML."""
+    """Write ``value`` in TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {toml(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
     return repr(value).replace("'", '"')
@@ -28,7 +28,7 @@ def toml(value: object) -> str:
 
 @pytest.fixture
 def suite_text() -> Callable[..., str]:
-    """Writes the TOML of a suite of the small problem; each argument replaces a part of it."""
+    """Return a function that writes the TOML of a suite of the small problem; each argument replaces a part of it."""
 
     def write(
         problems: Sequence[Entry] = ({"name": "small"},),
@@ -56,7 +56,7 @@ def suite_text() -> Callable[..., str]:
 
 @pytest.fixture
 def make_suite(tmp_path: Path, suite_text: Callable[..., str]) -> MakeSuite:
-    """Makes such a suite, loaded from a file called ``mine.toml``."""
+    """Return a function that writes such a suite to ``mine.toml`` and loads it."""
 
     def make(**parts: object) -> Suite:
         path = tmp_path / "mine.toml"

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it."""
+"""Test the command line as a user calls it."""
 
 import json
 import os
@@ -10,18 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.run import machine_facts
 from bench.run.spec import protocol_version
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 TREE = Path(__file__).resolve().parents[2]
 SMALL = Path(__file__).parent / "plugins" / "small.py"
 
 
 def lossbench(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of a command, in this process."""
+    """Run a command in this process, and return its exit code and output."""
     result = CliRunner().invoke(app, arguments)
     return result.exit_code, result.output
 
@@ -104,6 +107,7 @@ class Tiny(Regression):
 '''
 
 
+@pytest.mark.slow
 def test_it_runs_from_a_folder_with_a_tasks_file_of_its_own(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     """That file is the user's plugin; were it, or one of the others, imported by its name, nothing would work."""
     (tmp_path / "tasks.py").write_text(USERS_TASKS)
@@ -125,7 +129,7 @@ def test_it_runs_from_a_folder_with_a_tasks_file_of_its_own(tmp_path: Path, suit
 
     first = run()
     assert first.returncode == 1, first.stderr  # some runs failed
-    assert "6 runs computed, 0 found from before, 2 failed" in first.stderr
+    assert "6 runs computed, 0 already stored, 2 failed" in first.stderr
     assert "ValueError: not working yet (tasks.py, line 26)" in first.stderr
     assert "results/mine/report.html" in first.stdout
     folder = tmp_path / "results/mine"
@@ -140,11 +144,11 @@ def test_it_runs_from_a_folder_with_a_tasks_file_of_its_own(tmp_path: Path, suit
     )
     second = run()
     assert second.returncode == 0, second.stderr
-    assert "6 runs computed, 0 found from before, 0 failed" in second.stderr
+    assert "6 runs computed, 0 already stored, 0 failed" in second.stderr
 
 
 def test_a_changed_file_reruns_what_goes_through_it(tmp_path: Path, suite_text: Callable[..., str]) -> None:
-    """Keys are asked for in new processes, as a process knows a file as it was when it was imported."""
+    """Keys are computed in new processes, because a process keeps the source of a file that it has imported."""
     methods = ("first", "second")
     source = (
         "from balancers import EqualWeighting, register\n\n"

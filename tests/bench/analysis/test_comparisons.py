@@ -1,4 +1,6 @@
-"""Selection, imputation, intervals, comparisons and the leaderboard, against independent computations."""
+"""Check selection, imputation, intervals, comparisons and the leaderboard against independent computations."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,6 +8,8 @@ import pytest
 from scipy import stats
 
 from bench.analysis import (
+    Roles,
+    SuiteTables,
     at_common_steps,
     band,
     choose_learning_rates,
@@ -29,12 +33,10 @@ PROBLEMS = pd.DataFrame(
     ]
 )
 NO_CONSTANTS = pd.DataFrame({"problem": [], "seed": [], "split": [], "value": []})
-NO_SELECTION = pd.DataFrame(columns=["problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge"])
-NO_COSTS = pd.DataFrame(columns=["problem", "balancer", "part", "ratio_to_equal", "ratio_low", "ratio_high"])
 
 
 def score(value, balancer="equal", seed=1, lr=0.1, problem="loss", **other):
-    """A row of the scores table: the last checkpoint of a tuning run on validation, unless told otherwise."""
+    """Return a row of the scores table; by default the last checkpoint of a tuning run on validation."""
     place = {"phase": "tuning", "checkpoint": "last", "split": "validation", "task": None, "imputed": False} | other
     metric = dict(zip(PROBLEMS["problem"], PROBLEMS["primary"], strict=True))[problem]
     key = f"{problem}/{balancer}/{place['phase']}/{lr}/{seed}"
@@ -43,7 +45,7 @@ def score(value, balancer="equal", seed=1, lr=0.1, problem="loss", **other):
 
 
 def runs_of(scores, failed=()):
-    """The runs table of these scores; ``failed`` names the balancers whose runs failed."""
+    """Return the runs table of these scores; ``failed`` names the balancers whose runs failed."""
     runs = scores.drop_duplicates(["key", "balancer"])[["key", "problem", "balancer", "phase", "lr", "seed"]]
     return runs.assign(status=np.where(runs["balancer"].isin(failed), "failed", "ok"), reason="", steps=10)
 
@@ -75,7 +77,7 @@ class TestIntervals:
     @pytest.mark.parametrize("seeds", [3, 5, 10])
     @pytest.mark.parametrize("scale", ["ratio", "difference"])
     def test_covers_the_true_comparison_as_often_as_it_says(self, scale, seeds):
-        """Pairs that share how hard a seed is, at the numbers of seeds that are used."""
+        """Draw pairs that share the difficulty of a seed, with the numbers of seeds that suites have."""
         random = np.random.default_rng(seeds)
         hardness, ours, theirs = random.normal(size=(3, 2000, seeds)) * np.array([[[0.5]], [[0.1]], [[0.2]]])
         pairs = zip(0.05 + hardness + ours, hardness + theirs, strict=True)
@@ -107,7 +109,7 @@ class TestIntervals:
         ("factors", "verdict"),
         [
             ((0.995, 1.0, 1.005), "tie"),
-            ((0.990, 0.991, 0.992), "tie"),  # no difference is excluded, but less than 2 % is none
+            ((0.990, 0.991, 0.992), "tie"),  # the interval excludes no difference, but is within 2 % of it
             ((0.94, 0.95, 0.96), "better"),
             ((1.04, 1.05, 1.06), "worse"),
             ((0.9, 1.0, 1.1), "not settled"),
@@ -268,9 +270,13 @@ class TestLeaderboard:
         tried = [score(1.0 + abs(rate - 0.1), balancer, lr=rate) for balancer in values for rate in (0.1, 0.2)]
         scores = pd.DataFrame(rows + tried)
         runs = runs_of(scores, failed)
-        selection = choose_learning_rates(scores, PROBLEMS) if tuned else NO_SELECTION
-        board = leaderboard(runs, scores, PROBLEMS, selection, NO_COSTS, list(values), baseline, static, phase)
-        return board.set_index("balancer"), is_ranking(runs, selection)
+        tables = SuiteTables(problems=PROBLEMS, runs=runs, scores=scores)
+        if tuned:
+            tables = replace(tables, selection=choose_learning_rates(scores, PROBLEMS))
+        roles = Roles(baseline, static, None, None, dict.fromkeys(values, "exploratory"))
+        board = leaderboard(tables, roles, phase)
+        assert (board["ranking"] == is_ranking(runs, tables.selection, phase)).all()
+        return board.set_index("balancer"), is_ranking(runs, tables.selection)
 
     def test_a_tuned_suite_is_ranked_with_verdicts(self):
         board, ranking = self.make()

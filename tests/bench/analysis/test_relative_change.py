@@ -1,4 +1,4 @@
-"""The relative change to single-task training, and its mean over problems, against independent computations."""
+"""Check the relative change to single-task training, and its mean over problems, against independent computations."""
 
 from itertools import product
 
@@ -36,7 +36,7 @@ def scores_of(ours: dict[str, float], alone: dict[str, float]) -> pd.DataFrame:
 
 
 def test_a_worked_example() -> None:
-    """Segmentation: +10 % and +2 %, 6 on average; depth's error 4 % larger: -4; together +1."""
+    """Segmentation gains 10 % and 2 %, on average 6; the error of depth is 4 % larger: -4; the mean of both is +1."""
     found = delta_m(
         scores_of({"mIoU": 0.44, "accuracy": 0.765, "error": 0.52}, {"mIoU": 0.4, "accuracy": 0.75, "error": 0.5}),
         METRICS,
@@ -94,7 +94,7 @@ def test_the_mean_is_of_the_middle_half() -> None:
 
 
 def test_the_interval_is_for_seeds_within_problems() -> None:
-    """Problems that differ a lot, seeds that don't: the interval is as narrow as the seeds are alike."""
+    """If problems differ a lot and seeds do not, the interval is narrow."""
     problems = np.array([[-50.0], [-10.0], [0.0], [20.0]])
     alike = interquartile_mean(np.repeat(problems, 5, axis=1))
     assert (alike.low, alike.high) == pytest.approx((alike.mean, alike.mean))
@@ -116,7 +116,7 @@ def test_the_interval_is_for_seeds_within_problems() -> None:
 def test_the_interval_covers_as_often_as_it_says(
     problems: int, seeds: int, kind: tuple[list[float], list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Problems of unlike means and noise, and of the same, at the numbers of problems and seeds that are used."""
+    """Draw problems with different means and noise, and with equal ones, in the numbers that suites have."""
     monkeypatch.setattr("bench.analysis.relative_change.RESAMPLES", 400)
     random = np.random.default_rng(seeds)
     means, noise = (np.array(column)[:problems, None] for column in kind)

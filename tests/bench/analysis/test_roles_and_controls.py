@@ -1,4 +1,4 @@
-"""What may be claimed of a method, and the controls, each of which fails on tables made for that."""
+"""Check the roles of methods, and the controls, each of which must fail on tables that are made to fail it."""
 
 import tomllib
 from itertools import product
@@ -8,11 +8,11 @@ from re import findall, search
 import pandas as pd
 import pytest
 
-from bench.analysis import CORE_METHODS, cast, controls, repeated_verdicts
+from bench.analysis import CORE_METHODS, SuiteTables, assign_roles, controls, repeated_verdicts
 
 BENCH = Path(__file__).parents[3] / "bench"
 CORE = tomllib.loads((BENCH / "suites" / "core.toml").read_text(encoding="utf-8"))["balancers"]
-PARTS = cast("core", CORE)
+ROLES = assign_roles("core", CORE)
 SECOND = "equal, under a second name"
 
 
@@ -23,15 +23,15 @@ def test_the_protocol_names_exactly_these_methods() -> None:
     assert tuple(name for name in findall(r"`([\w-]+)`", rule[0]) if name != "core") == CORE_METHODS
 
 
-def test_the_parts_of_the_core_suite() -> None:
-    assert (PARTS.equal, PARTS.static, PARTS.second, PARTS.random) == ("equal", "static", SECOND, "random")
-    confirmatory = [label for label, role in PARTS.roles.items() if role == "confirmatory"]
+def test_the_roles_of_the_core_suite() -> None:
+    assert (ROLES.equal, ROLES.static, ROLES.second, ROLES.random) == ("equal", "static", SECOND, "random")
+    confirmatory = [label for label, role in ROLES.by_label.items() if role == "confirmatory"]
     assert tuple(confirmatory) == CORE_METHODS
-    assert [label for label, role in PARTS.roles.items() if role == "control"] == ["random", SECOND]
+    assert [label for label, role in ROLES.by_label.items() if role == "control"] == ["random", SECOND]
 
 
 def test_another_suite_is_exploratory() -> None:
-    assert set(cast("mine", CORE).roles.values()) == {"exploratory", "control"}
+    assert set(assign_roles("mine", CORE).by_label.values()) == {"exploratory", "control"}
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_another_suite_is_exploratory() -> None:
     ],
 )
 def test_what_was_not_named_beforehand_is_exploratory(entry: dict[str, object]) -> None:
-    assert set(cast("core", [entry]).roles.values()) == {"exploratory"}
+    assert set(assign_roles("core", [entry]).by_label.values()) == {"exploratory"}
 
 
 def test_weights_of_one_are_equal_weighting_under_a_second_name() -> None:
     ones = {"name": "static", "options": {"weights": [1.0, 1.0]}}
-    parts = cast("mine", [ones, {"name": "static", "label": "fixed", "options": {"weights": [1.0, 3.0]}}])
-    assert (parts.second, parts.static, parts.equal, parts.random) == ("static", "fixed", None, None)
+    roles = assign_roles("mine", [ones, {"name": "static", "label": "fixed", "options": {"weights": [1.0, 3.0]}}])
+    assert (roles.second, roles.static, roles.equal, roles.random) == ("static", "fixed", None, None)
 
 
 PROBLEMS = pd.DataFrame(
@@ -67,14 +67,14 @@ NOISE = {1: 1.0, 2: 1.03, 3: 0.98, 4: 1.01}
 def scores(
     random: float = 1.1, second: float = 1.0, static: float = 1.0, phases: tuple[str, ...] = ("tuning", "reported")
 ) -> pd.DataFrame:
-    """Two problems, one of them a control, with factors of what equal weighting scores."""
+    """Return the scores of two problems, one a control; the numbers are factors of what equal weighting scores."""
     rows = []
     factors = {"equal": 1.0, "random": random, SECOND: second, "static": static}
     for problem, (balancer, factor), phase, seed in product(
         PROBLEMS["problem"], factors.items(), phases, NOISE if "reported" in phases else (1,)
     ):
         about = {"problem": problem, "balancer": balancer, "phase": phase, "lr": 0.1, "seed": seed}
-        # Noise of a method's own, but for equal weighting under either name.
+        # Every method has noise of its own, except equal weighting under its two names.
         own = 1.0 if balancer in ("equal", SECOND) else NOISE[5 - seed]
         value = factor * own * (1 + seed)
         for split in ("validation", "test"):
@@ -88,8 +88,14 @@ def scores(
     return pd.DataFrame(rows)
 
 
+def checked(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the controls of the suite with the scores ``table``."""
+    return controls(SuiteTables(scores=table, problems=PROBLEMS, metrics=METRICS), ROLES)
+
+
 def found(table: pd.DataFrame) -> dict[tuple[str, str], bool]:
-    result = controls(table, PROBLEMS, METRICS, PARTS)
+    """Return whether each control holds, by control and problem."""
+    result = checked(table)
     return dict(zip(zip(result["control"], result["problem"], strict=True), result["holds"], strict=True))
 
 
@@ -113,7 +119,7 @@ def test_the_smallest_difference_under_a_second_name_is_found() -> None:
     held = found(table)
     assert not held["second name", "p"]
     assert held["second name", "same"]
-    row = controls(table, PROBLEMS, METRICS, PARTS).query("control == 'second name' and problem == 'p'").iloc[0]
+    row = checked(table).query("control == 'second name' and problem == 'p'").iloc[0]
     assert (row["pairs"], row["different"]) == (2 * 4 * 2, 1)
 
 
@@ -135,7 +141,7 @@ def test_static_weights_unlike_single_tasks_are_found(factor: float) -> None:
 
 
 def test_same_tasks_are_compared_with_each_tasks_own_run() -> None:
-    row = controls(scores(), PROBLEMS, METRICS, PARTS).query("control == 'same tasks'").iloc[0]
+    row = checked(scores()).query("control == 'same tasks'").iloc[0]
     expected = pd.Series(NOISE).prod() ** (1 / 4)
     assert row["relative"] == pytest.approx(expected)
     assert (row["lr"], row["baseline_lr"], row["pairs"]) == (0.1, 0.2, 4)

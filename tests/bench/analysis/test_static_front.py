@@ -1,4 +1,4 @@
-"""The front of static weights against brute force, and the coverage of the interval of the distance to it."""
+"""Check the front of static weights against brute force, and the coverage of the interval of the distance to it."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @pytest.mark.parametrize("tasks", [1, 2, 3])
 def test_a_front_holds_what_nothing_dominates(tasks: int) -> None:
-    points = np.random.default_rng(tasks).integers(5, size=(40, tasks)).astype(float)  # with equal ones
+    points = np.random.default_rng(tasks).integers(5, size=(40, tasks)).astype(float)  # some points are equal
     expected = [
         not any(all(a <= b for a, b in zip(other, one, strict=True)) and tuple(other) != tuple(one) for other in points)
         for one in points
@@ -31,7 +31,7 @@ def test_few_points_of_a_front_have_its_ends_and_no_gaps() -> None:
     assert len(taken) == 8
     assert np.diff(first[taken]).max() < 3 * (first[-1] - first[0]) / 7
     assert spread(points[:3], 8) == [0, 1, 2]
-    assert len(spread(np.eye(10), 8)) == 8  # more ends than that
+    assert len(spread(np.eye(10), 8)) == 8  # has more ends than 8
 
 
 def test_equal_points_are_spread_without_an_error() -> None:
@@ -67,7 +67,7 @@ def test_one_task_and_one_point_give_the_paired_t_interval() -> None:
 
 
 def _covered(truth: Floats, seeds: int, repeats: int = 1500) -> tuple[float, float, float]:
-    """How often the interval holds the indicator of ``truth``, ``(P, T)``; is above it; is below it."""
+    """Return how often the interval covers the indicator of ``truth``, ``(P, T)``, lies above it, and lies below it."""
     rng = np.random.default_rng(seeds)
     indicator = truth.max(axis=1).min()
     above = below = 0
@@ -92,21 +92,21 @@ def test_the_interval_covers_in_95_percent_where_one_task_of_one_point_decides(s
 @pytest.mark.parametrize(
     "truth",
     [
-        np.zeros((1, 2)),  # a method that equals the only point: noise alone must not put it beyond
+        np.zeros((1, 2)),  # a method that equals the only point: noise alone must not put it beyond the front
         np.zeros((1, 10)),
-        np.stack([np.zeros(8), np.linspace(-60, -20, 8)], axis=1),  # points that are alike in the task that decides
+        np.stack([np.zeros(8), np.linspace(-60, -20, 8)], axis=1),  # points that are equal in the task that decides
         np.stack([np.linspace(-1, 1, 8), np.linspace(1, -1, 8)], axis=1),  # a front hardly wider than the noise
     ],
 )
 def test_close_tasks_and_points_make_it_claim_no_more(truth: Floats, seeds: int) -> None:
     covered, above, below = _covered(truth, seeds)
     assert covered >= 0.93
-    assert above < 0.06  # beyond, though it isn't
+    assert above < 0.06  # would be called beyond the front, wrongly
     assert below < 0.06
 
 
 def _tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two tasks, three trials of static weights on one tuning seed, and their points and two methods on two others."""
+    """Return scores and metrics of two tasks: four trials of static weights, and points and methods on other seeds."""
     rows = []
 
     def add(balancer: str, phase: str, lr: float, seed: int, split: str, a: float, b: float) -> None:

@@ -1,4 +1,4 @@
-"""A suite with methods that raise, diverge or end their process: all else is reported, and those are scored worst."""
+"""Test suites with methods that raise, diverge or kill their process: they are scored worst, all others normally."""
 
 import os
 import signal
@@ -16,6 +16,8 @@ from bench.execute import run_suite, workers
 from bench.execute.workers import KILLED
 from bench.run import result_file
 from bench.suite import plan
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 MakeSuite = Callable[..., Any]
 METHODS = [
@@ -46,7 +48,7 @@ class KilledOnce(EqualWeighting):
 
 @pytest.fixture
 def results(make_suite: MakeSuite, tmp_path: Path) -> Path:
-    """The folder of such a suite, run by the command, which is to exit with 1."""
+    """Return the results folder of such a suite, run by the command, which exits with 1."""
     problems = [{"name": "small", "steps": 60}]
     make_suite(balancers=METHODS, problems=problems, learning_rates=None, reported=[1], rounds=2)
     command = ["run", str(tmp_path / "mine.toml"), "--results", str(tmp_path), "--jobs", "2"]
@@ -55,10 +57,10 @@ def results(make_suite: MakeSuite, tmp_path: Path) -> Path:
     assert f"killing on small, 1 run: {KILLED}" in done.output
     assert "failing on small, 1 run: RuntimeError: this method gave up" in done.output
     assert "diverging on small, 1 run: DivergenceError" in done.output
-    assert "5 runs computed, 0 found from before, 3 failed" in done.output
+    assert "5 runs computed, 0 already stored, 3 failed" in done.output
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1
-    assert "0 runs computed, 5 found from before, 3 failed" in again.output
+    assert "0 runs computed, 5 already stored, 3 failed" in again.output
     return tmp_path / "mine"
 
 
@@ -92,7 +94,7 @@ def test_a_process_killed_once_costs_a_repetition_and_no_more(make_suite, tmp_pa
 
 
 def test_what_was_under_way_when_all_was_killed_is_done_alone_the_next_time(make_suite, tmp_path):
-    """Such a run may be what killed it: it is not to take others with it again."""
+    """A run that was in progress may have killed the suite, so it must not harm other runs again."""
     loaded = make_suite(balancers=[{"name": "equal"}, {"name": "killing"}], learning_rates=None)
     runs = plan.reported(loaded, None)
     suspect = next(run for run in runs if run.balancer == "killing")

@@ -1,12 +1,15 @@
-"""One run of a suite, by its key."""
+"""Test ``lossbench once``: one run of a suite, found by its key and done again."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 LOSSBENCH = CliRunner()
 
@@ -23,7 +26,7 @@ def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) ->
         again = LOSSBENCH.invoke(app, ["once", str(path), run["key"], *results])
         assert again.exit_code == 0, again.output
         assert again.output.startswith(f"{run['balancer']} on small, learning rate {run['lr']:g}, seed {run['seed']}")
-        assert again.output.strip().endswith("as stored")
+        assert again.output.strip().endswith("the scores equal the stored ones")
         assert ("last checkpoint, test: error" in again.output) == (phase != "tuning")
 
     path.write_text(suite_text(learning_rates=None, reported=[5]))
@@ -42,10 +45,10 @@ def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: C
     one.write_bytes(other.read_bytes())
     again = LOSSBENCH.invoke(app, ["once", str(path), one.stem[:10], *results])
     assert again.exit_code == 1
-    assert again.output.strip().endswith("not as stored")
+    assert again.output.strip().endswith("the scores differ from the stored ones")
     elsewhere = LOSSBENCH.invoke(app, ["once", str(path), other.stem, "--results", str(tmp_path / "elsewhere")])
     assert elsewhere.exit_code == 0
-    assert elsewhere.output.strip().endswith("nothing is stored to compare it with")
+    assert elsewhere.output.strip().endswith("no scores are stored for this run")
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path, suite_text: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""A suite: what is done, what is not done again, and what ends up in its tables."""
+"""Test a whole suite: which runs are done, which are not done again, and what its tables hold."""
 
 import io
 import os
@@ -25,6 +25,8 @@ from bench.execute.workers import WorkerError
 from bench.suite import plan, suite_file
 from bench.suite.suite_file import Suite
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 MakeSuite = Callable[..., Suite]
 Run = Callable[..., Summary]
 TREE = Path(__file__).resolve().parents[3]
@@ -34,7 +36,7 @@ UNTIMED = ("problems", "runs", "scores", "curves", "trajectory", "dynamics", "se
 
 @pytest.fixture
 def run(make_suite: MakeSuite, tmp_path: Path) -> Run:
-    """Runs such a suite in this process, in the same folder every time."""
+    """Return a function that runs such a suite in this process, always in the same folder."""
 
     def run(jobs: int = 0, **parts: Any) -> Summary:
         return run_suite.run(make_suite(**parts), tmp_path / "results", jobs, Console(quiet=True))
@@ -44,7 +46,7 @@ def run(make_suite: MakeSuite, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Callable[[str], pd.DataFrame]:
-    """Reads a table that `run` left."""
+    """Return a function that reads a table that `run` wrote."""
     return lambda name: pd.read_parquet(tmp_path / "results" / "tables" / f"{name}.parquet")
 
 
@@ -88,12 +90,12 @@ def test_what_was_done_is_not_done_again(run: Run) -> None:
 
 
 def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> None:
-    told = io.StringIO()
+    output = io.StringIO()
     methods = [{"name": "equal"}, {"name": "failing"}]
     loaded = make_suite(learning_rates=None, balancers=methods, rounds=1)
-    run_suite.run(loaded, tmp_path / "results", 1, Console(file=told, width=200))
-    foretold, *lines = told.getvalue().splitlines()
-    assert re.fullmatch(r"6 runs and 2 step timings: about \d+ seconds?, going by a few steps .*", foretold)
+    run_suite.run(loaded, tmp_path / "results", 1, Console(file=output, width=200))
+    forecast, *lines = output.getvalue().splitlines()
+    assert re.fullmatch(r"6 runs and 2 step timings: about \d+ seconds?, estimated from a few steps .*", forecast)
     assert lines[0] == "reported runs: 0 of 8 done, 1 running, 0 failed"
     assert lines[1].startswith("reported runs: 6 of 8 done, 0 running, 3 failed, 0:0")
     assert lines[1].endswith(" left")
@@ -117,11 +119,11 @@ def test_without_a_grid_the_problems_own_rate_is_used(run: Run, table: Table, tm
     run(learning_rates=None)
     assert set(table("runs")["phase"]) == {"reported"}
     assert set(table("runs")["lr"]) == {0.01}
-    assert not (tmp_path / "results/tables/selection.parquet").exists()  # nor any other table of an earlier time
+    assert not (tmp_path / "results/tables/selection.parquet").exists()  # tables of the earlier suite are removed
 
 
 def test_a_best_rate_at_the_edge_extends_the_grid_once_for_all(run: Run, table: Table) -> None:
-    """Of these rates the largest is far too small, so that every further one would be better still."""
+    """The largest of these rates is far too small, so that every larger one scores better."""
     run(learning_rates=[1e-6, 1e-5], problems=[{"name": "small", "label": "p"}])
     selection = table("selection")
     assert selection.groupby("balancer")["lr"].agg(list).to_dict() == {
@@ -211,8 +213,9 @@ def test_failed_runs_are_reported_with_the_worse_score(run: Run, table: Table, c
     assert set(table("costs")["balancer"]) == {"equal", "diverging"}
 
 
+@pytest.mark.slow
 def test_a_file_edited_on_the_way_stops_the_suite(make_suite: MakeSuite, tmp_path: Path) -> None:
-    """A worker that starts later would import the newer file, and its results belong under other keys."""
+    """A worker that starts later would import the newer file, whose results have other keys."""
     source = (
         "from balancers import EqualWeighting, register\n\n"
         "@register\nclass Own(EqualWeighting):\n    name = 'edited'\n    summary = 'A test.'\n"
@@ -246,7 +249,7 @@ SLOW = {
 
 
 def heed_ctrl_c() -> None:
-    """Where the tests run in a background job it is ignored, and would be by what they start."""
+    """Restore the default reaction to Ctrl-C, which a background job ignores, and so would the processes it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -287,7 +290,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> int:
-    """Stops a started suite and waits until its workers are gone; its exit code."""
+    """Stop a started suite, wait until its workers have ended, and return its exit code."""
     workers = processes_of(process.pid)
     process.send_signal(how)
     code = process.wait(timeout=30)
@@ -295,6 +298,7 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> int:
     return code
 
 
+@pytest.mark.slow
 @needs_proc
 def test_killed_at_any_moment_it_goes_on_to_the_same_tables(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     (tmp_path / "mine.toml").write_text(suite_text(**SLOW))
@@ -322,6 +326,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_tables(tmp_path: Path, suit
             assert (results / path).read_bytes() == (tmp_path / "undisturbed" / path).read_bytes(), path
 
 
+@pytest.mark.slow
 @needs_proc
 def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     slower = {"name": "slow", "options": {"seconds": 0.1}}
@@ -333,8 +338,8 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path: Path, suite_text:
 
 
 def test_only_the_thread_that_hands_out_jobs_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", lambda failure: told.append(failure.exc_type))
+    reported: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: reported.append(failure.exc_type))
     workers._let_jobs_be_taken_away.__wrapped__()
     executor = get_reusable_executor(max_workers=1)
     executor.submit(int).result()
@@ -342,4 +347,4 @@ def test_only_the_thread_that_hands_out_jobs_ends_without_a_traceback(monkeypatc
         for error in (KeyError(8), ValueError()):
             threading.excepthook(threading.ExceptHookArgs((type(error), error, None, thread)))
     workers.stop()
-    assert told == [ValueError, KeyError, ValueError]
+    assert reported == [ValueError, KeyError, ValueError]

@@ -1,4 +1,4 @@
-"""The suite of all problems, cut short: each trains with each method, those of data folders on a test's files."""
+"""Test the suite `all`, cut short: every problem trains with every method; data folders hold small made-up files."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,12 @@ from bench.suite import suite_file
 
 from ...tasks.dense_files import write
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of `all` with three steps a run, made beside small data folders."""
+    """Return the results of `all` with three steps per run, computed beside small data folders."""
     work = tmp_path_factory.mktemp("all")
     write(work / "data" / "nyuv2")
     write(work / "data" / "cityscapes", train=20, classes=7, normals=False, farthest=0.4)

@@ -1,4 +1,4 @@
-"""Methods that a user might write, some of which go wrong."""
+"""Define methods that a user might write; some of them go wrong."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ class Noisy(LossBalancer):
 @register
 class RandomWeights(LossBalancer):
     name = "random-weights"
-    summary = "Weights drawn anew at each step."
+    summary = "New random weights at each step."
     reads = "nothing"
 
     def weigh(self, losses: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Failing(LossBalancer):
 @register
 class Killing(LossBalancer):
     name = "killing"
-    summary = "Ends its process, as the system does that runs out of memory."
+    summary = "Kills its process, as a system without free memory does."
     reads = "nothing"
 
     def weigh(self, losses: Tensor) -> Tensor:

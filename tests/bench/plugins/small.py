@@ -1,4 +1,4 @@
-"""A problem that trains in milliseconds, as a user would write one; it keeps a list of how it was evaluated."""
+"""Define a problem that trains in milliseconds, as a user would write it, and record the split of each evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

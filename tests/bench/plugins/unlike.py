@@ -1,4 +1,4 @@
-"""Problems that are unlike the small one in what they offer; its plugin is loaded before this one."""
+"""Define variants of the small problem that offer more or less than it does. Load ``small.py`` before this file."""
 
 import tasks
 from tasks import MissingDataError, Shared
@@ -17,7 +17,7 @@ class Absent(Small):
 
 @tasks.register
 class Apart(Small):
-    """Tasks share parameters, but for all that it says no features; nothing to hold a score against."""
+    """A problem that declares shared parameters but no shared features, and no baselines."""
 
     name = "apart"
     summary = "Without a fork to name."

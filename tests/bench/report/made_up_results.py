@@ -1,4 +1,4 @@
-"""Made-up results folders, as a suite would leave them, for tests of the report."""
+"""Make results folders with invented numbers, in the form that a suite leaves, for tests of the report."""
 
 import json
 from itertools import product
@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import (
-    cast,
+    SuiteTables,
+    assign_roles,
     choose_learning_rates,
-    controls,
+    derived_tables,
     impute_failures,
-    leaderboard,
-    repeated_verdicts,
-    time_to_target,
+    suite_tables,
 )
 
 METRIC = "normalised loss"
@@ -28,7 +27,7 @@ SIGMAS = {
     5: (1, 2, 4, 8, 16),
 }
 
-# label: registered name, factor of the loss, factor of a step's time, power of 1/sigma that its weights go to
+# label: (registered name, factor of the loss, factor of a step's time, power of 1/sigma that the weights approach)
 BALANCERS = {
     "equal": ("equal", 1.0, 1.0, 0),
     "static 1/sigma²": ("static", 0.4, 1.01, 2),
@@ -67,10 +66,23 @@ def build(
     alone=(),
     noise=0.04,
 ) -> Path:
-    """Write what a suite leaves in ``results/<suite>``; the first seed of ``failing`` fails on the last problem.
+    """Write the results folder of a suite, and return it.
 
-    ``options`` are the methods', by label; ``repeated`` are the seeds of the repeated runs. With ``alone``, factors of
-    the tasks' metrics in single-task training, the last problem is a control, on which methods differ little.
+    Args:
+        folder: the folder to write; its name is that of the suite.
+        num_tasks: number of tasks of each problem.
+        balancers: facts of each method by its label, as in `BALANCERS`.
+        problem_label: pattern of the problems' labels.
+        grid: learning rates that were tried; empty if nothing was tuned.
+        seeds: seeds of the reported runs.
+        timed: True if the cost of steps was measured.
+        cuda: True if it was measured on CUDA too.
+        failing: label of the method that fails on the last problem with the first seed.
+        options: options of the methods by label.
+        repeated: seeds of the repeated runs.
+        alone: factors of the tasks' metrics in single-task training. If there are any, the last problem is a control,
+            on which methods differ little.
+        noise: standard deviation of the logarithm of the scores.
     """
     random = np.random.default_rng(0)
     problems = pd.DataFrame(
@@ -93,7 +105,7 @@ def build(
         {"name": name, "label": label} | ({"options": options[label]} if label in (options or {}) else {})
         for label, (name, *_) in balancers.items()
     ]
-    parts = cast(folder.name, entries)
+    roles = assign_roles(folder.name, entries)
     phases = [("tuning", lr, seed) for lr in grid for seed in (101, 102)] + [("reported", 1e-3, seed) for seed in seeds]
     phases += [("repeated", 1e-3, seed) for seed in repeated]
     of_equal: dict[tuple, float] = {}
@@ -115,9 +127,9 @@ def build(
                 0.2 * count * factor * hardness[seed] * (1 + abs(np.log(lr / 1e-3))) * np.exp(random.normal(0, noise))
             )
             place = (problem, phase, lr, seed)
-            if label == parts.equal:
+            if label == roles.equal:
                 of_equal[place] = final
-            if label == parts.second:
+            if label == roles.second:
                 final = of_equal[place]
             for checkpoint, split in product(("last", "best"), ("validation", "test")):
                 if phase != "tuning" or split == "validation":
@@ -162,33 +174,11 @@ def build(
         devices = ["cpu", "cuda"] if cuda else ["cpu"]
         tables["costs"] = costs(problems, balancers, devices)
         tables["micro"] = micro(devices)
-    metrics = pd.DataFrame(metrics).assign(unit="", higher_is_better=False)
-    tables["metrics"] = metrics
-    tables["controls"] = controls(tables["scores"], problems, metrics, parts)
-    if grid:
-        timing = (
-            tables["costs"]
-            if timed
-            else pd.DataFrame(columns=["problem", "balancer", "part", "median_ms", "ratio_to_equal", "flops"])
-        )
-        first = timing[timing["device"] == "cpu"] if timed else timing
-        of_runs = (tables["curves"], tables["scores"], tables["runs"], problems)
-        tables["target"] = time_to_target(*of_runs, first, parts.equal)
+    tables["metrics"] = pd.DataFrame(metrics).assign(unit="", higher_is_better=False)
+    base = SuiteTables(**{name: table for name, table in tables.items() if name in suite_tables.COLUMNS})
+    tables |= derived_tables(base, roles)
+    del tables["leaderboard"]  # made when the folder is read, so that it follows the tables that a test changes
     if repeated:
-        boards = (
-            leaderboard(
-                *(
-                    tables["runs"],
-                    tables["scores"],
-                    problems,
-                    tables["selection"],
-                    tables["costs"].query("device=='cpu'"),
-                ),
-                *(list(balancers), parts.equal, parts.static, phase),
-            )
-            for phase in ("reported", "repeated")
-        )
-        tables["repeated"] = repeated_verdicts(*boards)
         tables["delta_m"] = changes(problems, balancers, seeds, random)
     (folder / "tables").mkdir(parents=True)
     for name, table in tables.items():
@@ -215,14 +205,14 @@ def build(
 
 
 def core(folder: Path, seeds=range(11, 21), repeated=range(21, 31), **changes) -> Path:
-    """Write what the suite ``core`` leaves: eight methods and two controls, five problems and one that is a control."""
+    """Write the results folder of the suite ``core``: eight methods and two controls, five problems and a control."""
     defaults = {"options": OPTIONS, "alone": (1.2, 0.8), "problem_label": "problem of {}", "noise": 0.08}
     defaults |= {"num_tasks": (2, 3, 4, 10, 40, 5), "balancers": CORE}
     return build(folder, seeds=tuple(seeds), repeated=tuple(repeated), **(defaults | changes))
 
 
 def changes(problems, balancers, seeds, random) -> pd.DataFrame:
-    """Relative changes to single-task training, in percent."""
+    """Return invented relative changes to single-task training, in percent."""
     return pd.DataFrame(
         [
             {
@@ -239,7 +229,7 @@ def changes(problems, balancers, seeds, random) -> pd.DataFrame:
 
 
 def trajectory(run, sigmas, power, random) -> list[dict]:
-    """Weights on their way from 1 to what is proportional to ``sigma ** -power``."""
+    """Return rows of weights that move from 1 towards values proportional to ``sigma ** -power``."""
     target = np.log(sigmas**-power / np.mean(sigmas**-power))
     noise = random.normal(0, 0.05 * power, sigmas.size)
     return [

@@ -1,4 +1,4 @@
-"""``lossbench compare``: two results folders side by side, and the intervals of scores whose seeds aren't the same."""
+"""Test ``lossbench compare``, and the intervals of scores whose seeds are not the same."""
 
 import shutil
 from pathlib import Path
@@ -19,21 +19,21 @@ from .made_up_results import build
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A made-up results folder, and a copy of it."""
+    """Return a made-up results folder and a copy of it."""
     first = build(tmp_path / "first", failing="")
     return first, Path(shutil.copytree(first, tmp_path / "second"))
 
 
 def change(folder: Path, name: str, how) -> None:
-    """Changes a table."""
+    """Replace a table of ``folder`` by ``how`` of it."""
     path = folder / "tables" / f"{name}.parquet"
     how(pd.read_parquet(path)).to_parquet(path, index=False)
 
 
 def scaled(balancer: str, problem: str, factor: float):
     def how(scores: pd.DataFrame) -> pd.DataFrame:
-        mine = (scores["balancer"] == balancer) & (scores["problem"] == problem)
-        scores.loc[mine, "value"] *= factor
+        of_cell = (scores["balancer"] == balancer) & (scores["problem"] == problem)
+        scores.loc[of_cell, "value"] *= factor
         return scores
 
     return how
@@ -76,7 +76,7 @@ def test_other_seeds_are_compared_without_pairs(folders):
     found = folder_comparison.differences(*folders)
     assert not any(cell.paired or cell.identical for cell in found.cells)
     assert all(cell.comparison.mean == pytest.approx(1) for cell in found.cells)
-    assert lossbench(*folders)[1].count("others") >= 8
+    assert lossbench(*folders)[1].count("different") >= 8
 
 
 def test_csv_will_do_where_that_is_all_that_was_kept(folders):
@@ -111,7 +111,7 @@ def test_what_can_not_be_compared_is_said_in_a_sentence(folders, tmp_path):
 
 @pytest.mark.parametrize("sizes", [(3, 3), (10, 10), (10, 3)])
 def test_the_unpaired_interval_covers(sizes):
-    """In 93 to 97 % of cases, by simulation, on the plain scale; with scores that vary alike in both folders."""
+    """By simulation, in 93 to 97 % of cases, for differences of scores that vary equally in both folders."""
     random = np.random.default_rng(5)
     cases = 4000
     a, b = (random.normal(5, 1, (cases, size)) for size in sizes)

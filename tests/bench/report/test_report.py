@@ -1,4 +1,4 @@
-"""The report of a made-up results folder: what it shows, what it doesn't, and that its figures aren't blank."""
+"""Test the report of a made-up results folder: what the page shows and leaves out, its figures, and the terminal."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ from .made_up_results import BALANCERS, CORE, HOSTILE, OPTIONS, SECOND, build, c
 
 
 class Page(HTMLParser):
-    """A page's tags with their attributes, and its text outside the figures."""
+    """A parsed page: its tags with their attributes, and its text outside the figures."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A tuned and timed suite with a failed run, and its report."""
+    """Return the folder of a tuned and timed suite with a failed run, with its report."""
     folder = build(tmp_path_factory.mktemp("results") / "whole")
     assert report_page.write(folder) == folder / "report.html"
     return folder
@@ -58,7 +58,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> Path:
-    """An untuned suite, nothing timed, nothing failed, and its report."""
+    """Return the folder of a suite that was neither tuned nor timed and has no failed run, with its report."""
     folder = build(tmp_path_factory.mktemp("results") / "bare", num_tasks=(2,), grid=(), timed=False, failing=None)
     report_page.write(folder)
     return folder
@@ -66,7 +66,7 @@ def bare(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    """A suite whose labels try to be markup, mathematics and a nuisance, measured on CUDA too."""
+    """Return the folder of a suite measured on CUDA too, whose labels contain markup and formulas or are very long."""
     balancers = {"equal": BALANCERS["equal"], **dict.fromkeys(HOSTILE, ("other", 0.9, 1.1, 1))}
     folder = tmp_path_factory.mktemp("results") / "hostile"
     problem = "</h3><b>{} tasks</b>" + "y" * 180
@@ -77,7 +77,7 @@ def hostile(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Path:
-    """A suite of five problems."""
+    """Return the folder of a suite of five problems, with its report."""
     folder = build(tmp_path_factory.mktemp("results") / "many", num_tasks=(2, 3, 4, 10, 40), seeds=(1, 2, 3))
     report_page.write(folder)
     return folder
@@ -110,28 +110,32 @@ class TestPage:
     def test_shows_every_section_there_is_data_for(self, whole):
         parsed = Page(whole / "report.html")
         assert parsed.headings() == [
-            *("Leaderboard", "regression, 2 tasks", "regression, 10 tasks", "Micro-benchmark", "Failures"),
-            *("The words", "What it was run on"),
+            *("Leaderboard", "regression, 2 tasks", "regression, 10 tasks", "Micro-benchmark", "Failed runs"),
+            *("Glossary", "Machine and versions"),
         ]
         of_problem = [
             "Leaderboard",
-            "Until equal's final score",
+            "Time to reach equal's final score",
             "Learning curves",
             "Weights",
             "Cost of a step",
             "Learning rates",
             "Size of the steps",
         ]
-        assert parsed.headings("h3") == [*of_problem, *of_problem, "The suite"]
+        assert parsed.headings("h3") == [*of_problem, *of_problem, "The suite's file"]
 
     def test_many_problems_are_counted_not_recounted(self, many):
         results = load(many)
         board = results.board
         better = board[board["verdict"] == "better"]["balancer"].value_counts()
-        told = verdict_wording.reading(results)
-        assert told.startswith("On none of 5 problems is a method better than static 1/sigma² beyond noise; worse: ")
-        assert f"On 5 problems, better than equal beyond noise: static 1/sigma² on {better['static 1/sigma²']}" in told
-        assert f"GradNorm on {better['GradNorm']}" in told
+        text = verdict_wording.reading(results)
+        assert text.startswith(
+            "No method is better than static 1/sigma² beyond noise on any of 5 problems; these are worse: "
+        )
+        count = better["static 1/sigma²"]
+        start = "Counted over 5 problems, these methods are better than equal beyond noise: static 1/sigma²"
+        assert f"{start} on {count}" in text
+        assert f"GradNorm on {better['GradNorm']}" in text
         parsed = Page(many / "report.html")
         for problem in results.problems:
             finding = verdict_wording.finding(problem, results.only(problem).board, results)
@@ -139,9 +143,9 @@ class TestPage:
 
     def test_leaves_out_sections_without_data(self, bare):
         parsed = Page(bare / "report.html")
-        assert parsed.headings() == ["regression, 2 tasks", "The words", "What it was run on"]
+        assert parsed.headings() == ["regression, 2 tasks", "Glossary", "Machine and versions"]
         assert parsed.headings("h3") == [
-            *(verdict_wording.DEFAULTS_TITLE, "Learning curves", "Weights", "Size of the steps", "The suite")
+            *(verdict_wording.DEFAULTS_TITLE, "Learning curves", "Weights", "Size of the steps", "The suite's file")
         ]
 
     def test_without_a_grid_nothing_is_ranked(self, bare):
@@ -178,7 +182,7 @@ class TestPage:
 
     def test_columns_of_a_device_that_was_not_measured_are_absent(self, whole, hostile):
         assert "CUDA" not in Page(whole / "report.html").text
-        assert "CPU over CUDA" in Page(hostile / "report.html").text
+        assert "CPU time / CUDA time" in Page(hostile / "report.html").text
 
     def test_a_suite_in_which_everything_failed_is_reported(self, tmp_path):
         folder = build(tmp_path / "failed", num_tasks=(2,), grid=(), timed=False)
@@ -198,7 +202,7 @@ class TestPage:
             table[table["phase"] == "tuning"].to_parquet(folder / "tables" / f"{name}.parquet")
         parsed = Page(report_page.write(folder))
         assert "nothing to compare" in parsed.text
-        assert parsed.headings("h3") == ["Learning rates", "The suite"]
+        assert parsed.headings("h3") == ["Learning rates", "The suite's file"]
 
     def test_refuses_another_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"not the results folder of a suite: it has no suite\.toml"):
@@ -207,7 +211,7 @@ class TestPage:
 
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory) -> Path:
-    """The suite ``core``, with few seeds and only four problems, and one that is a control."""
+    """Return the folder of the suite ``core`` with few seeds, four problems and a control, with its report."""
     folder = tmp_path_factory.mktemp("results") / "core"
     core(folder, num_tasks=(2, 3, 4, 10, 5), seeds=range(11, 14), repeated=range(21, 24))
     with pytest.MonkeyPatch.context() as patch:
@@ -219,21 +223,21 @@ def evidence(tmp_path_factory) -> Path:
 class TestEvidence:
     def test_the_page_has_what_stands_behind_the_verdicts(self, evidence):
         parsed = Page(evidence / "report.html")
-        assert parsed.headings()[:3] == ["Leaderboard", "Controls", "On other seeds"]
+        assert parsed.headings()[:3] == ["Leaderboard", "Controls", "Repeated on other seeds"]
         text = " ".join(parsed.text.split())
         assert "gradnorm, pcgrad and nash-mtl are confirmatory" in text
         assert "bit-identical" in text
         assert "FAILED" not in text
-        assert "Δm is of the problems problem of 2; problem of 3; problem of 4; problem of 10," in text
-        for caption in ("Against equal", "Against static", "Time until equal&#39;s final score"):
+        assert "Δm covers the problems problem of 2; problem of 3; problem of 4; problem of 10." in text
+        for caption in ("Compared with equal", "Compared with static", "Time to reach equal&#39;s final score"):
             assert f"<caption>{caption}" in parsed.source
 
     def test_controls_are_counted_neither_as_problems_nor_as_methods(self, evidence):
         results = load(evidence)
-        told = verdict_wording.reading(results)
-        assert "of 4 problems" in told
-        assert "random" not in told
-        assert SECOND not in told
+        text = verdict_wording.reading(results)
+        assert "of 4 problems" in text
+        assert "random" not in text
+        assert SECOND not in text
         (summary,) = (evidence / "figures").glob("summary.svg")
         drawn = summary.read_text()
         assert "problem of 10" in drawn
@@ -291,7 +295,7 @@ class TestFigures:
         assert width == 1200
         assert height > 400
         svg = (many / "figures" / "summary.svg").read_text()
-        for title in ("regression, 2 tasks", "regression, 40 tasks", "a dot a problem"):
+        for title in ("regression, 2 tasks", "regression, 40 tasks", "one dot per problem"):
             assert title in svg
 
     def test_labels_of_a_figure_lie_apart_and_in_order(self):
@@ -325,7 +329,7 @@ class TestTerminal:
             assert sum(line.strip().startswith(label.split()[0]) for line in lines) == 2
 
     def test_wide_numbers_are_whole(self, whole, tmp_path, capsys):
-        """Of ten methods with differences of four decimals, none of whose numbers is cut."""
+        """Ten methods whose differences have four decimals: no number is cut."""
         folder = build(
             tmp_path / "core", num_tasks=(2,), balancers=CORE, options=OPTIONS, timed=True, failing=None, noise=0.3
         )
@@ -344,7 +348,7 @@ class TestTerminal:
     @pytest.mark.parametrize("verdict", ["better", "not settled"])
     @pytest.mark.parametrize("method", ["equal", "equal, under a second name", "x" * 200])
     def test_columns_are_narrowed_until_they_fit_and_numbers_are_never_cut(self, score, verdict, method):
-        numbers = {"rate": "0.00713*", leaderboard_terminal.SCORE: score, "against equal": "1.000× [1.000, 1.000]"}
+        numbers = {"lr": "0.00713*", leaderboard_terminal.SCORE: score, "against equal": "1.000× [1.000, 1.000]"}
         last = {"verdict": verdict, "against\nstatic": verdict, "step\ntime": "12.34×"}
         columns = {head: [cell] for head, cell in {"method": method, **numbers, **last}.items()}
         widths = leaderboard_terminal._fit(columns, 100)

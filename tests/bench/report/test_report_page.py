@@ -1,4 +1,4 @@
-"""The report in a real browser: it filters, sorts and follows, shows hostile names as text, and logs no error."""
+"""Test the report in a real browser: it hides, sorts and highlights, shows hostile names as text, and logs no error."""
 
 import html
 import json
@@ -14,7 +14,11 @@ from bench.report import report_page
 from . import made_up_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("processes"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)"),
+]
 
 HELPERS = """
 const one = (selector) => document.querySelector(selector);
@@ -26,16 +30,16 @@ const over = (element) => element.dispatchEvent(new PointerEvent("pointerover", 
 
 
 def in_browser(folder: Path, script: str) -> dict[str, object]:
-    """What ``script`` returns in the page of ``folder``, and under ``errors`` what the browser logged as such."""
+    """Run ``script`` in the page of ``folder``; return its result and, under ``errors``, what the browser logged."""
     source = (folder / "report.html").read_text(encoding="utf-8")
     probe = f"""<script>
     window.addEventListener("load", () => {{
       let found;
       try {{ found = (() => {{ {HELPERS} {script} }})(); }} catch (error) {{ found = {{ thrown: String(error) }}; }}
-      const told = document.createElement("pre");
-      told.id = "probe";
-      told.textContent = JSON.stringify(found);
-      document.body.append(told);
+      const result = document.createElement("pre");
+      result.id = "probe";
+      result.textContent = JSON.stringify(found);
+      document.body.append(result);
     }});
     </script></body>"""
     probed = folder / "probed.html"
@@ -49,10 +53,10 @@ def in_browser(folder: Path, script: str) -> dict[str, object]:
         text=True,
         timeout=120,
     )
-    told = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert told, done.stderr
+    result = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert result, done.stderr
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return {**json.loads(html.unescape(told[1])), "errors": errors}
+    return {**json.loads(html.unescape(result[1])), "errors": errors}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def test_a_method_is_followed_through_every_figure(whole: Path) -> None:
     assert found["before"] == found["after"] == [1, 1, 1, 1]
     assert found["hovered"] == [0.25, 0.25, 1, 0.25]
     assert found["clicked"] == [0.25, 1, 0.25, 1]
-    assert found["figures"] == 2 * 6  # all that there are of two problems
+    assert found["figures"] == 2 * 6  # all figures of two problems
 
 
 def test_at_most_eight_of_many_methods_have_colour(tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ def test_problems_are_hidden_and_shown_again(whole: Path) -> None:
     assert found["errors"] == []
     assert found["before"] == found["after"] == [False, False, 0]
     assert found["hidden"] == [True, False, found["cells"]]
-    assert found["cells"] == 3 * (1 + 4)  # against equal and static weights, and the time until equal's score
+    assert found["cells"] == 3 * (1 + 4)  # tables against equal and static weights, and of the time to equal's score
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         """,
     )
     assert found["errors"] == []
-    assert (found["scripts"], found["bold"]) == (2, 0)  # the page's own, and the one that asks
+    assert (found["scripts"], found["bold"]) == (2, 0)  # the page's own script and this test's
     assert found["title"] == "hostile · lossbench"
     assert found["names"] == ["equal", *made_up_results.HOSTILE]
 

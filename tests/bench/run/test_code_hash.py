@@ -12,7 +12,7 @@ from bench.run import code_hash
 from bench.run.spec import PROTOCOL, Method, RunSpec, protocol_version, run_code
 from tasks import Recipe
 
-PROTOCOL_TEXT = {"1": "d9aed082509508e11a23b851b6ee662c24ebbc998b4a68d09fe1fdf32d49c2f4"}
+PROTOCOL_TEXT = {"1": "907dfd342933b41001b2fbfb3d8bf7ef0ff93f2392ab53b3e9b4ba13a2abe363"}
 """The SHA-256 of the protocol's text, by its version. Rewording changes the hash alone; a changed rule, both."""
 
 SOURCE = '''
@@ -219,4 +219,3 @@ def test_a_measurements_key_survives_wording_too(monkeypatch: pytest.MonkeyPatch
     other.write_text(other.read_text() + "\nMORE = 1\n")
     code_hash._file_hash.cache_clear()
     assert measure_step.key(spec, rounds=3) != before
-

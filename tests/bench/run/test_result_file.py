@@ -1,4 +1,4 @@
-"""What is stored comes back as it was, appears whole or not at all, and executes nothing when read."""
+"""Test that stored results load unchanged, are written whole or not at all, and execute no code when loaded."""
 
 import pickle
 from collections.abc import Callable

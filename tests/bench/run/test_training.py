@@ -1,4 +1,4 @@
-"""A run is a pure function of its specification, paired by seed, and keeps what the protocol asks for."""
+"""Test that a run is a pure function of its specification, paired by seed, and records what the protocol asks for."""
 
 import sys
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MakeSpec = Callable[..., RunSpec]
 
 @pytest.fixture
 def make_spec(make_suite: MakeSuite) -> MakeSpec:
-    """Makes the specification of a reported run with seed 1."""
+    """Return a function that makes the specification of a reported run with seed 1."""
 
     def make(balancer: str = "equal", options: dict[str, Any] | None = None, **problem: Any) -> RunSpec:
         loaded = make_suite(
@@ -37,7 +37,7 @@ def make_spec(make_suite: MakeSuite) -> MakeSpec:
 
 
 def evaluated() -> list[str]:
-    """The splits evaluated so far, by the problem in plugins/small.py."""
+    """Return the splits evaluated so far, as recorded by plugins/small.py."""
     (module,) = (module for name, module in sys.modules.items() if name.startswith("lossbench_plugin_small_"))
     splits: list[str] = module.EVALUATED
     return splits
@@ -78,7 +78,7 @@ def test_a_run_is_a_pure_function(make_spec: MakeSpec, balancer: str) -> None:
 
 
 def test_balancers_of_a_seed_are_given_the_same(make_spec: MakeSpec) -> None:
-    """Data, initial values and batches: a method that draws random numbers leaves all of them as they are."""
+    """A method that draws random numbers changes neither the data nor the initial values nor the batches."""
     assert same(training.run(make_spec("equal")), training.run(make_spec("noisy")))
     first_losses = [training.run(make_spec(name)).losses[0] for name in ("equal", "gradnorm", "random-weights")]
     assert np.array_equal(first_losses[0], first_losses[1])
@@ -116,7 +116,7 @@ def test_the_test_split_is_read_at_the_end_of_reported_runs_only(make_spec: Make
     evaluated().clear()
     result = training.run(spec)
     validations = ["validation"] * 5
-    ended = ["test", "test", "test", "validation", "test"]  # the initial model, the best, the last; twice the constant
+    ended = ["test", "test", "test", "validation", "test"]  # initial, best and last model; then the constant predictor
     assert evaluated() == [*validations, *ended]
     assert {(score.checkpoint, score.split) for score in result.scores} == {
         (checkpoint, split) for checkpoint in ("last", "best", "constant") for split in ("validation", "test")
@@ -130,7 +130,7 @@ def test_the_test_split_is_read_at_the_end_of_reported_runs_only(make_spec: Make
 
 
 def test_the_best_checkpoint_is_the_best_validation(make_spec: MakeSpec) -> None:
-    """A method that makes the error rise again: the best is an earlier model, with that model's test score."""
+    """If the error rises again, the best checkpoint is an earlier model, with that model's test score."""
     result = training.run(make_spec("worsening", {"after": 20}, optimizer="sgd", steps=40))
     scores = {(score.checkpoint, score.split): score.metrics["error"] for score in result.scores}
     curve = [evaluation.metrics["error"] for evaluation in result.curves]
@@ -197,8 +197,8 @@ def test_the_optimiser_has_the_networks_parameters_alone(make_spec: MakeSpec) ->
     model = problem.model()
     build.balancer(spec.method, problem, model)
     optimizer = build.optimizer(model, spec.recipe)
-    mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert mine == {id(parameter) for parameter in model.parameters()}
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in model.parameters()}
     assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
 
 

@@ -1,4 +1,4 @@
-"""What a suite makes of what problems declare: baselines, recipes, missing data, pictures, the hash of their data."""
+"""Check how a suite uses what problems declare: baselines, recipes, missing data, pictures, the hash of their data."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench.analysis import baselines
+from bench.analysis import Roles, SuiteTables, baselines
 from bench.catalogue import problem_list as listing
 from bench.cli import app
 from bench.execute import forecast, run_suite
@@ -23,6 +23,8 @@ from bench.run import pace, spec
 from bench.suite import plan
 from bench.suite.suite_file import Suite
 from bench.suite.toml_table import SuiteError
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 MakeSuite = Callable[..., Suite]
 PLUGINS = [Path(__file__).parents[1] / "plugins" / name for name in ("small.py", "unlike.py", "methods.py")]
@@ -50,7 +52,7 @@ def test_each_task_is_trained_alone_beside_equal_weighting(make_suite: MakeSuite
     assert set(alone["problem"]) == {"small"}  # the other declares no such baseline
     assert sorted(zip(alone["balancer"], alone["seed"], strict=True)) == [(t, s) for t in "ab" for s in (1, 2, 3)]
     equal = runs[(runs["phase"] == "reported") & (runs["problem"] == "small")]
-    assert set(alone["lr"]) == set(equal["lr"])  # the rate that was chosen for equal weighting
+    assert set(alone["lr"]) == set(equal["lr"])  # the learning rate that was chosen for equal weighting
 
     scores = table(tmp_path / "results", "scores")
     last = scores[(scores["checkpoint"] == "last") & (scores["split"] == "test") & (scores["problem"] == "small")]
@@ -76,7 +78,7 @@ def test_a_task_alone_is_trained_on_its_own_loss(make_suite: MakeSuite) -> None:
 
 def test_baselines_are_means_over_seeds() -> None:
     random = np.random.default_rng(3)
-    values = random.random((2, 4))  # equal and alone, four seeds
+    values = random.random((2, 4))  # of equal weighting and of the task alone, on four seeds
     about = {"problem": "p", "metric": "m", "task": "t", "checkpoint": "last", "split": "test"}
     rows = [
         {**about, "phase": phase, "balancer": label, "seed": seed, "value": values[i, seed]}
@@ -87,7 +89,8 @@ def test_baselines_are_means_over_seeds() -> None:
     rows.append({**about, "phase": "reported", "balancer": "even", "seed": 0, "value": 1e9, "split": "validation"})
     constants = pd.DataFrame({"problem": "p", "seed": [0, 1], "split": "test", "metric": "m", "value": [3.0, 5.0]})
     facts = {"problem": "p", "task": ["t", None], "metric": ["m", "whole"], "unit": "s", "higher_is_better": True}
-    (row,) = baselines(pd.DataFrame(rows), constants, pd.DataFrame(facts), "even").to_dict("records")
+    tables = SuiteTables(scores=pd.DataFrame(rows), constants=constants, metrics=pd.DataFrame(facts))
+    (row,) = baselines(tables, Roles("even", None, None, None, {})).to_dict("records")
     assert (row["constant"], row["seeds"]) == (4.0, 4)
     assert (row["equal"], row["single_task"]) == pytest.approx(values.mean(1).tolist())
     assert (row["equal_sd"], row["single_task_sd"]) == pytest.approx(values.std(1, ddof=1).tolist())
@@ -104,7 +107,7 @@ def test_problems_without_their_data_are_left_out(make_suite: MakeSuite, tmp_pat
 
 
 def test_where_gradients_are_measured_unless_it_is_said(make_suite: MakeSuite) -> None:
-    """At the method's own place; where tasks share no features, at all shared parameters."""
+    """Measure at the method's own place; if tasks share no features, at all shared parameters."""
     problems = [{"name": "small"}, {"name": "apart"}]
     methods = [{"name": name} for name in ("equal", "gradnorm", "mgda")]
     loaded = make_suite(plugins=PLUGINS, problems=problems, balancers=methods)
@@ -149,7 +152,7 @@ def test_the_data_alone_make_the_difference(make_suite: MakeSuite, monkeypatch: 
 
 @pytest.fixture(scope="module")
 def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of a suite whose problems draw, and of one whose picture fails."""
+    """Return the results folder of a suite with a problem that draws a picture and one whose picture fails."""
     folder = tmp_path_factory.mktemp("pictured")
     text = "evaluations = 2\nbaselines = true\nplugins = " + json.dumps([str(path) for path in PLUGINS])
     text += "\n[seeds]\nreported = [1, 2]\n"
@@ -222,7 +225,7 @@ def test_how_long_it_will_take_grows_with_what_there_is_to_do(make_suite: MakeSu
     assert found.step > 0
     steady = pace.Pace(load=30.0, prepare=5.0, step=1.0, evaluation=2.0)
     paces: dict[Any, Any] = dict.fromkeys(forecast.to_try(tuning), steady)
-    # six runs of 5 + 12 * 1 + 4 * 2 seconds, two at a time, and the data once; two more rates make it 4/6 longer
+    # Six runs take 5 + 12 * 1 + 4 * 2 seconds each, two at a time; the data are loaded once. Two more rates add 4/6.
     seconds = 30 + 6 * 25 / 2
     most = seconds + 75 * 2 / 3
     assert forecast.sentence(loaded, tuning, [], 2, paces).startswith(

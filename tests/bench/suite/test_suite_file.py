@@ -1,4 +1,4 @@
-"""A suite is refused for the first thing that is wrong with it, by file and key."""
+"""Read suites, and refuse each for the first mistake in it, by file and key."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -155,3 +155,18 @@ def test_a_suite_is_found_by_name_or_by_path(tmp_path: Path) -> None:
         suite_file.find("smok")
     with pytest.raises(SuiteError, match="there is no file"):
         suite_file.find(str(tmp_path / "other.toml"))
+
+
+def test_a_suite_keeps_its_file_as_written(make_suite: MakeSuite, tmp_path: Path) -> None:
+    loaded = make_suite(balancers=[{"name": "equal"}, {"name": "static", "options": {"weights": "problem:ones"}}])
+    assert loaded.written.text == (tmp_path / "mine.toml").read_text()
+    assert loaded.written.values["balancers"][1] == {"name": "static", "options": {"weights": "problem:ones"}}
+    assert loaded.written.roles(loaded.name).second == "static"
+
+
+def test_a_description_is_read_without_a_check_of_the_suite(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('plugins = ["nowhere.py"]\n')
+    assert suite_file.description(path) == ""
+    path.write_text('description = "Mine"\nplugins = ["nowhere.py"]\n')
+    assert suite_file.description(path) == "Mine"

@@ -1,4 +1,4 @@
-"""``lossbench try``: a comparison on one's own problem that fits a stretch of time, and the answer it ends with."""
+"""Test ``lossbench try``: a comparison on a user's own problem that fits a given time, and the answer at its end."""
 
 import re
 from dataclasses import replace
@@ -18,6 +18,8 @@ from bench.suite.toml_table import SuiteError
 
 from ..report.made_up_results import build
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 SMALL = (Path(__file__).parents[1] / "plugins" / "small.py").read_text()
 OWN = """
 from torch import Tensor, ones_like
@@ -36,7 +38,7 @@ class Ones(LossBalancer):
 
 @pytest.fixture
 def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A problem, and a method, that only this test knows."""
+    """Return a file that registers a problem and a method under names that only this test has."""
     name = re.sub(r"\W", "-", request.node.name)
     path = tmp_path / "mine.py"
     path.write_text(SMALL.replace('name = "small"', f'name = "{name}"') + OWN.format(name=name))
@@ -70,7 +72,7 @@ def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
     assert said[-1].startswith(f"the suite is in {tmp_path / 'results' / 'mine.toml'}")
     again = suite_file.load(tmp_path / "results" / "mine.toml")
-    assert again.text == made.text
+    assert again.written == made.written
     assert labels(again) == labels(made)
 
 
@@ -128,6 +130,7 @@ def test_what_is_no_problem_is_refused_in_a_sentence(tmp_path, text, message):
         try_suite.make(path, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_an_answer(file, tmp_path, monkeypatch):
     monkeypatch.setattr(try_suite, "METHODS", ("equal", "static", "uncertainty"))
     done = CliRunner().invoke(app, ["try", str(file), "--minutes", "0", "--results", str(tmp_path), "--jobs", "1"])
@@ -138,7 +141,7 @@ def test_the_command_ends_with_an_answer(file, tmp_path, monkeypatch):
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    """Made-up ones of a problem: static scores best and costs least, GradNorm is better than equal too."""
+    """Return made-up results of one problem: static scores best and costs least, and GradNorm is better than equal."""
     return load(build(tmp_path / "made-up", num_tasks=(2,), failing=""))
 
 
@@ -155,7 +158,7 @@ def test_a_cheaper_one_that_is_better_too_is_named(results):
     board.loc[board["balancer"] == "static 1/sigma²", "step_ratio"] = 3.0
     (said,) = answer(replace(results, board=board))
     assert "try static 1/sigma²" in said
-    assert "at 3.00× the time of a step. The cheapest that is better: GradNorm" in said
+    assert "at 3.00× the time of a step. The cheapest better method: GradNorm" in said
 
 
 def test_where_nothing_is_better_the_answer_is_to_stay(results):

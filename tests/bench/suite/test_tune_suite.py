@@ -1,4 +1,4 @@
-"""A suite that searches: which trials it makes, what comes of them, and the command that makes such a suite."""
+"""Test suites that search: their trials, the results of these, and the command that makes such a suite."""
 
 import json
 import tomllib
@@ -12,7 +12,7 @@ from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
 
-from balancers.engine.base import Range
+from balancers import Range
 from bench.analysis import is_ranking
 from bench.cli import app
 from bench.execute import run_suite
@@ -20,6 +20,8 @@ from bench.report import results_folder
 from bench.suite import plan, search, suite_file, tune_suite
 from bench.suite.suite_file import Suite
 from bench.suite.toml_table import SuiteError
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 MakeSuite = Callable[..., Suite]
 LOSSBENCH = CliRunner()
@@ -35,7 +37,7 @@ SEARCHING = {
 def test_learning_rates_are_spread_evenly_by_their_logarithm() -> None:
     rates = search.learning_rates(16, 1e-4, 1e-1)
     assert len(set(rates)) == 16
-    for part in (rates, rates[:8], rates[8:]):  # either half alone too
+    for part in (rates, rates[:8], rates[8:]):  # each half is spread evenly by itself
         strata = np.log(np.array(part) / 1e-4) / np.log(1e3) * len(part)
         assert sorted(strata.astype(int)) == list(range(len(part)))
     assert search.learning_rates(16, 1e-4, 1e-1) == rates
@@ -74,7 +76,7 @@ def test_weights_are_uniform_on_the_simplex(num_tasks: int) -> None:
     drawn = np.array(search.weights(None, num_tasks, 512))
     assert drawn.min() >= 0
     assert drawn.sum(axis=1) == pytest.approx(num_tasks, rel=1e-3)
-    for i in range(num_tasks):  # a coordinate of the uniform distribution on the simplex
+    for i in range(num_tasks):  # the distribution of a coordinate on the simplex
         assert stats.kstest(drawn[:, i] / num_tasks, stats.beta(1, num_tasks - 1).cdf).pvalue > 0.01
 
 
@@ -195,6 +197,7 @@ def base(tmp_path: Path, suite_text: Callable[..., str]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_tune_ends_in_a_report_and_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
     command = ["tune", str(base), "--trials", "4", "--balancer", "gradnorm", "--balancer", "famo"]
     command += ["--results", str(tmp_path), "--jobs", "1"]
@@ -203,10 +206,10 @@ def test_tune_ends_in_a_report_and_goes_on_where_it_was(base: Path, tmp_path: Pa
     estimate = done.output.index("core-seconds)")
     assert estimate < done.output.index("trials: 0 of")
     assert "beyond static weights by" in done.output
-    assert "0 found from before, 0 failed" in done.output
+    assert "0 already stored, 0 failed" in done.output
     page = (tmp_path / "mine-tuned" / "report.html").read_text()
-    assert "Against the front of static weights" in page
-    assert "What the search chose" in page
+    assert "Compared with the front of static weights" in page
+    assert "Trials that the search chose" in page
     assert (tmp_path / "mine-tuned" / "figures" / "front-1.svg").is_file()
 
     again = LOSSBENCH.invoke(app, command)
@@ -224,7 +227,7 @@ def test_tune_ends_in_a_report_and_goes_on_where_it_was(base: Path, tmp_path: Pa
     for _, of_phase in runs.groupby("phase"):
         once = LOSSBENCH.invoke(app, ["once", "mine-tuned", of_phase["key"].iloc[-1], "--results", str(tmp_path)])
         assert once.exit_code == 0, once.output
-        assert once.output.strip().endswith("as stored")
+        assert once.output.strip().endswith("the scores equal the stored ones")
 
 
 def test_tune_keeps_the_methods_of_the_suite(base: Path, tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_tune_keeps_the_methods_of_the_suite(base: Path, tmp_path: Path) -> None
     assert made.description == "<b> \\ é"
     assert made.tuning_seeds == (11,)
     assert len(made.learning_rates) == 5
-    other, _ = tune_suite.make(folder / "suite.toml", tmp_path, 8)  # of a suite that searches already
+    other, _ = tune_suite.make(folder / "suite.toml", tmp_path, 8)  # from a suite that searches already
     assert len(other.learning_rates) == 8
 
 

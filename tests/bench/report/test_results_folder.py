@@ -1,0 +1,108 @@
+"""Read results folders of which only some tables were kept, as CSV alone or without a leaderboard."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bench.analysis import SuiteTables, leaderboard
+from bench.cli import app
+from bench.report import leaderboard_terminal, results_folder
+from bench.report.results_folder import BASE
+
+from .made_up_results import BALANCERS, build
+
+REFERENCE = Path(__file__).parents[3] / "results" / "reference"
+SUITES = ("all", "core", "default", "tuned")
+
+
+def keep_csv(folder: Path) -> None:
+    """Replace every Parquet file of ``folder`` by a CSV file."""
+    for path in (folder / "tables").glob("*.parquet"):
+        pd.read_parquet(path).to_csv(path.with_suffix(".csv"), index=False)
+        path.unlink()
+
+
+def test_a_missing_leaderboard_is_made_from_the_other_tables(tmp_path):
+    folder = build(tmp_path / "made-up")
+    results = results_folder.load(folder)
+    tables = SuiteTables(**{name: results.tables[name] for name in BASE})
+    pd.testing.assert_frame_equal(results.board, leaderboard(tables, results.roles))
+    assert results.ranking
+    assert not results_folder.load(build(tmp_path / "untuned", grid=(), timed=False)).ranking
+
+
+def test_a_stored_leaderboard_is_read_and_not_made_again(tmp_path):
+    folder = build(tmp_path / "made-up", timed=False)
+    board = results_folder.load(folder).board
+    for ranking in (True, False):
+        changed = board.assign(score=board["score"] + 1, ranking=ranking)
+        changed.to_parquet(folder / "tables" / "leaderboard.parquet", index=False)
+        results = results_folder.load(folder)
+        pd.testing.assert_frame_equal(results.board, changed.reset_index(drop=True))
+        assert results.ranking == ranking
+
+
+def test_csv_alone_gives_the_same_results_whatever_the_labels(tmp_path):
+    labels = {"equal": BALANCERS["equal"], "1": BALANCERS["GradNorm"], "NA": BALANCERS["uncertainty"]}
+    folder = build(tmp_path / "made-up", balancers=labels, failing="1")
+    parquet = results_folder.load(folder)
+    parquet.board.to_parquet(folder / "tables" / "leaderboard.parquet", index=False)
+    keep_csv(folder)
+    stored = results_folder.load(folder)
+    (folder / "tables" / "leaderboard.csv").unlink()
+    made = results_folder.load(folder)
+    for csv in (stored, made):
+        pd.testing.assert_frame_equal(csv.board, parquet.board, check_exact=True)
+        assert csv.ranking == parquet.ranking
+    for name, table in parquet.tables.items():
+        missing_alike = [frame.where(frame.notna(), None) for frame in (made.tables[name], table)]
+        pd.testing.assert_frame_equal(*missing_alike, check_exact=True, check_dtype=False)
+
+
+def test_a_table_that_was_not_kept_is_empty_unless_every_folder_has_it(tmp_path):
+    folder = build(tmp_path / "made-up")
+    (folder / "tables" / "curves.parquet").unlink()
+    curves = results_folder.load(folder).tables["curves"]
+    assert curves.empty
+    assert "value" in curves
+    (folder / "tables" / "runs.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="is not the results folder of a suite: it has no tables/runs"):
+        results_folder.load(folder)
+
+
+def test_a_table_without_a_column_is_refused(tmp_path):
+    folder = build(tmp_path / "made-up")
+    path = folder / "tables" / "runs.parquet"
+    pd.read_parquet(path).drop(columns="status").to_parquet(path, index=False)
+    with pytest.raises(ValueError, match=r"the table runs in .* has no column status"):
+        results_folder.load(folder)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_reference_results_can_be_read(suite, tmp_path, capsys):
+    folder = Path(shutil.copytree(REFERENCE / suite, tmp_path / suite))
+    leaderboard_terminal.print_leaderboard(folder)
+    out = capsys.readouterr().out
+    results = results_folder.load(folder)
+    for problem in results.problems:
+        assert f"{problem}: " in out
+    assert results.ranking == (suite != "all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["core", "tuned"])
+def test_the_reference_results_are_reported_as_far_as_they_were_kept(suite, tmp_path):
+    folder = Path(shutil.copytree(REFERENCE / suite, tmp_path / suite))
+    (folder / "report.html").unlink()
+    done = CliRunner().invoke(app, ["report", suite, "--results", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    page = (folder / "report.html").read_text()
+    for problem in results_folder.load(folder).problems:
+        assert problem in page
+    kinds = {path.stem.rpartition("-")[0] for path in (folder / "figures").glob("*.svg")}
+    assert {"scores", "cost", "learning-rates"} <= kinds
+    assert ("front" in kinds) == (suite == "tuned")
+    assert not {"curves", "weights", "dynamics"} & kinds
