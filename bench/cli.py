@@ -23,7 +23,7 @@ from .cost import devices, micro, own_model
 from .cost.devices import DeviceName
 from .cost.subject import SubjectError
 from .execute import forecast, run_suite
-from .execute import rerun as once_more
+from .execute import repeat_run as once_more
 from .execute.run_suite import BusyError, Summary
 from .execute.workers import WorkerError
 from .paper import all_claims

@@ -18,7 +18,7 @@ from bench.run import machine_facts
 from bench.style import figure_style
 from bench.style.console import new_console
 
-from . import compiled, cost_figures, cost_growth, cost_limits, cost_terminal, devices
+from . import compiled, cost_figures, cost_growth, cost_terminal, devices, gradnorm_overhead
 from .devices import DeviceName
 from .step_clock import single_thread
 from .subject import SubjectError
@@ -45,7 +45,7 @@ def main(
         return table
 
     with single_thread():
-        table = keep(_all(cost_limits.measure(place, quick)), "limits")
+        table = keep(_all(gradnorm_overhead.measure(place, quick)), "limits")
         shown = cost_terminal.limits(table)
         console.print(
             Text(f"What GradNorm adds to a step, next to its bounds: {machine}", style="bold"),

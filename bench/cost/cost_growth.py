@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 
 from .cases import regression
-from .cost_limits import rows
 from .floor import LAYER_FLOOR
+from .gradnorm_overhead import rows
 from .timed_methods import EQUAL, LAYER
 
 TASKS, AT_BATCH = (2, 5, 10, 20, 40, 100), 100

@@ -1,6 +1,10 @@
-"""Time calls against each other: they take turns, so that whatever slows the machine for a while slows all of them."""
+"""Take the time of steps: the parts of one step, and whole steps that take turns.
+
+Calls that are compared take turns, so that whatever slows the machine for a while slows all of them.
+"""
 
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +14,42 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binom
+
+
+class HostClock:
+    """Measures the CPU time between marks."""
+
+    def start(self) -> None:
+        self._marks = [time.perf_counter()]
+
+    def lap(self) -> None:
+        self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        return np.diff(self._marks).tolist()
+
+
+class CudaClock:
+    """Measures the time between marks in the device's stream. It starts on an idle device and waits only at the end."""
+
+    def start(self) -> None:
+        torch.cuda.synchronize()
+        self._marks: list[torch.cuda.Event] = []
+        self.lap()
+
+    def lap(self) -> None:
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        self._marks.append(mark)
+
+    def seconds(self) -> list[float]:
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(self._marks)]
+
+
+def new_clock(device: torch.device) -> HostClock | CudaClock:
+    """Return a clock for work on ``device``."""
+    return CudaClock() if device.type == "cuda" else HostClock()
 
 
 def interleave(calls: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:

@@ -1,15 +1,12 @@
 """Make a training step that can be timed in parts: losses, balancer and backward pass, optimiser."""
 
-import itertools
-import time
-
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
 
 from balancers import LossBalancer
 
+from .step_clock import new_clock
 from .subject import Subject
 
 PARTS = ("forward", "backward", "optimizer")
@@ -28,7 +25,7 @@ class TrainingStep:
         self.optimizer = optimizer
         self.seconds: list[list[float]] = []
         """Seconds of each of `PARTS`, with a row for each step."""
-        self._clock = _CudaClock() if subject.device.type == "cuda" else _Clock()
+        self._clock = new_clock(subject.device)
 
     def __call__(self) -> None:
         clock = self._clock
@@ -50,34 +47,3 @@ class TrainingStep:
 def adam(model: nn.Module) -> Adam:
     """Return the optimiser of every comparison here: fused Adam with learning rate `LR`."""
     return Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=LR, fused=True)
-
-
-class _Clock:
-    """Measures the CPU time between marks."""
-
-    def start(self) -> None:
-        self._marks = [time.perf_counter()]
-
-    def lap(self) -> None:
-        self._marks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        return np.diff(self._marks).tolist()
-
-
-class _CudaClock:
-    """Measures the time between marks in the device's stream. It starts on an idle device and waits only at the end."""
-
-    def start(self) -> None:
-        torch.cuda.synchronize()
-        self._marks: list[torch.cuda.Event] = []
-        self.lap()
-
-    def lap(self) -> None:
-        mark = torch.cuda.Event(enable_timing=True)
-        mark.record()
-        self._marks.append(mark)
-
-    def seconds(self) -> list[float]:
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(self._marks)]

@@ -7,6 +7,7 @@ from bench.style.numbers import relative
 from bench.style.short_label import short
 
 from .results_folder import Results
+from .verdict_wording import as_predicate
 
 
 def answer(results: Results) -> list[str]:
@@ -43,8 +44,8 @@ def _of_problem(others: pd.DataFrame, results: Results) -> str:
         if cheapest["balancer"] != best["balancer"]:
             text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest)}."
     if results.roles.static not in (None, best["balancer"]) and best["static_verdict"] not in ("", "better"):
-        verdict = {"tie": "a tie", "worse": "worse"}.get(best["static_verdict"], "not settled")
-        text += f" Compared with {short(results.roles.static or '', 40)}, it is {verdict}."
+        static = short(results.roles.static or "", 40)
+        text += f" Compared with {static}, it is {as_predicate(best['static_verdict'])}."
     if best["failed"]:
         text += f" {best['failed']} of its {best['seeds']} runs failed."
     return text

@@ -13,6 +13,19 @@ FEW_PROBLEMS = 2
 BOARD_TITLE = "Leaderboard"
 DEFAULTS_TITLE = "Defaults, not a ranking"
 ONE_SEED_TITLE = "One seed, not a ranking"
+CLAUSES = {
+    "better": ("scores better than", "score better than"),
+    "worse": ("scores worse than", "score worse than"),
+    "tie": ("ties with", "tie with"),
+    "not settled": ("cannot be distinguished from", "cannot be distinguished from"),
+    "": ("has too few seeds for a verdict against", "have too few seeds for a verdict against"),
+}
+"""The words for each verdict, for one method and for several, in the order in which a sentence names them."""
+
+
+def as_predicate(verdict: str) -> str:
+    """Return what follows "it is": ``better``, ``worse``, ``a tie``, or ``not settled``."""
+    return {"tie": "a tie", "": "not settled"}.get(verdict, verdict)
 
 
 def title(results: Results) -> str:
@@ -108,13 +121,7 @@ def finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
     if not results.ranking:
         return f"On {short(problem, 40)}, relative to {name}: {_methods(others)}."
     clauses = []
-    for verdict, singular, plural in (
-        ("better", "scores better than", "score better than"),
-        ("worse", "scores worse than", "score worse than"),
-        ("tie", "ties with", "tie with"),
-        ("not settled", "cannot be distinguished from", "cannot be distinguished from"),
-        ("", "has too few seeds for a verdict against", "have too few seeds for a verdict against"),
-    ):
+    for verdict, (singular, plural) in CLAUSES.items():
         methods = others[others["verdict"] == verdict]
         if len(methods):
             clauses.append(f"{_methods(methods)} {singular if len(methods) == 1 else plural} {name}")

@@ -23,7 +23,7 @@ from bench.run.spec import Device, Method, Options
 from bench.run.suite_text import KEPT, SuiteText
 from tasks import MissingDataError, Problem, Recipe
 
-from . import search
+from . import trial_draws
 from .toml_table import SuiteError, TomlTable, ValueKind, closest
 
 SUITES = Path(__file__).parents[1] / "suites"
@@ -299,7 +299,7 @@ def _learning_rates(top: TomlTable) -> tuple[float, ...]:
         top.fail("search", "learning_rates is there too; a suite has either a grid or a search")
     table = top.table("search", ("trials", "rates"))
     low, high = map(float, table.take("rates", LIMITS))
-    return search.learning_rates(table.take("trials", TRIALS), low, high)
+    return trial_draws.learning_rates(table.take("trials", TRIALS), low, high)
 
 
 def _device(top: TomlTable) -> Device:
@@ -355,11 +355,11 @@ def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float
                 fixed = {key: _resolve(table, key, value, entry) for key, value in options.items()}
                 if searches_weights:
                     own = next(iter(entry.problem.static_weights.values()), None)
-                    drawn = search.weights(own, len(entry.problem.tasks), len(rates))
+                    drawn = trial_draws.weights(own, len(entry.problem.tasks), len(rates))
                     of_trials: list[Options] = [{**fixed, "weights": weights} for weights in drawn]
                     fixed = dict(of_trials[0])
                 else:
-                    of_trials = search.options(cls.tunable, fixed, len(rates)) if rates else []
+                    of_trials = trial_draws.options(cls.tunable, fixed, len(rates)) if rates else []
                 made = [Method(name, where, options) for options in (fixed, *of_trials)]
                 for method in made:
                     build.balancer(method, entry.problem, model)

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..batch_order import epochs
 from ..problem import MissingDataError, Split
-from . import folders
+from . import npy_files
 from .augment import augment
 from .dense_problem import SHOWN, DensePrediction
-from .folders import BadDataError, Files, Folders, Kind
 from .images import Images, join
+from .npy_files import BadDataError, Files, Folders, Kind
 
 STRETCH, HELD_OUT = 50, 5
 """Of every 50 images in ``train``, the first 5 are in the validation set."""
@@ -53,7 +53,7 @@ class Reader(Dataset[Images | BadDataError]):
     def __getitem__(self, request: Request) -> Images | BadDataError:
         index, seed = request
         try:
-            images = folders.read(self.files[index], self.num_classes)
+            images = npy_files.read(self.files[index], self.num_classes)
         except BadDataError as error:
             return error
         if seed is None:
@@ -62,7 +62,7 @@ class Reader(Dataset[Images | BadDataError]):
 
 
 class FolderPrediction(DensePrediction[Found]):
-    """Base class for dense prediction on a data set in the folder layout of `folders`.
+    """Base class for dense prediction on a data set in the folder layout of `npy_files`.
 
     These folders have only two splits, ``train`` and ``val``. Here ``val`` is the test set, and part of ``train`` is
     the validation set: of every 50 images in numeric order, the first 5. Consecutive images are held out together,
@@ -127,7 +127,7 @@ class FolderPrediction(DensePrediction[Found]):
         if "normals" in self.tasks:
             names["normal"] = "normal"
         try:
-            folders.require(self.root, names)
+            npy_files.require(self.root, names)
         except MissingDataError as error:
             raise MissingDataError(f"{self.name}: {error}. {self.source}") from error
         return self.root, names
@@ -135,7 +135,9 @@ class FolderPrediction(DensePrediction[Found]):
     def fingerprint(self) -> str:
         """Return a hash of the files' names and sizes. (Hashing their contents would take too long.)"""
         root, names = self._required()
-        return folders.fingerprint(root, [f for split in ("train", "val") for f in folders.find(root / split, names)])
+        return npy_files.fingerprint(
+            root, [f for split in ("train", "val") for f in npy_files.find(root / split, names)]
+        )
 
     def data(self, generator: Generator, device: torch.device | str) -> Found:
         """Find the files of each split, which are the same for every seed: ``generator`` is not used.
@@ -147,12 +149,12 @@ class FolderPrediction(DensePrediction[Found]):
             BadDataError: If a file is missing or its header is wrong.
         """
         root, names = self._required()
-        train, test = (folders.find(root / split, names) for split in ("train", "val"))
+        train, test = (npy_files.find(root / split, names) for split in ("train", "val"))
         if len(train) <= HELD_OUT:
             raise BadDataError(
                 f"{root / 'train'} has {len(train)} images; expected more than the {HELD_OUT} that are held out"
             )
-        folders.check([*train, *test])
+        npy_files.check([*train, *test])
         held_out = [i % STRETCH < HELD_OUT for i in range(len(train))]
         validation = [files for files, out in zip(train, held_out, strict=True) if out]
         rest = [files for files, out in zip(train, held_out, strict=True) if not out]

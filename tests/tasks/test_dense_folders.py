@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tasks import MissingDataError
-from tasks.dense import folders
-from tasks.dense.folders import BadDataError
+from tasks.dense import npy_files
+from tasks.dense.npy_files import BadDataError
 
 from .dense_files import write
 
@@ -26,9 +26,9 @@ def root(tmp_path: Path) -> Path:
     return write(tmp_path, train=12, val=2, size=(8, 12))
 
 
-def checked(root: Path) -> list[folders.Files]:
-    found = folders.find(root / "train", NAMES)
-    folders.check(found)
+def checked(root: Path) -> list[npy_files.Files]:
+    found = npy_files.find(root / "train", NAMES)
+    npy_files.check(found)
     return found
 
 
@@ -49,7 +49,7 @@ def test_files_come_in_numeric_order(root):
 
 def test_an_image_is_what_its_files_hold(root):
     files = checked(root)[10]
-    images = folders.read(files, 13)
+    images = npy_files.read(files, 13)
     arrays = {kind: np.load(path) for kind, path in files.items()}
     np.testing.assert_array_equal(images.image[0].movedim(0, -1), arrays["image"])
     np.testing.assert_array_equal(images.label[0], arrays["label"])
@@ -64,40 +64,40 @@ def test_an_image_is_what_its_files_hold(root):
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4"])
 def test_floating_point_numbers_of_any_type_and_order_are_read(root, kind, dtype):
     files = checked(root)[0]
-    before = folders.read(files, 13)
+    before = npy_files.read(files, 13)
     saved(files[kind], np.asfortranarray(np.load(files[kind]).astype(dtype)))
-    folders.check([files])
-    for ours, theirs in zip(folders.read(files, 13), before, strict=True):
+    npy_files.check([files])
+    for ours, theirs in zip(npy_files.read(files, 13), before, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float64])
 def test_labels_of_any_type_are_read(root, dtype):
     files = checked(root)[0]
-    label = folders.read(files, 13).label
+    label = npy_files.read(files, 13).label
     saved(files["label"], np.load(files["label"]).astype(dtype))
-    folders.check([files])
-    assert torch.equal(folders.read(files, 13).label, label)
+    npy_files.check([files])
+    assert torch.equal(npy_files.read(files, 13).label, label)
 
 
 def test_normals_become_unit_vectors(root):
     files = checked(root)[0]
-    before = folders.read(files, 13).normal
+    before = npy_files.read(files, 13).normal
     saved(files["normal"], 0.9 * np.load(files["normal"]))
-    torch.testing.assert_close(folders.read(files, 13).normal, before)
+    torch.testing.assert_close(npy_files.read(files, 13).normal, before)
 
 
 def test_what_is_read_is_no_view_of_the_file(root):
     files = checked(root)[0]
     before = {kind: path.read_bytes() for kind, path in files.items()}
-    for field in folders.read(files, 13):
+    for field in npy_files.read(files, 13):
         field.fill_(0.5)
     assert before == {kind: path.read_bytes() for kind, path in files.items()}
 
 
 def test_a_kind_that_the_data_set_lacks_is_none(root):
     names = {"image": "image", "label": "label", "depth": "depth"}
-    images = folders.read(folders.find(root / "train", names)[0], 13)
+    images = npy_files.read(npy_files.find(root / "train", names)[0], 13)
     assert images.normal is None
     assert images.depth is not None
 
@@ -110,7 +110,7 @@ def test_files_of_a_file_manager_are_passed_over(root):
 
 def test_the_fingerprint_is_that_of_names_and_sizes(root, tmp_path_factory):
     def of(root: Path) -> str:
-        return folders.fingerprint(root, folders.find(root / "train", NAMES))
+        return npy_files.fingerprint(root, npy_files.find(root / "train", NAMES))
 
     other = write(tmp_path_factory.mktemp("other"), train=12, val=2, size=(8, 12))
     assert of(root) == of(other)
@@ -126,16 +126,16 @@ def test_the_fingerprint_is_that_of_names_and_sizes(root, tmp_path_factory):
 
 
 def test_a_folder_that_is_missing_or_empty_is_named(root, tmp_path):
-    folders.require(root, NAMES)
+    npy_files.require(root, NAMES)
     with pytest.raises(MissingDataError, match=re.escape(f"there is no folder {tmp_path / 'nowhere' / 'train'}")):
-        folders.require(tmp_path / "nowhere", NAMES)
+        npy_files.require(tmp_path / "nowhere", NAMES)
     for path in (root / "val" / "depth").iterdir():
         path.unlink()
     with pytest.raises(MissingDataError, match=re.escape(f"{root / 'val' / 'depth'} holds no .npy files")):
-        folders.require(root, NAMES)
+        npy_files.require(root, NAMES)
     (root / "val" / "depth").rmdir()
     with pytest.raises(MissingDataError, match=re.escape(f"no folder {root / 'val' / 'depth'}")):
-        folders.require(root, NAMES)
+        npy_files.require(root, NAMES)
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -238,7 +238,7 @@ def test_a_pickle_is_refused_and_not_executed(root, kind, where, tmp_path):
         checked(root)
     files = {k: root / "train" / k / "2.npy" for k in NAMES}
     with pytest.raises(BadDataError, match=re.escape(str(path))):
-        folders.read(files, 13)
+        npy_files.read(files, 13)
     assert not trap.exists()
     if where == "for a file":
         pickle.loads(path.read_bytes())
@@ -256,7 +256,7 @@ def test_a_garbled_header_raises_nothing_else(root):
             garbled[chance.randrange(128)] = chance.choice([*b"{}()',:0123456789 <>|fiO\\\n", chance.randrange(256)])
         path.write_bytes(garbled)
         with suppress(BadDataError):
-            folders.check([{"image": root / "train" / "image" / "0.npy", "depth": path}])
+            npy_files.check([{"image": root / "train" / "image" / "0.npy", "depth": path}])
 
 
 VALUES = [
@@ -281,6 +281,6 @@ def test_a_value_out_of_range_is_named_when_it_is_read(root, kind, value, messag
     array = np.load(files[kind])
     array[4, 5] = value
     saved(files[kind], array)
-    folders.check([files])
+    npy_files.check([files])
     with pytest.raises(BadDataError, match=f"{re.escape(str(files[kind]))}.*{message}"):
-        folders.read(files, 13)
+        npy_files.read(files, 13)

@@ -19,9 +19,9 @@ from tasks import MissingDataError
 from tasks.dense import folder_problem
 from tasks.dense.dense_problem import target
 from tasks.dense.folder_problem import Found
-from tasks.dense.folders import BadDataError
 from tasks.dense.images import Images
 from tasks.dense.network import SegNet
+from tasks.dense.npy_files import BadDataError
 from tasks.nyuv2 import NYUv2
 
 from .dense_files import write

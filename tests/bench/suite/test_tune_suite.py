@@ -17,7 +17,7 @@ from bench.analysis import is_ranking
 from bench.cli import app
 from bench.execute import run_suite
 from bench.report import results_folder
-from bench.suite import plan, search, suite_file, tune_suite
+from bench.suite import plan, suite_file, trial_draws, tune_suite
 from bench.suite.suite_file import Suite
 from bench.suite.toml_table import SuiteError
 
@@ -35,17 +35,17 @@ SEARCHING = {
 
 
 def test_learning_rates_are_spread_evenly_by_their_logarithm() -> None:
-    rates = search.learning_rates(16, 1e-4, 1e-1)
+    rates = trial_draws.learning_rates(16, 1e-4, 1e-1)
     assert len(set(rates)) == 16
     for part in (rates, rates[:8], rates[8:]):  # each half is spread evenly by itself
         strata = np.log(np.array(part) / 1e-4) / np.log(1e3) * len(part)
         assert sorted(strata.astype(int)) == list(range(len(part)))
-    assert search.learning_rates(16, 1e-4, 1e-1) == rates
-    assert search.learning_rates(12, 1e-4, 1e-1) == rates[:12]
+    assert trial_draws.learning_rates(16, 1e-4, 1e-1) == rates
+    assert trial_draws.learning_rates(12, 1e-4, 1e-1) == rates[:12]
 
 
 def test_close_limits_still_give_different_rates() -> None:
-    rates = search.learning_rates(200, 0.01, 0.0101)
+    rates = trial_draws.learning_rates(200, 0.01, 0.0101)
     assert len(set(rates)) == 200
     assert min(rates) >= 0.01
     assert max(rates) <= 0.0101
@@ -55,7 +55,7 @@ RANGES = {"a": Range(1e-4, 1e-1, log=True), "b": Range(-1.0, 3.0)}
 
 
 def test_options_are_left_alone_in_the_first_half_and_drawn_in_the_second() -> None:
-    tried = search.options(RANGES, {"c": "x"}, 256)
+    tried = trial_draws.options(RANGES, {"c": "x"}, 256)
     assert tried[:128] == [{"c": "x"}] * 128
     a, b = (np.array([one[name] for one in tried[128:]]) for name in "ab")
     assert all(one["c"] == "x" for one in tried)
@@ -65,15 +65,15 @@ def test_options_are_left_alone_in_the_first_half_and_drawn_in_the_second() -> N
 
 
 def test_an_option_that_is_set_stays_and_changes_no_other() -> None:
-    tried = search.options(RANGES, {"a": 0.02}, 8)
+    tried = trial_draws.options(RANGES, {"a": 0.02}, 8)
     assert {one["a"] for one in tried} == {0.02}
-    free = search.options(RANGES, {}, 8)
+    free = trial_draws.options(RANGES, {}, 8)
     assert [one.get("b") for one in tried] == [one.get("b") for one in free]
 
 
 @pytest.mark.parametrize("num_tasks", [2, 3, 5, 40])
 def test_weights_are_uniform_on_the_simplex(num_tasks: int) -> None:
-    drawn = np.array(search.weights(None, num_tasks, 512))
+    drawn = np.array(trial_draws.weights(None, num_tasks, 512))
     assert drawn.min() >= 0
     assert drawn.sum(axis=1) == pytest.approx(num_tasks, rel=1e-3)
     for i in range(num_tasks):  # the distribution of a coordinate on the simplex
@@ -81,9 +81,9 @@ def test_weights_are_uniform_on_the_simplex(num_tasks: int) -> None:
 
 
 def test_a_problems_own_weights_have_the_first_half() -> None:
-    tried = search.weights((1.8, 0.2), 2, 7)
+    tried = trial_draws.weights((1.8, 0.2), 2, 7)
     assert tried[:4] == [[1.8, 0.2]] * 4
-    assert tried[4:] == search.weights(None, 2, 7)[4:]
+    assert tried[4:] == trial_draws.weights(None, 2, 7)[4:]
 
 
 @pytest.mark.parametrize(

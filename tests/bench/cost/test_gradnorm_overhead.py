@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from torch import nn
 from typer.testing import CliRunner
 
-from bench.cost import cost_limits, cost_terminal, step_comparison
+from bench.cost import cost_terminal, gradnorm_overhead, step_comparison
 from bench.cost.__main__ import main
 from bench.cost.cases import networks, regression
 from bench.cost.compiled import compiled
@@ -60,9 +60,11 @@ def test_the_limits_stand_beside_the_bounds(quick: tuple[Path, str]) -> None:
 
 def test_the_fastest_is_of_both_kinds_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = np.array([[2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
-    monkeypatch.setattr(cost_limits, "interleave", lambda trainings, rounds: seconds)
-    monkeypatch.setattr(cost_limits, "rows", lambda case, *_: pd.DataFrame({"ratio": [1.0, 1.5], "ratio_high": 2.0}))
-    table = cost_limits.rows_beside_fastest(list(regression(2, 10, CPU)), [], rounds=3)
+    monkeypatch.setattr(gradnorm_overhead, "interleave", lambda trainings, rounds: seconds)
+    monkeypatch.setattr(
+        gradnorm_overhead, "rows", lambda case, *_: pd.DataFrame({"ratio": [1.0, 1.5], "ratio_high": 2.0})
+    )
+    table = gradnorm_overhead.rows_beside_fastest(list(regression(2, 10, CPU)), [], rounds=3)
     assert table["ratio_to_fastest"].tolist() == [2, 3, 1, 1.5]
 
 
