@@ -1,22 +1,28 @@
+"""Fixtures of the balancers' tests."""
+
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """The networks here are so small that a second thread only costs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from .ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed() -> None:
+    """Seed PyTorch's random numbers."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def fresh_compiler():
-    """torch.compile gives up on code that it has compiled too often, in whatever test."""
+def fresh_compiler() -> None:
+    """Reset ``torch.compile``, which gives up on code that it has compiled too often, in any test."""
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Return the pair of gloo ranks that serves all tests."""
+    pair = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield pair
+    pair.stop()

@@ -1,7 +1,7 @@
-"""What the integration tests share: a small network with four kinds of last shared layer, and plain references.
+"""Helpers of the integration tests: a small network with four kinds of last shared layer, and plain references.
 
-The references know nothing of forks, hooks or windows: the mean of all passes' losses is built as one graph and
-differentiated, twice for GradNorm. Read by the tests, and by the worker scripts, which run as programs of their own.
+The references use no forks, hooks or windows: they build the mean of all passes' losses as one graph and differentiate
+it, twice for GradNorm. The tests import this module, and so do the worker scripts, which run in processes of their own.
 """
 
 import os
@@ -76,7 +76,7 @@ class Net(nn.Module):
         return losses_of(self(batch[0]), batch[1])
 
     def wrt(self, name: str) -> dict[str, object]:
-        """`GradNorm`'s arguments that say where gradients are measured."""
+        """Return the arguments of `GradNorm` that determine where gradients are measured."""
         return {
             "layer": {"fork": self.fork, "wrt": self.trunk[-1]},
             "features": {"fork": self.fork, "wrt": None},
@@ -84,7 +84,7 @@ class Net(nn.Module):
         }[name]
 
     def measured(self, name: str) -> list[Tensor]:
-        """What the reference differentiates by, after a forward pass."""
+        """Return the tensors by which the reference differentiates after a forward pass."""
         if name == "features":
             return [self.features]
         return list(self.trunk[-1].parameters() if name == "layer" else self.trunk.parameters())
@@ -106,12 +106,12 @@ def sgd(net: nn.Module) -> torch.optim.Optimizer:
 
 
 def flat_gradients(net: nn.Module) -> Tensor:
-    """All gradients of ``net`` in one vector, zero where there is none."""
+    """Return all gradients of ``net`` in one vector, with zeros for missing ones."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in net.parameters()])
 
 
 def gradient_norms(net: Net, batch: tuple[Tensor, Tensor], wrt: str) -> Tensor:
-    """``(T,)``: the norms of the tasks' gradients, in float64."""
+    """Return the norms of the tasks' gradients in float64, ``(T,)``."""
     losses = net.losses(batch)
     gradients = [torch.autograd.grad(loss, net.measured(wrt), retain_graph=True) for loss in losses]
     return torch.stack([torch.cat([g.flatten().double() for g in of_task]).norm() for of_task in gradients])
@@ -144,7 +144,7 @@ class GradNormReference:
 
 
 class UncertaintyReference:
-    """Gaussian likelihoods, the log-variances trained through the loss itself."""
+    """Uncertainty weighting with Gaussian likelihoods: autograd trains the log-variances."""
 
     def __init__(self) -> None:
         self.log_variances = torch.zeros(len(SCALES), dtype=torch.float64, requires_grad=True)
@@ -178,20 +178,20 @@ class Trajectory:
 
 @dataclass
 class Part:
-    """One pass: the batch it sees, and the seed of what it draws (dropout)."""
+    """One pass: its batch, and the seed of its random numbers (dropout)."""
 
     batch: tuple[Tensor, Tensor]
     seed: int = 0
 
 
 def in_parts(batches: Sequence[tuple[Tensor, Tensor]], parts: int) -> list[list[Part]]:
-    """Windows of ``parts`` passes, each with its own batch and seed."""
+    """Return windows of ``parts`` passes, each with its own batch and seed."""
     every = [Part(batch, seed) for seed, batch in enumerate(batches)]
     return [every[i : i + parts] for i in range(0, len(every), parts)]
 
 
 def joint(windows: Sequence[Sequence[Part]]) -> list[list[Part]]:
-    """The same samples, one pass a window."""
+    """Return windows of the same samples, each as one pass."""
     return [[Part(tuple(torch.cat(column) for column in zip(*(p.batch for p in w), strict=True)))] for w in windows]
 
 
@@ -199,7 +199,7 @@ def joint(windows: Sequence[Sequence[Part]]) -> list[list[Part]]:
 def run_reference(
     net: Net, reference: Reference, windows: Sequence[Sequence[Part]], wrt: str = "layer", gradient_factor: float = 1.0
 ) -> Trajectory:
-    """Trains ``net`` on the mean over each window's passes."""
+    """Train ``net`` on the mean over each window's passes."""
     optimizer = sgd(net)
     steps = []
     for window in windows:
@@ -224,7 +224,7 @@ def run_balancer(
     windows: Sequence[Sequence[Part]],
     backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
 ) -> Trajectory:
-    """Trains ``net`` pass by pass, as a user accumulates gradients."""
+    """Train ``net`` pass by pass, as a user accumulates gradients."""
     optimizer = sgd(net)
     steps = []
     for window in windows:
@@ -247,7 +247,7 @@ def assert_same(found: Trajectory, expected: Trajectory) -> None:
 
 
 def state_of(balancer: nn.Module) -> dict[str, Tensor]:
-    """A copy of every tensor that a balancer's next step depends on; not ``weights``, those that the last one used."""
+    """Return a copy of every tensor in the state but ``weights``, which are those of the last step."""
     state = balancer.state_dict()
     return {key: value.clone() for key, value in state.items() if isinstance(value, Tensor) and key != "weights"}
 
@@ -274,7 +274,7 @@ class Training:
         return Training(net, balancer, torch.optim.Adam(net.parameters(), lr=0.01))
 
     def run(self, batches: Sequence[tuple[Tensor, Tensor]], names: Sequence[str] | None = None) -> list[Tensor]:
-        """One step a batch; the weights of each. With ``names``, losses are a dict in that order."""
+        """Train one step on each batch and return its weights. With ``names``, give losses as a dict in that order."""
         weights = []
         for batch in batches:
             losses = self.net.losses(batch)
@@ -295,7 +295,7 @@ class Training:
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-    """A worker script of this folder, in a process of its own."""
+    """Start a worker script of this folder in a process of its own."""
     root = str(Path(balancers.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
@@ -303,7 +303,7 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(processes: Sequence[subprocess.Popen[str]], timeout: float) -> None:
-    """Waits for all; a hang or a failure of any is an error that shows what it wrote."""
+    """Wait for all processes. If one hangs or fails, raise an error that shows what it printed."""
     try:
         for process in processes:
             output, _ = process.communicate(timeout=timeout)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from balancers import Fork
 
 Aliases = Sequence[Sequence[Any]]
-"""One entry for each call of the fork, and in it what each head gets."""
+"""For each call of the fork, the features that each head gets."""
 
 
 class Net(nn.Module):
     """A trunk, whose entry 2 is the last shared layer, a fork, and heads.
 
-    `outputs` doesn't care whether what it gets went through a fork, so that the same network can be run without one.
+    `outputs` also takes features that did not go through the fork, so that the same network can be run without one.
     """
 
     def __init__(self, trunk: nn.Module, num_tasks: int, width: int) -> None:
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 class NestedNet(Net):
-    """Hands its heads a dict; the last shared layer feeds three of its four leaves, one through another."""
+    """A net whose heads get a dict. The last shared layer feeds three of its four leaves, one through another."""
 
     def features(self, x: Tensor) -> list[Any]:
         first = self.trunk[1](self.trunk[0](x))
@@ -56,7 +56,7 @@ class NestedNet(Net):
 
 
 class TwiceNet(Net):
-    """Calls its fork twice in a step, the second time with features that depend on the first's."""
+    """A net that calls its fork twice in a step, the second time with features that depend on the first ones."""
 
     def features(self, x: Tensor) -> list[Any]:
         z = self.trunk(x)
@@ -112,7 +112,7 @@ def inputs(name: str, count: int = 1) -> list[Tensor]:
 
 
 def losses_of(outputs: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    """Squared errors on scales that differ by task, from targets that depend on ``x``."""
+    """Return squared errors from targets that depend on ``x``, on scales that differ by task."""
     level = x.flatten(1).mean(1, keepdim=True)
     scales = [2 * (i + 1) / len(outputs) for i in range(len(outputs))]
     return [

@@ -1,6 +1,6 @@
-"""GradNorm as the paper writes it, by differentiating its objective, and training runs to compare with ours.
+"""GradNorm as in the paper, by differentiating its objective, and training runs to compare with the balancer's.
 
-Nothing of `balancers` is used in the reference: its networks are run without their fork.
+The reference uses nothing of `balancers`: its networks run without their fork.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from balancers import GradNorm
 
 from .nets import Net, build, inputs, losses_of
 
-STEPS = 200
+STEPS = 50
 
 
 class Reference:
-    """Algorithm 1 by double backward; weights are raised to 1e-4 and renormalised after each update."""
+    """Algorithm 1 by double backward. After each update, weights are raised to 1e-4 and renormalised."""
 
     def __init__(self, num_tasks: int, alpha: float, lr: float, optimizer: str) -> None:
         self.alpha = alpha
@@ -28,7 +28,7 @@ class Reference:
         self.initial: Tensor | None = None
 
     def backward(self, losses: Sequence[Tensor], shared: Sequence[Tensor]) -> None:
-        """Fills the network's gradients with those of sum_i w_i L_i, then updates the w_i."""
+        """Fill the network's gradients with those of sum_i w_i L_i, then update the w_i."""
         values = torch.stack(list(losses)).detach()
         if self.initial is None:
             self.initial = values
@@ -60,15 +60,15 @@ class Case:
     alpha: float = 1.5
     optimizer: str = "adam"
     features: bool = False
-    """Whether gradients are taken with respect to the features at the fork, not to the last shared layer."""
+    """True to measure at the features of the fork; false for the last shared layer."""
     lr: float = 0.025
-    """The weights' own."""
+    """Learning rate of the weights."""
     steps: int = STEPS
 
 
 @dataclass(frozen=True)
 class Run:
-    """What training showed: at each step the weights used and the network's gradients, and how it all ended."""
+    """The weights used and the network's gradients at each step, and the state of both at the end."""
 
     weights: Tensor
     gradients: Tensor
@@ -77,15 +77,15 @@ class Run:
 
 
 Step = Callable[[Net, Tensor], Tensor]
-"""Fills the network's gradients for one batch and returns the weights that it used."""
+"""A function that fills the network's gradients for one batch and returns the weights that it used."""
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def reference_run(case: Case) -> Run:
     reference = Reference(case.num_tasks, case.alpha, case.lr, case.optimizer)
 
     def step(net: Net, x: Tensor) -> Tensor:
-        # One leaf of the features may be computed from another: what the heads read is a variable of its own.
+        # One leaf of the features may be computed from another: the heads read clones, variables of their own.
         features = pytree.tree_map(torch.clone, net.features(x))
         losses = losses_of(net.outputs([(z,) * case.num_tasks for z in features]), x)
         used = reference.weights.detach().clone()
@@ -105,7 +105,7 @@ def balancer_run(case: Case, balancer: GradNorm, net: Net) -> Run:
 
 
 def compare(run: Run, reference: Run) -> None:
-    """Raises AssertionError unless both runs trained the network, and weighed its losses, alike."""
+    """Raise AssertionError unless both runs trained the network and weighed its losses alike."""
     torch.testing.assert_close(run.weights, reference.weights, rtol=0, atol=1e-9)
     scale = reference.gradients.norm(dim=1, keepdim=True)
     torch.testing.assert_close(run.gradients / scale, reference.gradients / scale, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""GradNorm where a step is run in other ways: compiled, checkpointed, under autocast, with a recurrent trunk."""
+"""GradNorm with steps that are run in other ways: compiled, checkpointed, under autocast, with a recurrent trunk."""
 
 import shutil
 from collections.abc import Callable
@@ -16,7 +16,7 @@ STEPS = 6
 
 
 def run(net: Net, forward: Callable[[Tensor], list[Tensor]], wrt: str = "layer") -> tuple[list[Tensor], list[Tensor]]:
-    """Trains the network; the weights after each step and the gradients of each parameter in the last."""
+    """Train the network; return the weights after each step, and each parameter's gradient in the last step."""
     balancer = GradNorm(net.fork, wrt=net.layer if wrt == "layer" else None)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     weights = []
@@ -36,14 +36,18 @@ def same(one, other) -> None:
 
 inductor = pytest.param(
     "inductor",
-    marks=pytest.mark.skipif(not any(map(shutil.which, ["c++", "g++", "clang++"])), reason="no C++ compiler"),
+    marks=[
+        pytest.mark.skipif(not any(map(shutil.which, ["c++", "g++", "clang++"])), reason="no C++ compiler"),
+        pytest.mark.slow,
+        pytest.mark.xdist_group("processes"),
+    ],
 )
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("wrt", ["layer", "features"])
 @pytest.mark.parametrize("backend", ["aot_eager", inductor])
-def test_compiled_apart(backend: str, wrt: str):
+def test_compiled_in_parts(backend: str, wrt: str):
     """The part before the last shared layer, that layer with what follows it, and each head are compiled."""
     expected = run((net := build("linear", 2)), net, wrt)
     net = build("linear", 2)
@@ -58,7 +62,7 @@ def test_compiled_apart(backend: str, wrt: str):
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_whole_trunk_compiled():
-    """The last shared layer within one compiled trunk costs more, and is right all the same."""
+    """With the last shared layer inside a compiled trunk, a step costs more, and its result is the same."""
     expected = run((net := build("linear", 2)), net)
     net = build("linear", 2)
     trunk = torch.compile(net.trunk, fullgraph=True, backend="aot_eager")
@@ -88,7 +92,7 @@ def test_checkpointed(name: str, what: str, wrt: str):
 
 
 def test_a_recurrent_trunk():
-    """The same layer three times: its gradient is that of all its uses, as double backward has it."""
+    """The gradient of a layer that is applied three times is that of all its uses."""
     net = build("linear", 3)
     cell = nn.Linear(5, 5).double()
     readout = nn.Linear(5, 4).double()
@@ -122,7 +126,7 @@ class Small(nn.Module):
 @pytest.mark.parametrize("inside", [True, False], ids=["balancer inside", "balancer outside"])
 @pytest.mark.parametrize("wrt", ["layer", "features", "parameters"])
 def test_autocast(wrt: str, inside: bool):
-    """Measured in bfloat16 as the network's own gradients are; summed, and kept, in float32."""
+    """Norms are those of bfloat16 gradients, as the network's own; they are summed and kept in float32."""
     net = Small()
     layer = net.trunk[2]
     if wrt == "parameters":
@@ -158,7 +162,7 @@ def test_autocast(wrt: str, inside: bool):
 
 @pytest.mark.parametrize("wrt", ["layer", "features", "parameters"])
 def test_a_bfloat16_network(wrt: str):
-    """Losses of 16 bits are weighed, and the state is kept, in 32."""
+    """Losses of 16 bits are weighed in 32 bits, and the state is kept in 32."""
     net = Small().bfloat16()
     layer = net.trunk[2]
     if wrt == "parameters":
@@ -179,7 +183,7 @@ def test_a_bfloat16_network(wrt: str):
 
 
 def test_a_mixed_network():
-    """Losses of different types: the wider one decides."""
+    """With losses of two types, the state takes the wider one."""
     net = build("linear", 2)
     balancer = GradNorm(net.fork, wrt=net.layer)
     for x in inputs("linear", 2):

@@ -1,4 +1,7 @@
-"""A step that is not finite leaves a balancer as it was, and finding that out doesn't wait for the device."""
+"""No step waits for the device, not even to find out that it is not finite; and a few steps of GradNorm's own.
+
+`test_contract` checks for all methods that a step which is not finite leaves no trace.
+"""
 
 import math
 from typing import Any
@@ -33,55 +36,10 @@ def step(balancer: LossBalancer, net: Net, t: int, what: str = "good") -> None:
         second = second + math.inf
     elif what == "negative loss":
         first = first - 100
-    elif what == "nan gradient":
-        second = second + 0 * (second - second.detach()).sqrt()  # the same value
     loss = balancer([first, second])
     if what == "overflowing scale":
         loss = loss * 1e308 * 10
-    elif what == "zero scale":
-        loss = loss * 0
     loss.backward()
-
-
-def state(balancer: LossBalancer) -> dict[str, Any]:
-    saved = {key: value for key, value in balancer.state_dict().items() if key != "weights"}
-    extra = saved.pop("_extra_state")
-    return {key: value.clone() for key, value in saved.items()} | {
-        f"extra {key}": value for key, value in extra.items()
-    }
-
-
-def differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    assert before.keys() == after.keys()
-    return [k for k, v in before.items() if not (v.equal(after[k]) if isinstance(v, Tensor) else v == after[k])]
-
-
-BAD = ["nan loss", "inf loss", "negative loss", "nan gradient", "overflowing scale", "zero scale"]
-STEPS = [(kind, bad) for kind in MEASURED for bad in BAD] + [("uncertainty", "nan loss"), ("uncertainty", "inf loss")]
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("good_steps", [0, 2])
-@pytest.mark.parametrize(("kind", "bad"), STEPS)
-def test_a_bad_step_leaves_the_state(kind: str, bad: str, good_steps: int, optimizer: str):
-    net = build("linear", 2)
-    balancer = make(kind, net, optimizer=optimizer)
-    for t in range(good_steps):
-        step(balancer, net, t)
-    before = state(balancer)
-    step(balancer, net, 3, bad)
-    # How many steps there were is in the extra state: see the next test.
-    assert [key for key in differing(before, state(balancer)) if not key.startswith("extra")] == []
-
-
-@pytest.mark.parametrize("kind", [*MEASURED, "uncertainty"])
-def test_a_bad_step_leaves_the_extra_state(kind: str):
-    net = build("linear", 2)
-    balancer = make(kind, net)
-    step(balancer, net, 0)
-    before = state(balancer)
-    step(balancer, net, 1, "nan loss")
-    assert differing(before, state(balancer)) == []
 
 
 def test_a_bad_step_is_no_update_to_freeze_after():
@@ -94,61 +52,10 @@ def test_a_bad_step_is_no_update_to_freeze_after():
     assert not frozen.equal(torch.ones(2))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("kind", [*MEASURED, "uncertainty"])
-def test_training_goes_on_as_if_there_had_been_no_bad_step(kind: str, optimizer: str):
-    net = build("linear", 2)
-    disturbed, calm = (make(kind, net, optimizer=optimizer) for _ in range(2))
-    for t in range(4):
-        step(disturbed, net, 7, "nan loss" if t % 2 else "inf loss")
-        step(disturbed, net, t)
-        step(calm, net, t)
-    assert [key for key in differing(state(disturbed), state(calm)) if not key.startswith("extra")] == []
-
-
-@pytest.mark.parametrize("kind", MEASURED)
-def test_a_bad_pass_spoils_its_window_only(kind: str):
-    net = build("linear", 2)
-    disturbed, calm = (make(kind, net, accumulate=2) for _ in range(2))
-    step(disturbed, net, 6)
-    step(disturbed, net, 7, "nan loss")
-    for t in range(4):
-        step(disturbed, net, t)
-        step(calm, net, t)
-    assert [key for key in differing(state(disturbed), state(calm)) if not key.startswith("extra")] == []
-
-
-def test_the_weights_of_a_bad_step_are_those_it_was_weighed_with():
-    net = build("linear", 2)
-    balancer = GradNorm(net.fork, wrt=net.layer)
-    step(balancer, net, 0)
-    expected = balancer.next_weights.clone()
-    step(balancer, net, 1, "nan loss")
-    assert balancer.weights.equal(expected)
-
-
-@pytest.mark.parametrize("kind", MEASURED)
-def test_check_finite(kind: str):
-    net = build("linear", 2)
-    balancer = make(kind, net, check_finite=True)
-    step(balancer, net, 0)
-    before = state(balancer)
-    with pytest.raises(FloatingPointError, match=r"the loss of task 'depth' is not finite"):
-        step(balancer, net, 1, "nan loss")
-    with pytest.raises(FloatingPointError, match=r"the loss of task 'normals' is not finite"):
-        step(balancer, net, 1, "inf loss")
-    for bad in ["overflowing scale", "nan gradient", "negative loss"]:
-        with pytest.raises(FloatingPointError, match="state is unchanged"):
-            step(balancer, net, 1, bad)
-    assert [key for key in differing(before, state(balancer)) if not key.startswith("extra")] == []
-    step(balancer, net, 2)
-    assert differing(before, state(balancer))
-
-
 @pytest.mark.parametrize(
     "balancer", [EqualWeighting(NAMES, check_finite=True), UncertaintyWeighting(NAMES, check_finite=True)]
 )
-def test_check_finite_of_losses(balancer: LossBalancer):
+def test_check_finite_accepts_negative_losses(balancer: LossBalancer):
     net = build("linear", 2)
     step(balancer, net, 0, "negative loss")
     with pytest.raises(FloatingPointError, match=r"the loss of task 'normals' is not finite"):
@@ -169,7 +76,7 @@ def test_a_loss_that_is_zero_at_first_starts_later():
 
 
 class NoWait(TorchDispatchMode):
-    """Refuses what would make a program wait for its device: reading a value, and shapes that depend on values."""
+    """Refuse operators that would make a program wait for its device: reads of a value, and shapes from values."""
 
     WAITS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "allclose")
 

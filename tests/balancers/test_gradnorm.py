@@ -1,4 +1,4 @@
-"""What GradNorm does besides algorithm 1's plain course: numbers worked out by hand, its options, its limits."""
+"""GradNorm against numbers worked out by hand, and its options and limits."""
 
 import math
 
@@ -91,7 +91,7 @@ def test_statistics_by_hand():
 
 
 def steps(balancer: GradNorm, net, count: int) -> list[Tensor]:
-    """Trains the weights, not the network; returns those used at each step."""
+    """Train the weights, not the network; return those used at each step."""
     used = []
     for x in inputs("linear", count):
         balancer(losses_of(net(x), x)).backward()
@@ -188,7 +188,7 @@ def test_average_weights_leaves_out_invalid_steps():
 
 @pytest.mark.parametrize("features", [False, True])
 def test_two_losses_before_their_backward_passes(features: bool):
-    """Each pass is measured with the weights that it was made with, in whatever order passes come."""
+    """Each pass is measured with its own weights, in any order of forward and backward passes."""
     net = build("linear", 2)
     balancer = GradNorm(net.fork, wrt=None if features else net.layer, lr=0.3)
     batches = inputs("linear", 3)

@@ -1,17 +1,18 @@
-"""Methods that read the Gramian: what their papers state of them holds, and they agree with TorchJD 0.18.
+"""Methods that read the Gramian keep what their papers state of them, and agree with TorchJD 0.18.
 
-Deliberate differences from TorchJD, allowed for below:
+The tests allow for these deliberate differences from TorchJD:
 
-- MGDA: its Frank-Wolfe iterations stop early. Ours has the smaller norm; its own solver is compared where it converges
-  (two tasks, where a step of it is exact).
-- UPGrad, DualProj: it adds 1e-4 times the identity to the normalised Gramian; compared with that set to almost nothing.
-- CAGrad: it solves to its convex solver's tolerance, which leaves up to 2e-4 in the direction; compared by the
-  objective, and in most cases by the direction.
-- Nash-MTL: a few convex approximations, and a direction clipped in length; compared with many, by direction.
-- FairGrad: least squares with a loose tolerance; compared where its residual is small.
-- Random orders (PCGrad, GradVac) are given to both.
-- GradVac: it adds 1e-8 to denominators.
-- IMTL-G: zero weights where the gradients cancel; ours are then 1/T.
+- MGDA: TorchJD's Frank-Wolfe iterations stop early. Ours has the smaller norm; the directions are compared for two
+  tasks, where one of its steps is exact.
+- UPGrad, DualProj: TorchJD adds 1e-4 times the identity to the normalised Gramian; here almost nothing.
+- CAGrad: TorchJD solves to its convex solver's tolerance, which leaves up to 2e-4 in the direction. All cases are
+  compared by the objective, and most by the direction.
+- Nash-MTL: TorchJD makes a few convex approximations, and clips the direction's length. Here it makes many, and the
+  directions are compared.
+- FairGrad: TorchJD solves by least squares with a loose tolerance; compared where its residual is small.
+- PCGrad, GradVac: both are given the same random orders.
+- GradVac: TorchJD adds 1e-8 to denominators.
+- IMTL-G: TorchJD's weights are zero where the gradients cancel; ours are 1/T.
 """
 
 import inspect
@@ -42,10 +43,14 @@ CASES = 200
 double = torch.float64
 
 
-def matrices(seed: int = 0, most_tasks: int = 6) -> Iterator[Tensor]:
-    """Gradients as rows, ``(T, n)``: of many sizes, norms and angles."""
+few_or_all = pytest.mark.parametrize("cases", [20, pytest.param(CASES, marks=pytest.mark.slow)])
+"""Runs a test whose other implementation is slow on a few cases, and in the long suite on all."""
+
+
+def matrices(seed: int = 0, most_tasks: int = 6, cases: int = CASES) -> Iterator[Tensor]:
+    """Yield gradients as rows, ``(T, n)``, of many sizes, norms and angles."""
     generator = torch.Generator().manual_seed(seed)
-    for case in range(CASES):
+    for case in range(cases):
         num_tasks = 2 + case % (most_tasks - 1)
         rows = torch.randn(num_tasks, 8 + case % 7, generator=generator, dtype=double)
         rows += 0.5 * torch.randn(1, generator=generator, dtype=double) * rows[:1]
@@ -53,7 +58,7 @@ def matrices(seed: int = 0, most_tasks: int = 6) -> Iterator[Tensor]:
 
 
 def method(cls: type[GramianBalancer], **options: Any) -> Callable[[Tensor], Tensor]:
-    """The method's weights for a Gramian, whatever the number of tasks."""
+    """Return a function that computes the method's weights for a Gramian of any number of tasks."""
     return lambda gramian: cls(Fork(len(gramian)), **options).solve(gramian)
 
 
@@ -65,7 +70,7 @@ def unit(vector: Tensor) -> Tensor:
     return vector / vector.norm()
 
 
-# What the papers state.
+# The papers' statements.
 
 
 @pytest.mark.parametrize("cls", [MGDA, UPGrad, DualProj])
@@ -154,7 +159,7 @@ def test_aligned_gradients_are_orthogonal_and_equally_long() -> None:
 
 
 def in_plain_python(rows: Tensor, order: Tensor) -> Tensor:
-    """PCGrad, algorithm 1, on the gradients themselves."""
+    """Return the direction of PCGrad's algorithm 1, computed on the gradients themselves."""
     projected = []
     for i, gradient in enumerate(rows):
         for j in order[i].tolist():
@@ -192,7 +197,7 @@ def test_pcgrad_of_two_tasks_needs_no_order() -> None:
 
 
 def vaccine_in_plain_python(rows: Tensor, usual: Tensor, order: Tensor, beta: float) -> Tensor:
-    """GradVac, algorithm 1, on the gradients themselves; updates ``usual``."""
+    """Return the direction of GradVac's algorithm 1, computed on the gradients themselves; update ``usual``."""
     turned = []
     for i, gradient in enumerate(rows):
         for j in order[i].tolist():
@@ -254,24 +259,27 @@ def test_projections_against_torchjd(cls: type[GramianBalancer], name: str) -> N
     agree(method(cls), getattr(torchjd(), name)(projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-12)), 23)
 
 
-def test_mgda_against_torchjd() -> None:
+@few_or_all
+def test_mgda_against_torchjd(cases: int) -> None:
     theirs = torchjd().MGDA(epsilon=1e-12, max_iters=2000)
-    for rows in matrices(24):
+    for rows in matrices(24, cases=cases):
         ours, frank_wolfe = direction(method(MGDA)(rows @ rows.T), rows), theirs(rows)
         assert ours.norm() <= frank_wolfe.norm() * (1 + 1e-9)
         if len(rows) == 2:
             torch.testing.assert_close(ours, frank_wolfe, rtol=1e-4, atol=1e-6)
 
 
-def test_cagrad_against_torchjd() -> None:
+@few_or_all
+def test_cagrad_against_torchjd(cases: int) -> None:
     pytest.importorskip("cvxpy")
     theirs = torchjd().CAGrad(c=0.4, norm_eps=1e-8)
     differences = []
-    for rows in matrices(25):
+    for rows in matrices(25, cases=cases):
         ours, expected = direction(method(CAGrad, c=0.4)(rows @ rows.T), rows), theirs(rows)
         mean = rows.mean(0)
         assert (ours - mean).norm() <= 0.4 * mean.norm() * (1 + 1e-9)
-        assert (rows @ ours).min() >= (rows @ expected).min() - 1e-7 * rows.norm() ** 2  # the objective, in its ball
+        # The objective, within the ball.
+        assert (rows @ ours).min() >= (rows @ expected).min() - 1e-7 * rows.norm() ** 2
         differences.append((ours - expected).norm() / expected.norm())
     assert torch.stack(differences).quantile(0.9) < 1e-4
     assert max(differences) < 1e-3
@@ -289,11 +297,12 @@ def test_fairgrad_against_torchjd() -> None:
     assert compared > CASES / 2
 
 
-def test_nash_mtl_against_torchjd() -> None:
+@few_or_all
+def test_nash_mtl_against_torchjd(cases: int) -> None:
     pytest.importorskip("ecos")
     aggregation = torchjd()
     compared = 0
-    for rows in matrices(27, most_tasks=4):
+    for rows in matrices(27, most_tasks=4, cases=cases):
         rows = rows / rows.norm(dim=1, keepdim=True)
         theirs = aggregation.NashMTL(n_tasks=len(rows), max_norm=0.0, optim_niter=100)
         ours, expected = unit(direction(method(NashMTL)(rows @ rows.T), rows)), unit(theirs(rows))
@@ -301,7 +310,7 @@ def test_nash_mtl_against_torchjd() -> None:
             compared += 1
         gains, their_gains = rows @ ours, rows @ expected
         assert gains.log().sum() >= their_gains.clamp(min=1e-30).log().sum() - 1e-9  # the bargain's objective
-    assert compared > CASES / 2
+    assert compared > cases / 2
 
 
 def test_pcgrad_against_torchjd() -> None:

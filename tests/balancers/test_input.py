@@ -1,4 +1,4 @@
-"""Wrong input is refused at once, and the message says which argument, what was expected and what came."""
+"""Wrong input is refused at once, and the message names the argument, what was expected and what came."""
 
 import math
 import re
@@ -73,7 +73,7 @@ def test_losses(case: str, method: str):
     assert all(value.equal(before[key]) for key, value in balancer.named_buffers())
 
 
-def test_losses_of_unnamed_tasks_are_called_by_number():
+def test_unnamed_tasks_are_called_by_number():
     refused(ValueError, ["task 1", "(2,)"], lambda: EqualWeighting(2)([loss(), loss([1.0, 2.0])]))
 
 
@@ -91,12 +91,12 @@ def test_a_refused_first_dict_gives_no_names():
     assert balancer.tasks == ("a", "b")
 
 
-def test_tasks_are_called_by_strings():
+def test_names_of_tasks_must_be_strings():
     refused(TypeError, ["losses", "0"], lambda: EqualWeighting(2)({0: loss(), 1: loss()}))
     refused(TypeError, ["tasks", "0"], lambda: EqualWeighting([0, 1]))
 
 
-def test_losses_need_no_gradient_where_nothing_is_learned():
+def test_losses_need_no_gradient_in_an_evaluation():
     for balancer in (EqualWeighting(2), GradNorm(Fork(2))):
         values = [torch.tensor(1.0), torch.tensor(2.0)]
         with torch.no_grad():

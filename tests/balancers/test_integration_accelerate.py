@@ -29,7 +29,6 @@ from .integration import (
 )
 
 accelerate = pytest.importorskip("accelerate")
-torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +84,7 @@ def test_uncertainty() -> None:
 
 @pytest.mark.parametrize("wrt", WRT)
 def test_bfloat16_autocast(wrt: str) -> None:
-    """Norms as in float64, up to bfloat16's rounding."""
+    """The norms equal those in float64, up to bfloat16's rounding."""
     net = Net(dtype=torch.float32)
     exact = copy.deepcopy(net).double()
     balancer = GradNorm(**net.wrt(wrt))
@@ -97,7 +96,7 @@ def test_bfloat16_autocast(wrt: str) -> None:
 
 
 def test_save_state_and_load_state(tmp_path: Path) -> None:
-    """A balancer is an object that `register_for_checkpointing` takes."""
+    """A balancer can be given to `register_for_checkpointing`."""
     accelerator = accelerate.Accelerator(cpu=True)
     net = Net()
     balancer = GradNorm(**net.wrt("layer"))

@@ -1,4 +1,4 @@
-"""A plain loop, and gradients accumulated over several backward passes, against double backward on the whole batch."""
+"""A plain loop, and one that accumulates gradients over several passes, against double backward on the whole batch."""
 
 import pytest
 import torch
@@ -23,7 +23,6 @@ from .integration import (
     state_of,
 )
 
-torch.set_num_threads(1)
 OPTIONS = [{"optimizer": "adam", "lr": 0.025, "alpha": 1.5}, {"optimizer": "sgd", "lr": 0.1, "alpha": 0.12}]
 
 
@@ -72,21 +71,9 @@ def test_close_window_without_a_pass_does_nothing() -> None:
     assert_bit_equal(state_of(balancer), before)
 
 
-def test_weights_hold_within_a_window() -> None:
-    net = Net()
-    balancer = GradNorm(**net.wrt("layer"), accumulate=4)
-    seen = []
-    for batch in make_batches(8):
-        balancer(net.losses(batch)).backward()
-        seen.append(balancer.weights)
-    assert_bit_equal(seen[:4], [seen[0]] * 4)
-    assert_bit_equal(seen[4:], [seen[4]] * 4)
-    assert not torch.equal(seen[0], seen[4])
-
-
 @pytest.mark.parametrize("wrt", WRT)
 def test_losses_form_and_common_factor_do_not_matter(wrt: str) -> None:
-    """A dict in any order, a stacked tensor; a factor that the scalar is multiplied by before backward."""
+    """The losses may be a list, a dict in any order or one tensor, and the scalar may be scaled before backward."""
     windows = in_parts(make_batches(6), 1)
     trajectories = []
     for form in ("list", "dict", "tensor"):
@@ -104,20 +91,3 @@ def test_losses_form_and_common_factor_do_not_matter(wrt: str) -> None:
     expected = run_reference(Net(), GradNormReference(), windows, wrt, gradient_factor=0.375)
     for found in trajectories:
         assert_same(found, expected)
-
-
-@pytest.mark.parametrize("wrt", WRT)
-def test_a_bad_micro_batch_spoils_its_window_and_no_other(wrt: str) -> None:
-    windows = in_parts(make_batches(16), 4)
-    net, other = Net(), Net()
-    balancer, undisturbed = (GradNorm(**n.wrt(wrt), accumulate=4) for n in (net, other))
-    run_balancer(net, balancer, windows[:1])
-    run_balancer(other, undisturbed, windows[:1])
-    before = state_of(balancer)
-    for i, part in enumerate(windows[1]):
-        losses = net.losses(part.batch)
-        losses[1] = losses[1] * (float("nan") if i == 2 else 1.0)
-        balancer(losses).backward()
-    assert_bit_equal(state_of(balancer), before)
-    found = run_balancer(net, balancer, windows[2:])
-    assert_bit_equal(vars(found), vars(run_balancer(other, undisturbed, windows[2:])))

@@ -26,11 +26,10 @@ from .integration import (
 
 L = pytest.importorskip("lightning")
 pytestmark = pytest.mark.filterwarnings("ignore")
-torch.set_num_threads(1)
 
 
 class Module(L.LightningModule):
-    """As a user writes it, but for the record."""
+    """A module as a user writes it, with a record of each step."""
 
     def __init__(self, net: Net, balancer: LossBalancer) -> None:
         super().__init__()
@@ -84,7 +83,7 @@ def fit(
 def test_gradnorm(layer: str, accumulate: int) -> None:
     batches = make_batches(8 * accumulate)
     module = make(layer, accumulate=accumulate)
-    fit(module, batches, accumulate, limit_val_batches=0)  # validation would draw dropout's numbers, no more
+    fit(module, batches, accumulate, limit_val_batches=0)  # validation would draw random numbers for dropout
     expected = run_reference(Net(layer), GradNormReference(), in_parts(batches, accumulate))
     assert_same(Trajectory.of(module.steps), expected)
 

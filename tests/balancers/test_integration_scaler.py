@@ -1,4 +1,4 @@
-"""A GradScaler calls backward: measurements are unscaled, and the steps that it skips leave no trace."""
+"""With a GradScaler, measurements are unscaled, and the steps that it skips leave no trace."""
 
 import copy
 
@@ -26,8 +26,6 @@ from .integration import (
     sgd,
     state_of,
 )
-
-torch.set_num_threads(1)
 
 
 def run_scaled(net: Net, balancer: LossBalancer, windows: list[list[Part]]) -> Trajectory:
@@ -67,8 +65,8 @@ FITTING = 2.0**8
 
 
 def train_in_half(net: Net, balancer: LossBalancer, init_scale: float, steps: int) -> tuple[list[dict], int]:
-    """Balancer states and weights after each step on one and the same batch, and how many steps were skipped."""
-    # One backoff leads from a scale where the first gradient overflows to one where none does.
+    """Train on one batch; return the balancer's state after each step, and how many steps the scaler skipped."""
+    # Two backoffs lead from `OVERFLOWING`, a scale at which gradients overflow, to `FITTING`, at which they don't.
     scaler = GradScaler("cpu", init_scale=init_scale, backoff_factor=2.0**-18, growth_interval=1000)
     optimizer = sgd(net)
     batch = make_batches(1, dtype=torch.float32)[0]
@@ -89,7 +87,7 @@ def train_in_half(net: Net, balancer: LossBalancer, init_scale: float, steps: in
 @pytest.mark.parametrize("wrt", WRT)
 @pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"optimizer": "sgd"}, {"freeze_after": 3}], ids=str)
 def test_overflowing_first_steps_leave_no_trace(wrt: str, options: dict) -> None:
-    """Bit for bit: afterwards all is as if the steps that the scaler skipped had not been."""
+    """Afterwards the state equals, to the bit, that of a run without the steps that the scaler skipped."""
     runs = []
     for init_scale in (OVERFLOWING, FITTING):
         net = Net(dtype=torch.float32)
@@ -121,7 +119,7 @@ def test_an_overflow_amid_training_leaves_the_state_and_does_not_last() -> None:
 
 @pytest.mark.parametrize("wrt", WRT)
 def test_a_model_in_float16(wrt: str) -> None:
-    """Parameters and losses of float16, the scale applied by hand: norms as in float64, up to float16's rounding."""
+    """With parameters and losses of float16, and a scale, norms equal those in float64 up to float16's rounding."""
     net = Net().half()
     exact = copy.deepcopy(net).double()
     balancer = GradNorm(**net.wrt(wrt), lr=1e-6)
@@ -138,7 +136,7 @@ def test_a_model_in_float16(wrt: str) -> None:
 
 @pytest.mark.parametrize("wrt", WRT)
 def test_a_scale_whose_square_exceeds_float32(wrt: str) -> None:
-    """A scaler grows without bound where nothing overflows, as in bfloat16 or float32."""
+    """A scaler's scale grows without bound if nothing overflows, as in bfloat16 or float32."""
     norms = []
     for scale in (1.0, 2.0**50):
         net = Net(dtype=torch.float32)

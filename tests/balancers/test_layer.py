@@ -1,7 +1,8 @@
-"""Gradients of a last shared layer that is linear are a matrix product; those of any other are differentiated.
+"""Gradients of a last shared layer are a matrix product if it is linear, and otherwise come from autograd.
 
-Which way was taken shows at the layer's parameters: the backward pass comes by once, and once more for each task that
-is differentiated. The norms are those of `torch.autograd.grad`, on a graph of its own, either way.
+The number of backward passes that reach the layer's parameters tells the two ways apart: one, and one more for each
+task whose loss autograd differentiates. In both ways the norms must equal those of `torch.autograd.grad` on another
+graph.
 """
 
 import weakref
@@ -28,7 +29,7 @@ HEADS = pytest.mark.parametrize("heads", ["separate", "batched"])
 
 @dataclass
 class Trunk:
-    """``features`` of inputs ``(..., 5)``, with a last axis of 4, and the parameters to take gradients of."""
+    """A function from inputs ``(..., 5)`` to features ``(..., 4)``, and the parameters to take gradients of."""
 
     features: Callable[[Tensor], Tensor]
     wrt: Sequence[nn.Parameter]
@@ -44,7 +45,7 @@ class Heads:
         self.kind = kind
 
     def outputs(self, z: Tensor) -> Tensor:
-        """``(..., T, 2)``."""
+        """Return the heads' outputs, ``(..., T, 2)``."""
         if self.kind == "batched":
             return self.together(z)
         weights, biases = self.together.weight, self.together.bias
@@ -61,7 +62,7 @@ def losses_of(outputs: Tensor) -> list[Tensor]:
 
 
 def norms_of(trunk: Trunk, heads: Heads, batches: Sequence[Tensor]) -> Tensor:
-    """``(T,)``: the norm of each task's gradient of the mean over ``batches``, each on a graph of its own."""
+    """Return the norm of each task's gradient of its mean over ``batches``, ``(T,)``, each from a graph of its own."""
     norms = []
     for task in range(TASKS):
         loss = sum(losses_of(heads.plain_outputs(trunk.features(x)))[task] for x in batches) / len(batches)
@@ -76,7 +77,7 @@ def batch(*shape: int, seed: int = 0) -> Tensor:
 
 
 def passes_by(parameter: nn.Parameter, run: Callable[[], None]) -> int:
-    """How many backward passes come to a parameter."""
+    """Count the backward passes that reach a parameter."""
     seen: list[Tensor] = []
     handle = parameter.register_hook(seen.append)
     run()
@@ -85,7 +86,7 @@ def passes_by(parameter: nn.Parameter, run: Callable[[], None]) -> int:
 
 
 def in_one_product(trunk: Trunk, kind: str, shape: Sequence[int] = (6,), accumulate: int = 1) -> bool:
-    """Whether GradNorm took one; its norms must be right at every step."""
+    """Check GradNorm's norms at every step; return whether it took the gradients as one product."""
     heads = Heads(kind)
     balancer = GradNorm(heads.fork, wrt=trunk.wrt, accumulate=accumulate)
     counts = set()
@@ -101,7 +102,7 @@ def in_one_product(trunk: Trunk, kind: str, shape: Sequence[int] = (6,), accumul
     return counts == {1}
 
 
-# Where features are a linear layer's
+# Layers whose gradients are one product
 
 
 def linear(*after: nn.Module, bias: bool = True) -> Trunk:
@@ -144,7 +145,7 @@ def matrix() -> Trunk:
 
 
 def bias_used_before() -> Trunk:
-    """The bias, which is not asked for, is used once more."""
+    """Return a trunk that uses the bias, which is not in ``wrt``, once more before the layer."""
     trunk = only("weight")
     front, layer = trunk.features[:2], trunk.features[2]
 
@@ -155,7 +156,7 @@ def bias_used_before() -> Trunk:
 
 
 class View(nn.Module):
-    """Two features of a sample, one after the other: ``(..., 8)`` to ``(..., 2, 4)``."""
+    """Splits each sample's features in two: ``(..., 8)`` to ``(..., 2, 4)``."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z.view(*z.shape[:-1], 2, WIDTH)
@@ -167,7 +168,7 @@ def reshaped(*after: nn.Module) -> Trunk:
 
 
 def flattened() -> Trunk:
-    """One dimension for all samples, of which each becomes two."""
+    """Return a trunk whose features have one dimension for all samples, each of which becomes two rows."""
     trunk = linear(nn.ReLU())
     return Trunk(lambda x: trunk.features(x).reshape(-1, 2).repeat(1, 2), trunk.wrt)
 
@@ -216,14 +217,14 @@ def test_a_relu_in_place(heads: str):
 @HEADS
 @pytest.mark.parametrize("shape", [(2, 3), (2, 2, 3), (1,), (1, 1), ()], ids=str)
 @pytest.mark.parametrize("name", EITHER)
-def test_right_in_one_way_or_the_other(name: str, shape: tuple[int, ...], heads: str):
+def test_right_either_way(name: str, shape: tuple[int, ...], heads: str):
     in_one_product(EITHER[name](), heads, shape)
 
 
 @HEADS
 @pytest.mark.parametrize("name", ["linear", "relu", "no bias", "weight", "bias"])
 def test_under_autocast(name: str, heads: str):
-    """In bfloat16, as the network's own gradients are; the norms in float32."""
+    """Gradients are computed in bfloat16, as the network's own, and their norms in float32."""
     trunk = PRODUCTS[name]()
     parts = Heads(heads)
     trunk.features.float()
@@ -248,7 +249,7 @@ def test_under_autocast(name: str, heads: str):
 
 @HEADS
 def test_the_networks_own_gradients_are_left_alone(heads: str):
-    """What is measured may be computed in place, but not in what goes on into the trunk."""
+    """Measuring may overwrite its own tensors, but not the gradients that go on into the trunk."""
     trunk, parts = linear(nn.ReLU()), Heads(heads)
     balancer = GradNorm(parts.fork, wrt=trunk.wrt, optimizer="sgd", lr=0.1)
     parameters = [*trunk.features.parameters(), *parts.together.parameters()]
@@ -262,7 +263,7 @@ def test_the_networks_own_gradients_are_left_alone(heads: str):
         torch.testing.assert_close([p.grad for p in parameters], list(expected), rtol=1e-12, atol=1e-15)
 
 
-# Where they are not
+# Layers whose gradients come from autograd
 
 
 def twice() -> Trunk:
@@ -296,7 +297,7 @@ def weight_norm() -> Trunk:
 
 
 def square_weight(transposed: bool) -> Trunk:
-    """A weight that could be either way round."""
+    """Return a trunk with a square weight, whose shape doesn't tell whether it is transposed."""
     weight = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
     return Trunk(lambda x: x[..., :4] @ (weight.t().t() if transposed else weight), [weight])
 
@@ -333,7 +334,7 @@ def then_convolution() -> Trunk:
 
 
 def product(make: Callable[..., Tensor], *shape: int) -> Trunk:
-    """``make(bias, inputs, transposed weight)``, with a bias of that shape."""
+    """Return a trunk of ``make(bias, inputs, transposed weight)``, with a bias of shape ``shape``."""
     weight = nn.Parameter(torch.randn(WIDTH, INPUTS, dtype=torch.float64))
     bias = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     return Trunk(lambda x: make(bias, x, weight.t()), [weight, bias])
@@ -402,7 +403,7 @@ def test_differentiated(name: str, accumulate: int, heads: str):
 @pytest.mark.parametrize("shape", [(WIDTH,), (1, WIDTH), (6, WIDTH), (6, 1), (1,), ()], ids=str)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_bias_of_another_shape(shape: tuple[int, ...], accumulate: int, heads: str):
-    """`torch.addmm` takes whatever broadcasts; a linear layer's bias has one entry for each output."""
+    """`torch.addmm` takes any bias that broadcasts; a linear layer's bias has one entry for each output."""
     in_one_product(product(torch.addmm, *shape), heads, (6,), accumulate)
 
 
@@ -410,7 +411,7 @@ def test_a_bias_of_another_shape(shape: tuple[int, ...], accumulate: int, heads:
 
 
 class Changing:
-    """Applies in turn what ``way`` says: the layer, another layer or a sine, as in "ols"."""
+    """A trunk that applies a part for each letter of ``way``: l for the layer, o for another layer, s for a sine."""
 
     def __init__(self) -> None:
         self.layer, self.other = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
@@ -440,7 +441,7 @@ class Changing:
     ids=" ".join,
 )
 def test_a_layer_is_applied_once_and_then_more_often(ways: list[str], heads: str):
-    """Also where the graph keeps its size, as it does when another layer gives way to a second use of this one."""
+    """Norms stay right, also if the graph keeps its size because a second use of the layer replaces another layer."""
     changing, parts = Changing(), Heads(heads)
     trunk = changing.trunk()
     balancer = GradNorm(parts.fork, wrt=trunk.wrt)
@@ -454,7 +455,7 @@ def test_a_layer_is_applied_once_and_then_more_often(ways: list[str], heads: str
 
 
 def test_a_window_whose_passes_differ():
-    """In one, the layer's gradient is a product, in the other it is not: they add up all the same."""
+    """In one pass the layer's gradient is a product, in the other it is not; the window's gradient is their sum."""
     changing, heads = Changing(), Heads("separate")
     trunk = changing.trunk()
     balancer = GradNorm(heads.fork, wrt=trunk.wrt, accumulate=2)
@@ -473,7 +474,7 @@ def test_a_window_whose_passes_differ():
 
 
 def test_an_evaluation_between_two_steps():
-    """What is recorded besides the steps does not mislead."""
+    """Norms stay right if the trunk is also run between steps."""
     trunk, heads = linear(nn.ReLU()), Heads("separate")
     balancer = GradNorm(heads.fork, wrt=trunk.wrt)
     for t in range(6):
@@ -490,7 +491,7 @@ def test_an_evaluation_between_two_steps():
 
 
 class Head(torch.autograd.Function):
-    """A head of one output whose backward pass notes how many gradients of features there are."""
+    """A head with one output, whose backward pass notes how many gradients of features are alive."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, weight: Tensor, noted: list[weakref.ref[Tensor]], most: list[int]) -> Tensor:
@@ -510,7 +511,7 @@ class Head(torch.autograd.Function):
 @pytest.mark.parametrize("wrt", ["features", "layer", "tanh"])
 @pytest.mark.parametrize("num_tasks", [2, 10, 40])
 def test_a_tasks_gradient_is_freed_before_the_next_ones_is_computed(num_tasks: int, wrt: str):
-    """But for the sum of them, and for small ones, which may wait for each other."""
+    """At most two are alive: one task's, and their sum."""
     layer = nn.Linear(INPUTS, 256)
     after = nn.Tanh() if wrt == "tanh" else nn.ReLU()
     fork = Fork(num_tasks)
@@ -534,11 +535,11 @@ SIZES = {
     "small heads": (64, 64, 1),
     "large batch": (1024, 64, 4),
 }
-"""Samples, width of the layer, outputs of a head."""
+"""For each size: samples, width of the layer, outputs of a head."""
 
 
 def peak(num_tasks: int, kind: str, wrt: str | None, sizes: tuple[int, int, int]) -> int:
-    """Bytes; ``wrt`` None is equal weighting."""
+    """Return a step's peak memory in bytes. With ``wrt=None``, the balancer is equal weighting."""
     samples, width, outputs = sizes
     layer = nn.Linear(width, width)
     trunk = nn.Sequential(nn.Linear(INPUTS, width), nn.ReLU(), layer, nn.ReLU())
@@ -558,7 +559,7 @@ def peak(num_tasks: int, kind: str, wrt: str | None, sizes: tuple[int, int, int]
         if kind == "batched":
             losses = together(trunk(x)).square().mean((0, 2))
         else:
-            # Not called as a module: where FLOPs are counted, those keep all gradients of what they return.
+            # `forward`, because counting FLOPs keeps the gradients of all outputs of modules that are called.
             aliases = fork.forward(trunk(x))
             losses = [head(z).square().mean() for head, z in zip(apart, aliases, strict=True)]
             del aliases
@@ -572,7 +573,7 @@ def peak(num_tasks: int, kind: str, wrt: str | None, sizes: tuple[int, int, int]
 @pytest.mark.parametrize(("spare", "products"), [(0, 3), (24, 2), (96, 1), (1000, 1)])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch):
-    """Those of five tasks by twos, by threes, or as one: the norms are the same."""
+    """The norms are the same if five tasks' products are computed in threes, in twos, or all at once."""
     monkeypatch.setattr(measure, "LITTLE", 0)
     layer = nn.Linear(6, WIDTH).double()
     z = layer(torch.randn(2, 6, dtype=torch.float64)).relu()
@@ -593,16 +594,17 @@ def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypa
 @pytest.mark.parametrize("num_tasks", [2, 10, 40])
 @HEADS
 def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str, monkeypatch: pytest.MonkeyPatch):
-    """Over equal weighting: a copy of the features for each task and one more, and two gradients of the layer."""
+    """A step needs at most T + 1 copies of the features and two layer gradients more than equal weighting."""
     monkeypatch.setattr(measure, "LITTLE", 0)
     samples, width, _ = SIZES[size]
     extra = peak(num_tasks, heads, wrt, SIZES[size]) - peak(num_tasks, heads, None, SIZES[size])
     features, layer = 4 * samples * width, 4 * (width * width + width)
-    assert extra <= (num_tasks + 1) * features + (2 * layer if wrt == "layer" else 0) + 4096  # of T numbers each
+    small = 4096  # a few tensors of T numbers
+    assert extra <= (num_tasks + 1) * features + (2 * layer if wrt == "layer" else 0) + small
 
 
-def test_products_of_little_memory_are_one():
-    """Over that bound by what this takes, and by no more where it isn't little."""
+def test_small_products_are_one():
+    """Small products exceed that bound because they are one; large ones exceed it by at most `measure.LITTLE`."""
     small, large = (16, 64, 1), (16, 512, 1)
     extra = [peak(10, "batched", "layer", sizes) - peak(10, "batched", None, sizes) for sizes in (small, large)]
     assert extra[0] > 10 * 4 * 64 * 64

@@ -1,10 +1,8 @@
 """FAMO, against its algorithm written out and against TorchJD.
 
-Differences from TorchJD: no 1e-8 in the logarithms; min_losses may be one number, or a dict by name; losses that are
-not above their minimum are refused instead of giving NaN.
+Differences from TorchJD: no 1e-8 in the logarithms; ``min_losses`` may be one number, or a dict by name; losses that
+are not above their minimum keep the last weights, where TorchJD gives NaN.
 """
-
-import math
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ STEPS = 8
 
 
 def sequence(num_tasks: int, seed: int, steps: int = STEPS) -> torch.Tensor:
-    """Losses before and after each step, ``(steps, 2, T)``."""
+    """Draw losses before and after each step, ``(steps, 2, T)``."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.exp(2 * torch.randn(num_tasks, dtype=torch.float64, generator=generator))
     return scales * torch.exp(0.5 * torch.randn(steps, 2, num_tasks, dtype=torch.float64, generator=generator))
@@ -99,17 +97,16 @@ def test_refers_to_the_last_pass():
         twice(losses.clone().requires_grad_()).backward()
     once(before.clone().requires_grad_()).backward()
     twice.eval()
-    twice(other)  # weighs, and is no step
+    twice(other)  # an evaluation is no step
     twice.train()
     for balancer in (once, twice):
         balancer.after_step([after[0], after[1]])
     assert torch.equal(once.log_shares, twice.log_shares)
 
 
-def test_tasks_left_out_keep_their_state():
+def test_the_tasks_given_learn_as_if_they_were_alone():
     balancer, pair = FAMO(["a", "b", "c"]), FAMO(2)
     run(balancer, sequence(3, seed=5, steps=3))
-    held = balancer.log_shares[1].clone()
     of_both = {key: value[[0, 2]] if value.ndim else value for key, value in state(balancer).items()}
     pair.load_state_dict(of_both | {"_extra_state": {"tasks": None}})
     for before, after in sequence(2, seed=6, steps=3):
@@ -117,24 +114,7 @@ def test_tasks_left_out_keep_their_state():
         balancer.after_step(dict(zip("ac", after, strict=True)))
         pair(before.clone().requires_grad_()).backward()
         pair.after_step(after)
-    assert balancer.log_shares[1] == held
     torch.testing.assert_close(balancer.log_shares[[0, 2]], pair.log_shares)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_an_invalid_step_changes_nothing(bad: float, when: str):
-    balancer = FAMO(2)
-    run(balancer, sequence(2, seed=7, steps=3))
-    before = state(balancer)
-    values = torch.tensor([bad, 1.0], dtype=torch.float64)
-    good = torch.ones(2, dtype=torch.float64)
-    balancer((values if when == "before" else good).clone().requires_grad_()).backward()
-    balancer.after_step(values if when == "after" else good)
-    for key in ("log_shares", "optimizer.exp_avg", "optimizer.exp_avg_sq", "optimizer.step"):
-        assert torch.equal(state(balancer)[key], before[key])
-    if when == "before":
-        assert torch.equal(balancer.weights, before["weights"])
 
 
 def test_a_loss_below_its_minimum_keeps_the_weights():
@@ -143,23 +123,6 @@ def test_a_loss_below_its_minimum_keeps_the_weights():
     before = balancer.weights
     balancer(torch.tensor([0.4, 2.0], requires_grad=True)).backward()
     assert torch.equal(balancer.weights, before)
-
-
-def test_check_finite_raises():
-    balancer = FAMO(2, check_finite=True)
-    balancer(torch.ones(2, requires_grad=True)).backward()
-    with pytest.raises(FloatingPointError, match="state is unchanged"):
-        balancer.after_step(torch.tensor([0.0, 1.0]))
-
-
-def test_resumes_exactly():
-    losses = sequence(3, seed=8)
-    whole, first, second = FAMO(3), FAMO(3), FAMO(3)
-    expected = run(whole, losses)
-    run(first, losses[:4])
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(run(second, losses[4:]), expected[4:])
-    assert torch.equal(second.log_shares, whole.log_shares)
 
 
 def test_after_step_needs_a_pass():

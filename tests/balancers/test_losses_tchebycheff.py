@@ -1,6 +1,6 @@
-"""Tchebycheff scalarizations, against their objectives differentiated and against TorchJD, which has the smooth one.
+"""Tchebycheff scalarizations, against autograd on their objectives; the smooth one also against TorchJD.
 
-Differences from TorchJD: mu has a default; a number may stand for all ideals, and a dict by name for a number each.
+Differences from TorchJD: mu has a default; ``ideal`` may be one number for all tasks, or a dict by name.
 """
 
 import math
@@ -13,7 +13,7 @@ from balancers.tchebycheff import Tchebycheff
 
 
 def draw(num_tasks: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses, preferences, and an ideal point."""
+    """Draw losses, preferences, and an ideal point."""
     generator = torch.Generator().manual_seed(seed)
     losses, preferences, ideal = torch.rand(3, num_tasks, dtype=torch.float64, generator=generator)
     return 3 * losses, preferences, ideal - 0.5
@@ -79,15 +79,6 @@ def test_large_losses_do_not_overflow():
     assert weights_of(SmoothTchebycheff(2, mu=0.01), losses).tolist() == [0.5, 0]
 
 
-@pytest.mark.parametrize("cls", [Tchebycheff, SmoothTchebycheff])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_keeps_the_weights(cls, bad: float):
-    balancer = cls(2)
-    before = weights_of(balancer, torch.tensor([1.0, 2.0]))
-    balancer(torch.tensor([bad, 2.0], requires_grad=True)).backward()
-    assert torch.equal(balancer.weights, before)
-
-
 def test_many_rows_at_once():
     losses = torch.rand(5, 2, 3)
     for balancer in (Tchebycheff(3), SmoothTchebycheff(3)):
@@ -96,12 +87,8 @@ def test_many_rows_at_once():
 
 
 @pytest.mark.parametrize("cls", [Tchebycheff, SmoothTchebycheff])
-def test_state_is_the_weights_alone(cls):
-    first, second = cls(["a", "b"]), cls(["a", "b"])
-    weights_of(first, torch.tensor([1.0, 2.0]))
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(second.weights, first.weights)
-    assert set(first.state_dict()) == {"weights", "latest_losses", "_extra_state"}
+def test_the_state_is_the_last_step_alone(cls):
+    assert set(cls(["a", "b"]).state_dict()) == {"weights", "latest_losses", "_extra_state"}
 
 
 @pytest.mark.parametrize(

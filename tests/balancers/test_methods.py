@@ -1,4 +1,4 @@
-"""Equal, static and uncertainty weighting, against what their definitions give."""
+"""Equal, static and uncertainty weighting, against their definitions."""
 
 import pytest
 import torch
@@ -27,7 +27,9 @@ def test_equal():
 
 
 @pytest.mark.parametrize("weights", [[1, 2, 0], [0.5, 2.0, 0.25], [0.1, 0.3, 7.7], [1 / 48**2, 1 / 3**2, 1 / 54**2]])
-@pytest.mark.parametrize("form", [list, tuple, lambda w: torch.tensor(w, dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "form", [list, tuple, lambda w: torch.tensor(w, dtype=torch.float64)], ids=["list", "tuple", "tensor"]
+)
 def test_static(form, weights: list[float]):
     gradients_are_those_of(StaticWeighting(form(weights)), weights)
 
@@ -99,7 +101,7 @@ def test_eval_only_weighs():
 
 
 def test_uncertainty_against_torchjd():
-    """Its objective is that of Gaussian likelihoods; 200 steps of SGD."""
+    """TorchJD's objective is that of Gaussian likelihoods. 200 steps of SGD."""
     theirs = pytest.importorskip("torchjd.scalarization").UW(3).double()
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.02)
     ours = UncertaintyWeighting(3, "gaussian", lr=0.02, optimizer="sgd")

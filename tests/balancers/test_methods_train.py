@@ -1,7 +1,8 @@
-"""Every method trains the paper's regression family, wherever it measures and in every type."""
+"""Every method trains the paper's regression family, at every place it measures and in every type."""
 
 import itertools
 from contextlib import nullcontext
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -20,20 +21,31 @@ KINDS = [
     if not (issubclass(get(name), GradientBalancer) and wrt in get(name).undefined_for)
 ]
 STEPS = 5
+SIZES = [
+    pytest.param(num_tasks, precision, marks=[pytest.mark.slow] if num_tasks == 40 and precision != "float32" else [])
+    for num_tasks in (2, 10, 40)
+    for precision in ("float32", "float64", "bfloat16")
+]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("num_tasks", [2, 10, 40])
+@lru_cache
+def regression(num_tasks: int) -> tuple[tasks.Problem, list]:
+    """Return the problem and its first batches."""
+    problem = tasks.create("regression", sigmas=np.geomspace(1, 100, num_tasks).tolist(), train_samples=64)
+    data = problem.data(torch.Generator().manual_seed(0), "cpu")
+    batches = problem.batches(data, torch.Generator().manual_seed(2), batch_size=16)
+    return problem, list(itertools.islice(batches, STEPS))
+
+
+@pytest.mark.parametrize(("num_tasks", "precision"), SIZES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(filter(None, kind)))
 def test_trains_without_a_nan(kind, num_tasks, precision):
     name, wrt = kind
-    problem = tasks.create("regression", sigmas=np.geomspace(1, 100, num_tasks).tolist(), train_samples=64)
-    data = problem.data(torch.Generator().manual_seed(0), "cpu")
+    problem, batches = regression(num_tasks)
     torch.manual_seed(1)
     model = problem.model()
-    batches = itertools.islice(problem.batches(data, torch.Generator().manual_seed(2), batch_size=16), STEPS)
     if precision == "float64":
-        model, batches = model.double(), (type(b)(*(part.double() for part in b)) for b in batches)
+        model, batches = model.double(), [type(batch)(*(part.double() for part in batch)) for batch in batches]
     options = {"weights": [1.0] * num_tasks} if name == "static" else {}
     balancer = build.balancer(Method(name, wrt, options), problem, model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

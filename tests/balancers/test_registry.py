@@ -34,7 +34,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch):
 
 
 class GeometricMean(LossBalancer):
-    """As in the style guide: no state, weights from the losses alone."""
+    """A method without state, whose weights follow from the losses alone."""
 
     name = "geometric-mean"
     summary = "The geometric mean of the losses."
@@ -45,7 +45,7 @@ class GeometricMean(LossBalancer):
 
 
 class InverseNorm(GradientBalancer):
-    """Weights of the next step in proportion to 1 over this step's gradient norms, with the sum T."""
+    """Weights that are proportional to 1 over the gradient norms of the step before, with the sum T."""
 
     name = "inverse-norm"
     summary = "Gives every task the same gradient norm, one step late."
@@ -66,7 +66,7 @@ class InverseNorm(GradientBalancer):
 
 
 class LossShare(GradientBalancer):
-    """Weighs by this step's losses, and keeps the last gradient norms, for show."""
+    """Weights proportional to this step's losses; the last gradient norms are shown in ``statistics``."""
 
     name = "loss-share"
     summary = "Weights that differ from call to call."
@@ -135,7 +135,7 @@ def test_a_subclass_needs_its_own_name():
 
 
 @pytest.mark.parametrize("missing", ["name", "summary"])
-def test_what_a_method_must_state(missing: str):
+def test_a_method_must_state_name_and_summary(missing: str):
     attributes = {"name": "mine", "summary": "Mine."}
     del attributes[missing]
     with pytest.raises(TypeError, match=f"Mine must state a class attribute '{missing}'"):
@@ -150,7 +150,7 @@ def test_only_balancers_are_registered(thing):
 
 
 def distribution(path: Path, entry: str, code: str = "") -> None:
-    """Installs a distribution with an entry point, as far as ``importlib.metadata`` can tell."""
+    """Write a distribution with an entry point, which ``importlib.metadata`` takes for an installed one."""
     info = path / "theirs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
@@ -232,8 +232,8 @@ def test_own_gradient_balancer(wrt: str):
 
 
 @pytest.mark.parametrize("wrt", ["layer", "features"])
-def test_norms_are_unweighted_whatever_was_weighed_since(wrt: str):
-    """The weights of the pass itself are divided out, not those of a later call of the balancer."""
+def test_norms_are_unweighted_after_a_later_call(wrt: str):
+    """Norms are divided by the weights of the pass itself, not by those of a later call of the balancer."""
     net = build("linear", 2)
     balancer = LossShare(net.fork, wrt=net.layer if wrt == "layer" else None)
     x, other = inputs("linear", 2)
@@ -247,7 +247,7 @@ def test_norms_are_unweighted_whatever_was_weighed_since(wrt: str):
 
 
 def test_norms_of_a_window_whose_weights_differ():
-    """They are of the mean of unweighted gradients, each pass freed of its own weights."""
+    """Norms are those of the mean gradient, after each pass's own weights were divided out."""
     net = build("linear", 2)
     balancer = LossShare(net.fork, wrt=net.layer, accumulate=2)
     sums = torch.zeros(2, sum(p.numel() for p in net.layer.parameters()), dtype=torch.float64)

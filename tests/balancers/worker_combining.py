@@ -1,31 +1,13 @@
-"""One rank of `test_combining_distributed`: a few steps of several methods under DistributedDataParallel.
+"""The job of `test_combining_distributed`: a few steps of one method under DistributedDataParallel."""
 
-python worker_combining.py RANK WORLD_SIZE FOLDER
-"""
-
-import sys
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from balancers import Fork, GradientBalancer, LossBalancer, get
 
-CASES = [
-    ("nash-mtl", "features"),
-    ("nash-mtl", "layer"),
-    ("nash-mtl", "parameters"),
-    ("upgrad", "layer"),
-    ("gradvac", "parameters"),
-    ("imtl-g", "features"),
-    ("gls", ""),
-    ("dwa", ""),
-    ("random", ""),
-]
-"""Methods, and where they measure."""
 STEPS, SAMPLES = 3, 8
 
 
@@ -44,8 +26,13 @@ class Net(nn.Module):
         return [head(z) for head, z in zip(self.heads, self.fork(self.trunk(x)), strict=True)]
 
 
-def train(name: str, wrt: str, rank: int, world_size: int) -> dict[str, list[Tensor]]:
-    """Weights and the network's gradient of each step; with one rank, of the whole batch."""
+def run(case: Mapping[str, str], rank: int, world_size: int) -> dict[str, list[Tensor]]:
+    """Train with the method ``case["name"]`` that measures at ``case["wrt"]``.
+
+    Returns:
+        The weights and the network's gradient of each step. One rank alone trains on the whole batch.
+    """
+    name, wrt = case["name"], case["wrt"]
     net = Net()
     cls = get(name)
     balancer: LossBalancer
@@ -69,18 +56,3 @@ def train(name: str, wrt: str, rank: int, world_size: int) -> dict[str, list[Ten
         record["gradients"].append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
         optimizer.step()
     return record
-
-
-def main(rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group(
-        "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(seconds=30)
-    )
-    records = {f"{name}-{wrt}": train(name, wrt, rank, world_size) for name, wrt in CASES}
-    torch.save(records, folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,12 +1,6 @@
-"""One rank of `test_distributed`: trains every case under DistributedDataParallel, and writes down what came of it.
+"""The job of `test_distributed`: one case, trained under DistributedDataParallel."""
 
-python worker_distributed.py RANK WORLD_SIZE FOLDER    # FOLDER/cases.pt says what to do
-"""
-
-import sys
 from contextlib import nullcontext
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -44,13 +38,23 @@ class Balanced(nn.Module):
 
 
 def spoil(losses: list[Tensor], how: str) -> None:
+    """Make one loss, or its gradient alone, NaN."""
     if how == "loss":
         losses[1] = losses[1] * float("nan")
     else:  # a finite loss whose gradient is not
         losses[1] = losses[1] + (0.0 * losses[1]).sqrt()
 
 
+def run(case: dict, rank: int, world_size: int) -> dict:
+    """Return what `train` does, or the message of the error if the balancer refuses a step."""
+    try:
+        return train(case, rank)
+    except FloatingPointError as error:
+        return {"refused": str(error)}
+
+
 def train(case: dict, rank: int) -> dict:
+    """Return the weights, the network's gradients and the balancer's state of each step."""
     net = Net(case["layer"], seed=0 if rank == 0 else 100)  # DDP hands out rank 0's initial values
     k = case["accumulate"]
     where = net.wrt(case["wrt"]) if case["method"] == "gradnorm" else {"tasks": len(TASKS)}
@@ -84,26 +88,3 @@ def train(case: dict, rank: int) -> dict:
         if not bad:
             optimizer.step()
     return record
-
-
-def main(rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=30),
-    )
-    for name, case in torch.load(folder / "cases.pt", weights_only=True).items():
-        print(f"rank {rank}: {name}", flush=True)
-        try:
-            record = train(case, rank)
-        except FloatingPointError as error:
-            record = {"refused": str(error)}
-        torch.save(record, folder / f"{name}.{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

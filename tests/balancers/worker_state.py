@@ -1,6 +1,6 @@
-"""Resumes every case of `test_state` in this, a new process, and writes down how it goes on.
+"""Resume every case of `test_state` in a new process, and save how it goes on.
 
-python worker_state.py FOLDER    # FOLDER/saved.pt: what to make, the state to load and the batches to go on with
+python worker_state.py FOLDER    # FOLDER/saved.pt holds the options, the state to load and the batches to go on with
 """
 
 import sys

@@ -1,0 +1,116 @@
+"""A pair of gloo ranks that run jobs for the tests, and the program that each of the two processes is.
+
+A job is a module of this folder with a function ``run(case, rank, world_size)``. Both ranks run it on the same case.
+Cases and results may hold tensors, numbers, strings, lists and dicts.
+
+python ranks.py RANK RENDEZVOUS CONNECTION    # a file that does not exist yet, and the number of an open file
+"""
+
+import importlib
+import io
+import itertools
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+WORLD_SIZE = 2
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ranks:
+    """Two processes, started at the first job, and started anew after a job that failed.
+
+    Args:
+        folder: an empty folder for their rendezvous and what they print.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._starts = itertools.count()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._connections: list[Connection] = []
+        self._printed: list[Path] = []
+
+    def run(self, job: str, case: object, timeout: float = 60.0) -> list[Any]:
+        """Return each rank's result.
+
+        Raises:
+            AssertionError: a rank failed or took longer than ``timeout`` seconds. The message shows what both printed.
+        """
+        if not self._processes:
+            self._start()
+        try:
+            for connection in self._connections:
+                connection.send_bytes(_packed((job, case)))
+            return [self._result(connection, timeout) for connection in self._connections]
+        except (OSError, EOFError, TimeoutError) as error:
+            self.stop()
+            printed = "\n".join(file.read_text()[-3000:] for file in self._printed)
+            raise AssertionError(f"the ranks did not finish {job}: {error!r}\n{printed}") from error
+
+    def stop(self) -> None:
+        """End both processes."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._processes, self._connections = [], []
+
+    def _start(self) -> None:
+        start = next(self._starts)
+        self._printed = [self._folder / f"{start}.{rank}.txt" for rank in range(WORLD_SIZE)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        for rank, printed in enumerate(self._printed):
+            ours, theirs = Pipe()
+            command = [sys.executable, __file__, str(rank), str(self._folder / f"{start}"), str(theirs.fileno())]
+            with printed.open("wb") as file:
+                process = subprocess.Popen(
+                    command, env=environment, pass_fds=[theirs.fileno()], stdout=file, stderr=subprocess.STDOUT
+                )
+            theirs.close()  # so that the end of the process ends the connection
+            self._processes.append(process)
+            self._connections.append(ours)
+
+    def _result(self, connection: Connection, timeout: float) -> Any:
+        if not connection.poll(timeout):
+            raise TimeoutError(f"no result after {timeout} s")
+        return _unpacked(connection.recv_bytes())
+
+
+def _packed(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(value: bytes) -> Any:
+    return torch.load(io.BytesIO(value), weights_only=True)
+
+
+def main(rank: int, rendezvous: str, connection: Connection) -> None:
+    """Run jobs until the other end of the connection is closed."""
+    torch.set_num_threads(1)
+    # A rank that waits for one that failed gives up after this time.
+    timeout = timedelta(seconds=30)
+    method = f"file://{rendezvous}"
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
+    while True:
+        try:
+            job, case = _unpacked(connection.recv_bytes())
+        except EOFError:
+            break
+        connection.send_bytes(_packed(importlib.import_module(job).run(case, rank, WORLD_SIZE)))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], Connection(int(sys.argv[3])))
