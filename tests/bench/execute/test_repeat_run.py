@@ -4,28 +4,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
-
-pytestmark = pytest.mark.xdist_group("processes")
+from bench.execute import run_suite
+from bench.suite import suite_file
 
 LOSSBENCH = CliRunner()
+
+
+def run(path: Path) -> None:
+    """Run the suite in ``path`` in this process, and store its results beside it, in a folder of its name."""
+    run_suite.run(suite_file.load(path), path.with_suffix(""), 0, Console(quiet=True))
 
 
 def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(suite_text(learning_rates=[0.001, 0.003], reported=[1], tuning=[11], baselines=True))
     results = ["--results", str(tmp_path)]
-    assert LOSSBENCH.invoke(app, ["run", str(path), *results, "--jobs", "1"]).exit_code == 0
+    run(path)
     runs = pd.read_parquet(tmp_path / "mine" / "tables" / "runs.parquet")
     assert set(runs["phase"]) == {"tuning", "reported", "baseline"}
     for phase, of_phase in runs.groupby("phase"):
-        run = of_phase.iloc[-1]
-        again = LOSSBENCH.invoke(app, ["once", str(path), run["key"], *results])
+        one = of_phase.iloc[-1]
+        again = LOSSBENCH.invoke(app, ["once", str(path), one["key"], *results])
         assert again.exit_code == 0, again.output
-        assert again.output.startswith(f"{run['balancer']} on small, learning rate {run['lr']:g}, seed {run['seed']}")
+        assert again.output.startswith(f"{one['balancer']} on small, learning rate {one['lr']:g}, seed {one['seed']}")
         assert again.output.strip().endswith("the scores equal the stored ones")
         assert ("last checkpoint, test: error" in again.output) == (phase != "tuning")
 
@@ -40,7 +45,7 @@ def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: C
     path = tmp_path / "mine.toml"
     path.write_text(suite_text(learning_rates=None, reported=[1, 2], balancers=[{"name": "equal"}]))
     results = ["--results", str(tmp_path)]
-    LOSSBENCH.invoke(app, ["run", str(path), *results, "--jobs", "1"])
+    run(path)
     one, other = sorted((tmp_path / "mine" / "runs").glob("*.parquet"))
     one.write_bytes(other.read_bytes())
     again = LOSSBENCH.invoke(app, ["once", str(path), one.stem[:10], *results])
@@ -54,7 +59,7 @@ def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: C
 def test_a_run_that_fails_says_why(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(suite_text(learning_rates=None, reported=[1], balancers=[{"name": "equal"}, {"name": "failing"}]))
-    LOSSBENCH.invoke(app, ["run", str(path), "--results", str(tmp_path), "--jobs", "1"])
+    run(path)
     runs = pd.read_parquet(tmp_path / "mine" / "tables" / "runs.parquet")
     (failed,) = runs.loc[runs["status"] == "failed", "key"]
     again = LOSSBENCH.invoke(app, ["once", str(path), failed])

@@ -93,7 +93,7 @@ def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> N
     output = io.StringIO()
     methods = [{"name": "equal"}, {"name": "failing"}]
     loaded = make_suite(learning_rates=None, balancers=methods, rounds=1)
-    run_suite.run(loaded, tmp_path / "results", 1, Console(file=output, width=200))
+    run_suite.run(loaded, tmp_path / "results", 0, Console(file=output, width=200))
     forecast, *lines = output.getvalue().splitlines()
     assert re.fullmatch(r"6 runs and 2 step timings: about \d+ seconds?, estimated from a few steps .*", forecast)
     assert lines[0] == "reported runs: 0 of 8 done, 1 running, 0 failed"
