@@ -33,7 +33,7 @@ PEERS_ENVIRONMENT := $(VENV)-peers/.installed
 endif
 
 # Two test processes, where pytest-xdist is installed. Tests that start processes of their own share one of the two.
-PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadgroup")
+PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadgroup --no-loadscope-reorder")
 
 .PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test test-slow test-all check clean
 

@@ -17,7 +17,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run a file's tests in one process of pytest-xdist, so that its fixtures are made once."""
+    """Run a file's tests in one process of pytest-xdist, so that its fixtures are made once.
+
+    The tests that start processes form the longest group, so they begin first.
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "processes")
