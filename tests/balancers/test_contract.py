@@ -28,6 +28,7 @@ from . import contract
 from .contract import COPIES, KNOWN_FAULTS, LEARNS_BETWEEN, Case
 
 CASES = list(contract.cases())
+REGISTERED = set(names())  # now: other tests register methods of their own while they run
 FAILS = (AssertionError, pytest.fail.Exception)
 
 
@@ -50,7 +51,7 @@ def has_known_faults(case: Case) -> bool:
 
 
 def test_every_method_has_a_case():
-    assert {case.method.name for case in CASES} == {*names()} >= {"equal", "static", "uncertainty", "gradnorm"}
+    assert {case.method.name for case in CASES} == REGISTERED >= {"equal", "static", "uncertainty", "gradnorm"}
     assert len({case.label for case in CASES}) == len(CASES)
 
 
