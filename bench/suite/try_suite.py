@@ -95,7 +95,7 @@ def _registered(file: Path) -> list[str]:
         raise SuiteError(f"{file.name} can't be loaded: {type(error).__name__}: {error}") from error
     names = [name for name in tasks.names() if _is_from(tasks.get(name), file) and not tasks.get(name).illustration]
     if not names:
-        raise SuiteError(f"{file.name} registers no problem; see `@register` in the package tasks, and README")
+        raise SuiteError(f"{file.name} registers no problem; docs/add-a-problem.md shows how a file does that")
     return names
 
 
