@@ -110,7 +110,8 @@ class FAMO(LossBalancer):
         before, given_before = self._before
         if given != given_before:
             raise ValueError(
-                "after_step got the losses of other tasks than the pass before it; expected those of the same batch"
+                "after_step got the losses of other tasks than the call before it: pass the same tasks' losses, of the "
+                "same batch"
             )
         self._before = None
         both = torch.stack([each.to(self.weights.dtype) for each in (before, stack(in_order).detach())])

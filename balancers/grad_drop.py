@@ -1,4 +1,4 @@
-"""GradDrop (gradient sign dropout): at each feature, keep only the gradients of one sign, which is drawn."""
+"""GradDrop (gradient sign dropout): at each feature, keep only the gradients of one sign, chosen at random."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

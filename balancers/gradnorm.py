@@ -163,7 +163,7 @@ class GradNorm(GradientBalancer):
 
     @property
     def _begun(self) -> bool:
-        """Return True once the CPU knows that every task has an initial loss; then no step looks for one."""
+        """Return whether the CPU knows that every task has an initial loss; later steps then skip the search."""
         if isinstance(self._all_begun, Later) and self._all_begun.is_true():
             self._all_begun = True
         return self._all_begun is True

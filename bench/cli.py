@@ -18,20 +18,16 @@ import tasks
 
 from .catalogue import method_list, problem_list, show_problem
 from .catalogue.show_problem import NothingToDrawError
-from .cost import cost_terminal as cost_tables
-from .cost import devices, micro, own_model
+from .cost import cost_terminal, devices, micro, own_model
 from .cost.devices import DeviceName
 from .cost.subject import SubjectError
-from .execute import forecast, run_suite
-from .execute import repeat_run as once_more
+from .execute import forecast, repeat_run, run_suite
 from .execute.run_suite import BusyError, Summary
 from .execute.workers import WorkerError
-from .paper import all_claims
-from .paper import claims_page as paper_page
+from .paper import all_claims, claims_page
 from .paper.all_claims import CLAIMS, judge
 from .paper.experiments import FULL, QUICK
-from .report import answer, leaderboard_terminal, report_page, results_folder
-from .report import folder_comparison as comparing
+from .report import answer, folder_comparison, leaderboard_terminal, report_page, results_folder
 from .run.atomic_file import BadFileError
 from .style.console import new_console
 from .style.numbers import counted
@@ -153,11 +149,11 @@ def tune_all(
     A trial is a learning rate together with options from the ranges that the
     method declares, or with static weights. Validation chooses the best trial
     of each method; the chosen trials are compared on the test split, on other
-    seeds. The front of static weights (those of its trials that no other one
-    equals or beats in every task) is run on these seeds too. A method lies
-    beyond static weights if no point of the front is as good as it in every
-    task. Results are stored in a folder called SUITE-tuned, together with the
-    suite that was made.
+    seeds. The front of static weights is run on these seeds too: those trials
+    of static weights that no other trial of static weights equals or beats in
+    every task. A method lies beyond static weights if no point of the front is
+    as good as it in every task. Results are stored in a folder called
+    SUITE-tuned, together with the suite that was made.
 
     Exit codes: 0, success; 1, some runs failed; 2, the suite cannot be run.
     """
@@ -201,7 +197,7 @@ def paper_claims(
             console.print("stopped; the same command continues from here")
             raise typer.Exit(130) from None
         all_claims.write(judged, folder)
-        page_of_claims = paper_page.write(judged, folder)
+        page_of_claims = claims_page.write(judged, folder)
     new_console().print(all_claims.table(judged))
     Console(soft_wrap=True).print(Text(f"report: {page_of_claims}"))
 
@@ -209,7 +205,9 @@ def paper_claims(
 @app.command()
 def once(
     name: SuiteArgument,
-    key: Annotated[str, typer.Argument(help="Key of the run, or its first characters; the report lists all keys.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="Key of the run, or its first characters; the report lists all keys.")
+    ],
     results: ResultsOption = Path("results"),
 ) -> None:
     """Do one run of a suite again, print its scores, and compare them with the stored scores.
@@ -219,18 +217,18 @@ def once(
     """
     with _user_errors(_messages()):
         loaded = suite_file.load(suite_file.find(name, results))
-        planned = once_more.find(loaded, key)
+        planned = repeat_run.find(loaded, key)
     console = Console(highlight=False, soft_wrap=True)
     spec = planned.spec
     console.print(Text(f"{planned.balancer} on {planned.problem}, learning rate {spec.lr:g}, seed {spec.seed}"))
-    result = once_more.run(planned)
+    result = repeat_run.run(planned)
     if result.status == "failed":
         console.print(Text(result.reason))
         raise typer.Exit(1)
     for score in result.scores:
         values = ", ".join(f"{metric} {value:.6g}" for metric, value in score.metrics.items())
         console.print(Text(f"{score.checkpoint} checkpoint, {score.split}: {values}"))
-    agrees = once_more.agrees(planned, result, results / loaded.name)
+    agrees = repeat_run.agrees(planned, result, results / loaded.name)
     comparisons = {
         True: "the scores equal the stored ones",
         False: "the scores differ from the stored ones",
@@ -266,20 +264,23 @@ def compare(
     the folders cannot be compared.
     """
     with _user_errors(_messages()):
-        differences = comparing.differences(first, second)
+        differences = folder_comparison.differences(first, second)
     console = new_console()
     for note in differences.notes:
         console.print(Text(note))
     if not all(cell.identical for cell in differences.cells):
-        console.print(comparing.table(differences))
-    console.print(comparing.summary(differences))
+        console.print(folder_comparison.table(differences))
+    console.print(folder_comparison.summary(differences))
     if differences.worse:
         raise typer.Exit(1)
 
 
 @app.command("list")
 def list_all(
-    kind: Annotated[Listing | None, typer.Argument(help="List only this kind, in detail.", show_default=False)] = None,
+    kind: Annotated[
+        Listing | None,
+        typer.Argument(metavar="KIND", help="List only this kind, in detail.", show_default=False),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the balancers as a Markdown table.")] = False,
 ) -> None:
     """List all balancers, problems and suites, or one kind in detail.
@@ -373,7 +374,7 @@ def cost(
         measured = own_model.measure(own_model.load(target), devices.find(device), console.print)
         folder = out or Path("results") / "cost" / Path(target.rpartition(":")[0]).stem
         picture = own_model.write(measured, folder)
-    cost_tables.print_own(measured)
+    cost_terminal.print_own(measured)
     Console(soft_wrap=True).print(Text(f"figure: {picture}"))
 
 

@@ -131,7 +131,10 @@ def _features(marked: Iterable[Node]) -> list[GradientEdge]:
 
 
 def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
-    """Raise `ForkError` unless ``aliases``, on which the loss of task ``i`` depends, holds alias ``i`` alone."""
+    """Raise `ForkError` unless the loss of task ``i`` depends on alias ``i`` and on no other.
+
+    ``aliases`` are those that it depends on.
+    """
     others = sorted(aliases - {i})
     if others:
         raise ForkError(

@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def rows(state: Tensor, present: Tensor | None) -> Tensor:
-    """Return the rows ``present`` of ``state`` ``(T, ...)``, ``(T', ...)``; None returns the state itself."""
+    """Return the rows of ``state``, ``(T, ...)``, that ``present`` selects, ``(T', ...)``.
+
+    It returns all of them if ``present`` is None.
+    """
     return state if present is None else state[present]
 
 

@@ -23,7 +23,10 @@ class Cholesky:
         self._upper = self._lower.mT
 
     def solve(self, matrix: Tensor, right: Tensor, half: Tensor, out: Tensor) -> None:
-        """Solve ``matrix @ out = right``, both ``(..., T, K)``; overwrite ``half``, which may be ``out``."""
+        """Solve ``matrix @ out = right``.
+
+        ``right`` and ``out`` have shape ``(..., T, K)``; ``half`` is scratch space of that shape, and may be ``out``.
+        """
         cholesky_ex(matrix, out=(self._lower, self.failed))
         solve_triangular(self._lower, right, upper=False, out=half)
         solve_triangular(self._upper, half, upper=True, out=out)

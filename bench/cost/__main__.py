@@ -25,7 +25,7 @@ from .subject import SubjectError
 
 
 def main(
-    device: DeviceName = DeviceName.CPU,
+    device: Annotated[DeviceName, typer.Option(help="Device to measure on.")] = DeviceName.CPU,
     quick: Annotated[bool, typer.Option("--quick", help="Measure a few rounds of the smallest cases only.")] = False,
     with_compile: Annotated[bool, typer.Option("--compile", help="Also measure under torch.compile.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")] = Path("results/cost"),

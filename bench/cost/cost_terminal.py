@@ -129,7 +129,7 @@ def _times(table: pd.DataFrame) -> Cells:
 
 
 def _ratio(ratio: float, low: float, high: float) -> str:
-    """Format a ratio of times with three decimals: the limits differ by thousandths."""
+    """Format a ratio of times with three decimals: ratios in the limits table differ by thousandths."""
     if not np.isfinite(ratio):
         return NOTHING
     return f"{ratio:.3f} [{low:.3f}, {high:.3f}]" if low < high else f"{ratio:.3f}"

@@ -26,7 +26,8 @@ class Floor(EqualWeighting):
             ReLU); False for gradients of the features.
 
     Attributes:
-        norms: norm of each task's gradient, by task; if they come at once, all of them, ``(T,)``, under None.
+        norms: each task's gradient norm, by task; or all norms ``(T,)`` under the key None, if one product gives them
+            together.
     """
 
     def __init__(self, subject: Subject, num_tasks: int, of_layer: bool) -> None:

@@ -70,7 +70,7 @@ def _make(method: Method, problem: tasks.Problem[object], subject: Subject, _: i
 
 
 def main(
-    device: DeviceName = DeviceName.CPU,
+    device: Annotated[DeviceName, typer.Option(help="Device to measure on.")] = DeviceName.CPU,
     quick: Annotated[bool, typer.Option("--quick", help="Measure a few rounds with two tasks only.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("results/cost"),
 ) -> None:

@@ -161,7 +161,7 @@ def eligible(subject: Subject) -> tuple[list[TimedMethod], list[str]]:
 
 
 def _started(make_step: MakeStep, method: TimedMethod, num_tasks: int) -> TrainingStep:
-    """Return a training step that was called once: in its first step a balancer checks its input."""
+    """Return a training step that has run once, so that the balancer's check of its first input is not timed."""
     try:
         [training] = start(make_step, [method], num_tasks)
         training()

@@ -99,7 +99,10 @@ def counts(trainings: Sequence[TrainingStep]) -> pd.DataFrame:
 
 
 def _least(training: TrainingStep) -> "pd.Series[int]":
-    """Count two steps and return the smaller counts: a method with pauses measures in at most one of the two."""
+    """Count two steps and return the smaller counts.
+
+    With ``update_every``, at most one of two neighbouring steps measures.
+    """
     counted = [vars(count(training, training.subject.device)) for _ in range(2)]
     return pd.DataFrame(counted).min()
 

@@ -20,10 +20,12 @@ def find(suite: Suite, key: str) -> Planned:
     if len(matches) == 1:
         return next(iter(matches.values()))
     if matches:
-        raise SuiteError(f"{len(matches)} runs of {suite.name} have a key that begins with {key!r}")
+        raise SuiteError(
+            f"{len(matches)} runs of {suite.name} have a key that begins with {key!r}; give more of its characters"
+        )
     raise SuiteError(
-        f"no run of {suite.name} has the key {key!r}: the suite, the code, the data or PyTorch have changed since the "
-        "run was stored"
+        f"no run of {suite.name} has a key that begins with {key!r}. If an earlier report lists it, the suite, the "
+        "code, the data or PyTorch has changed since."
     )
 
 

@@ -2,13 +2,11 @@
 
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-import bench.cost
 import tasks
 from balancers import LossBalancer
 from bench.analysis import Estimate
@@ -44,11 +42,14 @@ METHODS = (EQUAL, AGAIN, LAYER, TimedMethod("double backward", _double))
 CLAIMED = {LAYER.name: "GradNorm"}
 SHOWN = {AGAIN.name: "a second copy of equal weighting", "double backward": "GradNorm by the paper's double backward"}
 
+MEASURED_BY = ("bench.cost.cases", "bench.cost.step_comparison", "bench.peers.double_backward")
+"""The modules that steps are timed by; what they import belongs to them."""
+
 
 def overhead(lab: Lab) -> Outcome:
     """Run the experiment of claim 6. Nothing else should be running."""
     workers.stop()
-    code = code_hash.file_hashes(Path(bench.cost.__file__).parent.glob("*.py"), code_hash.OURS)
+    code = code_hash.file_hashes(code_hash.files_of(MEASURED_BY, ("bench",)), code_hash.OURS)
     run = run_code("scenes", "gradnorm")
     depends_on = [run, code, machine_facts.processor(), torch.__version__, lab.scale.rounds]
     table = pd.DataFrame(lab.once("step timing", depends_on, lambda: _measure(lab.scale.rounds)))

@@ -28,7 +28,7 @@ class Deviation(NamedTuple):
 
 
 def compare(peer: Peer, ours: Peer, batches: Iterable[Any]) -> Deviation:
-    """Make a step of both on every batch and return the peer's errors. Ours weighs the losses of the peer's network."""
+    """On every batch, make a step of the peer and one of ours from the same network, and return the peer's errors."""
     gradient = 0.0
     for batch in batches:
         ours.model.load_state_dict(peer.model.state_dict())

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -91,8 +90,3 @@ class Peer(ABC):
         self.optimizer.zero_grad()
         self.backward(list(self.problem.losses(self.model, batch)))
         self.optimizer.step()
-
-
-def new_weights(problem: Problem[Any], model: nn.Module) -> Tensor:
-    """Return weights of 1 of the model's type that require grad, ``(T,)``."""
-    return torch.ones(len(problem.tasks), dtype=next(model.parameters()).dtype, requires_grad=True)

@@ -1,6 +1,5 @@
 """Compare two results folders: which scores changed beyond noise."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,12 @@ from bench.analysis import Comparison, compare, compare_unpaired, comparison_sca
 from bench.run.atomic_file import BadFileError
 from bench.style.numbers import NOTHING, rate, relative
 
-from .stored_table import read_table
+from .stored_table import read_json, read_table
 
 ABOUT = ("commit", "torch", "processor", "gpu", "protocol")
 """Keys of ``environment.json`` that may explain a change."""
+HASH_OF_VERSION_1 = "2cfc1de24852147316716ee3a9a9cdd437ba33780b3e04197139e4be8e18858a"
+"""What older results hold in place of version 1 of the protocol: the hash of its text."""
 TABLES = ("runs", "scores", "problems")
 
 
@@ -161,8 +162,11 @@ def _about(first: Path, second: Path) -> list[str]:
     files = [folder / "environment.json" for folder in (first, second)]
     if not all(file.is_file() for file in files):
         return []
-    facts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    facts = [read_json(file) for file in files]
     old, new = ({**about, **about.get("versions", {})} for about in facts)
+    for about in (old, new):
+        if about.get("protocol") == HASH_OF_VERSION_1:
+            about["protocol"] = "1"
     return [f"{fact}: {old.get(fact)} → {new.get(fact)}" for fact in ABOUT if old.get(fact) != new.get(fact)]
 
 

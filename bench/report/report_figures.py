@@ -43,9 +43,13 @@ OF_PROBLEM: Mapping[str, Callable[[Results], Drawn | None]] = {
 
 
 def draw(results: Results) -> list[ReportFigure]:
-    """Write every figure that has data, and the summary figure; remove the figures of an earlier report."""
+    """Write every figure that has data, and the summary figure; remove the figures of an earlier report.
+
+    A summary that can't be drawn again stays: a folder that was kept without its curves would lose it for good.
+    """
     for old in (results.path / "figures").glob("*.[sp][vn]g"):
-        old.unlink()
+        if old.stem != "summary":
+            old.unlink()
     pictures = []
     with theme():
         for number, problem in enumerate(results.problems, start=1):

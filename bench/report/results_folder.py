@@ -1,6 +1,5 @@
 """Read a results folder: its tables, its suite, and the facts about the machine that it was run on."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from bench.analysis.leaderboard import COLUMNS as LEADERBOARD
 from bench.analysis.repeated_seeds import COLUMNS as REPEATED
 from bench.analysis.target_time import COLUMNS as TARGET
 from bench.run import result_picture, suite_text
+from bench.run.atomic_file import BadFileError
 from bench.run.result_picture import Picture
 
-from .stored_table import read_table
+from .stored_table import read_json, read_table
 
 BASE = ("problems", "metrics", "runs", "scores", "curves", "selection", "costs")
 """Names of the tables that derived tables are made from."""
@@ -163,19 +163,22 @@ class Results:
 def load(path: Path) -> Results:
     """Read ``results/<suite>``.
 
-    The tables are read from Parquet or CSV, see `read_table`; a table that the folder lacks is empty. There are two
-    exceptions, for folders of which not all was kept or that an earlier version wrote. The leaderboard is made from the
-    other tables, and the metrics of tasks are taken from the table of baselines.
+    The tables are read from Parquet or CSV, see `read_table`; a table that the folder lacks is empty. Two tables are
+    made again if the folder lacks them: the leaderboard from the other tables, and ``metrics`` from the table of
+    baselines.
 
     Raises:
         FileNotFoundError: The folder was not written by a suite, or lacks the tables of runs or of problems.
-        ValueError: A table lacks a column.
+        BadFileError: A file is damaged, or a table lacks a column.
     """
     path = path.resolve()
     for file in (suite_text.KEPT, "environment.json"):
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path} is not the results folder of a suite: it has no {file}")
-    suite = suite_text.read(path / suite_text.KEPT)
+    try:
+        suite = suite_text.read(path / suite_text.KEPT)
+    except ValueError as error:
+        raise BadFileError(f"{path / suite_text.KEPT} can't be read: {error}") from error
     roles = suite.roles(path.name)
     stored = {name: read_table(path, name) for name in COLUMNS}
     for name in ("runs", "problems"):
@@ -191,7 +194,7 @@ def load(path: Path) -> Results:
         path=path,
         description=suite.description,
         suite_toml=suite.text,
-        environment=json.loads((path / "environment.json").read_text(encoding="utf-8")),
+        environment=read_json(path / "environment.json"),
         balancers=tuple(roles.by_label),
         baseline=roles.equal,
         roles=roles,
@@ -207,5 +210,5 @@ def _checked(folder: Path, name: str, table: pd.DataFrame | None, columns: tuple
         return pd.DataFrame(columns=list(columns))
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ValueError(f"the table {name} in {folder} has no column {', '.join(missing)}")
+        raise BadFileError(f"the table {name} in {folder} has no column {', '.join(missing)}")
     return table

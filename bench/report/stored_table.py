@@ -1,8 +1,12 @@
-"""Read a table of a results folder, from Parquet or from CSV."""
+"""Read what a results folder holds: its tables, from Parquet or from CSV, and its JSON files."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+from bench.run.atomic_file import BadFileError
 
 TEXT = frozenset(
     {
@@ -23,13 +27,33 @@ def read_table(folder: Path, name: str) -> pd.DataFrame | None:
 
     Returns:
         The table, or None if the folder has neither file.
+
+    Raises:
+        BadFileError: The file is damaged.
     """
-    path = folder / "tables" / name
-    if path.with_suffix(".parquet").is_file():
-        return pd.read_parquet(path.with_suffix(".parquet"))
-    if path.with_suffix(".csv").is_file():
-        return _from_csv(path.with_suffix(".csv"))
+    for suffix, read in ((".parquet", pd.read_parquet), (".csv", _from_csv)):
+        path = (folder / "tables" / name).with_suffix(suffix)
+        if path.is_file():
+            try:
+                return read(path)
+            except (ValueError, OSError) as error:
+                raise BadFileError(f"{path} can't be read: {error}") from error
     return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file.
+
+    Raises:
+        BadFileError: The file does not hold one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadFileError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise BadFileError(f"{path} holds no object")
+    return value
 
 
 def _from_csv(path: Path) -> pd.DataFrame:

@@ -33,11 +33,16 @@ ROUND = (1.05, 1.1, 1.25, 1.5, 2.0, 2.5)
 
 
 def summary(results: Results) -> Figure | None:
-    """Draw the summary; return None if no problem has a validation score yet."""
+    """Draw the summary; return None if there is nothing to draw it from.
+
+    With many problems it needs the leaderboard, with few problems the validation scores over training.
+    """
+    controls = _controls(results)
+    scored = [problem for problem in results.problems_in(results.board) if problem not in controls]
+    if len(scored) > FEW and results.baseline is not None and len(results.balancers) > 1:
+        return _many(results, scored)
     rows = validation_scores(results)
-    problems = [problem for problem in results.problems_in(rows) if problem not in _controls(results)]
-    if len(problems) > FEW and results.baseline is not None and len(results.balancers) > 1:
-        return _many(results, problems)
+    problems = [problem for problem in results.problems_in(rows) if problem not in controls]
     return _few(results, rows, problems[:FEW]) if problems else None
 
 

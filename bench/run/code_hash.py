@@ -8,9 +8,11 @@ What is hashed is the parsed source without
 - comments, positions, docstrings and the strings that document attributes,
 - the class attributes `WORDING`, which only describe a method or a problem,
 - the paths of modules of the packages in question: ``from .engine.base import Range`` counts as importing ``Range``,
-- the order of import statements.
+- the order of neighbouring import statements.
 
-The hash is the same on every Python from 3.11 on.
+Two imported names that change places between two modules (``from .a import f`` and ``from .b import g``, afterwards the
+other way round) are not noticed; neither is code outside the packages in question. The hash is the same on every Python
+from 3.11 on.
 """
 
 import ast
@@ -116,9 +118,12 @@ def _references(module: str, file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes but those under ``if TYPE_CHECKING:``."""
+    """Yield all nodes but those under ``if TYPE_CHECKING:``; those of its ``else`` are among them."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in node.orelse:
+                yield other
+                yield from _walk(other)
             continue
         yield node
         yield from _walk(node)
@@ -138,9 +143,7 @@ def _defining(base: str, name: str) -> Iterator[str]:
     if file.name != "__init__.py":
         yield base
     elif name != "*" and _file(f"{base}.{name}"):
-        submodule = f"{base}.{name}"
-        if _file(submodule).name != "__init__.py":  # type: ignore[union-attr]
-            yield submodule
+        yield f"{base}.{name}"
     else:
         passed_on = [
             (_absolute(node, base, file), alias.name)
@@ -149,16 +152,30 @@ def _defining(base: str, name: str) -> Iterator[str]:
             for alias in node.names
             if name in ("*", alias.asname or alias.name)
         ]
-        if name == "*" or not passed_on:
+        if name == "*" or not passed_on or _does_more_than_export(file):
             yield base
         for source, original in passed_on:
             yield from _defining(source, original)
 
 
+@cache
+def _does_more_than_export(file: Path) -> bool:
+    """Tell whether a package's ``__init__`` holds anything but a docstring, imports without aliases and ``__all__``."""
+    for statement in _parsed(file).body:
+        if isinstance(statement, ast.ImportFrom) and not any(alias.asname for alias in statement.names):
+            continue
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue
+        if isinstance(statement, ast.Assign) and all(ast.unparse(one) == "__all__" for one in statement.targets):
+            continue
+        return True
+    return False
+
+
 def _plain(value: object, packages: frozenset[str]) -> object:
     """Return a syntax tree as lists and dictionaries, without what does not change what the code does."""
     if isinstance(value, ast.Constant):
-        return [type(value.value).__name__, repr(value.value)]
+        return [type(value.value).__name__, ascii(value.value)]  # repr depends on the Python's Unicode tables
     if isinstance(value, ast.JoinedStr):  # Python 3.12.1 puts an empty text behind a nested field
         parts = [part for part in value.values if not (isinstance(part, ast.Constant) and part.value == "")]
         return ["JoinedStr", [_plain(part, packages) for part in parts]]
@@ -175,12 +192,18 @@ def _plain(value: object, packages: frozenset[str]) -> object:
 
 
 def _statements(field: object, node: ast.AST, packages: frozenset[str]) -> object:
-    """Return a block without its wording, its imports sorted and in front; anything else as it is."""
+    """Return a block without its wording, each run of adjacent imports sorted; anything else as it is."""
     if not (isinstance(field, list) and field and all(isinstance(item, ast.stmt) for item in field)):
         return field
-    kept = [item for item in field if not (_is_wording(item, node) or isinstance(item, ast.Import | ast.ImportFrom))]
-    imports = [name for item in field for name in _names(item, packages)]
-    return [*sorted(imports), *kept]
+    kept: list[object] = []
+    imports: list[list[str]] = []
+    for item in field:
+        if isinstance(item, ast.Import | ast.ImportFrom):
+            imports += _names(item, packages)
+        elif not _is_wording(item, node):
+            kept += [*sorted(imports), item]
+            imports = []
+    return [*kept, *sorted(imports)]
 
 
 def _is_wording(statement: ast.stmt, node: ast.AST) -> bool:
@@ -189,16 +212,15 @@ def _is_wording(statement: ast.stmt, node: ast.AST) -> bool:
         return True
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
-    if not isinstance(node, ast.ClassDef):
+    if not (isinstance(node, ast.ClassDef) and isinstance(statement, ast.Assign | ast.AnnAssign)):
         return False
-    targets = (
-        statement.targets
-        if isinstance(statement, ast.Assign)
-        else [statement.target]
-        if isinstance(statement, ast.AnnAssign)
-        else []
-    )
-    return any(isinstance(target, ast.Name) and target.id in WORDING for target in targets)
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    described = all(isinstance(target, ast.Name) and target.id in WORDING for target in targets)
+    return described and _is_text(statement.value)
+
+
+def _is_text(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _names(statement: ast.stmt, packages: frozenset[str]) -> Iterator[list[str]]:

@@ -241,7 +241,8 @@ class Training:
         metrics = self.problem.evaluate(model, self.data, split, start)
         if missing := [metric.name for metric in self.problem.metrics if metric.name not in metrics]:
             raise ValueError(
-                f"evaluate of {self.problem.name} gives no {', '.join(missing)}, which its metrics declare"
+                f"{self.problem.name}.evaluate did not return {', '.join(missing)}, "
+                f"which {self.problem.name}.metrics lists"
             )
         return {metric.name: float(metrics[metric.name]) for metric in self.problem.metrics}
 

@@ -177,7 +177,7 @@ def trajectory(done: Sequence[Done]) -> pd.DataFrame:
 
 
 def selection(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
-    """Return the learning rate, in a search the trial, that the tuning runs choose per method and problem."""
+    """Return, for each method and problem, the learning rate that the tuning runs choose; in a search, the trial."""
     table = choose_learning_rates(scores(done, suite), problems(suite))
     return _with_trials(table, suite) if suite.searches else table
 

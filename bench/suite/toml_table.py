@@ -85,5 +85,5 @@ def closest(name: str, names: Iterable[str]) -> str:
     """Return the end of a sentence about an unknown ``name``: the closest of the known ``names``, and all of them."""
     names = sorted(names)
     match = difflib.get_close_matches(name, names, n=1)
-    known = ", ".join(names) or "none"
+    known = ", ".join(map(repr, names)) or "none"
     return f"; did you mean {match[0]!r}? Known: {known}" if match else f"; known: {known}"

@@ -97,7 +97,8 @@ def random_rooms(num_scenes: int, generator: Generator) -> Rooms:
     forward = _unit(target - eye)
     right = _unit(_cross(forward, upward))
 
-    # Cell (x, y) has index x + 3 y, and the camera's has y = 0. The 2 sorts it last, so that it stays without a thing.
+    # Cell (x, y) has index x + 3 y, and the camera's has y = 0. The 2 sorts the camera's cell last, so that no thing is
+    # put there.
     camera_last = uniform(0, 1, 9).scatter(1, column, 2.0)
     cells = camera_last.argsort(1)[:, :THINGS]
     middles = 2 * (torch.stack([cells % 3, cells // 3], 2) - 1) * cell[:, None]

@@ -37,7 +37,7 @@ def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) ->
     path.write_text(suite_text(learning_rates=None, reported=[5]))
     gone = LOSSBENCH.invoke(app, ["once", str(path), runs["key"].iloc[0], *results])
     assert gone.exit_code == 2
-    assert gone.output.startswith("error: no run of mine has the key")
+    assert gone.output.startswith("error: no run of mine has a key that begins with")
     assert LOSSBENCH.invoke(app, ["once", str(path), ""]).output.startswith("error: 2 runs of mine have a key")
 
 

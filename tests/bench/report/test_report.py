@@ -369,7 +369,7 @@ class TestTerminal:
         assert "[red]" in capsys.readouterr().out
 
 
-class TestWords:
+class TestVerdictWording:
     @pytest.mark.parametrize(
         ("values", "text"),
         [

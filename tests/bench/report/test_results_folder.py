@@ -1,5 +1,6 @@
 """Read results folders of which only some tables were kept, as CSV alone or without a leaderboard."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from bench.analysis import SuiteTables, leaderboard
 from bench.cli import app
-from bench.report import leaderboard_terminal, results_folder
+from bench.report import folder_comparison, leaderboard_terminal, report_figures, results_folder
 from bench.report.results_folder import BASE
 
 from .made_up_results import BALANCERS, build
@@ -106,3 +107,31 @@ def test_the_reference_results_are_reported_as_far_as_they_were_kept(suite, tmp_
     assert {"scores", "cost", "learning-rates"} <= kinds
     assert ("front" in kinds) == (suite == "tuned")
     assert not {"curves", "weights", "dynamics"} & kinds
+
+
+@pytest.mark.parametrize("file", ["suite.toml", "environment.json", "tables/scores.parquet"])
+def test_a_damaged_file_is_named_in_a_sentence(tmp_path, file):
+    folder = build(tmp_path / "made-up", timed=False)
+    (folder / file).write_bytes(b"{ no = such")
+    done = CliRunner().invoke(app, ["report", "made-up", "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    assert isinstance(done.exception, SystemExit)
+    assert f"{file} can't be read" in done.output.replace("\n", "")
+
+
+def test_a_kept_summary_is_drawn_again_or_stays(tmp_path):
+    """The folder of core has many problems, that of tuned few; neither has its curves."""
+    for suite, again in (("core", True), ("tuned", False)):
+        folder = Path(shutil.copytree(REFERENCE / suite, tmp_path / suite))
+        summary = folder / "figures" / "summary.png"
+        before = summary.read_bytes()
+        report_figures.draw(results_folder.load(folder))
+        assert (summary.read_bytes() != before) == again
+
+
+def test_the_protocols_first_version_is_that_of_older_results(tmp_path):
+    folders = [build(tmp_path / name, timed=False) for name in ("older", "newer")]
+    for folder, protocol in zip(folders, (folder_comparison.HASH_OF_VERSION_1, "1"), strict=True):
+        path = folder / "environment.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "protocol": protocol}))
+    assert not [note for note in folder_comparison.differences(*folders).notes if "protocol" in note]

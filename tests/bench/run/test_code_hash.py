@@ -122,6 +122,9 @@ def test_wording_and_place_change_nothing(old: str, new: str) -> None:
         ('@register(name="a")', '@register(name="b")'),
         (":.3f", ":.4f"),
         (" of", " for"),
+        ('summary = "A method."', "summary: int = 1"),
+        ('summary = "A method."', 'limit = summary = "A method."'),
+        ("LIMIT = 3\n", "from .limits import LIMIT\n\nLIMIT = 3\n"),
     ],
 )
 def test_what_the_code_does_changes_the_hash(old: str, new: str) -> None:
@@ -129,14 +132,21 @@ def test_what_the_code_does_changes_the_hash(old: str, new: str) -> None:
     assert hashed(SOURCE.replace(old, new)) != hashed(SOURCE)
 
 
+def test_an_import_and_an_assignment_do_not_change_places() -> None:
+    assert hashed("X = 5\nfrom .c import X\n") != hashed("from .c import X\nX = 5\n")
+
+
 PACKAGE = {
     "__init__.py": 'from .method import Method\nfrom .unused import NOTHING\n__all__ = ["Method", "NOTHING"]\n',
     "method.py": "from typing import TYPE_CHECKING\n\nfrom . import helpers\nfrom .limits import LIMIT\n\n"
-    "if TYPE_CHECKING:\n    from .types import Kind\n\n\nclass Method:\n    limit = LIMIT\n    add = helpers.add\n",
+    "if TYPE_CHECKING:\n    from .types import Kind\n"
+    "else:\n    from .real import Kind\n\n\nclass Method:\n    limit = LIMIT\n    add = helpers.add\n",
     "limits.py": "LIMIT = 3\n",
     "helpers.py": "import {name}\n\n\ndef add(x):\n    from .late import ONE\n\n    return x + ONE + {name}.NOTHING\n",
     "late.py": "ONE = 1\n",
     "types.py": "Kind = int\n",
+    "real.py": "from . import layers\n\nKind = layers\n",
+    "layers/__init__.py": "FACTOR = 2\n",
     "unused.py": "NOTHING = 0\n",
     "apart.py": "APART = 1\n",
 }
@@ -167,7 +177,7 @@ def test_imports_are_followed_also_of_constants_and_inside_functions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, _ = hashes(tmp_path / "whole", PACKAGE, monkeypatch)
-    assert names == {"method.py", "limits.py", "helpers.py", "late.py", "unused.py"}
+    assert names == {"method.py", "limits.py", "helpers.py", "late.py", "unused.py", "real.py", "__init__.py"}
     assert "types.py" not in names  # for type checkers alone
     assert "apart.py" not in names  # nothing imports it
 
@@ -180,7 +190,7 @@ def test_a_moved_module_changes_no_hash(tmp_path: Path, monkeypatch: pytest.Monk
     assert hashes(tmp_path / "moved", moved, monkeypatch)[1] == hashes(tmp_path / "whole", PACKAGE, monkeypatch)[1]
 
 
-@pytest.mark.parametrize("file", ["limits.py", "late.py", "unused.py", "method.py"])
+@pytest.mark.parametrize("file", ["limits.py", "late.py", "unused.py", "method.py", "layers/__init__.py"])
 def test_a_changed_constant_anywhere_changes_the_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
@@ -202,6 +212,14 @@ def test_a_run_depends_on_its_method_and_not_on_others() -> None:
 def test_the_protocols_version_is_tied_to_its_text() -> None:
     """If this fails after a rewording: update the hash. After a changed rule: raise the version too."""
     assert {protocol_version(): hashlib.sha256(PROTOCOL.read_bytes()).hexdigest()} == PROTOCOL_TEXT
+
+
+def test_a_measurements_key_covers_all_code_that_measures() -> None:
+    """`timed_methods` is what is measured elsewhere; a suite's steps are of its own methods."""
+    imported = {
+        path.stem for path in code_hash.files_of(["bench.cost.measure_step"], {"bench"}) if path.parent.name == "cost"
+    }
+    assert imported - {"timed_methods"} == set(measure_step.MEASURED_BY)
 
 
 def test_a_measurements_key_survives_wording_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -183,7 +183,9 @@ def test_a_metric_that_is_declared_but_not_given_is_a_failure(
 ) -> None:
     spec = make_spec()
     monkeypatch.setattr(tasks.get("small"), "metrics", (*tasks.get("small").metrics, Metric("f1", "", "", True)))
-    assert training.run(spec).reason.startswith("ValueError: evaluate of small gives no f1, which its metrics declare")
+    assert training.run(spec).reason.startswith(
+        "ValueError: small.evaluate did not return f1, which small.metrics lists"
+    )
 
 
 def test_ctrl_c_is_no_failure(make_spec: MakeSpec) -> None:
