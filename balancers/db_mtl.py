@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine.base import Range, over_ranks, world_size
+from .engine.base import Range
 from .engine.combining import Combination, CombiningBalancer
 from .engine.measure import joint_norms
 from .engine.method_registry import register
 from .engine.per_task_state import keep, rows
+from .engine.ranks import over_ranks, world_size
 
 
 @register

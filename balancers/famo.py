@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer, Range, over_ranks, world_size
+from .engine.base import LossBalancer, Range
 from .engine.loss_input import Entries, Losses, per_task, stack
 from .engine.method_registry import register
+from .engine.ranks import over_ranks, world_size
 from .engine.state_optimizer import StateOptimizer
 from .engine.window import Pass
 

@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Variable
 
 from .loss_input import Entries, Losses, LossReader, stack
+from .ranks import over_ranks, world_size
 from .rng import Draws
 from .window import Pass, Window
 
@@ -290,21 +290,9 @@ class LossBalancer(nn.Module):
         return f"{self.num_tasks} tasks" if self.tasks is None else ", ".join(self.tasks)
 
 
-def over_ranks(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``(T,)`` each: a task's mean loss over the ranks that were given it, and how many these are."""
-    both = torch.stack([losses, torch.ones_like(losses) if mask is None else mask.to(losses.dtype)])
-    dist.all_reduce(both)
-    return both[0] / both[1].clamp(min=1.0), both[1]
-
-
 def _positive(losses: Tensor) -> Tensor:
     """Return a bool scalar: whether all are positive and finite."""
     return ((losses > 0) & (losses < math.inf)).all()
-
-
-def world_size() -> int:
-    """How many ranks of ``torch.distributed`` learn together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _before_loading(balancer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

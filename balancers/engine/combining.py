@@ -10,15 +10,15 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from .base import LossBalancer, world_size
+from .base import LossBalancer
 from .fork_audit import ForkError
 from .gradients import GradientBalancer
 from .loss_input import Entries
 from .measure import Measurement
+from .ranks import mean_over_ranks, world_size
 from .window import Pass
 
 
@@ -130,7 +130,7 @@ class CombiningBalancer(GradientBalancer):
             columns, losses = [column[present] for column in columns], losses[present]
         self.present = present
         if self._wrt is not None and world_size() > 1:
-            columns = [_mean_over_ranks(column) for column in columns]
+            columns = [mean_over_ranks(column) for column in columns]
         made = self._combined(columns, scale, losses)
         shares = made.weights if present is None else self.weights.index_copy(0, present, made.weights)
         weights = shares if this.weights is self.ones else shares * this.weights
@@ -223,9 +223,3 @@ def _weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
 
 def _in_place_of(direction: Tensor, gradient: Tensor) -> Tensor:
     return direction.to(gradient.dtype)
-
-
-def _mean_over_ranks(tensor: Tensor) -> Tensor:
-    tensor = tensor.contiguous()
-    dist.all_reduce(tensor)
-    return tensor / world_size()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from .ddp import DDP_SINK
+from .ddp_graph import DDP_SINK
 from .fork import Fork, mark_of
 from .loss_input import Entries, Root, roots
 

@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .base import LossBalancer, Reads, world_size
-from .ddp import before_first_backward
+from .base import LossBalancer, Reads
+from .ddp_graph import before_first_backward
 from .fork import Fork
 from .fork_audit import ForkError, audit
 from .loss_input import Entries, Losses, roots
 from .measure import Measurement, joint_norms
+from .ranks import world_size
 from .window import Pass, Window
 
 Wrt = Literal["features", "layer", "parameters"]

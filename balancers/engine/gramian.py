@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .base import world_size
 from .combining import Combination, CombiningBalancer
+from .ranks import world_size
 
 
 class GramianBalancer(CombiningBalancer):

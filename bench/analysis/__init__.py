@@ -9,7 +9,7 @@ from .bands import at_common_steps, band
 from .baselines import baselines
 from .controls import controls
 from .derived_tables import derived_tables
-from .failed_runs import impute_failures
+from .imputed_scores import impute_failures
 from .intervals import (
     CONFIDENCE,
     Comparison,
