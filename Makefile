@@ -1,5 +1,5 @@
 # make bench       the default suite: learning-rate grid, fresh seeds, step costs, report; a quarter of an hour on 2 cores
-# make test        the tests to run after every change; within 4 minutes on 2 cores
+# make test        the tests to run after every change; within 8 minutes on 2 cores
 # make test-all    every test
 # make check       ruff, mypy, and the order of the rooms
 #
@@ -12,6 +12,8 @@
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make smoke       a small suite, in a minute
 # make test-slow   the tests that `make test` leaves out
+# make test-product  what holds for every method, at every place, in every way: half an hour
+# make test-torch  every test with another PyTorch, in an environment of its own: VERSION=2.12.1 names it
 #
 # Each makes its own .venv on first use. With PYTHON=/path/to/python3, that interpreter is used as it is.
 
@@ -35,7 +37,11 @@ endif
 # Two test processes, where pytest-xdist is installed. Tests that start processes of their own share one of the two.
 PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadgroup --no-loadscope-reorder")
 
-.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test test-slow test-all check clean
+# Another PyTorch gets an environment of its own too, with the same versions of everything else.
+TORCH_VENV = $(VENV)-torch-$(or $(VERSION),$(error give the version of PyTorch: make test-torch VERSION=2.12.1))
+
+.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test test-slow test-product test-all test-torch check \
+	clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -44,13 +50,20 @@ bench: $(ENVIRONMENT)
 	$(PY) -m bench report default
 
 test: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m "not slow"
+	$(PY) -m pytest $(PARALLEL) -m "not slow and not product"
 
 test-slow: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m slow
+	$(PY) -m pytest $(PARALLEL) -m "slow and not product"
+
+test-product: $(ENVIRONMENT)
+	$(PY) -m pytest $(PARALLEL) -m product tests/balancers
 
 test-all: $(ENVIRONMENT)
 	$(PY) -m pytest $(PARALLEL)
+
+test-torch:
+	$(MAKE) $(TORCH_VENV)/.installed
+	$(MAKE) test-all PYTHON=$(TORCH_VENV)/bin/python
 
 check: $(ENVIRONMENT)
 	$(PY) -m ruff check .
@@ -107,7 +120,7 @@ smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers build *.egg-info
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-torch-* build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -120,3 +133,27 @@ $(VENV)-peers/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	touch $@
+
+# The project is installed without its dependencies, so that a PyTorch older than pyproject.toml allows can be tried.
+$(VENV)-torch-%/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(@D)
+	sed 's/^torch==.*/torch==$*/' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -c "$$TEST_REQUIREMENTS" > $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet torch==$*
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --requirement $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# Print what the extra "test" requires, and the extras that it names.
+define TEST_REQUIREMENTS
+import re, tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+todo = ["lossbench[test]"]
+while todo:
+    requirement = todo.pop()
+    if own := re.match(r"lossbench\[(.*)\]", requirement):
+        todo += [one for extra in own[1].split(",") for one in extras[extra]]
+    else:
+        print(requirement)
+endef
+export TEST_REQUIREMENTS

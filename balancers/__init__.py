@@ -18,16 +18,17 @@ from .conflict_free import ConFIG
 from .db_mtl import DBMTL
 from .dual_proj import DualProj
 from .dynamic_average import DynamicWeightAverage
-from .engine.base import LossBalancer, Range
+from .engine.base import LossBalancer
 from .engine.captured_step import CapturedStep
-from .engine.combining import Combination, CombiningBalancer
+from .engine.declared import Range, option, state
 from .engine.fork import Fork
 from .engine.fork_audit import ForkError
 from .engine.gradients import GradientBalancer
-from .engine.gramian import GramianBalancer
 from .engine.linear_heads import LinearHeads
 from .engine.loss_input import Losses
 from .engine.method_registry import create, get, names, register
+from .engine.readings import Read, Result, State
+from .engine.rng import Draws
 from .equal import EqualWeighting
 from .excess_risk import ExcessMTL
 from .fair_grad import FairGrad
@@ -66,9 +67,8 @@ __all__ = [
     "CAGrad",
     "CapturedStep",
     "CoefficientOfVariation",
-    "Combination",
-    "CombiningBalancer",
     "ConFIG",
+    "Draws",
     "DualProj",
     "DynamicWeightAverage",
     "EqualWeighting",
@@ -81,7 +81,6 @@ __all__ = [
     "GradNorm",
     "GradVac",
     "GradientBalancer",
-    "GramianBalancer",
     "IMTLGradient",
     "IMTLLoss",
     "InverseDirichlet",
@@ -95,10 +94,13 @@ __all__ = [
     "RandomLossWeighting",
     "Range",
     "ReLoBRaLo",
+    "Read",
+    "Result",
     "RevisedUncertaintyWeighting",
     "ScaleInvariant",
     "SmoothTchebycheff",
     "SoftAdapt",
+    "State",
     "StaticWeighting",
     "Tchebycheff",
     "UPGrad",
@@ -106,5 +108,7 @@ __all__ = [
     "create",
     "get",
     "names",
+    "option",
     "register",
+    "state",
 ]

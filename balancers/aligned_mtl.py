@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, register
 from .solvers.spectrum import eigh
 
 
 @register
-class AlignedMTL(GramianBalancer):
+class AlignedMTL(GradientBalancer):
     r"""Make the gradients orthogonal and equally long, then take their mean.
 
     Every aligned gradient is as long as the shortest principal component of the gradients. With the eigenvalues
@@ -22,7 +21,7 @@ class AlignedMTL(GramianBalancer):
     variant.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for Multi-Task Learning",
     CVPR 2023, algorithm 1.
@@ -30,6 +29,7 @@ class AlignedMTL(GramianBalancer):
 
     name = "aligned-mtl"
     summary = "Make the gradients orthogonal and equally long, then take their mean."
+    reads = "gramian"
     use_when = "When gradients conflict and differ in length; steps become as short as the weakest direction."
 
     def solve(self, gramian: Tensor) -> Tensor:

@@ -1,13 +1,9 @@
 """Analytic uncertainty weighting: compute the weights in closed form instead of learning a noise."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer, Range
-from .engine.method_registry import register
+from .engine import LossBalancer, Range, option, register, state
 
 
 @register
@@ -26,7 +22,7 @@ class AnalyticUncertaintyWeighting(LossBalancer):
         tasks: see `LossBalancer`.
         temperature: :math:`\tau`, positive, in units of one over a loss. The larger it is, the more equal are the
             weights. The paper tunes it for each data set and network.
-        accumulate, check_finite: see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: ``temperature`` is not positive and finite.
@@ -40,21 +36,8 @@ class AnalyticUncertaintyWeighting(LossBalancer):
     use_when = "Instead of uncertainty, to avoid its slow start, if you can tune a temperature."
     reads = "losses"
     needs_positive_losses = True
-    tunable = {"temperature": Range(0.1, 100.0, log=True)}
-
-    def __init__(
-        self,
-        tasks: int | Sequence[str],
-        *,
-        temperature: float = 1.0,
-        accumulate: int = 1,
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature is {temperature!r}; expected a positive, finite number")
-        self.temperature = temperature
-        self.weights.fill_(1 / self.num_tasks)
+    temperature: float = option(1.0, above=0, tune=Range(0.1, 100.0, log=True))
+    last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
 
     def weigh(self, losses: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""

@@ -1,21 +1,17 @@
 """CAGrad: improve the worst task as much as possible, close to the mean gradient."""
 
-import math
-from typing import Any
-
+import torch
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, Range, option, register
 from .solvers.conflict_averse import conflict_averse
 
 STATIONARY = 1e-4
-"""A point counts as Pareto stationary if g_lambda, divided by the joint norm of all gradients, is at most this long."""
+"""A point counts as Pareto stationary if g_lambda, divided by the joint norm of its parts, is at most this long."""
 
 
 @register
-class CAGrad(GramianBalancer):
+class CAGrad(GradientBalancer):
     r"""Improve the worst task the most, within a ball around the mean gradient (conflict-averse gradient descent).
 
     With the mean gradient :math:`g_0`, the combined gradient :math:`g_\lambda = \sum_i \lambda_i \nabla L_i`, and the
@@ -25,14 +21,15 @@ class CAGrad(GramianBalancer):
         \quad \lambda = \arg\min_{\lambda \in \Delta}\
         g_\lambda^\top g_0 + c\,\lVert g_0 \rVert \lVert g_\lambda \rVert
 
-    For :math:`c < 1` it converges to a minimum of the mean loss. At a Pareto-stationary point :math:`g_\lambda`
-    vanishes, and all weights are zero. The official code divides the direction by :math:`1 + c^2`; the paper and this
-    class do not.
+    For :math:`c < 1` it converges to a minimum of the mean loss. Where :math:`g_\lambda` vanishes, the point is Pareto
+    stationary, and all weights are zero. Where it vanishes because a satisfied task has no gradient, the direction is
+    the mean, :math:`d = g_0`. The official code divides the direction by :math:`1 + c^2`; the paper and this class do
+    not.
 
     Args:
         c: radius of the ball relative to :math:`\lVert g_0 \rVert`, 0 or more; 0.4 in the paper on NYUv2 and
             Cityscapes.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Raises:
         ValueError: ``c`` is negative or not finite.
@@ -43,22 +40,25 @@ class CAGrad(GramianBalancer):
 
     name = "cagrad"
     summary = "Improve the worst task the most, within a ball around the mean gradient."
+    reads = "gramian"
     use_when = "When gradients conflict, and the mean loss is what counts in the end."
     default_wrt = "parameters"
-    tunable = {"c": Range(0.1, 0.9)}
-
-    def __init__(self, *args: Any, c: float = 0.4, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not (math.isfinite(c) and c >= 0):
-            raise ValueError(f"c is {c!r}; expected a finite number, 0 or more")
-        self.c = c
+    c: float = option(0.4, at_least=0, tune=Range(0.1, 0.9))
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
+        num_tasks = gramian.shape[-1]
         shares = conflict_averse(gramian, self.c).unsqueeze(-1)
-        squared_norm = shares.mT @ gramian @ shares
+        products = gramian @ shares  # of each gradient with g_lambda
+        squared_norm = shares.mT @ products
         mean_squared_norm = gramian.mean((-2, -1), keepdim=True).clamp_(min=0)
-        trace = gramian.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        minimum = products.mean(-2, keepdim=True) + self.c * (mean_squared_norm * squared_norm).sqrt_()
+        squares = gramian.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+        trace = squares.sum(-2, keepdim=True)
+        satisfied = (squares == 0).any(-2, keepdim=True) & (trace > 0)
+        # A satisfied task alone makes the minimum zero. Shares that give no less are rounding errors.
+        parts = (shares.square() * squares).sum(-2, keepdim=True)  # what g_lambda would measure without cancellation
+        vanishes = (squared_norm <= STATIONARY**2 * parts) | (satisfied & (minimum >= 0))
         length = (mean_squared_norm / squared_norm).sqrt_()
-        weights = (shares * length).mul_(self.c).add_(1 / gramian.shape[-1])
-        return weights.masked_fill_(squared_norm <= STATIONARY**2 * trace, 0).squeeze(-1)
+        weights = (shares * length).mul_(self.c).add_(1 / num_tasks)
+        return torch.where(vanishes, satisfied.to(weights.dtype) / num_tasks, weights).squeeze(-1)

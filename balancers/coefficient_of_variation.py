@@ -1,13 +1,9 @@
 """CoV-weighting: give more weight to the losses that still vary."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer
-from .engine.method_registry import register
+from .engine import LossBalancer, Read, Result, State, option, register, state
 
 EPSILON = 1e-8
 """Added to the variance, so that losses that have not changed at all get equal weights."""
@@ -30,7 +26,7 @@ class CoefficientOfVariation(LossBalancer):
         tasks: see `LossBalancer`.
         decay: fraction of itself that each mean, as a moving average, keeps in a step, between 0 and 1. With None the
             means are over the whole history. The sum behind the variance never decays.
-        accumulate, check_finite: see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: ``decay`` is not between 0 and 1.
@@ -43,58 +39,37 @@ class CoefficientOfVariation(LossBalancer):
     name = "cov"
     summary = "Weigh each task by the coefficient of variation of its loss ratios."
     reads = "losses"
-    reads_now = False
     needs_positive_losses = True
     use_when = "When the losses of one problem have different scales and some settle early; nothing to tune."
-
-    next_weights: Tensor
+    decay: float | None = option(None, above=0, below=1)
+    next_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     """:math:`w_i`, ``(T,)``."""
-    mean_losses: Tensor
+    mean_losses: Tensor = state(1.0)
     r""":math:`\mu_{L_i}`, ``(T,)``."""
-    mean_ratios: Tensor
+    mean_ratios: Tensor = state(1.0)
     r""":math:`\mu_{\ell_i}`, ``(T,)``."""
-    squares: Tensor
+    squares: Tensor = state()
     """Welford's sum of squared deviations of the ratios, ``(T,)``."""
-    counts: Tensor
+    counts: Tensor = state()
     """Number of losses that each task has had, ``(T,)``."""
 
-    def __init__(
-        self, tasks: int | Sequence[str], *, decay: float | None = None, accumulate: int = 1, check_finite: bool = False
-    ) -> None:
-        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        if decay is not None and not 0 < decay < 1:
-            raise ValueError(f"decay is {decay!r}; expected a number between 0 and 1, or None")
-        self.decay = decay
-        self._register_constants("next_weights", [1 / self.num_tasks] * self.num_tasks)
-        self.register_buffer("mean_losses", torch.ones(self.num_tasks))
-        self.register_buffer("mean_ratios", torch.ones(self.num_tasks))
-        self.register_buffer("squares", torch.zeros(self.num_tasks))
-        self.register_buffer("counts", torch.zeros(self.num_tasks))
-
-    def weigh(self, losses: Tensor) -> Tensor:
+    def weigh(self, state: State) -> Tensor:
         """Return the weights that follow from the steps before this one, ``(T,)``."""
-        return self.next_weights.clone()
+        return state["next_weights"]
 
-    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        readable = (losses > 0) & (losses < math.inf)
-        valid = readable.all() if given is None else (readable | ~given).all()
-        known = valid.expand_as(losses) if given is None else valid & given
-        first = self.counts == 0
-        kept = self.counts / (self.counts + 1) if self.decay is None else self.decay * self.counts.clamp(max=1)
-        ratios = torch.where(first, 1.0, losses / self.mean_losses)
-        mean_ratios = torch.lerp(ratios, self.mean_ratios, kept)
-        squares = self.squares + (ratios - self.mean_ratios) * (ratios - mean_ratios)
-        mean_losses = torch.lerp(losses, self.mean_losses, kept)
-        for state, new in (
-            (self.mean_ratios, mean_ratios),
-            (self.squares, squares),
-            (self.mean_losses, mean_losses),
-            (self.counts, self.counts + 1),
-        ):
-            state.copy_(torch.where(known, new, state))
-
-        variations = known * (self.squares / self.counts + EPSILON).sqrt() / self.mean_ratios
-        share = 1 - torch.dot(self.next_weights, (~known).to(losses.dtype))
-        weights = share * variations / variations.sum()
-        self.next_weights.copy_(torch.where(known & (self.counts > 1).all(), weights, self.next_weights))
-        return valid
+    def update(self, read: Read, state: State) -> Result:
+        before, counts = state["counts"], state["counts"] + 1
+        kept = before / counts if self.decay is None else self.decay * before.clamp(max=1)
+        ratios = torch.where(before == 0, 1.0, read.losses / state["mean_losses"])
+        mean_ratios = torch.lerp(ratios, state["mean_ratios"], kept)
+        squares = state["squares"] + (ratios - state["mean_ratios"]) * (ratios - mean_ratios)
+        variations = (squares / counts + EPSILON).sqrt() / mean_ratios
+        weights = (1 - read.rest) * variations / variations.sum()
+        new = {
+            "next_weights": torch.where((counts > 1).all(), weights, state["next_weights"]),
+            "mean_losses": torch.lerp(read.losses, state["mean_losses"], kept),
+            "mean_ratios": mean_ratios,
+            "squares": squares,
+            "counts": counts,
+        }
+        return Result(state=new)

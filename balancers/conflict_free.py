@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, register
 from .solvers.spectrum import pseudo_solve
 
 
 @register
-class ConFIG(GramianBalancer):
+class ConFIG(GradientBalancer):
     r"""Take the direction at the same angle to all gradients (conflict-free inverse gradient).
 
     Its length is the sum of the gradients' projections onto it. With the gradients' directions
@@ -22,7 +21,7 @@ class ConFIG(GramianBalancer):
     whose gradient is zero gets weight 0.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", ICLR
     2025, eq. 2.
@@ -30,6 +29,7 @@ class ConFIG(GramianBalancer):
 
     name = "config"
     summary = "Take the direction at the same angle to all gradients, as long as the sum of their projections onto it."
+    reads = "gramian"
     use_when = "For physics-informed networks, where the gradients of the losses differ by orders of magnitude."
     default_wrt = "parameters"
 

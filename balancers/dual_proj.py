@@ -2,13 +2,12 @@
 
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, register
 from .solvers.dual_cone import project_on_dual_cone
 
 
 @register
-class DualProj(GramianBalancer):
+class DualProj(GradientBalancer):
     r"""Project the mean gradient onto the dual cone of the tasks' gradients.
 
     .. math:: d = \arg\min_x \lVert x - \bar g \rVert^2
@@ -19,7 +18,7 @@ class DualProj(GramianBalancer):
     is left as it is.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, eq. 11, with the
     tasks in place of the memories.
@@ -27,6 +26,7 @@ class DualProj(GramianBalancer):
 
     name = "dual-proj"
     summary = "Project the mean gradient so that no task's loss rises."
+    reads = "gramian"
     use_when = "When the mean gradient is right except for an occasional conflict."
     default_wrt = "parameters"
 

@@ -1,18 +1,13 @@
 """Dynamic weight average: give more weight to tasks whose losses fall slowly from epoch to epoch."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer, Range
-from .engine.method_registry import register
-from .engine.period_means import PeriodMeans
+from .engine import PeriodMeans, Range, Read, Result, State, option, register, state
 
 
 @register
-class DynamicWeightAverage(LossBalancer):
+class DynamicWeightAverage(PeriodMeans):
     r"""Weigh each task by the ratio of its last mean loss to the one before.
 
     Steps are grouped into periods. With the mean loss :math:`\bar L_i(t)` over period t, all steps of period t use
@@ -28,7 +23,7 @@ class DynamicWeightAverage(LossBalancer):
         tasks: see `LossBalancer`.
         period: number of optimiser steps in a period; an epoch in the paper.
         temperature: :math:`\tau`, positive; 2 in the paper. The larger it is, the more equal are the weights.
-        accumulate, check_finite: see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: ``period`` is not an integer, 1 or more, or ``temperature`` is not positive and finite.
@@ -42,37 +37,17 @@ class DynamicWeightAverage(LossBalancer):
     summary = "Give more weight to tasks whose mean loss falls slowly from one epoch to the next."
     use_when = "When training takes many epochs and losses fall steadily; the weights stay close to equal."
     reads = "losses"
-    reads_now = False
-    tunable = {"temperature": Range(0.2, 20.0, log=True)}
-
-    next_weights: Tensor
+    temperature: float = option(2.0, above=0, tune=Range(0.2, 20.0, log=True))
+    next_weights: Tensor = state(1.0)
     """:math:`w_i`, ``(T,)``."""
 
-    def __init__(
-        self,
-        tasks: int | Sequence[str],
-        *,
-        period: int = 100,
-        temperature: float = 2.0,
-        accumulate: int = 1,
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature is {temperature!r}; expected a positive, finite number")
-        self.temperature = temperature
-        self.means = PeriodMeans(period, self.num_tasks)
-        self.register_buffer("next_weights", torch.ones(self.num_tasks))
-
-    def weigh(self, losses: Tensor) -> Tensor:
+    def weigh(self, state: State) -> Tensor:
         """Return this period's weights, ``(T,)``."""
-        return self.next_weights.clone()
+        return state["next_weights"]
 
-    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        valid = losses.isfinite().all()
-        changed = self.means.add(losses, given, valid)
-        ratios = torch.where(self.means.periods > 1, self.means.latest / self.means.earlier, 1.0)
+    def update(self, read: Read, state: State) -> Result:
+        new, changed = self.means(read, state)
+        ratios = torch.where(new["periods"] > 1, new["latest"] / new["earlier"], 1.0)
         logits = torch.nan_to_num(ratios / self.temperature, nan=1 / self.temperature)
         weights = self.num_tasks * torch.softmax(logits, -1)
-        self.next_weights.copy_(torch.where(changed, weights, self.next_weights))
-        return valid
+        return Result(state=new | {"next_weights": torch.where(changed, weights, state["next_weights"])})

@@ -1,18 +1,13 @@
 """FairGrad: give each task an alpha-fair share of the progress."""
 
-import math
-from typing import Any
-
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, Range, option, register
 from .solvers.bargaining import fair_bargaining
 
 
 @register
-class FairGrad(GramianBalancer):
+class FairGrad(GradientBalancer):
     r"""Choose the weights under which the tasks' gains :math:`\nabla L_i^\top d` are alpha-fair.
 
     The weights solve, for the Gramian :math:`M`,
@@ -24,7 +19,7 @@ class FairGrad(GramianBalancer):
 
     Args:
         alpha: :math:`\alpha`, the fairness, positive; mostly 2 in the paper.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Raises:
         ValueError: ``alpha`` is not positive and finite.
@@ -34,15 +29,10 @@ class FairGrad(GramianBalancer):
 
     name = "fairgrad"
     summary = "Share the progress fairly between the tasks; a larger alpha shares it more evenly."
+    reads = "gramian"
     use_when = "When some tasks are left behind, and you want to choose how much that matters."
     default_wrt = "parameters"
-    tunable = {"alpha": Range(0.5, 5.0, log=True)}
-
-    def __init__(self, *args: Any, alpha: float = 2.0, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise ValueError(f"alpha is {alpha!r}; expected a positive, finite number")
-        self.alpha = alpha
+    alpha: float = option(2.0, above=0, tune=Range(0.5, 5.0, log=True))
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Return positive weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from .engine.base import LossBalancer
-from .engine.method_registry import register
+from .engine import LossBalancer, register
 
 
 @register
@@ -28,4 +27,4 @@ class GeometricLossStrategy(LossBalancer):
 
     def weigh(self, losses: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
-        return losses.log().mean(-1, keepdim=True).exp() / (self.num_tasks * losses)
+        return losses.log().mean(-1, keepdim=True).exp() / (losses.shape[-1] * losses)

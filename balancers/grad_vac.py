@@ -1,19 +1,14 @@
 """GradVac: turn gradients towards each other until they agree as much as they usually do."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
-from .engine.rng import Draws
+from .engine import Draws, GradientBalancer, Range, Read, Result, State, option, register, state
 from .pcgrad import orders
 
 
 @register
-class GradVac(GramianBalancer):
+class GradVac(GradientBalancer):
     r"""Turn each gradient towards the others that it agrees with less than usual (gradient vaccine).
 
     For each task i, start from :math:`g = \nabla L_i` and go through the other tasks j in a random order. Let
@@ -29,7 +24,7 @@ class GradVac(GramianBalancer):
     Args:
         beta: :math:`\beta`, from 0 to 1: fraction of the average that each step replaces; 0.01 in the paper.
         seed: seed of the random orders.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Raises:
         ValueError: ``beta`` is not between 0 and 1, or ``seed`` is not an integer, 0 or more.
@@ -41,34 +36,18 @@ class GradVac(GramianBalancer):
 
     name = "gradvac"
     summary = "Turn gradients towards each other until they agree as much as they usually do."
+    reads = "gramian"
     use_when = "For many related tasks, such as languages, whose gradients mostly agree."
     default_wrt = "parameters"
     undefined_for = {"features": "the average agreement of feature gradients would mix different samples"}
-    random = True
-    tunable = {"beta": Range(1e-3, 1.0, log=True)}
-
-    agreements: Tensor
+    beta: float = option(0.01, at_least=0, at_most=1, tune=Range(1e-3, 1.0, log=True))
+    agreements: Tensor = state(shape="TT")
     r""":math:`\hat\phi_{ij}`, ``(T, T)``."""
-    _draws: Draws
 
-    def __init__(self, *args: Any, beta: float = 0.01, seed: int = 0, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not 0 <= beta <= 1:
-            raise ValueError(f"beta is {beta!r}; expected a number from 0 to 1")
-        self.beta = beta
-        self._draws = Draws(seed)
-        self.register_buffer("agreements", torch.zeros(self.num_tasks, self.num_tasks))
-
-    def decide(self, gramian: Tensor, valid: Tensor) -> Tensor:
-        here = slice(None) if self.present is None else self.present
-        before = self.agreements[here][:, here]
-        weights, after = vaccinate(gramian, before, orders(gramian, self._draws), self.beta)
-        after = torch.where(valid, after, before)
-        if self.present is None:
-            self.agreements.copy_(after)
-        else:
-            self.agreements[self.present.unsqueeze(-1), self.present] = after
-        return weights
+    def update(self, read: Read, state: State, draws: Draws) -> Result:
+        order = orders(read.gramian, draws)
+        weights, agreements = vaccinate(read.gramian, state["agreements"], order, self.beta)
+        return Result(weights, {"agreements": agreements})
 
 
 def vaccinate(gramian: Tensor, agreements: Tensor, order: Tensor, beta: float) -> tuple[Tensor, Tensor]:

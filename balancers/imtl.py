@@ -1,18 +1,13 @@
 """IMTL: bring the losses to equal size by learned scales, then take a direction with equal projections."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.method_registry import register
-from .engine.state_optimizer import OptimizerName, StateOptimizer
+from .engine import LearnedState, Read, Result, State, register, state
 from .imtl_gradient import IMTLGradient
 
 
 @register
-class IMTL(IMTLGradient):
+class IMTL(IMTLGradient, LearnedState):
     r"""Scale the losses (IMTL-L), then combine their gradients (IMTL-G): impartial multi-task learning, both halves.
 
     The scales :math:`s_i` minimise
@@ -25,7 +20,7 @@ class IMTL(IMTLGradient):
     Args:
         lr: learning rate of the scales.
         optimizer: optimiser of the scales, ``"adam"`` or ``"sgd"``.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper measures the
+        fork, wrt, options: see `GradientBalancer`. The paper measures the
             gradients of the features, ``wrt=None``.
 
     Raises:
@@ -37,24 +32,14 @@ class IMTL(IMTLGradient):
     name = "imtl"
     summary = "Bring the losses to one size by learned scales, then take the direction with equal projections."
     use_when = "Instead of imtl-g, when the heads should be balanced too."
-    heads = "weighted"
     needs_positive_losses = True
-    tunable = {"lr": Range(1e-4, 1e-1, log=True)}
-
-    log_scales: Tensor
+    log_scales: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
 
-    def __init__(self, *args: Any, lr: float = 0.025, optimizer: OptimizerName = "adam", **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.register_buffer("log_scales", torch.zeros(self.num_tasks))
-        self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
-
-    def weigh(self, losses: Tensor) -> Tensor:
+    def weigh(self, state: State) -> Tensor:
         """Return :math:`e^{s_i}`, ``(T,)``."""
-        return self.log_scales.exp()
+        return state["log_scales"].exp()
 
-    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        gradient = self.log_scales.exp() * losses - 1
-        valid = gradient.isfinite().all()
-        self.optimizer.update(self.log_scales, gradient, valid, given)
-        return valid
+    def update(self, read: Read, state: State) -> Result:
+        gradient = read.weights * read.losses - 1
+        return Result(self.solve(read.gramian), self.learnt(state, "log_scales", gradient))

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, register
 from .solvers.spectrum import pseudo_solve
 
 
 @register
-class IMTLGradient(GramianBalancer):
+class IMTLGradient(GradientBalancer):
     r"""Take the direction with equal projections on all gradients: the gradient half of impartial multi-task learning.
 
     .. math:: \Big\langle \sum_j w_j \nabla L_j, \frac{\nabla L_i}{\lVert \nabla L_i \rVert} \Big\rangle
@@ -19,7 +18,7 @@ class IMTLGradient(GramianBalancer):
     :math:`M^{+} n` is zero, or its entries sum to zero (the gradients cancel), :math:`w_i = 1/T`.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper measures the
+        fork, wrt, options: see `GradientBalancer`. The paper measures the
             gradients of the features, ``wrt=None``.
 
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 2 to 4.
@@ -27,6 +26,7 @@ class IMTLGradient(GramianBalancer):
 
     name = "imtl-g"
     summary = "Take the direction whose projections on all gradients are equal."
+    reads = "gramian"
     use_when = "When all tasks should make equal progress, whatever the sizes of their gradients."
 
     def solve(self, gramian: Tensor) -> Tensor:

@@ -1,17 +1,12 @@
 """IMTL-L: bring the losses to equal size by learned scales."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer, Range, _positive
-from .engine.method_registry import register
-from .engine.state_optimizer import OptimizerName, StateOptimizer
+from .engine import LearnedState, Read, Result, State, register, state
 
 
 @register
-class IMTLLoss(LossBalancer):
+class IMTLLoss(LearnedState):
     r"""Learn scales that bring all losses to 1: the loss half of impartial multi-task learning.
 
     The scales :math:`s_i` minimise
@@ -25,7 +20,7 @@ class IMTLLoss(LossBalancer):
         tasks: see `LossBalancer`.
         lr: learning rate of the scales.
         optimizer: optimiser of the scales, ``"adam"`` or ``"sgd"``.
-        accumulate, check_finite: see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor ``"sgd"``.
@@ -37,32 +32,14 @@ class IMTLLoss(LossBalancer):
     summary = "Bring the losses to one size by learned scales."
     use_when = "When losses have different scales, and the loss of a single batch is too noisy to divide by."
     reads = "losses"
-    reads_now = False
     needs_positive_losses = True
-    tunable = {"lr": Range(1e-4, 1e-1, log=True)}
-
-    log_scales: Tensor
+    log_scales: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
 
-    def __init__(
-        self,
-        tasks: int | Sequence[str],
-        *,
-        lr: float = 0.025,
-        optimizer: OptimizerName = "adam",
-        accumulate: int = 1,
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        self.register_buffer("log_scales", torch.zeros(self.num_tasks))
-        self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
-
-    def weigh(self, losses: Tensor) -> Tensor:
+    def weigh(self, state: State) -> Tensor:
         """Return :math:`e^{s_i}`, ``(T,)``."""
-        return self.log_scales.exp()
+        return state["log_scales"].exp()
 
-    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        gradient = self.log_scales.exp() * losses - 1
-        valid = _positive(losses if given is None else torch.where(given, losses, 1.0)) & gradient.isfinite().all()
-        self.optimizer.update(self.log_scales, gradient, valid, given)
-        return valid
+    def update(self, read: Read, state: State) -> Result:
+        gradient = state["log_scales"].exp() * read.losses - 1
+        return Result(state=self.learnt(state, "log_scales", gradient))

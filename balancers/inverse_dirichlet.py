@@ -1,19 +1,13 @@
 """Inverse-Dirichlet weighting: bring the gradients of all terms to the same variance."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.combining import Combination, CombiningBalancer
-from .engine.method_registry import register
-from .engine.per_task_state import keep, rows
+from .engine import GradientBalancer, Range, Read, Result, State, option, register, state
 
 
 @register
-class InverseDirichlet(CombiningBalancer):
+class InverseDirichlet(GradientBalancer):
     r"""Scale each gradient so that the standard deviation of its entries matches the largest one.
 
     .. math:: \hat\lambda_i = \frac{\max_j \operatorname{std}(\nabla L_j)}{\operatorname{std}(\nabla L_i)}, \quad
@@ -24,7 +18,7 @@ class InverseDirichlet(CombiningBalancer):
 
     Args:
         alpha: :math:`\alpha`, above 0 and up to 1: fraction of the average that each step replaces.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The official code updates
+        fork, wrt, options: see `GradientBalancer`. The official code updates
             the weights at every fifth step: ``update_every=5``.
 
     Raises:
@@ -41,23 +35,13 @@ class InverseDirichlet(CombiningBalancer):
     use_when = "For physics-informed networks and other terms of very different scales, none of which may vanish."
     default_wrt = "parameters"
     undefined_for = {"features": "the variance must be over parameters, and feature gradients also vary over samples"}
-    tunable = {"alpha": Range(1e-2, 1.0, log=True)}
-
-    multipliers: Tensor
+    alpha: float = option(0.5, above=0, at_most=1, tune=Range(1e-2, 1.0, log=True))
+    multipliers: Tensor = state(1.0)
     r""":math:`\lambda_i`, ``(T,)``."""
 
-    def __init__(self, *args: Any, alpha: float = 0.5, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not 0 < alpha <= 1:
-            raise ValueError(f"alpha is {alpha!r}; expected a number above 0 and up to 1")
-        self.alpha = alpha
-        self.register_buffer("multipliers", torch.ones(self.num_tasks))
-
-    def combine(self, gradients: Sequence[Tensor], losses: Tensor) -> Combination:
-        before = rows(self.multipliers, self.present)
-        deviations = torch.cat([gradient.flatten(1) for gradient in gradients], 1).std(1, correction=0)
-        valid = deviations.isfinite().all()
+    def update(self, read: Read, state: State) -> Result:
+        before = state["multipliers"]
+        deviations = torch.cat([gradient.flatten(1) for gradient in read.gradients], 1).std(1, correction=0)
         targets = deviations.amax() / deviations
-        multipliers = torch.where(valid & targets.isfinite(), torch.lerp(before, targets, self.alpha), before)
-        keep(self.multipliers, self.present, multipliers, valid)
-        return Combination(multipliers, valid)
+        multipliers = torch.where(targets.isfinite(), torch.lerp(before, targets, self.alpha), before)
+        return Result(multipliers, {"multipliers": multipliers})

@@ -1,19 +1,13 @@
 """Learning-rate annealing: lift boundary and data terms to the largest gradient entry of a residual."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.combining import Combination, CombiningBalancer
-from .engine.method_registry import register
-from .engine.per_task_state import keep, rows
+from .engine import GradientBalancer, Range, Read, Result, State, option, register, state
 
 
 @register
-class LearningRateAnnealing(CombiningBalancer):
+class LearningRateAnnealing(GradientBalancer):
     r"""Lift each term's mean gradient towards the largest gradient entry of a reference term.
 
     The reference :math:`L_r` is the residual of a differential equation. The weights are moving averages:
@@ -23,12 +17,12 @@ class LearningRateAnnealing(CombiningBalancer):
 
     Maximum and mean are over all entries of a gradient with respect to ``wrt``. Each step applies the weights that it
     has just computed. :math:`\lambda_i` starts at 1, and the reference's stays 1. A term whose gradient is zero keeps
-    its weight. In a step without the reference, all terms keep their weights.
+    its weight. In a step without the reference, or in which its gradient is zero, all terms keep their weights.
 
     Args:
         reference: the task whose weight stays 1, by its index or its name.
         alpha: :math:`\alpha`, above 0 and up to 1: fraction of the average that each step replaces.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The official code updates
+        fork, wrt, options: see `GradientBalancer`. The official code updates
             the weights at every tenth step: ``update_every=10``.
 
     Raises:
@@ -46,33 +40,22 @@ class LearningRateAnnealing(CombiningBalancer):
     use_when = "For physics-informed networks whose residual has far larger gradients than the boundary and data terms."
     default_wrt = "parameters"
     undefined_for = {"features": "the mean of feature gradients falls with the number of samples, the maximum does not"}
-    tunable = {"alpha": Range(1e-2, 1.0, log=True)}
-
-    multipliers: Tensor
+    reference: int | str = option(0, free=True)
+    alpha: float = option(0.1, above=0, at_most=1, tune=Range(1e-2, 1.0, log=True))
+    multipliers: Tensor = state(1.0)
     r""":math:`\lambda_i`, ``(T,)``."""
-    is_reference: Tensor
-    """``(T,)``: 1 for the reference, 0 for the others."""
 
-    def __init__(self, *args: Any, reference: int | str = 0, alpha: float = 0.1, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not 0 < alpha <= 1:
-            raise ValueError(f"alpha is {alpha!r}; expected a number above 0 and up to 1")
-        self.alpha = alpha
-        places = range(self.num_tasks) if isinstance(reference, int) else self.tasks or ()
-        if reference not in places:
-            raise ValueError(f"reference is {reference!r}, but {self._reader.made_for()}")
-        self.register_buffer("multipliers", torch.ones(self.num_tasks))
-        is_reference = torch.tensor([float(place == reference) for place in places])
-        self.register_buffer("is_reference", is_reference, persistent=False)
+    def prepare(self) -> None:
+        places = range(self.num_tasks) if isinstance(self.reference, int) else self.tasks or ()
+        if self.reference not in places:
+            raise ValueError(f"reference is {self.reference!r}, but {self.made_for()}")
+        self.constant("is_reference", [float(place == self.reference) for place in places])
 
-    def combine(self, gradients: Sequence[Tensor], losses: Tensor) -> Combination:
-        before, is_reference = rows(self.multipliers, self.present), rows(self.is_reference, self.present) > 0
-        entries = torch.cat([gradient.flatten(1) for gradient in gradients], 1).abs()  # (T, n)
-        means = entries.mean(1)
-        valid = means.isfinite().all()
+    def update(self, read: Read, state: State) -> Result:
+        before, is_reference = state["multipliers"], state["is_reference"] > 0
+        entries = torch.cat([gradient.flatten(1) for gradient in read.gradients], 1).abs()  # (T, n)
         largest = torch.where(is_reference, entries.amax(1), 0.0).sum()
-        targets = largest / (before * means)
-        known = valid & is_reference.any() & ~is_reference & targets.isfinite()
+        targets = largest / (before * entries.mean(1))
+        known = (largest > 0) & ~is_reference & targets.isfinite()
         multipliers = torch.where(known, torch.lerp(before, targets, self.alpha), before)
-        keep(self.multipliers, self.present, multipliers, valid)
-        return Combination(multipliers, valid)
+        return Result(multipliers, {"multipliers": multipliers})

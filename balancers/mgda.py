@@ -2,13 +2,12 @@
 
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, register
 from .solvers.minimum_norm import minimum_norm
 
 
 @register
-class MGDA(GramianBalancer):
+class MGDA(GradientBalancer):
     r"""Find the weights in the simplex whose combined gradient is the shortest (multiple-gradient descent algorithm).
 
     .. math:: \min_\lambda \Big\lVert \sum_i \lambda_i \nabla L_i \Big\rVert^2
@@ -19,7 +18,7 @@ class MGDA(GramianBalancer):
     MGDA-UB, the upper bound of Sener and Koltun.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", Comptes Rendus
     Mathématique 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, eqs. 3
@@ -28,6 +27,7 @@ class MGDA(GramianBalancer):
 
     name = "mgda"
     summary = "Take the shortest of all weighted means of the gradients, so that no task's loss rises."
+    reads = "gramian"
     use_when = "When no task may get worse, whatever that costs the others; tasks with small gradients dominate."
 
     def solve(self, gramian: Tensor) -> Tensor:

@@ -1,20 +1,13 @@
 """MoCo: combine gradients tracked over steps, to remove the bias of small batches."""
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.combining import Combination, CombiningBalancer
-from .engine.method_registry import register
-from .engine.per_task_state import keep, rows
+from .engine import GradientBalancer, Range, Read, Result, State, option, register, state
 
 
 @register
-class MoCo(CombiningBalancer):
+class MoCo(GradientBalancer):
     r"""Follow MGDA's weights in small steps, on moving averages of the gradients (multi-objective gradient correction).
 
     In step k, counted from 1,
@@ -32,7 +25,7 @@ class MoCo(CombiningBalancer):
         gamma: :math:`\gamma`, positive: step size of the weights in the first step.
         sigma: :math:`\sigma`, 0 or more: how fast the fraction and the step size shrink from step to step.
         rho: :math:`\rho`, 0 or more: how strongly the weights are pulled to :math:`1/T`.
-        fork, wrt, tasks, accumulate, check_finite: see `CombiningBalancer`. The method replaces the gradients of the
+        fork, wrt, options: see `GradientBalancer`. The method replaces the gradients of the
             shared parameters, so give these as ``wrt``, with ``fork=None``. ``update_every`` must be 1.
 
     Raises:
@@ -49,60 +42,33 @@ class MoCo(CombiningBalancer):
     summary = "Combine tracked gradients with weights that step towards their shortest combination."
     reads = "gradients"
     use_when = "Instead of mgda, when batches are small and their gradients noisy."
+    replaces_gradients = True
     default_wrt = "parameters"
     undefined_for = {
         "features": "a moving average of feature gradients would mix different samples",
         "layer": "it replaces the gradients of all shared parameters, not those of one layer",
     }
-    tunable = {"beta": Range(0.05, 1.0, log=True), "gamma": Range(1e-3, 1.0, log=True)}
-
-    shares: Tensor
+    beta: float = option(0.5, above=0, at_most=1, tune=Range(0.05, 1.0, log=True))
+    gamma: float = option(0.1, above=0, tune=Range(1e-3, 1.0, log=True))
+    sigma: float = option(0.5, at_least=0)
+    rho: float = option(0.0, at_least=0)
+    tracks = "tracked"
+    shares: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     r""":math:`\lambda_i`, ``(T,)``."""
-    steps: Tensor
+    steps: Tensor = state(shape="")
     """Number of valid steps so far: k - 1 in step k; a scalar."""
 
-    def __init__(
-        self,
-        *args: Any,
-        beta: float = 0.5,
-        gamma: float = 0.1,
-        sigma: float = 0.5,
-        rho: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
-        if self.update_every > 1:
-            raise ValueError(f"update_every is {self.update_every}; expected 1: gradients are tracked at every step")
-        if not 0 < beta <= 1:
-            raise ValueError(f"beta is {beta!r}; expected a number above 0 and up to 1")
-        if not (math.isfinite(gamma) and gamma > 0):
-            raise ValueError(f"gamma is {gamma!r}; expected a positive, finite number")
-        for option, value in (("sigma", sigma), ("rho", rho)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{option} is {value!r}; expected a finite number, 0 or more")
-        self.beta, self.gamma, self.sigma, self.rho = beta, gamma, sigma, rho
-        self._register_constants("shares", [1 / self.num_tasks] * self.num_tasks)
-        self.register_buffer("steps", torch.zeros(()))
-        for k, parameter in enumerate(self._wrt or ()):
-            self.register_buffer(f"tracked_{k}", torch.zeros(self.num_tasks, *parameter.shape))
+    def track(self, gradient: Tensor, tracked: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Return the new :math:`y`, ``(T', ...)``, and its inner products, ``(T', T')``."""
+        y = torch.lerp(tracked, gradient, self.beta * (state["steps"] + 1) ** -self.sigma)
+        rows = y.flatten(1)
+        return y, rows @ rows.mT
 
-    def combine(self, gradients: Sequence[Tensor], losses: Tensor) -> Combination:
-        slowed = (self.steps + 1) ** -self.sigma
-        states = [self.get_buffer(f"tracked_{k}") for k in range(len(gradients))]
-        y = [
-            torch.lerp(rows(state, self.present), gradient, self.beta * slowed)
-            for state, gradient in zip(states, gradients, strict=True)
-        ]
-        gramian = torch.stack([each.flatten(1) @ each.flatten(1).mT for each in y]).sum(0)
-        valid = gramian.isfinite().all()
-        before = rows(self.shares, self.present)
-        slope = gramian @ before + self.rho * before
-        shares = project(before - self.gamma * slowed * slope, before.sum())
-        for state, tracked in zip(states, y, strict=True):
-            keep(state, self.present, tracked, valid)
-        keep(self.shares, self.present, shares, valid)
-        self.steps.add_(valid)
-        return Combination(shares, valid, [torch.tensordot(shares, each, 1) for each in y])
+    def update(self, read: Read, state: State) -> Result:
+        before, k = state["shares"], state["steps"] + 1
+        slope = read.tracked @ before + self.rho * before
+        shares = project(before - self.gamma * k**-self.sigma * slope, before.sum())
+        return Result(shares, {"shares": shares, "steps": k})
 
 
 def project(point: Tensor, total: Tensor) -> Tensor:

@@ -2,13 +2,12 @@
 
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, register
 from .solvers.bargaining import fair_bargaining
 
 
 @register
-class NashMTL(GramianBalancer):
+class NashMTL(GradientBalancer):
     r"""Choose the Nash bargaining solution between the tasks, where a task's gain is :math:`\nabla L_i^\top d`.
 
     The weights solve, for the Gramian :math:`M`,
@@ -21,7 +20,7 @@ class NashMTL(GramianBalancer):
     but not to Adam.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`. The paper bargains at each
+        fork, wrt, options: see `GradientBalancer`. The paper bargains at each
             step, or at every 50th or so to save time: ``update_every=50``.
 
     Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, claim 3.1 and eq. 2. The equation is
@@ -30,6 +29,7 @@ class NashMTL(GramianBalancer):
 
     name = "nash-mtl"
     summary = "Take the direction of a Nash bargain: proportional gains for all tasks, at any scale of their losses."
+    reads = "gramian"
     use_when = "When losses have very different scales and none should dominate."
     default_wrt = "parameters"
 

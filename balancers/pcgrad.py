@@ -1,17 +1,13 @@
 """PCGrad (projecting conflicting gradients): remove from each gradient the part that opposes another one."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
-from .engine.rng import Draws
+from .engine import Draws, GradientBalancer, Read, Result, register
 
 
 @register
-class PCGrad(GramianBalancer):
+class PCGrad(GradientBalancer):
     r"""Project each gradient onto the normal plane of every gradient that it conflicts with.
 
     For each task i, start from :math:`g = \nabla L_i` and go through the other tasks j in a random order:
@@ -22,7 +18,7 @@ class PCGrad(GramianBalancer):
 
     Args:
         seed: seed of the random orders.
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Raises:
         ValueError: ``seed`` is not an integer, 0 or more.
@@ -32,21 +28,14 @@ class PCGrad(GramianBalancer):
 
     name = "pcgrad"
     summary = "Remove from each gradient the parts that oppose other gradients, in a random order, and sum the rest."
+    reads = "gramian"
     use_when = "When gradients of similar size conflict now and then."
     default_wrt = "parameters"
-    random = True
 
-    _draws: Draws
-
-    def __init__(self, *args: Any, seed: int = 0, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._draws = Draws(seed)
-
-    def solve(self, gramian: Tensor) -> Tensor:
-        """Return weights of shape ``(..., T)``, each at least 1, for Gramians of shape ``(..., T, T)``."""
-        if gramian.shape[-1] == 2:
-            return of_two(gramian)
-        return surgery(gramian, orders(gramian, self._draws))
+    def update(self, read: Read, draws: Draws) -> Result:
+        if len(read.gramian) == 2:
+            return Result(of_two(read.gramian))
+        return Result(surgery(read.gramian, orders(read.gramian, draws)))
 
 
 def of_two(gramian: Tensor) -> Tensor:
@@ -59,7 +48,7 @@ def orders(gramian: Tensor, draws: Draws) -> Tensor:
     """Return, for each task, the other tasks in a random order, ``(..., T, T - 1)``."""
     if gramian.shape[-1] == 2:  # only one order is possible
         return torch.arange(1, -1, -1, device=gramian.device).unsqueeze(-1).expand(*gramian.shape[:-1], 1)
-    keys = torch.rand(gramian.shape, dtype=gramian.dtype, device=gramian.device, generator=draws.on(gramian.device))
+    keys = draws.uniform(*gramian.shape)
     keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # so that the task itself comes last, and is cut off
     return keys.argsort(-1)[..., :-1]
 

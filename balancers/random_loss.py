@@ -1,13 +1,9 @@
 """Random loss weighting: draw new weights in every step."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer
-from .engine.method_registry import register
-from .engine.rng import Draws
+from .engine import Draws, LossBalancer, Read, Result, State, register, state
 
 
 @register
@@ -22,7 +18,7 @@ class RandomLossWeighting(LossBalancer):
     Args:
         tasks: see `LossBalancer`.
         seed: seed of the random numbers.
-        accumulate, check_finite: see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: ``seed`` is not an integer, 0 or more.
@@ -35,29 +31,20 @@ class RandomLossWeighting(LossBalancer):
     summary = "Draw the weights at random in every step."
     use_when = "As a baseline: a method that does not beat it has learned nothing from the losses."
     reads = "nothing"
-    random = True
-
-    next_weights: Tensor
+    next_weights: Tensor = state(lambda balancer: balancer.first())
     """:math:`w_i`, ``(T,)``."""
-    _draws: Draws
 
-    def __init__(
-        self, tasks: int | Sequence[str], *, seed: int = 0, accumulate: int = 1, check_finite: bool = False
-    ) -> None:
-        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        self._draws = Draws(seed)
-        self._register_constants("next_weights", self._draw(torch.device("cpu"), torch.float64).tolist())
+    def first(self) -> list[float]:
+        """Return the weights of the first step."""
+        return _draw(Draws(self.seed, -1, torch.zeros((), dtype=torch.float64, device="cpu")), self.num_tasks).tolist()
 
-    def weigh(self, losses: Tensor) -> Tensor:
+    def weigh(self, state: State) -> Tensor:
         """Return the weights drawn after the last step, ``(T,)``."""
-        return self.next_weights.clone()
+        return state["next_weights"]
 
-    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        valid = losses.isfinite().all()
-        drawn = self._draw(losses.device, losses.dtype)
-        self.next_weights.copy_(torch.where(valid if given is None else valid & given, drawn, self.next_weights))
-        return valid
+    def update(self, read: Read, draws: Draws) -> Result:
+        return Result(state={"next_weights": (1 - read.rest) * _draw(draws, len(read.losses))})
 
-    def _draw(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        x = torch.randn(self.num_tasks, dtype=dtype, device=device, generator=self._draws.on(device))
-        return torch.softmax(x, -1)
+
+def _draw(draws: Draws, num_tasks: int) -> Tensor:
+    return torch.softmax(draws.normal(num_tasks), -1)

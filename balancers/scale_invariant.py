@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer
-from .engine.method_registry import register
+from .engine import LossBalancer, register
 
 
 @register
@@ -22,7 +21,6 @@ class ScaleInvariant(LossBalancer):
     name = "scale-invariant"
     summary = "Minimise the sum of the logarithms of the losses."
     use_when = "As a baseline for losses that have different scales and stay well above zero; nothing to tune."
-    reads = "losses"
     needs_positive_losses = True
 
     def weigh(self, losses: Tensor) -> Tensor:

@@ -1,13 +1,9 @@
 """Smooth Tchebycheff scalarisation: minimise a soft maximum of the losses."""
 
-import math
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor
 
-from .engine.base import Range
-from .engine.method_registry import register
+from .engine import Range, option, register
 from .tchebycheff import Tchebycheff
 
 
@@ -24,7 +20,7 @@ class SmoothTchebycheff(Tchebycheff):
     Args:
         mu: :math:`\mu`, positive, in units of :math:`\lambda_i L_i`: how far below the worst task a task must be to
             count little.
-        tasks, preferences, ideal, accumulate, check_finite: see `Tchebycheff`.
+        tasks, preferences, ideal, options: see `Tchebycheff`.
 
     Raises:
         ValueError: ``mu`` is not positive and finite; see also `Tchebycheff`.
@@ -38,22 +34,7 @@ class SmoothTchebycheff(Tchebycheff):
     name = "stch"
     summary = "Minimise a soft maximum of the losses, weighted by preferences."
     use_when = "Instead of tchebycheff, when tasks that are close to the worst one should be trained too."
-    tunable = {"mu": Range(1e-2, 1.0, log=True)}
-
-    def __init__(
-        self,
-        tasks: int | Sequence[str],
-        *,
-        mu: float = 0.1,
-        preferences: Sequence[float] | Mapping[str, float] | None = None,
-        ideal: float | Sequence[float] | Mapping[str, float] = 0.0,
-        accumulate: int = 1,
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__(tasks, preferences=preferences, ideal=ideal, accumulate=accumulate, check_finite=check_finite)
-        if not (math.isfinite(mu) and mu > 0):
-            raise ValueError(f"mu is {mu!r}; expected a positive, finite number")
-        self.mu = mu
+    mu: float = option(0.1, above=0, tune=Range(1e-2, 1.0, log=True))
 
     def shares(self, distances: Tensor) -> Tensor:
         return torch.softmax(distances / self.mu, -1)

@@ -1,13 +1,11 @@
 """Static weighting: use weights that were chosen beforehand."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer
-from .engine.method_registry import register
+from .engine import LossBalancer, State, register
 
 
 @register
@@ -17,7 +15,7 @@ class StaticWeighting(LossBalancer):
     Args:
         weights: one per task, not negative, not all zero. They are used as they are, whatever their sum.
         tasks: the tasks' names.
-        options: ``accumulate`` and ``check_finite``, see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: a weight is negative or not finite, all weights are zero, or their number is not that of the
@@ -30,20 +28,24 @@ class StaticWeighting(LossBalancer):
     reads = "nothing"
 
     def __init__(
-        self, weights: Sequence[float] | Tensor, *, tasks: int | Sequence[str] | None = None, **options: Any
+        self,
+        weights: Sequence[float] | Tensor,
+        *,
+        tasks: int | Sequence[str] | None = None,
+        **options: object,
     ) -> None:
-        values = torch.as_tensor(weights, dtype=torch.float64)
+        values = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
         if values.numel() == 0:
             raise ValueError("weights is empty; expected one weight per task")
         super().__init__(len(values) if tasks is None else tasks, **options)
         if values.shape != (self.num_tasks,):
-            raise ValueError(f"weights has shape {tuple(values.shape)}, but {self._reader.made_for()}")
+            raise ValueError(f"weights has shape {tuple(values.shape)}, but {self.made_for()}")
         if not (values.isfinite().all() and values.min() >= 0 and values.any()):
             raise ValueError(f"weights is {values.tolist()}; expected finite numbers, 0 or more, not all of them 0")
-        self._register_constants("weights", values.tolist())
+        self.declare("last_weights", values.tolist())
         if isinstance(weights, Tensor):
-            self._move(weights.device, torch.promote_types(weights.dtype, self.weights.dtype))
+            self.fit(weights)
 
-    def weigh(self, losses: Tensor) -> Tensor:
+    def weigh(self, state: State) -> Tensor:
         """Return the given weights, ``(T,)``."""
-        return self.weights
+        return state["last_weights"]

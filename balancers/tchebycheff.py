@@ -1,14 +1,8 @@
 """Tchebycheff scalarisation: minimise the worst loss alone."""
 
-import math
-from collections.abc import Mapping, Sequence
-
-import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer
-from .engine.loss_input import per_task
-from .engine.method_registry import register
+from .engine import LossBalancer, State, option, register
 
 
 @register
@@ -27,7 +21,7 @@ class Tchebycheff(LossBalancer):
         preferences: :math:`\lambda_i`, not negative, not all zero: one per task or a dict by task name. They are used
             as they are, whatever their sum; by default :math:`1/T`.
         ideal: :math:`z_i`, the best possible losses: one number for all tasks, one per task, or a dict by task name.
-        accumulate, check_finite: see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: a preference is negative or not finite, all preferences are zero, a number in ``ideal`` is not
@@ -41,35 +35,16 @@ class Tchebycheff(LossBalancer):
     summary = "Train only the task whose loss, weighted by preferences, is the largest."
     reads = "losses"
     use_when = "When the worst task is what counts, and losses have the same scale or known ideals and preferences."
+    preferences: list[float] = option(lambda balancer: 1 / balancer.num_tasks, at_least=0, per_task=True)
+    ideal: list[float] = option(0.0, per_task=True)
 
-    preferences: Tensor
-    r""":math:`\lambda_i`, ``(T,)``."""
-    ideal: Tensor
-    """:math:`z_i`, ``(T,)``."""
+    def prepare(self) -> None:
+        if not any(self.preferences):
+            raise ValueError(f"preferences is {self.preferences}; expected at least one above 0")
 
-    def __init__(
-        self,
-        tasks: int | Sequence[str],
-        *,
-        preferences: Sequence[float] | Mapping[str, float] | None = None,
-        ideal: float | Sequence[float] | Mapping[str, float] = 0.0,
-        accumulate: int = 1,
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        best = per_task("ideal", ideal, self._reader)
-        wanted = per_task("preferences", 1 / self.num_tasks if preferences is None else preferences, self._reader)
-        if not all(math.isfinite(value) for value in best):
-            raise ValueError(f"ideal is {best}; expected finite numbers")
-        if not (all(math.isfinite(value) and value >= 0 for value in wanted) and any(wanted)):
-            raise ValueError(f"preferences is {wanted}; expected finite numbers, 0 or more, not all of them 0")
-        self._register_constants("preferences", wanted, persistent=False)
-        self._register_constants("ideal", best, persistent=False)
-
-    def weigh(self, losses: Tensor) -> Tensor:
-        r"""Return :math:`\lambda_i` times `shares`, ``(..., T)``, or the last weights if a loss is not finite."""
-        weights = self.preferences * self.shares(self.preferences * (losses - self.ideal))
-        return torch.where(losses.isfinite().all(-1, keepdim=True), weights, self.weights)
+    def weigh(self, losses: Tensor, state: State) -> Tensor:
+        r"""Return :math:`\lambda_i` times `shares`, ``(..., T)``."""
+        return state["preferences"] * self.shares(state["preferences"] * (losses - state["ideal"]))
 
     def shares(self, distances: Tensor) -> Tensor:
         """Return the objective's derivative in each weighted distance, ``(..., T)``, whose sum is 1."""

@@ -6,10 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .engine.base import LossBalancer, Range
-from .engine.loss_input import entries
-from .engine.method_registry import register
-from .engine.state_optimizer import OptimizerName, StateOptimizer
+from .engine import LearnedState, Read, Result, State, option, register, state
 
 Likelihood = Literal["gaussian", "softmax"]
 
@@ -18,7 +15,7 @@ SHARE: dict[str, float] = {"gaussian": 0.5, "softmax": 1.0}
 
 
 @register
-class UncertaintyWeighting(LossBalancer):
+class UncertaintyWeighting(LearnedState):
     r"""Weigh each task by a homoscedastic variance :math:`\sigma_i^2` that is learned with the network.
 
     With :math:`s_i = \log\sigma_i^2`, the negative log-likelihood of all tasks is
@@ -34,7 +31,7 @@ class UncertaintyWeighting(LossBalancer):
         likelihoods: ``"gaussian"`` or ``"softmax"``: one for all tasks, one per task, or a dict by task name.
         lr: learning rate of the log-variances; the default is the GradNorm paper's.
         optimizer: optimiser of the log-variances, ``"adam"`` or ``"sgd"``.
-        accumulate, check_finite: see `LossBalancer`.
+        options: see `LossBalancer`.
 
     Raises:
         ValueError: a likelihood is neither ``"gaussian"`` nor ``"softmax"``, the number or the names of the
@@ -48,55 +45,37 @@ class UncertaintyWeighting(LossBalancer):
     name = "uncertainty"
     summary = "Weigh each task by a noise variance that is learned with the network."
     reads = "losses"
-    reads_now = False
     use_when = (
         "As a baseline, when losses are likelihoods with different noise; "
         "the weights grow without bound as losses fall to zero."
     )
-    tunable = {"lr": Range(1e-4, 1e-1, log=True)}
 
-    log_variances: Tensor
+    expects_nonnegative_losses = True
+    likelihoods: list[Likelihood] = option("gaussian", one_of=tuple(SHARE), per_task=True)
+    log_variances: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
-    shares: Tensor
-    """:math:`c_i`, ``(T,)``."""
+    last_weights: Tensor = state(lambda balancer: _shares(balancer.likelihoods))
 
     def __init__(
         self,
         tasks: int | Sequence[str],
         likelihoods: Likelihood | Sequence[Likelihood] | Mapping[str, Likelihood] = "gaussian",
-        *,
-        lr: float = 0.025,
-        optimizer: OptimizerName = "adam",
-        accumulate: int = 1,
-        check_finite: bool = False,
+        **options: object,
     ) -> None:
-        super().__init__(tasks, accumulate=accumulate, check_finite=check_finite)
-        shares = torch.tensor(self._shares(likelihoods))
-        self.register_buffer("shares", shares, persistent=False)
-        self.register_buffer("log_variances", torch.zeros(self.num_tasks))
-        self.optimizer = StateOptimizer(optimizer, lr, self.num_tasks)
-        self.weights = shares.clone()
+        super().__init__(tasks, likelihoods=likelihoods, **options)
 
-    def weigh(self, losses: Tensor) -> Tensor:
+    def prepare(self) -> None:
+        self.constant("shares", _shares(self.likelihoods))
+
+    def weigh(self, state: State) -> Tensor:
         """Return :math:`c_i e^{-s_i}`, ``(T,)``."""
-        return self.shares * torch.exp(-self.log_variances)
+        return state["shares"] * torch.exp(-state["log_variances"])
 
-    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        gradient = 0.5 - self.shares * torch.exp(-self.log_variances) * losses
-        valid = gradient.sum().isfinite()
-        self.optimizer.update(self.log_variances, gradient, valid, given)
-        return valid
+    def update(self, read: Read, state: State) -> Result:
+        gradient = 0.5 - self.weigh(state) * read.losses
+        return Result(state=self.learnt(state, "log_variances", gradient))
 
-    def _shares(self, likelihoods: Likelihood | Sequence[Likelihood] | Mapping[str, Likelihood]) -> list[float]:
-        if isinstance(likelihoods, Mapping):
-            if self.tasks is None or set(likelihoods) != set(self.tasks):
-                raise ValueError(f"likelihoods names ({', '.join(likelihoods)}), but {self._reader.made_for()}")
-            chosen = [likelihoods[task] for task in self.tasks]
-        else:
-            chosen = [likelihoods] * self.num_tasks if isinstance(likelihoods, str) else list(likelihoods)
-        if len(chosen) != self.num_tasks:
-            raise ValueError(f"likelihoods has {entries(chosen)}, but {self._reader.made_for()}")
-        for likelihood in chosen:
-            if likelihood not in SHARE:
-                raise ValueError(f"likelihoods has {likelihood!r}; expected {' or '.join(map(repr, SHARE))}")
-        return [SHARE[likelihood] for likelihood in chosen]
+
+def _shares(likelihoods: Sequence[str]) -> list[float]:
+    """Return :math:`c_i`."""
+    return [SHARE[likelihood] for likelihood in likelihoods]

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from .engine.gramian import GramianBalancer
-from .engine.method_registry import register
+from .engine import GradientBalancer, register
 from .solvers.dual_cone import project_on_dual_cone
 
 
 @register
-class UPGrad(GramianBalancer):
+class UPGrad(GradientBalancer):
     r"""Take the mean of the gradients' projections onto the dual cone of all of them (unconflicting projection).
 
     .. math:: d = \frac1T \sum_i \pi(\nabla L_i),
@@ -19,13 +18,14 @@ class UPGrad(GramianBalancer):
     the lengths of the gradients. Without a conflict it is their mean.
 
     Args:
-        fork, wrt, tasks, update_every, accumulate, check_finite: see `CombiningBalancer`.
+        fork, wrt, options: see `GradientBalancer`.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, eqs. 4 and 5.
     """
 
     name = "upgrad"
     summary = "Project each gradient so that no task's loss rises, and take the mean."
+    reads = "gramian"
     use_when = "When gradients conflict, no task may get worse, and each should keep its own scale."
     default_wrt = "parameters"
 

@@ -1,1 +1,27 @@
 """Shared machinery of all methods: base classes, the fork, measurements, state, distributed ranks and the registry."""
+
+from .base import LossBalancer
+from .declared import Range, option, state
+from .gradients import GradientBalancer
+from .learned_state import LearnedState
+from .loss_input import Losses
+from .method_registry import register
+from .period_means import PeriodMeans
+from .readings import Read, Result, State
+from .rng import Draws
+
+__all__ = [
+    "Draws",
+    "GradientBalancer",
+    "LearnedState",
+    "LossBalancer",
+    "Losses",
+    "PeriodMeans",
+    "Range",
+    "Read",
+    "Result",
+    "State",
+    "option",
+    "register",
+    "state",
+]

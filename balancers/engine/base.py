@@ -1,59 +1,74 @@
 """What every balancer is: a loss function of T losses whose backward pass also updates the balancer.
 
-`LossBalancer` reads the losses, weighs them and returns their weighted sum. The backward pass through that scalar is
-the balancer's step. Its first act tells what each loss is multiplied by, the scale that the pass was called with
-included (a GradScaler's, an accumulation's 1/k). When it has ended, what it measured on its way updates the balancer's
-state. A method overrides `weigh`, `update`, or both.
+A method is two pure functions: `weigh`, which returns the weights of a step, and `update`, which learns from what the
+step showed. Everything else happens here, once for all methods: losses are checked, tasks without a loss are left out,
+passes and ranks are put together, and new state is written if all of it is valid.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import Variable
+from torch import Tensor
+from torch.autograd.graph import Node
 
+from .declared import Option, Range, option, state
 from .loss_input import Entries, Losses, LossReader, stack
-from .ranks import over_ranks, world_size
+from .loss_warnings import LossWarnings
+from .ranks import GroupOption, Ranks
+from .readings import NOTHING, Read, Result, State
 from .rng import Draws
-from .window import Pass, Window
+from .saved_state import DeclaredState
+from .step import Call, Step
+from .torch_internals import in_transform, not_compiled
+from .window import Window
 
 Reads = Literal["nothing", "losses", "norms", "gramian", "gradients"]
+SEED = Option(default=0, at_least=0, below=2**63, whole=True)
+COMPILED = "a balancer measures with hooks, which torch.compile can't trace: it runs outside of compiled graphs"
 
 
-class Range(NamedTuple):
-    """The values of a hyper-parameter that are worth trying."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Whether to try them evenly by their logarithm."""
-
-
-class LossBalancer(nn.Module):
-    r"""Chooses the weights of :math:`\sum_i w_i L_i`, the loss of a network that learns T tasks.
+class LossBalancer(DeclaredState):
+    r"""Choose the weights of :math:`\sum_i w_i L_i`, the loss of a network that learns T tasks.
 
     ``loss = balancer(losses)`` is a scalar to call ``backward`` on, by hand or by whatever trains the network. The
-    first backward pass through it updates the balancer's own state, unless that pass is being differentiated itself
-    (``create_graph=True``). In eval mode and without gradients, a balancer only weighs. A step whose losses or
-    measurements are not finite leaves the state as it was; an overflow (a GradScaler's first steps) that only
-    parameters see which the balancer does not measure goes unseen.
+    first backward pass through it updates the balancer, unless that pass is being differentiated itself
+    (``create_graph=True``). Without gradients, a balancer only weighs. In eval mode it uses its last weights. A step
+    whose losses, measurements or results are not finite leaves the state as it was; an overflow (a GradScaler's first
+    steps) that only parameters see which the balancer does not measure goes unseen.
 
     The state is float32, or the losses' type where that is wider, and moves to the losses' device; ``.half()`` and the
-    like don't change it. Under ``torch.distributed``, it is updated from averages over all ranks and equal on each.
+    like don't change it. Under ``torch.distributed``, weights are those of the global batch, equal on every rank.
+
+    **A method** is a subclass. It declares what it `reads`, its options (`option`) and its state (`state`), and writes
+    one of these functions, or both. Each takes the arguments of these names that it needs:
+
+    ``weigh(losses, state, draws)`` returns the weights of a step, ``(T',)``, before the backward pass, for detached
+    ``losses`` ``(T',)`` of the T' tasks that have one. `State` is a mapping of tensors by name, `Draws` a source of
+    random numbers. Methods that read the Gramian or the gradients may leave it out: losses are then not multiplied.
+
+    ``update(read, state, draws)`` learns after the backward pass: it returns a `Result` for a `Read`. Neither function
+    may change a tensor that it is given, or wait for the device. A method that reads the Gramian and keeps no state
+    may write ``solve(gramian)`` instead, which returns the weights.
 
     Args:
         tasks: their number, or their names. A balancer that was given a number takes the names of the first
             ``{task: loss}`` dict.
         accumulate: backward passes per optimiser step: the weights hold within such a window, and are updated from its
-            means at its end. `close_window` ends a shorter one. A window that a checkpoint interrupts begins anew.
+            means at its end. `close_window` ends a shorter one, and `follow` does so by itself. A window that a
+            checkpoint interrupts begins anew.
         check_finite: raise where a loss or a measurement is not finite. Waits for the device.
+        options: the method's own. One that draws random numbers takes a ``seed``.
+        process_group: the ranks of ``torch.distributed`` that learn together: None for all, False for each on its own.
 
     Raises:
         ValueError: there is no task, a name stands twice, or ``accumulate`` is less than 1.
+        TypeError: ``process_group`` is not a process group, or the method has no option of a given name.
     """
 
     name: ClassVar[str]
@@ -64,142 +79,217 @@ class LossBalancer(nn.Module):
     """What it is good for, in a sentence."""
     reads: ClassVar[Reads] = "losses"
     """What the weights depend on: of the tasks' gradients their norms, all their inner products, or themselves."""
-    reads_now: ClassVar[bool] = True
-    """Of a method that reads losses: whether `weigh` does; false where `update` alone does, for the steps to come."""
-    heads: ClassVar[Literal["weighted", "plain"]] = "weighted"
-    """Whether heads are trained on the weighted losses or on the losses as they are."""
+    when: ClassVar[Literal["backward", "after_step"]] = "backward"
+    """When `update` runs: after the backward pass, or when `after_step` is called."""
     needs_positive_losses: ClassVar[bool] = False
     """Whether it is defined for positive losses alone. In a step where one is not, the weights stay as they were."""
-    random: ClassVar[bool] = False
-    """Whether it draws random numbers, from a generator of its own: it then takes ``seed``."""
-    looks_again: ClassVar[bool] = False
-    """Whether it needs `after_step`."""
+    needs_nonnegative_losses: bool = False
+    """The same for losses of zero or more."""
+    expects_nonnegative_losses: ClassVar[bool] = False
+    """Whether it accepts losses below zero, but goes astray where they stay there: a warning says so."""
+    sees_all_tasks: ClassVar[bool] = False
+    """Whether `update` gets all T tasks' losses and state, and ``read.present``; false: those that take part."""
     tunable: ClassVar[Mapping[str, Range]] = MappingProxyType({})
     """Its hyper-parameters, as its arguments name them, and the ranges worth tuning."""
+    random: ClassVar[bool] = False
+    """Whether it draws random numbers: it then takes ``seed``."""
+    looks_again: ClassVar[bool] = False
+    """Whether it needs `after_step`."""
+    heads: ClassVar[Literal["weighted", "plain"]] = "weighted"
+    """Whether heads are trained on the losses as `weigh` multiplies them, or as they are."""
+    combines: ClassVar[bool] = False
+    """Whether it decides in each backward pass what that pass's gradients are multiplied by."""
+    replaces_gradients: ClassVar[bool] = False
+    """Whether shared parameters receive something other than a weighted sum of the tasks' gradients."""
+    weigh: Callable[..., Tensor]
+    update: Callable[..., Result]
+    solve: Callable[[Tensor], Tensor]
+    __signature__: ClassVar[inspect.Signature]
+    _weigh_takes: ClassVar[tuple[str, ...]] = ()
+    _update_takes: ClassVar[tuple[str, ...]] = ()
 
-    _draws: Draws | None = None
-    """Where a method that is ``random`` takes its random numbers from; saved with its state."""
-    weights: Tensor
-    """``(T,)``: the weights last used."""
-    latest_losses: Tensor
-    """``(T,)``: where `weigh` reads losses, each task's when it was last given."""
+    accumulate: int = option(1, at_least=1, whole=True)
+    check_finite: bool = option(False)
+    process_group: GroupOption = option(None, free=True)
+    last_weights: Tensor = state(1.0)
+    """``(T,)``: the weights last used, of which `weights` returns a copy."""
 
-    def __init__(self, tasks: int | Sequence[str], *, accumulate: int = 1, check_finite: bool = False) -> None:
-        super().__init__()
-        self._reader = LossReader(tasks)
-        if not isinstance(accumulate, int) or accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}; expected a number of backward passes, 1 or more")
-        self.accumulate = accumulate
-        self.check_finite = check_finite
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        cls._weigh_takes = _arguments(cls, "weigh", ("losses", "state", "draws"))
+        cls._update_takes = _arguments(cls, "update", ("read", "state", "draws"))
+        cls.random = "draws" in cls._weigh_takes + cls._update_takes
+        if cls.random:
+            cls._options = cls._options | {"seed": SEED}
+        cls.__signature__ = _signature(cls)
+        cls.looks_again = cls.when == "after_step"
+        cls.combines = cls.reads in ("gramian", "gradients")
+        cls.heads = "plain" if cls.combines and not cls._weigh_takes else "weighted"
+        cls.tunable = {name: each.tune for name, each in cls._options.items() if each.tune is not None}
+
+    def __init__(self, tasks: int | Sequence[str], **options: object) -> None:
+        super().__init__(LossReader(tasks), options)
         self.statistics: dict[str, Tensor] = {}
         """What the last step measured, on the device, for logging."""
+        self._ranks = Ranks(self.process_group)
         self._window = Window()
-        self._masks: dict[tuple[bool, ...], Tensor] = {}
-        self._constants: dict[str, list[float]] = {}
-        self.register_buffer("weights", torch.ones(self.num_tasks))
-        self._weighs_losses = self.reads == "losses" and self.reads_now
-        if self._weighs_losses:
-            self.register_buffer("latest_losses", torch.ones(self.num_tasks))
-        self.register_load_state_dict_pre_hook(_before_loading)
+        self._followed: torch.utils.hooks.RemovableHandle | None = None
+        self._held: _Held | None = None
+        self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
+        self._warnings = LossWarnings()
+        self._settles = self.settled(self.state()) is not None
 
     @property
-    def num_tasks(self) -> int:
-        """T."""
-        return self._reader.num_tasks
-
-    @property
-    def tasks(self) -> tuple[str, ...] | None:
-        """The tasks' names, where they are known."""
-        return self._reader.names
-
-    # What a method writes.
-
-    def weigh(self, losses: Tensor) -> Tensor:
-        """Return the weights of this step, ``(T,)``, for detached ``losses`` of shape ``(T,)``."""
-        raise NotImplementedError(f"{type(self).__name__} must override weigh")
-
-    def update(self, losses: Tensor, given: Tensor | None) -> Tensor:
-        """Update the state, in place, after a window of backward passes.
-
-        Args:
-            losses: ``(T,)``, their means.
-            given: ``(T,)``, true for tasks that had a loss; None where all had.
-
-        Returns:
-            A bool scalar: whether what was measured was valid. Where it is false, nothing may have changed.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must override update")
+    def weights(self) -> Tensor:
+        """A copy of the weights last used, ``(T,)``."""
+        held = None if self._held is None else self._held.weights
+        return (self.last_weights if held is None else held).clone()
 
     # What a training loop calls.
+
+    @not_compiled(COMPILED)
+    def forward(self, losses: Losses) -> Tensor:
+        """Return the weighted sum of ``losses``: T scalars, a ``{task: loss}`` dict, or a tensor of shape ``(T,)``.
+
+        A dict may leave out tasks: they take no part in this step, and their weights stay as they are.
+
+        Raises:
+            TypeError, ValueError: the losses are not what this balancer was made for.
+            FloatingPointError: with ``check_finite``, a loss is not finite.
+            ForkError: the losses do not use the fork as they must: see `GradientBalancer`.
+        """
+        transformed = in_transform()
+        learning = self.training and torch.is_grad_enabled() and not transformed
+        in_order, given = self._read(losses, learning)
+        stacked = stack(in_order)
+        detached = stacked.detach()
+        if transformed:
+            return self._in_transform(stacked, detached, given)
+        self.fit(detached)
+        if not self.training:
+            return torch.dot(stacked, self.weights.to(stacked.dtype))
+        if self.check_finite and not (learning and self._learns and self._ranks.size > 1):
+            # Where ranks learn together, one that raised alone would leave the others waiting. An update raises on all,
+            # and so do losses that no update follows.
+            together = learning and self._ranks.size > 1
+            self._check_finite(self._mean_losses(detached, given)[0] if together else detached)
+        held, valid = self._held, None
+        if held is not None:
+            weights = held.weights = self.weights
+            learning, held.begun = learning and not held.begun, held.begun or learning
+            if learning and "losses" in self._weigh_takes and not self.combines:
+                held.new, _ = self._weighed(detached.to(weights.dtype), given, learning)
+        else:
+            weights, valid = self._weighed(detached.to(self.last_weights.dtype), given, learning)
+            if not self.combines:
+                weights = self.last_weights.copy_(weights).clone()  # of which autograd keeps one, and a user another
+        total = torch.dot(stacked, weights.to(stacked.dtype))
+        if learning:
+            self.statistics["losses"] = detached
+            if self.looks_again:
+                self._before = detached, given
+            if not self._update_takes and not self.combines and self.loss_domain:
+                index = self.index(given)
+                self._warnings.look(self, detached if index is None else detached[index], index)
+            if stacked.grad_fn is not None:
+                self._watch(stacked.grad_fn, in_order, Call(detached, weights, given, valid))
+        return total
 
     def after_step(self, losses: Losses) -> None:
         """Look at the same batch's losses again, after the optimiser's step; for methods that ``looks_again``.
 
         Raises:
-            TypeError, ValueError: the losses are not what this balancer was made for.
+            TypeError, ValueError: the losses do not fit this balancer, or are of other tasks than in the last pass.
+            RuntimeError: there was no pass in training mode since the last call.
+            FloatingPointError: with ``check_finite``, a loss is not valid.
         """
-
-    def forward(self, losses: Losses) -> Tensor:
-        """Return the weighted sum of ``losses``: T scalars, a ``{task: loss}`` dict, or a tensor of shape ``(T,)``.
-
-        A dict may leave out tasks: they count nothing in this step, and their weights stay as they are.
-
-        Raises:
-            TypeError, ValueError: the losses are not what this balancer was made for.
-            FloatingPointError: with ``check_finite``, a loss is not finite.
-        """
-        learning = self.training and torch.is_grad_enabled()
-        in_order, given = self._reader.read(losses, learning)
-        stacked = stack(in_order)
-        detached = stacked.detach()
-        if detached.device != self.weights.device or detached.dtype.itemsize > self.weights.dtype.itemsize:
-            self._move(detached.device, torch.promote_types(detached.dtype, self.weights.dtype))
-        # Where ranks learn together, one that raised here would leave the others waiting: close_window raises on all.
-        if self.check_finite and not (learning and self._learns and world_size() > 1) and not detached.isfinite().all():
-            bad = [self._reader.label(i) for i in detached.isfinite().logical_not().nonzero().flatten().tolist()]
-            raise FloatingPointError(f"the loss of {', '.join(bad)} is not finite")
-        mask = None if given is None else self._mask(given)
-        weights = self._weighed(detached.to(self.weights.dtype), mask, learning)
-        total = torch.dot(stacked, weights.to(stacked.dtype))
-        if learning:
-            self.statistics["losses"] = detached
-            self._watch(stacked, in_order, Pass(detached, weights, mask))
-        return total
-
-    def _weighed(self, losses: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
-        """Return the weights of a step."""
-        weights = self._from_losses(losses, mask, learning) if self._weighs_losses else self.weigh(losses)
-        self._buffers["weights"] = weights  # at a tenth of the time that nn.Module takes for it
-        return weights
-
-    def _from_losses(self, losses: Tensor, mask: Tensor | None, learning: bool) -> Tensor:
-        """Weights that this step's losses decide: as they were for tasks left out, and where losses can't be read."""
-        if learning and world_size() > 1:
-            losses, mask = over_ranks(losses, mask)
-        if mask is not None:
-            losses = torch.where(mask > 0, losses, self.latest_losses)
-        weights = self.weigh(losses)
-        if self.needs_positive_losses:
-            weights = torch.where(_positive(losses), weights, self.weights)
-        if learning:
-            self._buffers["latest_losses"] = torch.where(losses.isfinite(), losses, self.latest_losses)
-        return weights if mask is None else torch.where(mask > 0, weights, self.weights)
+        in_order, given = self._read(losses, learning=False)
+        if not self.looks_again:
+            return
+        if self._before is None:
+            raise RuntimeError("after_step needs a pass before it: call the balancer in training mode, then backward")
+        before, given_before = self._before
+        if given != given_before:
+            raise ValueError(
+                "after_step got the losses of other tasks than the call before it: pass the same tasks' losses, of the "
+                "same batch"
+            )
+        self._before = None
+        both = torch.stack([each.to(self.last_weights.dtype) for each in (before, stack(in_order).detach())])
+        if self._ranks.size > 1:
+            both, given = self._mean_losses(both, given)
+        self._learn(Read(both[1], self.last_weights, losses_before=both[0]), given)
 
     def close_window(self) -> None:
         """Update from the backward passes since the last update, where they are fewer than ``accumulate``.
 
         Under ``torch.distributed``, to be called on all ranks, after as many passes on each.
         """
-        if self._window.count == 0:
-            return
+        if self._window.count:
+            self._close(None)
+
+    def _close(self, finite: Tensor | None) -> None:
+        """Update from the window; ``finite`` is a bool scalar that says whether its step was made, or None."""
+        window, given = self._window, self._window.given
         try:
-            if world_size() > 1:
-                self._window.add_other_ranks()
-            valid = self._update(self._window)
+            if self._ranks.size > 1:
+                window.add_other_ranks(self._ranks)
+                given = None if given is None else self._ranks.union(given, self.tasks)
+            read = window.read()
         finally:
-            self._window.clear()
-        if self.check_finite and not valid:
-            raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
+            window.clear()
+        self._learn(read, given, finite)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """End each accumulation window at the optimiser's step, after ``accumulate`` passes or fewer.
+
+        A window whose step a GradScaler skipped is dropped.
+
+        Raises:
+            TypeError: ``optimizer`` is not an optimiser.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer is of type {type(optimizer).__name__}; expected an optimiser of torch.optim")
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps them
+        if self._followed is not None:
+            self._followed.remove()
+        balancer = weakref.ref(self)
+
+        def after_step(stepped: torch.optim.Optimizer, *_: object) -> None:
+            one = balancer()
+            if one is not None and one._window.count:
+                # A GradScaler tells a fused optimiser, which decides on the device whether it makes the step.
+                overflow = getattr(stepped, "found_inf", None)
+                one._close(None if overflow is None else overflow == 0)
+
+        self._followed = optimizer.register_step_post_hook(after_step)
+
+    @contextmanager
+    def held(self) -> Iterator[Self]:
+        r"""Hold the weights for several evaluations of one step, such as a closure's (L-BFGS) or SAM's two passes.
+
+        Within the block, value and gradient are those of :math:`\sum_i \lambda_i L_i` with the weights shown before
+        it, heads included. The balancer learns from the first evaluation; what it learnt applies after the block::
+
+            with balancer.held():
+                optimizer.step(closure)
+
+        Raises:
+            TypeError: the method replaces gradients by something other than their weighted sum.
+        """
+        if self.replaces_gradients:
+            raise TypeError(f"{type(self).__name__} can't hold its weights: it replaces gradients, not their weights")
+        if self._held is not None:
+            raise RuntimeError("held() is already in use: leave the first block before another")
+        held = self._held = _Held()
+        try:
+            yield self
+        finally:
+            self._held = None
+            if held.new is None and held.begun and not self.combines and "losses" not in self._weigh_takes:
+                held.new, _ = self._weighed(self.last_weights, None, False)
+            if held.new is not None:
+                self.last_weights.copy_(held.new)
 
     def not_capturable(self) -> str | None:
         """Why a step with this balancer can't be captured in a CUDA graph; None if it can: see `CapturedStep`."""
@@ -208,100 +298,224 @@ class LossBalancer(nn.Module):
         if self.accumulate > 1:
             return f"with accumulate={self.accumulate} its steps are not all alike"
         if self.random:
-            return "it draws random numbers from a generator of its own"
+            return "it draws random numbers, which the host seeds anew for each step"
         if self.looks_again:
             return "it looks at the losses again after the optimiser's step"
         return None
 
-    # The backward pass.
+    # Before the backward pass.
 
-    def _watch(self, stacked: Tensor, losses: Entries, this: Pass) -> None:
-        """Has the backward pass through the losses, ``stacked``, measured, where the method learns from it."""
-        if self._learns and stacked.grad_fn is not None:
-            stacked.grad_fn.register_prehook(partial(self._begin, this, losses))
+    def _read(self, losses: Losses, learning: bool) -> tuple[Entries, tuple[bool, ...] | None]:
+        """Return the losses in task order, and which tasks were given; None if all were, here and on other ranks."""
+        in_order, given = self._reader.read(losses, learning)
+        if given is not None and all(given) and self._ranks.size == 1:
+            given = None
+        return in_order, given
+
+    @property
+    def loss_domain(self) -> str:
+        """What losses must be, in a word, for messages; empty if they may be anything."""
+        if self.needs_positive_losses:
+            return "positive"
+        return "nonnegative" if self.needs_nonnegative_losses or self.expects_nonnegative_losses else ""
+
+    @property
+    def checks_losses(self) -> bool:
+        """Whether a step is not valid where a loss is out of the domain."""
+        return self.needs_positive_losses or self.needs_nonnegative_losses
+
+    def label(self, i: int) -> str:
+        """Return the name of task ``i``, for messages."""
+        return self._reader.label(i)
 
     @property
     def _learns(self) -> bool:
-        return type(self).update is not LossBalancer.update
+        return bool(self._update_takes) and self.when == "backward"
 
-    def _begin(self, this: Pass, losses: Entries, factors: tuple[Tensor]) -> tuple[Tensor] | None:
-        """Begin the pass; ``factors`` holds the gradient that the losses received.
+    def _in_transform(self, stacked: Tensor, losses: Tensor, given: tuple[bool, ...] | None) -> Tensor:
+        """Return the total under `torch.func` or in forward mode, where nothing is recorded."""
+        weights = self.last_weights
+        if self.training:
+            if self.reads in ("norms", "gramian", "gradients") and torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"{type(self).__name__} measures in a backward pass, and functional transforms (torch.func) and "
+                    f"forward mode make none: call it outside of them, or in eval mode, which uses its last weights"
+                )
+            weights, _ = self._weighed(losses.to(weights.dtype), given, learning=False)
+        return torch.dot(stacked, weights.to(stacked.dtype))
+
+    def _weighed(self, losses: Tensor, given: tuple[bool, ...] | None, learning: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the weights of a step, ``(T,)``: as they were for tasks left out, and where losses can't be read.
 
         Returns:
-            What they are to receive in its place; None to leave it.
+            The weights, and a bool scalar that says whether the losses could be read; None if they were not.
         """
-        # With create_graph=True the pass is being differentiated, not trained on; a second pass counts no more.
-        if this.factors is None and not torch.is_grad_enabled():
-            [this.factors] = factors
-            Variable._execution_engine.queue_callback(partial(self._end, this))
-            return self._measure(this, losses)
-        return None
+        if "losses" not in self._weigh_takes:
+            if self.combines and not self._weigh_takes:
+                return self.ones, None
+            if not hasattr(type(self), "weigh"):
+                raise NotImplementedError(f"{type(self).__name__} must override weigh")
+            return self.weigh(**self._arguments(self._weigh_takes)), None
+        if learning and self._ranks.size > 1:
+            losses, given = self._mean_losses(losses, given)
+        index = self.index(given)
+        losses = losses if index is None else losses[index]
+        weights = self.weigh(**self._arguments(self._weigh_takes, index, losses=losses))
+        valid = self._valid(losses, weights)
+        before = self.ones if self.combines else self.last_weights
+        if index is not None:
+            weights = before.index_copy(0, index, weights)
+        return torch.where(valid, weights, before), valid
 
-    def _measure(self, this: Pass, losses: Entries) -> tuple[Tensor] | None:
-        """Measures, or gets ready to, what the method needs besides the losses; returns what `_begin` returns."""
-        return None
+    def _mean_losses(self, losses: Tensor, given: tuple[bool, ...] | None) -> tuple[Tensor, tuple[bool, ...] | None]:
+        """Return each task's mean losses ``(..., T)`` over the ranks that have it, and which tasks any rank has."""
+        count = self.mask(given).to(losses.dtype)
+        losses, count = self._ranks.sum([losses * count, count])
+        given = None if given is None else self._ranks.union(given, self.tasks)
+        return losses / count.clamp(min=1.0), None if given is None or all(given) else given
 
-    def _end(self, this: Pass) -> None:
-        """End the pass."""
-        self._window.add(this)
-        if self._window.count == self.accumulate:
+    def _arguments(self, takes: Sequence[str], index: Tensor | None = None, **more: object) -> dict[str, Any]:
+        """Return the arguments that a method's function takes, with state of the tasks at ``index``."""
+        if "state" in takes:
+            more["state"] = self.state(index)
+        if "draws" in takes:
+            more["draws"] = Draws(self.seed, self.drawn, self.last_weights)
+        return {name: more[name] for name in takes}
+
+    def _check_finite(self, losses: Tensor) -> None:
+        if not losses.isfinite().all():
+            bad = [self._reader.label(i) for i in losses.isfinite().logical_not().nonzero().flatten().tolist()]
+            raise FloatingPointError(f"the loss of {', '.join(bad)} is not finite")
+
+    def _watch(self, node: Node, losses: Entries, call: Call) -> None:
+        """Have the backward pass measured, if the method learns from it; ``node`` is that of the stacked losses."""
+        if self._learns:
+            Step(self, call).watch(node, losses)
+
+    # After the backward pass.
+
+    def _finish(self, step: Step) -> None:
+        """Take in a backward pass that has ended."""
+        if self._followed is not None and self._window.count == self.accumulate:
+            self._window.clear()  # the optimiser skipped its step
+        self._window.add(step, self)
+        if self._followed is None and self._window.count == self.accumulate:
             self.close_window()
 
-    def _update(self, window: Window) -> Tensor:
-        return self.update(window.mean_losses().to(self.weights.dtype), window.mask())
+    def _learn(self, read: Read, given: tuple[bool, ...] | None, finite: Tensor | None = None) -> None:
+        """Update the state from what was read of all T tasks, of which ``given`` took part; see `_updated`."""
+        index = None if self.sees_all_tasks else self.index(given)
+        if self.sees_all_tasks:
+            read.present = None if given is None else self.mask(given)
+        if index is not None:
+            present = self.mask(given)
+            read.rest = (read.weights * ~present).sum()
+            read.losses, read.weights = read.losses[index], read.weights[index]
+            read.norms = read.norms if read.norms is NOTHING else read.norms[index]
+            if read.losses_before is not NOTHING:
+                read.losses_before = read.losses_before[index]
+        valid, _, commit = self._updated(read, index, finite)
+        commit()
+        self._after_update(valid, read.losses, index)
 
-    def _mask(self, given: tuple[bool, ...]) -> Tensor:
-        if given not in self._masks:  # kept, so that only a new combination of tasks waits for the device
-            self._masks[given] = torch.tensor(given, dtype=self.weights.dtype, device=self.weights.device)
-        return self._masks[given]
+    def _updated(
+        self, read: Read, index: Tensor | None, finite: Tensor | None = None
+    ) -> tuple[Tensor, Result, Callable[[], None]]:
+        """Call `update`; return whether everything is valid (a bool scalar), the result, and what writes its state.
 
-    # The state.
+        Args:
+            read: what the step showed.
+            index: the tasks that took part.
+            finite: a bool scalar: whether all that ``read`` does not hold was valid; None if that is known.
+        """
+        settled = self.settled(self.state(index)) if self._settles else None
+        if self._update_takes:
+            result = self.update(**self._arguments(self._update_takes, index, read=read))
+        elif hasattr(type(self), "solve"):
+            result = Result(self.solve(read.gramian))
+        else:
+            raise NotImplementedError(f"{type(self).__name__} must override update")
+        losses = read.losses if read.present is None else torch.where(read.present, read.losses, 1.0)
+        others = [read.norms, read.tracked, read.losses_before, *result.state.values()]
+        valid = self._valid(losses, *others, *([] if result.weights is None else [result.weights]))
+        if finite is not None:
+            valid = valid & finite
+        if settled is not None:
+            valid = valid & ~settled
 
-    def _register_constants(self, name: str, values: list[float], persistent: bool = True) -> None:
-        """Register a buffer for what the caller gave, which is not to lose digits on the way to a wider type."""
-        self._constants[name] = values
-        self.register_buffer(name, torch.tensor(values), persistent=persistent)
+        def commit() -> None:
+            self.drawn += "draws" in self._update_takes
+            self.commit(result.state, index, valid)
+            self.statistics.update(result.statistics)
 
-    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
-        before = {name: self.get_buffer(name) for name in self._constants}
-        super()._apply(lambda state: state.to(device, dtype))
-        for name, rounded in before.items():
-            exact = torch.tensor(self._constants[name], dtype=torch.float64)
-            if rounded.dtype != dtype and rounded.cpu().equal(exact.to(rounded.dtype)):
-                setattr(self, name, exact.to(device, dtype))
-        self._masks.clear()
+        return valid, result, commit
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._masks.clear()
-        super()._apply(lambda state: state.to(fn(state).device), recurse)
-        return self
+    def _record(self, weights: Tensor) -> None:
+        """Show the weights, ``(T,)``, that a combining method used."""
+        if self._held is None:
+            self.last_weights.copy_(weights)
+        else:
+            self._held.new = weights
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the tasks' names and, of a method that draws random numbers, its generator's state."""
-        draws = {} if self._draws is None else {"draws": self._draws.state()}
-        return {"tasks": None if self.tasks is None else list(self.tasks)} | draws
+    def settled(self, state: State) -> Tensor | None:
+        """Return a bool scalar: whether the method has stopped learning; None if it does not stop."""
+        return None
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._reader.names = self.tasks or (None if state["tasks"] is None else tuple(state["tasks"]))
-        if self._draws is not None:
-            self._draws.restore(state["draws"])
+    def _valid(self, losses: Tensor, *others: Tensor) -> Tensor:
+        """Return a bool scalar: whether all numbers are finite, and all losses as the method needs them."""
+        if self.needs_positive_losses:
+            losses = losses.masked_fill(losses <= 0, math.nan)
+        elif self.needs_nonnegative_losses:
+            losses = losses.masked_fill(losses < 0, math.nan)
+        parts = [part if part.ndim == 1 else part.reshape(-1) for part in (losses, *others) if part is not NOTHING]
+        valid: Tensor = torch.linalg.vector_norm(torch.cat(parts), math.inf) < math.inf
+        return valid
 
-    def extra_repr(self) -> str:
-        return f"{self.num_tasks} tasks" if self.tasks is None else ", ".join(self.tasks)
+    def _check_valid(self, valid: Tensor) -> None:
+        if not valid:
+            raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
+
+    def _after_update(self, valid: Tensor, losses: Tensor, index: Tensor | None) -> None:
+        if self.check_finite:
+            self._check_valid(valid)
+        self._warnings.look(self, losses, index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_followed": None}  # the optimiser calls the original alone
+
+    def state_changed(self) -> None:
+        self._window.clear()
+        self._before = None
 
 
-def _positive(losses: Tensor) -> Tensor:
-    """Return a bool scalar: whether all are positive and finite."""
-    return ((losses > 0) & (losses < math.inf)).all()
+class _Held:
+    """The weights of a block of `LossBalancer.held`."""
+
+    weights: Tensor | None = None
+    """Those of all its evaluations; None before the first."""
+    begun = False
+    """Whether there was an evaluation to learn from."""
+    new: Tensor | None = None
+    """The weights that apply after the block, where they are known."""
 
 
-def _before_loading(balancer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Refuses the state of other tasks; and loads a float64 state as such, although a new balancer is float32."""
-    assert isinstance(balancer, LossBalancer)
-    names = state.get(f"{prefix}_extra_state", {}).get("tasks")
-    if names is not None and balancer.tasks is not None and tuple(names) != balancer.tasks:
-        raise ValueError(f"the state to load is of the tasks ({', '.join(names)}), but {balancer._reader.made_for()}")
-    balancer._window.clear()
-    saved = state.get(f"{prefix}weights")
-    if isinstance(saved, Tensor):
-        balancer._move(balancer.weights.device, saved.dtype)
+def _signature(cls: type[LossBalancer]) -> inspect.Signature:
+    """Return the constructor's signature, with the declared options in place of ``**options``."""
+    arguments = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    if arguments.pop("options", None) is not None:
+        types = dict(item for base in reversed(cls.__mro__) for item in inspect.get_annotations(base).items())
+        for name, option in cls._options.items():
+            argument = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+            arguments.setdefault(name, argument.replace(annotation=types.get(name, int)))
+    return inspect.Signature(list(arguments.values()))
+
+
+def _arguments(cls: type, function: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the arguments that a method's function takes; empty if the class has no such function."""
+    if not hasattr(cls, function):
+        return ()
+    names = [name for name in inspect.signature(getattr(cls, function)).parameters if name != "self"]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise TypeError(f"{cls.__name__}.{function} takes {unknown[0]!r}; expected some of {', '.join(known)}")
+    return tuple(names)

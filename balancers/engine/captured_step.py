@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .base import LossBalancer
+from .torch_internals import tree_flatten, tree_unflatten
 
 WARM_UP = 11
 """Number of steps to run before one is captured: what PyTorch advises for models under DistributedDataParallel."""
@@ -58,7 +58,7 @@ class CapturedStep:
         Raises:
             ValueError: the tensors of ``batch`` differ from the captured ones in number, shape or type.
         """
-        leaves, structure = pytree.tree_flatten(batch)
+        leaves, structure = tree_flatten(batch)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not any(tensor.is_cuda for tensor in tensors):
             return self._step(*batch)
@@ -68,7 +68,7 @@ class CapturedStep:
                 return self._on_side_stream(batch)
             self._inputs = [tensor.clone() for tensor in tensors]
             static = iter(self._inputs)
-            held = pytree.tree_unflatten([next(static) if isinstance(x, Tensor) else x for x in leaves], structure)
+            held = tree_unflatten([next(static) if isinstance(x, Tensor) else x for x in leaves], structure)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 self._output = self._step(*held)

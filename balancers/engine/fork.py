@@ -10,24 +10,15 @@ balancer sees these gradients one by one, before they are summed and go on into 
 that contains both the heads and the fork.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import weakref
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils import _pytree as pytree
 
-Observer = Callable[[Tensor, int | None, Tensor, int], None]
-"""Callback that receives ``(z, task, gradient, spare)``: features, a task and the gradient of its loss there.
-
-``gradient`` has the shape of ``z``, and ``spare`` is 0. Where one product computes all heads, ``task`` is None and
-``gradient`` holds the gradients of all tasks, ``(T, *z.shape)``, which the observer may keep or overwrite. ``spare`` is
-then the number of entries that the heads allocate next: the observer may use that much before them without raising the
-peak memory.
-"""
+from .torch_internals import not_compiled, run_early, tree_flatten, tree_unflatten
 
 
 class Mark(NamedTuple):
@@ -42,8 +33,7 @@ class Mark(NamedTuple):
 
 _KEY = "fork"
 """Key of a mark in a node's metadata."""
-_SOON = 2**62
-"""A sequence number above all usual ones: autograd runs the ready node with the highest number first."""
+COMPILED = "a fork that a balancer reads shows gradients to it with hooks, which torch.compile can't trace"
 
 
 def mark_of(node: Node) -> Mark | None:
@@ -51,31 +41,144 @@ def mark_of(node: Node) -> Mark | None:
     return cast("dict[str, Mark]", node.metadata).get(_KEY)
 
 
-@dataclass(eq=False)
-class Reading:
-    """How a balancer reads a fork. Kept outside the module because a module's attributes take longer to set."""
+class Observer(Protocol):
+    """A balancer's step, to which a fork shows gradients."""
 
-    recording: bool = False
-    """True if a balancer reads the fork, so that forward passes are recorded."""
-    recorded: int = 0
-    """Number of feature tensors recorded since the balancer last set this to zero."""
-    observer: Observer | None = None
-    """Called with each gradient that comes back. Set for one backward pass at a time."""
-    combines: bool = False
-    """True if the balancer computes the trunk's gradient; otherwise the tasks' gradients are summed."""
-    combiner: Callable[[Tensor], Tensor] | None = None
-    """Called with features after all their gradients were observed; returns the gradient that goes on into the trunk.
-    Set for one backward pass at a time.
-    """
+    combines: bool
+    """Whether it computes the gradient that goes on into the trunk; otherwise the tasks' gradients are summed."""
+
+    def is_current(self) -> bool:
+        """Return whether the code runs in the backward pass that the step measures."""
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        """Take the gradient of one task's loss with respect to features ``z``.
+
+        Args:
+            z: the features.
+            task: index of the task; None where one product computes all heads.
+            gradients: of the shape of ``z``. For all tasks ``(T, *z.shape)``, which the step may keep or overwrite.
+            spare: for all tasks, the number of entries that the heads allocate next: the step may use that much before
+                them without raising the peak memory.
+        """
+
+    def combined(self, z: Tensor) -> Tensor:
+        """Return the gradient that goes on from features ``z`` into the trunk, after all were observed."""
+
+
+class Recording:
+    """The features that went through a fork between two calls of a balancer."""
+
+    def __init__(self) -> None:
+        self._passages: list[weakref.ref[Passage]] = []
+        self.step: Observer | None = None
+        """The call of a balancer that came next."""
+
+    def add(self) -> "Passage":
+        """Record one tensor of features."""
+        passage = Passage(self)
+        self._passages.append(weakref.ref(passage))
+        return passage
+
+    @property
+    def count(self) -> int:
+        """The number of tensors whose part of the graph was not freed."""
+        return sum(passage() is not None for passage in self._passages)
+
+
+class Passage:
+    """One tensor of features that went through a fork, held by the nodes of the graph that come after it."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+
+    def step(self) -> Observer | None:
+        """Return the step that measures the backward pass in which this is called, if there is one."""
+        step = self._recording.step
+        return step if step is not None and step.is_current() else None
+
+
+class Reader:
+    """A balancer that reads a fork."""
+
+    def __init__(self, combines: bool) -> None:
+        self.combines = combines
+        self.wants = True
+        """Whether it measures its next step."""
+
+
+class Reading:
+    """How balancers read a fork. Kept outside the module because a module's attributes take longer to set."""
+
+    def __init__(self) -> None:
+        self.recording = False
+        """True if a balancer measures the next step, so that features are recorded."""
+        self.combines = False
+        """True if a balancer that reads the fork combines gradients."""
+        self._readers: list[Reader] = []
+        self._now = Recording()
+        self._no_grad = False
+
+    def __reduce__(self) -> tuple[type["Reading"], tuple[()]]:
+        return Reading, ()  # a copied fork has no readers: a balancer that is copied with it attaches itself
+
+    def attach(self, reader: Reader) -> None:
+        """Add a balancer."""
+        self._readers.append(reader)
+        self._update()
+
+    def detach(self, reader: Reader) -> None:
+        """Remove a balancer."""
+        self._readers = [other for other in self._readers if other is not reader]
+        self._update()
+
+    def want(self, reader: Reader, wants: bool) -> None:
+        """Say whether a balancer measures its next step."""
+        if reader.wants != wants:
+            reader.wants = wants
+            self._update()
+
+    def _update(self) -> None:
+        self.recording = any(reader.wants for reader in self._readers)
+        self.combines = any(reader.combines for reader in self._readers)
+
+    def records(self, z: object) -> bool:
+        """Return whether the gradients of ``z`` are to be observed in the backward pass."""
+        if not self.recording or not torch.is_grad_enabled() or not isinstance(z, Tensor):
+            return False
+        self._no_grad = not z.requires_grad
+        return z.requires_grad
+
+    def record(self) -> Passage:
+        """Record one tensor of features."""
+        return self._now.add()
+
+    def claim(self, step: Observer) -> int:
+        """Give a balancer's call the features recorded since the last call; return their number."""
+        recording, self._now = self._now, Recording()
+        recording.step = step
+        return recording.count
+
+    def why_nothing(self) -> str:
+        """Return why a call of a balancer found no features."""
+        if self._no_grad:
+            return (
+                "the features that went through the fork don't require grad, so that nothing reaches the trunk: is the "
+                "whole trunk frozen, detached, or run under no_grad? Then use a method that reads losses alone"
+            )
+        return (
+            "no features of this step went through this balancer's fork. Run the model's forward pass before each call "
+            "of the balancer, with gradients enabled. A copied model has another fork: make another balancer for it. "
+            "Two balancers can't measure the same forward pass. A checkpoint with use_reentrant=True around the fork "
+            "hides the features from it"
+        )
 
 
 class Fork(nn.Module):
     """Give each of ``num_tasks`` heads its own alias of the features.
 
     The input is a tensor, or any nested tuple, list or dict of tensors. The output is a tuple of ``num_tasks`` values
-    that equal the input. A fork is a plain identity until a balancer reads it, and always in eval mode, without
-    gradients, and inside ``torch.compile``. Heads must not change their alias in place. Only one balancer reads a fork:
-    the one that was made for it last.
+    that equal the input. A fork is a plain identity until a balancer reads it, and without gradients. Heads must not
+    change their alias in place. A model whose fork is read can be compiled, but not with ``fullgraph=True``.
 
     Raises:
         ValueError: ``num_tasks`` is less than 1.
@@ -87,66 +190,36 @@ class Fork(nn.Module):
             raise ValueError(f"num_tasks is {num_tasks}; a fork needs at least one task")
         self.num_tasks = num_tasks
         self.reading = Reading()
-        self._marks = [Mark(self, task) for task in range(num_tasks)]
-
-    def records(self, z: object) -> bool:
-        """Return whether the gradients of ``z`` are to be observed in the backward pass."""
-        return (
-            self.reading.recording
-            and self.training
-            and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and isinstance(z, Tensor)
-            and z.requires_grad
-        )
 
     def forward(self, features: Any) -> tuple[Any, ...]:
-        if isinstance(features, Tensor) or not self.reading.recording:
+        if not (self.reading.recording and torch.is_grad_enabled()):
+            return (features,) * self.num_tasks
+        return self._recorded(features)
+
+    @not_compiled(COMPILED)
+    def _recorded(self, features: Any) -> tuple[Any, ...]:
+        if isinstance(features, Tensor):
             return self._aliases(features)
-        leaves, structure = pytree.tree_flatten(features)
+        leaves, structure = tree_flatten(features)
         aliases = [self._aliases(leaf) for leaf in leaves]
-        return tuple(pytree.tree_unflatten([a[i] for a in aliases], structure) for i in range(self.num_tasks))
+        return tuple(tree_unflatten([a[i] for a in aliases], structure) for i in range(self.num_tasks))
 
     def _aliases(self, z: Any) -> tuple[Any, ...]:
-        if not self.records(z):
+        if not self.reading.records(z):
             return (z,) * self.num_tasks
-        self.reading.recorded += 1
-        whole = z
+        passage, whole = self.reading.record(), z
         if self.reading.combines:
             whole = z[...]
-            cast(Any, whole.grad_fn).register_prehook(partial(self._combine, z))
+            cast(Any, whole.grad_fn).register_prehook(partial(_combine, passage, z))
         aliases = []
-        for task, mark in enumerate(self._marks):
+        for task in range(self.num_tasks):
             alias = whole[...]
             node = cast(Any, alias.grad_fn)
-            node.register_prehook(partial(self._observe_alias, z, task))
-            node.metadata[_KEY] = mark
-            if hasattr(node, "_set_sequence_nr"):  # so that a task's gradient is read before the next one's is computed
-                node._set_sequence_nr(_SOON)
+            node.register_prehook(partial(_observe, passage, z, task))
+            node.metadata[_KEY] = Mark(self, task)
+            run_early(node)
             aliases.append(alias)
         return tuple(aliases)
-
-    def _observe_alias(self, z: Tensor, task: int, gradients: tuple[Tensor | None, ...]) -> None:
-        """Observe the gradient that arrives at the alias of one task."""
-        [gradient] = gradients
-        if gradient is not None:
-            self.observe(z, task, gradient)
-
-    def _combine(self, z: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor] | None:
-        """Replace the sum of the tasks' gradients by the balancer's combination, if it computes one."""
-        # Autograd gets here after all heads: it runs the youngest node that is ready, and the heads' are younger.
-        combiner = self.combiner()
-        return None if combiner is None or gradients[0] is None else (combiner(z),)
-
-    def combiner(self) -> Callable[[Tensor], Tensor] | None:
-        """Return the callback that computes the trunk's gradient in this pass; None sums the tasks' gradients."""
-        return None if torch.is_grad_enabled() else self.reading.combiner
-
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int = 0) -> None:
-        """Pass gradients to the observer of this backward pass, unless the pass is itself being differentiated."""
-        # With create_graph=True (a gradient penalty, say) the pass is being differentiated, not trained on.
-        if self.reading.observer is not None and not torch.is_grad_enabled():
-            self.reading.observer(z, task, gradients, spare)
 
     def mark(self, node: Any) -> None:
         """Mark the node of the autograd graph that computes all heads."""
@@ -154,3 +227,18 @@ class Fork(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"
+
+
+def _observe(passage: Passage, z: Tensor, task: int, gradients: tuple[Tensor | None, ...]) -> None:
+    """Show a step the gradient that arrives at the alias of one task."""
+    [gradient] = gradients
+    step = passage.step()
+    if step is not None and gradient is not None:
+        step.observe(z, task, gradient, 0)
+
+
+def _combine(passage: Passage, z: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor] | None:
+    """Replace the sum of the tasks' gradients by the step's combination, if it combines."""
+    # Autograd gets here after all heads: it runs the youngest node that is ready, and the heads' are younger.
+    step = passage.step()
+    return None if step is None or not step.combines or gradients[0] is None else (step.combined(z),)

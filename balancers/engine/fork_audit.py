@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from .ddp_graph import DDP_SINK
 from .fork import Fork, mark_of
 from .loss_input import Entries, Root, roots
+from .torch_internals import DDP_SINK, IN_PLACE, REENTRANT
 
 Label = Callable[[int], str]
 
@@ -33,6 +33,8 @@ class Reach:
     """Nodes at which the loss reaches the fork."""
     parameters: set[nn.Parameter] = field(default_factory=set)
     """Parameters on which the loss depends other than through the fork."""
+    nodes: set[str] = field(default_factory=set)
+    """Names of the nodes on which the loss depends other than through the fork."""
 
 
 def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label) -> None:
@@ -50,20 +52,40 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
     """
     starts = roots(losses)
     if isinstance(losses, Tensor) and None in starts:
-        raise ForkError(f"the loss of {label(starts.index(None))} does not require grad: was it detached?")
+        raise ForkError(
+            f"the loss of {label(starts.index(None))} does not require grad: was it detached? A task without a loss to "
+            f"learn from can be left out of a {{task: loss}} dict"
+        )
     reaches = {i: _walk(start.edge, fork) for i, start in enumerate(starts) if start is not None}
+    try:
+        _check(fork, starts, reaches, wrt, label)
+    except ForkError as error:
+        if set(IN_PLACE).isdisjoint(set[str]().union(*(reach.nodes for reach in reaches.values()))):
+            raise
+        raise ForkError(
+            f"a head changes in place what it shares with others: does it begin with ReLU(inplace=True) or an operator "
+            f"such as mul_? Use the one that returns a new tensor. Seen from the losses, {error}"
+        ) from None
+
+
+def _check(
+    fork: Fork, starts: Sequence[Root | None], reaches: Mapping[int, Reach], wrt: Sequence[nn.Parameter], label: Label
+) -> None:
     marked = set[Node]().union(*(reach.marked for reach in reaches.values()))
     if not marked:
-        raise ForkError(
-            "no loss depends on the fork's features. Run the model's forward pass with gradients enabled and with the "
-            "fork in training mode, and don't change an alias in place. If the whole model is compiled as one graph, "
-            "the fork does nothing: compile the trunk and the heads apart, or measure parameters instead (fork=None)"
-        )
+        raise ForkError(fork.reading.why_nothing())
     trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _features(marked)))
     if elsewhere := set(wrt) - trunk:
+        behind = set[str]().union(*(_walk(source, None).nodes for source in _features(marked)))
+        if REENTRANT in behind:
+            raise ForkError(
+                f"wrt holds {_describe(elsewhere)} inside a checkpoint with use_reentrant=True, which hides it: pass "
+                f"use_reentrant=False to torch.utils.checkpoint"
+            )
         raise ForkError(
             f"wrt holds {_describe(elsewhere)} that the fork's features do not depend on: pass the last shared layer, "
-            f"or other parameters upstream of the fork"
+            f"or other parameters upstream of the fork. If these were replaced after the balancer was made, by "
+            f"fully_shard or load_state_dict(assign=True), make it later, with the module itself as wrt"
         )
     for i, reach in reaches.items():
         if around := reach.parameters & trunk:
@@ -105,6 +127,7 @@ def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
     waiting, seen = [(start.node, start.output_nr)], set[tuple[Node, int]]()
     while waiting:
         node, output = waiting.pop()
+        reach.nodes.add(node.name())
         variable = getattr(node, "variable", None)
         if isinstance(variable, nn.Parameter):
             reach.parameters.add(variable)
@@ -122,6 +145,25 @@ def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
                 seen.add(place)
                 waiting.append(place)
     return reach
+
+
+def feature_gradients(fork: Fork, losses: Entries) -> list[Tensor]:
+    """Return each loss's gradient of each tensor that went through the fork, ``(T, *z.shape)``; zero without one."""
+    starts = roots(losses)
+    marked = set[Node]().union(*(_walk(start.edge, fork).marked for start in starts if start is not None))
+    edges = list({(edge.node, edge.output_nr): edge for edge in _features(marked)}.values())
+    rows = [
+        torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)
+        if start is not None
+        else (None,) * len(edges)
+        for start in starts
+    ]
+    columns = []
+    for column in zip(*rows, strict=True):
+        some = next((part for part in column if part is not None), None)
+        if some is not None:
+            columns.append(torch.stack([torch.zeros_like(some) if part is None else part for part in column]))
+    return columns
 
 
 def _features(marked: Iterable[Node]) -> list[GradientEdge]:
@@ -149,7 +191,12 @@ def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
 
 
 def _touched(start: Root, marked: set[Node]) -> set[int]:
-    """Return the tasks for whose aliases the loss has a gradient that is finite and not zero."""
+    """Return the tasks for whose aliases the loss has a gradient that is finite and not zero.
+
+    This waits for the device. Tensors without values (on meta, or fake) show nothing.
+    """
+    if start.seed.untyped_storage().device.type == "meta":
+        return set()
     nodes = list(marked)
     edges = [GradientEdge(node, 0) for node in nodes]
     gradients = torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)

@@ -1,34 +1,51 @@
-"""Balancers that read the tasks' gradients: when these are measured, and what becomes of it.
+"""Balancers that read the tasks' gradients: where these are measured, and what a method makes of them.
 
-At a fork, during the one backward pass. Without a fork, each loss is differentiated with respect to the shared
-parameters, before the weighted sum is. `measure` does the measuring.
+At a fork, they are measured during the one backward pass. Without a fork, each loss is differentiated with respect to
+the shared parameters, before the weighted sum is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from .base import LossBalancer, Reads
-from .ddp_graph import before_first_backward
-from .fork import Fork
+from .declared import option
+from .fork import Fork, Reader
 from .fork_audit import ForkError, audit
-from .loss_input import Entries, Losses, roots
-from .measure import Measurement, joint_norms
-from .ranks import world_size
-from .window import Pass, Window
+from .host_flag import Later
+from .loss_input import Entries, Losses
+from .readings import NOTHING, Read, State
+from .shared_parameters import SharedParameters
+from .step import Call, CombiningStep, HeldStep, MeasuringStep, NormsStep, Step
+from .torch_internals import foreach_norm
 
 Wrt = Literal["features", "layer", "parameters"]
+SETTLED_CHECKS = 10
+"""Number of updates between two looks of ranks for whether the method has stopped learning."""
 
 
 class GradientBalancer(LossBalancer):
-    r"""A balancer whose weights follow the norms of the tasks' gradients.
+    r"""A balancer that reads the tasks' gradients.
 
-    What it measures at a fork is all that comes through it: a penalty on the outputs, added to the returned loss,
+    A method that reads their *norms* learns from them for the next step. One that reads their *Gramian*, or the
+    *gradients* themselves, decides in each backward pass what that pass's gradients are multiplied by: at a fork, the
+    heads get the gradients of the losses as they are, and the trunk :math:`\sum_i \lambda_i \nabla L_i`. Without a fork
+    all parameters get the latter. The scalar that such a balancer returns is the plain sum of the losses, and its
+    backward pass is not that of the sum. ``accumulate`` makes no difference: each pass is combined on its own.
+
+    What is measured at a fork is all that comes through it: a penalty on the outputs, added to the returned loss,
     counts with the tasks whose heads it goes through.
+
+    Besides `update`, a method may keep state of the size of the parameters (`tracks`). It then writes
+    ``track(gradient, tracked, state)``, which returns the new state of one parameter, ``(T', ...)``, and a tensor. The
+    sum of these tensors over all parameters is ``read.tracked``. With `replaces_gradients` the parameters receive the
+    weighted sum of the tracked values in place of that of the gradients.
 
     Args:
         fork: the model's `Fork`. None where the tasks share parameters but no features; then ``wrt`` names them.
@@ -38,13 +55,14 @@ class GradientBalancer(LossBalancer):
         tasks: the tasks' names, or without a fork their number.
         update_every: k, to measure and to update the weights in every k-th window only. The steps between cost next to
             nothing.
-        accumulate, check_finite: see `LossBalancer`.
+        accumulate, check_finite, process_group, options: see `LossBalancer`.
 
     Raises:
         TypeError: ``fork`` is no `Fork`, or ``wrt`` no module or parameters.
         ValueError: ``wrt`` has nothing to train, ``tasks`` are not as many as the fork's, or neither fork nor tasks say
             how many there are.
-        ForkError: on the first step, a loss reaches shared parameters other than through its alias of the features.
+        ForkError: on the first step, a loss reaches shared parameters other than through its alias of the features; on
+            any step, nothing was measured.
     """
 
     reads: ClassVar[Reads] = "norms"
@@ -52,8 +70,13 @@ class GradientBalancer(LossBalancer):
     """What the method's paper measures: features at the fork, the last shared layer, or all shared parameters."""
     undefined_for: ClassVar[Mapping[Wrt, str]] = MappingProxyType({})
     """The kinds of ``wrt`` that the method is not defined for, and why."""
+    tracks: ClassVar[str] = ""
+    """The name of the state of the size of the parameters, which starts at zero, of a method that writes `track`."""
+    track: Callable[[Tensor, Tensor, State], tuple[Tensor, Tensor]]
 
-    _fork: Fork | None
+    update_every: int = option(1, at_least=1, whole=True)
+    fork: Fork | None
+    _shared: SharedParameters | None
 
     def __init__(
         self,
@@ -61,44 +84,31 @@ class GradientBalancer(LossBalancer):
         wrt: nn.Module | nn.Parameter | Iterable[nn.Parameter] | None = None,
         *,
         tasks: int | Sequence[str] | None = None,
-        update_every: int = 1,
-        accumulate: int = 1,
-        check_finite: bool = False,
+        **options: object,
     ) -> None:
-        super().__init__(_tasks_of(fork, tasks), accumulate=accumulate, check_finite=check_finite)
-        if not isinstance(update_every, int) or update_every < 1:
-            raise ValueError(f"update_every is {update_every!r}; expected a number of steps, 1 or more")
+        super().__init__(_tasks_of(fork, tasks), **options)
         if fork is None and wrt is None:
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         kind: Wrt = "parameters" if fork is None else "features" if wrt is None else "layer"
         if kind in self.undefined_for:
             raise ValueError(f"{type(self).__name__} {_PLACES[kind]}: {self.undefined_for[kind]}")
-        self.__dict__["_fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
-        self._wrt = None if wrt is None else _parameters(wrt)
+        self.__dict__["fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
+        self.__dict__["_shared"] = None if wrt is None else SharedParameters(wrt)
+        self.measured_before = False
+        """Whether losses were differentiated before."""
+        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+        """Hooks of a backward pass under way."""
         self._audited: set[int] = set()
-        self._measured_before = False
-        self.update_every = update_every
-        self._turn = 0
-        if fork is not None:
-            fork.reading.recorded, fork.reading.combines = 0, False
-        self._set_recording()
-
-    @property
-    def _learns(self) -> bool:
-        return True
-
-    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
-        """Update the state, in place, after a window of backward passes.
-
-        Args:
-            losses: ``(T,)``, their means.
-            gradient_norms: ``(T,)``, the norm of each task's gradient, unweighted: that of the window's mean.
-            given: ``(T,)``, true for tasks that had a loss; None where all had.
-
-        Returns:
-            A bool scalar: whether what was measured was valid. Where it is false, nothing may have changed.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must override adapt")
+        self._settled: Later | None = None
+        self._asked: Later | None = None
+        self._asks = 0
+        if self.tracks and self.update_every > 1:
+            raise ValueError(f"update_every is {self.update_every}; expected 1: gradients are tracked at every step")
+        self._tracked_names = list(self._shared.by_name()) if self.tracks and self._shared is not None else []
+        for k, parameter in enumerate((self.measured_parameters() or ()) if self.tracks else ()):
+            parts = (2,) if parameter.is_complex() else ()
+            self.declare(f"{self.tracks}_{k}", 0.0, (self.num_tasks, *parameter.shape, *parts))
+        self._attach()
 
     def audit(self, losses: Losses) -> None:
         """Check, on the graph of this step's losses, that each of them uses the fork as it must.
@@ -116,99 +126,245 @@ class GradientBalancer(LossBalancer):
             return f"with update_every={self.update_every} its steps are not all alike"
         return super().not_capturable()
 
-    def _audit(self, losses: Entries) -> None:
-        if self._fork is not None:
-            audit(self._fork, losses, self._wrt or (), self._reader.label)
-        self._audited |= _given(losses)
-
-    def close_window(self) -> None:
-        if self._window.count == 0:
-            return
-        if self._window.gradients is None:
-            self._window.clear()
-        else:
-            super().close_window()
-        if self.update_every > 1:
-            self._turn = (self._turn + 1) % self.update_every
-            self._set_recording()
+    # When it measures.
 
     @property
-    def _measuring(self) -> bool:
-        """Whether the passes of this window are measured."""
-        return self._turn == 0
+    def _learns(self) -> bool:
+        return True
 
-    def _set_recording(self) -> None:
-        if self._fork is not None:
-            self._fork.reading.recording = self._measuring
+    def measured_parameters(self) -> tuple[nn.Parameter, ...] | None:
+        """Return the parameters that gradients are taken of, as this step's graph has them; None: the features."""
+        return self._shared.now() if isinstance(self._shared, SharedParameters) else None
 
-    def _watch(self, stacked: Tensor, losses: Entries, this: Pass) -> None:
-        this.measured = self._measuring
-        if this.measured:
-            if len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
-                self._audit(losses)
-            this.adds_up = self.accumulate > 1 or world_size() > 1
-            if self._fork is not None:
-                # A layer's gradients add up over all the features that depend on it; norms of features go by squares.
-                this.adds_up |= self._wrt is not None and self._fork.reading.recorded != 1
-                self._fork.reading.recorded = 0
-        super()._watch(stacked, losses, this)
+    def is_sharded(self) -> bool:
+        """Return whether FSDP shards the parameters that gradients are taken of."""
+        return self._shared is not None and self._shared.is_sharded
 
-    def _measure(self, this: Pass, losses: Entries) -> tuple[Tensor] | None:
-        if not this.measured:
-            return None
-        this.measurement = Measurement(self.num_tasks, self._wrt, this.adds_up, this.weights.dtype)
-        if self._fork is not None:
-            self._fork.reading.observer = this.measurement.observe
+    def _attach(self) -> None:
+        if self.fork is not None:
+            self._fork_reader = Reader(self.combines)
+            self.fork.reading.attach(self._fork_reader)
+            weakref.finalize(self, self.fork.reading.detach, self._fork_reader)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._attach()
+        self._want()
+
+    def _want(self) -> None:
+        """Tell the fork whether the next step is measured."""
+        if self.fork is not None:
+            self.fork.reading.want(self._fork_reader, self.combines or self._measures_next())
+
+    def _measures_next(self) -> bool:
+        if self._settles and self._settled is None:
+            self._ask_if_settled()
+        return self.turn == 0 and not (self._settled is not None and self._settled.is_true())
+
+    def state_changed(self) -> None:
+        super().state_changed()
+        self.turn %= self.update_every
+        self._settled = self._asked = None
+        self._want()
+
+    def _watch(self, node: Node, losses: Entries, call: Call) -> None:
+        measures = self._measures_next()
+        step: Step
+        if self._held is not None and self.combines:
+            if measures:
+                own, valid = self._weighed(call.losses.to(self.last_weights.dtype), call.given, True)
+                step = HeldStep(self, call._replace(valid=valid), own)
+            else:
+                step = Step(self, call)
+        elif self.combines:
+            step = CombiningStep(self, call, measures)
+        elif measures:
+            step = NormsStep(self, call)
+        elif self.turn == 0:  # it has settled
+            self._want()
+            return
         else:
-            self._differentiate_losses(this, losses, this.measurement)
-        return None
+            step = Step(self, call)  # between the steps of update_every, passes are counted
+        if measures and len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
+            self._audit(losses)
+        step.watch(node, losses)
 
-    def _differentiate_losses(self, this: Pass, losses: Entries, measurement: Measurement) -> None:
-        """Measures the gradients of the weighted, scaled losses with respect to ``wrt``."""
-        assert self._wrt is not None
-        assert this.factors is not None
-        with nullcontext() if self._measured_before else before_first_backward(losses):
-            for task, (root, factor) in enumerate(zip(roots(losses), this.factors.unbind(), strict=True)):
-                if root is not None:
-                    seed = root.seed * factor
-                    of = torch.autograd.grad(root.edge, self._wrt, seed, retain_graph=True, allow_unused=True)
-                    measurement.add(task, of)
-        self._measured_before = True
+    def _audit(self, losses: Entries) -> None:
+        if self.fork is not None:
+            audit(self.fork, losses, self.measured_parameters() or (), self._reader.label)
+        self._audited |= _given(losses)
 
-    def _end(self, this: Pass) -> None:
-        if this.measurement is not None:
-            if self._fork is not None:
-                self._fork.reading.observer = None
-            this.gradients = self._unweighted(this.measurement, this)
-        super()._end(this)
+    def _finish(self, step: Step) -> None:
+        if self.combines:
+            self._next_turn()
+        else:
+            super()._finish(step)
 
-    def _unweighted(self, measurement: Measurement, this: Pass) -> list[Tensor]:
-        """Return what was measured, of the losses as they came, in the form that `Window` sums."""
-        assert this.factors is not None
-        columns, dtype = measurement.columns(), self.weights.dtype
-        if not columns:
-            raise ForkError("the backward pass did not come through the fork: the tasks' gradients were not measured")
-        if this.adds_up and self._wrt is not None:
-            return [(column.to(dtype).movedim(0, -1) / this.factors).movedim(-1, 0) for column in columns]
-        norms = joint_norms(columns, dtype) / this.factors
-        return [norms.square() if this.adds_up else norms]
+    def _close(self, finite: Tensor | None) -> None:
+        if self.turn == 0:
+            super()._close(finite)
+        else:
+            self._window.clear()
+        self._next_turn()
 
-    def _update(self, window: Window) -> Tensor:
-        assert window.gradients is not None
-        norms = window.gradients[0]
-        if window.adds_up:
-            norms = norms.sqrt() if self._wrt is None else joint_norms(window.gradients, self.weights.dtype)
-            norms = norms / window.count
-        return self.adapt(window.mean_losses().to(self.weights.dtype), norms, window.mask())
+    def _next_turn(self) -> None:
+        if self.update_every > 1:
+            self.turn = (self.turn + 1) % self.update_every
+        self._want()
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the tasks' names, and how many windows ago the weights were updated."""
-        return super().get_extra_state() | {"turn": self._turn}
+    def _after_update(self, valid: Tensor, losses: Tensor, index: Tensor | None) -> None:
+        super()._after_update(valid, losses, index)
+        if self._settles:
+            self._ask_if_settled()
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._turn = state.get("turn", 0) % self.update_every
-        self._set_recording()
+    def _ask_if_settled(self) -> None:
+        settled = self.settled(self.state())
+        assert settled is not None
+        self._asks += 1
+        if self._ranks.size == 1:
+            self._settled = Later(settled)
+        elif self._settled is None or self._asks % SETTLED_CHECKS == 0:
+            # A rank that stopped before another would leave it waiting. So all go by what they asked some updates ago,
+            # which has arrived by now.
+            self._settled, self._asked = self._asked or Later(settled), Later(settled)
+            self._settled.wait()
+
+    # What a combining method makes of the gradients.
+
+    def last_shares(self, step: CombiningStep) -> Tensor:
+        """Return what gradients that have the step's weights already are multiplied by, to have the last weights."""
+        return self.last_weights / step.weights
+
+    def decide(self, step: MeasuringStep, columns: list[Tensor]) -> tuple[Tensor, list[Tensor] | None]:
+        """Have the method decide on this pass's gradients, and write its state.
+
+        Args:
+            step: the step.
+            columns: of each tensor of features or parameters, the gradients of the losses times ``step.factors``,
+                ``(T, ...)``. They are overwritten.
+
+        Returns:
+            What these gradients are multiplied by, ``(T,)``; and what takes the place of their weighted sums, or at
+            parameters is added to their plain sums, where that is not it.
+        """
+        dtype, given, ranks = self.last_weights.dtype, step.given, self._ranks
+        factors, losses, used = step.factors.to(dtype), step.losses.to(dtype), step.weights.to(dtype)
+        if ranks.size > 1:
+            losses, given = self._mean_losses(losses, given)
+            if step.wrt is not None:
+                columns = [ranks.mean(column) for column in columns]
+        index, shown = self.index(given), self.last_weights
+        rest: Tensor | float = 0.0
+        if index is not None:
+            columns, factors = [column[index] for column in columns], factors[index]
+            losses, used = losses[index], used[index]
+            shown, rest = shown[index], (shown * ~self.mask(given)).sum()
+        # Losses that weigh did not multiply have the factor of the whole pass.
+        scale, held = (factors[0] / used[0], shown / used) if self._weigh_takes else (factors[0], shown)
+        read = Read(losses, used, rest)
+        tracked: _Tracked | None = None
+        if self.reads == "gramian":
+            gramian = reduce(torch.add, [_gramian(column.to(dtype)) for column in columns]) / scale.square()
+            if ranks.size > 1 and step.wrt is None:
+                # Each rank's features are variables of their own, in a loss that is the mean over ranks.
+                gramian = ranks.mean(gramian) / ranks.size
+            finite = gramian.trace() < torch.inf  # no product is larger than the squares of both
+            read.gramian = torch.where(finite, gramian, self.identity(len(gramian)))
+            self.statistics["gramian"] = read.gramian
+        else:
+            rows = [column.to(dtype) / scale for column in columns]
+            finite = torch.stack(foreach_norm(rows)).amax() < torch.inf
+            if ranks.size > 1 and step.wrt is None:  # these are of the rank's own features
+                finite = ranks.mean(finite.to(dtype)) == 1
+            if not self.tracks:
+                read.gradients = rows
+            else:
+                tracked = self._track(rows, scale, held, index)
+                read.tracked = tracked.total
+        if step.valid is not None:
+            finite = finite & step.valid
+        valid, result, commit = self._updated(read, index, finite)
+        assert result.weights is not None
+        shares = torch.where(valid, result.weights, held)
+        replaced = None
+        if tracked is not None:
+            if self.replaces_gradients:
+                replaced = tracked.corrections(shares * scale, valid)
+        elif result.directions is not None:
+            if not self.replaces_gradients or (self.fork is not None and step.wrt is not None):
+                raise TypeError(
+                    f"{type(self).__name__} returned directions, so it must declare replaces_gradients = True, and be "
+                    f"undefined_for layers at a fork, whose gradients do not go on into the trunk"
+                )
+            replaced = [direction * scale for direction in result.directions]
+            if self.fork is None:  # parameters receive the plain sum, to which what it lacks is added
+                replaced = [new - rows.sum(0) * scale for new, rows in zip(replaced, read.gradients, strict=True)]
+        weights = torch.where(valid, result.weights * used, shown) if self._weigh_takes else shares
+        if index is not None:
+            weights = self.last_weights.index_copy(0, index, weights)
+            shares = torch.zeros_like(weights).index_copy(0, index, shares)
+        if self.check_finite:
+            self._check_valid(valid)
+
+        def end() -> None:
+            commit()
+            for k, new in enumerate(() if tracked is None else tracked.new):
+                self.commit({f"{self.tracks}_{k}": new}, index, valid)
+            self._record(weights)
+            self._after_update(valid, losses, index)
+
+        step.commit = end
+        return shares, replaced
+
+    def _track(self, rows: list[Tensor], scale: Tensor, held: Tensor, index: Tensor | None) -> "_Tracked":
+        """Track the gradients ``rows``, parameter by parameter, each of which is freed when it has been tracked."""
+        assert self._shared is not None
+        if list(self._shared.by_name()) != self._tracked_names:
+            raise ForkError(
+                f"{type(self).__name__} keeps state for each parameter of wrt, but other parameters of wrt are trained "
+                f"now than when the balancer was made: were some frozen, or replaced? Make another balancer"
+            )
+        made, state = _Tracked(), self.state(index)
+        for k, gradient in enumerate(rows):
+            if self.replaces_gradients:
+                made.plain.append(gradient.sum(0).flatten() * scale)
+                if self.needs_positive_losses:  # else an invalid step is one whose gradients are not finite
+                    made.held.append(torch.mv(gradient.flatten(1).t(), held * scale))
+            new, part = self.track(gradient, state[f"{self.tracks}_{k}"], state)
+            made.total = made.total + part if made.total.numel() else part
+            made.new.append(new)
+            rows[k] = new
+        return made
+
+
+class _Tracked:
+    """What tracking made of each parameter's gradients."""
+
+    def __init__(self) -> None:
+        self.new: list[Tensor] = []
+        """The new values, ``(T', ...)``."""
+        self.total = NOTHING
+        """The sum of the second values that ``track`` returned."""
+        self.plain: list[Tensor] = []
+        """What the backward pass sends to the parameter, flattened."""
+        self.held: list[Tensor] = []
+        """What it would have to send if the step is not valid, flattened; empty if that is not finite anyway."""
+
+    def corrections(self, weights: Tensor, valid: Tensor) -> list[Tensor]:
+        """Return what each parameter's gradient lacks of the tracked values times ``weights``, ``(T',)``."""
+        found = []
+        for k, (new, plain) in enumerate(zip(self.new, self.plain, strict=True)):
+            lacking = torch.addmv(plain, new.flatten(1).t(), weights, beta=-1)
+            if self.held:
+                lacking = torch.where(valid, lacking, self.held[k] - plain)
+            found.append(lacking.view(new.shape[1:]))
+        return found
+
+
+def _gramian(column: Tensor) -> Tensor:
+    """Return the inner products of T gradients, ``(T, ...)``."""
+    rows = column.flatten(1)
+    return rows @ rows.mT
 
 
 _PLACES: Mapping[Wrt, str] = {
@@ -234,22 +390,3 @@ def _tasks_of(fork: Fork | None, tasks: int | Sequence[str] | None) -> int | Seq
     if (tasks if isinstance(tasks, int) else len(tasks)) != fork.num_tasks:
         raise ValueError(f"tasks is {tasks!r}, but the fork was made for {fork.num_tasks}")
     return tasks
-
-
-def _parameters(wrt: nn.Module | nn.Parameter | Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
-    if isinstance(wrt, nn.Module):
-        parameters = tuple(p for p in wrt.parameters() if p.requires_grad)
-        if not parameters:
-            raise ValueError(f"wrt is a {type(wrt).__name__} without a parameter that requires grad")
-        return parameters
-    if not isinstance(wrt, Iterable):
-        raise TypeError(f"wrt is of type {type(wrt).__name__}; expected a module or parameters of the model")
-    parameters = (wrt,) if isinstance(wrt, nn.Parameter) else tuple(wrt)
-    for parameter in parameters:
-        if not isinstance(parameter, nn.Parameter):
-            raise TypeError(f"wrt holds a {type(parameter).__name__}; expected a module or parameters of the model")
-        if not parameter.requires_grad:
-            raise ValueError(f"wrt holds a parameter of shape {tuple(parameter.shape)} that does not require grad")
-    if not parameters:
-        raise ValueError("wrt holds no parameters")
-    return parameters

@@ -7,15 +7,15 @@ kept (checkpointed, offloaded), takes the general way.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-Part = Literal["weight", "bias"]
+from .torch_internals import VIEWS, is_relu, linear_node
 
-VIEWS = ("ViewBackward0", "UnsafeViewBackward0")
+Part = Literal["weight", "bias"]
 
 
 class Linear(NamedTuple):
@@ -58,50 +58,31 @@ def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
     seen.
     """
     node, relu = z.grad_fn, False
-    if node is None:
+    if node is None or z.is_complex():
         return None
-    while node.name() in VIEWS or (node.name() == "ReluBackward0" and not relu):
-        relu |= node.name() not in VIEWS
-        before = _before(node)
+    while node.name() in VIEWS or (is_relu(node) and not relu):
+        relu |= is_relu(node)
+        before = node.next_functions[0][0]
         if before is None:
             return None
         node = before
-    recorded, bias = cast(Any, node), cast(Node | None, None)
-    match node.name(), [following for following, _ in node.next_functions]:
-        case "AddmmBackward0", [bias, source, weight] if recorded._saved_alpha == recorded._saved_beta == 1:
-            saved = "mat1"
-        case "MmBackward0", [source, weight]:
-            saved = "self"
-        case _:
-            return None
-    if weight is None or weight.name() != "TBackward0":
+    found = linear_node(node)
+    if found is None:
         return None
-    bias, weight = _leaf(bias), _leaf(_before(weight))
     leaves: dict[object, tuple[Node | None, Part]] = {}
-    leaves[getattr(bias, "variable", None)] = bias, "bias"
-    leaves[getattr(weight, "variable", None)] = weight, "weight"
+    leaves[getattr(found.bias, "variable", None)] = found.bias, "bias"
+    leaves[getattr(found.weight, "variable", None)] = found.weight, "weight"
     if any(parameter not in leaves for parameter in wrt):
         return None
     wanted = {leaves[parameter][0] for parameter in wrt}
-    if bias is weight or _reaches(source, wanted) or _reaches(bias, wanted - {bias}):
+    if found.bias is found.weight or _reaches(found.source, wanted) or _reaches(found.bias, wanted - {found.bias}):
         return None
-    if getattr(getattr(node, f"_raw_saved_{saved}"), "unpack_hook", node) is not None:
-        return None  # a checkpoint's input can be unpacked but once
-    inputs: Tensor = getattr(node, f"_saved_{saved}")
+    inputs = found.inputs()
     flat = z if z.ndim == 2 and len(z) == len(inputs) else z.reshape(len(inputs), -1)
     parts = tuple(leaves[parameter][1] for parameter in wrt)
     if any(part == "bias" and parameter.shape != flat.shape[1:] for parameter, part in zip(wrt, parts, strict=True)):
         return None
     return Linear(inputs, flat if relu else None, parts)
-
-
-def _before(node: Node | None) -> Node | None:
-    return None if node is None else node.next_functions[0][0]
-
-
-def _leaf(node: Node | None) -> Node | None:
-    """Return the parameter behind a node, through autocast's conversion of it."""
-    return _before(node) if node is not None and node.name() == "ToCopyBackward0" else node
 
 
 def _reaches(start: Node | None, leaves: set[Node | None]) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from .fork import Fork
+from .fork import COMPILED, Fork, Passage
+from .torch_internals import in_transform, not_compiled
 
 
 class LinearHeads(nn.Module):
@@ -34,22 +34,38 @@ class LinearHeads(nn.Module):
     def __init__(self, num_tasks: int, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.fork = Fork(num_tasks)
-        heads = [nn.Linear(in_features, out_features, bias) for _ in range(num_tasks)]
-        self.weight = nn.Parameter(torch.stack([head.weight.detach() for head in heads]))
+        self.weight = nn.Parameter(torch.empty(num_tasks, out_features, in_features))
         """Weights of shape ``(T, out_features, in_features)``."""
-        self.bias = nn.Parameter(torch.stack([head.bias.detach() for head in heads])) if bias else None
+        self.bias = nn.Parameter(torch.empty(num_tasks, out_features)) if bias else None
         """Biases of shape ``(T, out_features)``, or None."""
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise each head as ``nn.Linear`` initialises itself."""
+        num_tasks, out_features, in_features = self.weight.shape
+        with torch.no_grad():
+            for i in range(num_tasks):
+                like = self.weight
+                head = nn.Linear(in_features, out_features, self.bias is not None, like.device, like.dtype)
+                self.weight[i] = head.weight
+                if self.bias is not None:
+                    self.bias[i] = head.bias
 
     def forward(self, features: Tensor) -> Tensor:
-        if not self.fork.records(features) or _transformed():
+        if not (self.fork.reading.recording and torch.is_grad_enabled()):
             return _linear(features, self.weight, self.bias)
-        shape = features.shape[:-1]
+        return self._recorded(features)
+
+    @not_compiled(COMPILED)
+    def _recorded(self, features: Tensor) -> Tensor:
+        if not self.fork.reading.records(features) or in_transform():
+            return _linear(features, self.weight, self.bias)
+        shape, device = features.shape[:-1], features.device.type
         given = [features if len(shape) == 1 else features.reshape(-1, features.shape[-1]), self.weight, self.bias]
-        if torch.is_autocast_enabled(features.device.type):
-            dtype = torch.get_autocast_dtype(features.device.type)
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
             given = [None if tensor is None else tensor.to(dtype) for tensor in given]
-        self.fork.reading.recorded += 1
-        outputs: Tensor = _Recorded.apply(*given, self.fork)
+        outputs: Tensor = _Recorded.apply(*given, self.fork.reading.record())
         self.fork.mark(outputs.grad_fn)
         return outputs if len(shape) == 1 else outputs.view(*shape, *outputs.shape[1:])
 
@@ -64,18 +80,13 @@ def _linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return outputs.view(*features.shape[:-1], *weight.shape[:2])
 
 
-def _transformed() -> bool:
-    """Return whether `torch.func` or forward mode takes derivatives, which no balancer reads."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 class _Recorded(torch.autograd.Function):
     """`_linear` for features ``(N, in)``, with a backward pass that shows the fork each task's gradient of them."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, fork: Fork) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, passage: Passage) -> Tensor:
         ctx.save_for_backward(features, weight)
-        ctx.fork = fork
+        ctx.passage = passage
         return _linear(features, weight, bias)
 
     @staticmethod
@@ -83,11 +94,12 @@ class _Recorded(torch.autograd.Function):
         features, weight = ctx.saved_tensors  # (N, in), (T, out, in)
         [gradient] = gradients  # (N, T, out)
         of_features = torch.bmm(gradient.transpose(0, 1), weight)  # (T, N, in)
-        combiner = ctx.fork.combiner()
-        combined = None if combiner else of_features.sum(0)  # summed first: the observer may overwrite them
-        ctx.fork.observe(features, None, of_features, spare=weight.numel() if ctx.needs_input_grad[1] else 0)
-        if combiner:
-            combined = combiner(features)
+        step = ctx.passage.step()
+        combined = None if step is not None and step.combines else of_features.sum(0)
+        if step is not None:  # summed first: the step may overwrite them
+            step.observe(features, None, of_features, weight.numel() if ctx.needs_input_grad[1] else 0)
+            if step.combines:
+                combined = step.combined(features)
         del of_features  # free memory for the weight's gradient, often as large
         of_weight = of_bias = None
         if ctx.needs_input_grad[1]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from .torch_internals import STACK
+
 Losses = Sequence[Tensor] | Mapping[str, Tensor] | Tensor
 """T scalar tensors, a dict of them by task, or one tensor of shape ``(T,)``."""
 
@@ -45,7 +47,7 @@ class LossReader:
         return f"this balancer was made for {self.num_tasks} task{'s' if self.num_tasks > 1 else ''}{names}"
 
     def read(self, losses: Losses, learning: bool) -> tuple[Entries, tuple[bool, ...] | None]:
-        """Return the losses in task order, and for each task whether it has a loss (None: all have one).
+        """Return the losses in task order, and for a dict whether each task has a loss.
 
         Args:
             losses: see `Losses`. If the tasks have no names yet, the first dict names them.
@@ -62,6 +64,11 @@ class LossReader:
                     f"expected shape ({self.num_tasks},)"
                 )
             _check("losses", losses, learning)
+            node = losses.grad_fn
+            if learning and node is not None and node.name() == STACK:
+                for i, (source, _) in enumerate(node.next_functions):
+                    if source is None:
+                        raise ValueError(_no_grad(f"the loss of {self.label(i)}"))
             return losses, None
         if isinstance(losses, Mapping):
             return self._read_dict(losses, learning)
@@ -96,8 +103,7 @@ class LossReader:
             _check_scalar(f"the loss of task {task!r}", losses[task], learning)
         self.names = names
         in_order = [losses.get(task) for task in names]
-        given = tuple(loss is not None for loss in in_order)
-        return in_order, None if all(given) else given
+        return in_order, tuple(loss is not None for loss in in_order)
 
 
 def _check_scalar(what: str, loss: Tensor, learning: bool) -> None:
@@ -114,10 +120,15 @@ def _check(what: str, loss: Tensor, learning: bool) -> None:
     if not loss.dtype.is_floating_point:
         raise TypeError(f"{what} is of dtype {loss.dtype}; expected a floating-point tensor")
     if learning and not loss.requires_grad:
-        raise ValueError(
-            f"{what} does not require grad, so there is nothing to learn from: was it detached, or computed under "
-            f"no_grad? To weigh without learning, call the balancer in eval mode or under no_grad"
-        )
+        raise ValueError(_no_grad(what))
+
+
+def _no_grad(what: str) -> str:
+    return (
+        f"{what} does not require grad, so there is nothing to learn from: was it detached, or computed under no_grad? "
+        f"If this task has no loss to learn from in this step, leave it out of a {{task: loss}} dict. To weigh without "
+        f"learning, call the balancer in eval mode or under no_grad"
+    )
 
 
 def entries(values: Sized) -> str:
@@ -174,7 +185,7 @@ def roots(losses: Entries) -> list[Root | None]:
     if not isinstance(losses, Tensor):
         return [None if loss is None else Root(get_gradient_edge(loss), torch.ones_like(loss)) for loss in losses]
     whole = get_gradient_edge(losses)
-    if whole.node.name() != "StackBackward0":
+    if whole.node.name() != STACK:
         return [Root(whole, row) for row in torch.eye(len(losses), dtype=losses.dtype, device=losses.device)]
     one = torch.ones_like(losses[0])
     parts = whole.node.next_functions

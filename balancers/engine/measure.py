@@ -5,17 +5,40 @@ layer before it is a vector-Jacobian product of what lies between. Each is reduc
 than one task's is held, of heads as one product a few, unless gradients are to be averaged before their norm is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .fork_audit import ForkError
 from .layer import Linear, linear
+from .torch_internals import foreach_norm, recomputes
 
 LITTLE = 2**18
 """Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say in this package's words why PyTorch refuses to differentiate a graph more than once."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ForkError(
+                "a checkpoint with use_reentrant=True hides parameters that are to be measured: pass "
+                "use_reentrant=False to torch.utils.checkpoint"
+            ) from error
+        if "donated_buffer" in str(error):
+            raise ForkError(
+                "the compiled trunk can be differentiated once, and the tasks' gradients are measured before the "
+                "gradient is taken: set torch._functorch.config.donated_buffer = False before the model is compiled, "
+                "or measure at the features (wrt=None)"
+            ) from error
+        raise
 
 
 class Measurement:
@@ -28,6 +51,9 @@ class Measurement:
             then kept. Norms of features go by squares: other samples' features are other variables.
         dtype: of the norms.
         overwrite: whether all tasks' gradients, when they come as one, are lost to the caller.
+        expected: the number of tasks whose gradients of one tensor of features come one by one; 0 if that is not known.
+        idle: the number of passes to make besides the tasks' own. FSDP gathers parameters in each pass, so that all
+            ranks must make as many, whatever tasks they have.
     """
 
     def __init__(
@@ -37,8 +63,21 @@ class Measurement:
         adds_up: bool,
         dtype: torch.dtype,
         overwrite: bool = True,
+        expected: int = 0,
+        idle: int = 0,
     ) -> None:
         self._overwrite = overwrite
+        self._expected = expected
+        self._idle = idle
+        self._observed = 0
+        """Number of tasks whose gradients of the features at hand were differentiated one by one."""
+        self._waiting: list[tuple[Tensor, int, Tensor]] = []
+        """Features, and a task's gradient of them, that are differentiated together."""
+        self.observed = False
+        """Whether a gradient of the features came."""
+        self._recomputes = False
+        self._reached = wrt is None
+        """Whether a gradient of a parameter was found."""
         self._wrt = wrt
         self._adds_up = adds_up
         self._dtype = dtype
@@ -48,27 +87,135 @@ class Measurement:
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Take what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
+        self.observed = True
         if self._wrt is None:
+            gradients = dense(gradients)
             norms = [row_norms(gradients, self._dtype) if task is None else self._norm(gradients)]
             self._keep(task, norms)
             return
         if self._layer is None or self._layer[0] is not z:
-            self._layer = z, linear(z, self._wrt)
+            self._layer, self._observed = (z, linear(z, self._wrt)), 0
+            self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
         layer = self._layer[1]
         if task is None:
             self._keep(None, self._all(z, layer, gradients, spare))
+        elif layer is not None:
+            self._keep(task, self._of_one(layer, gradients))
+        elif self._recomputes:
+            if all(z is not other for other, _, _ in self._waiting):
+                # The node of the features runs when all tasks' gradients of them have come.
+                assert z.grad_fn is not None
+                z.grad_fn.register_prehook(lambda _: self._differentiate_waiting())
+            self._waiting.append((z, task, gradients))
         else:
-            self._keep(task, self._differentiated(z, gradients) if layer is None else self._of_one(layer, gradients))
+            self._keep(task, self._differentiated(z, gradients))
+            self._observed += 1
+            if self._observed == self._expected:
+                self._idle_passes(get_gradient_edge(z), gradients)
 
-    def add(self, task: int, gradients: Sequence[Tensor | None]) -> None:
-        """Take one task's gradients of the parameters; None is a zero."""
+    def observe_all(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Take all tasks' gradients, each ``(T, *z.shape)``, of all features ``z`` of a step."""
+        if len(features) > 1 and any(recomputes(z.grad_fn) for z in features):
+            rows = self._together([get_gradient_edge(z) for z in features], gradients)
+            self._keep(None, [torch.stack(column) for column in zip(*rows, strict=True)])
+            return
+        for z, of_all in zip(features, gradients, strict=True):
+            self.observe(z, None, of_all, spare=0)
+
+    def _differentiate_waiting(self) -> None:
+        """Differentiate the gradients of the features that have come so far, of all tasks in one pass."""
+        waiting, self._waiting = self._waiting, []
+        features = list({id(z): z for z, _, _ in waiting}.values())
+        tasks = sorted({task for _, task, _ in waiting})
+        given = {(id(z), task): gradient for z, task, gradient in waiting}
+        if not waiting:
+            return
+        rows = [
+            torch.stack([torch.zeros_like(z) if (g := given.get((id(z), task))) is None else g for task in tasks])
+            for z in features
+        ]
+        for task, found in zip(tasks, self._together([get_gradient_edge(z) for z in features], rows), strict=True):
+            self._keep(task, found)
+
+    def differentiate(self, losses: Sequence[tuple[GradientEdge, Tensor] | None]) -> None:
+        """Take the gradients of the parameters from the losses: each one's edge and the gradient to start with there.
+
+        Where a forward pass is recomputed on the way, all losses are differentiated in one pass.
+        """
+        assert self._wrt is not None
+        given = [(task, *loss) for task, loss in enumerate(losses) if loss is not None]
+        if any(recomputes(edge.node) for _, edge, _ in given[:1]):
+            seeds = [
+                torch.stack([seed if i == j else torch.zeros_like(seed) for j in range(len(given))])
+                for i, (_, _, seed) in enumerate(given)
+            ]
+            found = self._batched([edge for _, edge, _ in given], seeds)
+            for (task, _, _), gradients in zip(given, found, strict=True):
+                self._found(task, gradients)
+            return
+        for task, edge, seed in given:
+            self._found(task, self._gradients([edge], [seed]))
+        self._idle_passes(*given[0][1:])
+
+    def _idle_passes(self, edge: GradientEdge, seed: Tensor) -> None:
+        for _ in range(self._idle):
+            self._gradients([edge], [torch.zeros_like(seed)])
+
+    def _found(self, task: int, gradients: Sequence[Tensor | None]) -> None:
+        self._reached = self._reached or any(gradient is not None for gradient in gradients)
         self._of_task[task] = self._reduced(gradients)
+
+    def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return what is kept of several tasks' gradients of features, each ``(T, ...)``, from one pass."""
+        found = self._batched(edges, rows)
+        self._reached = self._reached or any(part is not None for part in found[0])
+        return [self._reduced(gradients) for gradients in found]
+
+    def _batched(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> list[list[Tensor | None]]:
+        """Return each row's gradients of the parameters for ``seeds``, ``(T, ...)`` at each edge, in one pass."""
+        assert self._wrt is not None
+        try:
+            columns = torch.autograd.grad(
+                edges, self._wrt, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+        except RuntimeError:  # random numbers are drawn again, or an operator takes one gradient at a time
+            return self._batched_with_random_numbers(edges, seeds)
+        return [[None if column is None else column[t] for column in columns] for t in range(len(seeds[0]))]
+
+    def _batched_with_random_numbers(
+        self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]
+    ) -> list[list[Tensor | None]]:
+        """Return the same, with the random numbers of the first forward pass; where that fails, in a pass for each."""
+        reached: list[bool] = []
+
+        def one(*row: Tensor) -> list[Tensor]:
+            gradients = self._gradients(edges, row)
+            reached[:] = [gradient is not None for gradient in gradients]
+            return [gradient for gradient in gradients if gradient is not None]
+
+        try:
+            columns = iter(torch.func.vmap(one, randomness="same")(*seeds))
+        except RuntimeError:
+            rows = [list(self._gradients(edges, [seed[t] for seed in seeds])) for t in range(len(seeds[0]))]
+            self._idle_passes(edges[0], seeds[0][0])
+            return rows
+        of_all = [next(columns) if each else None for each in reached]
+        return [[None if column is None else column[t] for column in of_all] for t in range(len(seeds[0]))]
+
+    def _gradients(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the parameters for ``seeds`` at the edges; None for one that is not reached."""
+        if not self._wrt:
+            return ()
+        with explained():
+            return torch.autograd.grad(edges, self._wrt, seeds, retain_graph=True, allow_unused=True)
 
     def columns(self) -> list[Tensor]:
         """Return what was measured, each ``(T, ...)``: zeros for a task without a gradient; empty if none arrived.
 
         The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
         """
+        if not self._reached:
+            return []
         some = next((parts for parts in self._of_task if parts is not None), None)
         if some is None:
             return self._of_all or []
@@ -96,19 +243,25 @@ class Measurement:
         """Return what is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
         if layer is not None:
             return self._of_several(layer, gradients, spare)
-        rows = [self._differentiated(z, gradient) for gradient in gradients]
+        if self._recomputes:
+            rows = self._together([get_gradient_edge(z)], [gradients])
+        else:
+            rows = [self._differentiated(z, gradient) for gradient in gradients]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     def _differentiated(self, z: Tensor, gradient: Tensor) -> list[Tensor]:
         """Return what is kept of one task's, by way of the graph."""
-        assert self._wrt is not None
-        return self._reduced(torch.autograd.grad(z, self._wrt, gradient, retain_graph=True, allow_unused=True))
+        found = self._gradients([get_gradient_edge(z)], [gradient])
+        self._reached = self._reached or any(part is not None for part in found)
+        return self._reduced(found)
 
     def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
+        self._reached = True
         parts = layer.gradient(layer.before_relu(_rows(gradient, layer, 0), overwrite=False))
         return parts if self._adds_up else [self._norm(part) for part in parts]
 
     def _of_several(self, layer: Linear, gradients: Tensor, spare: int) -> list[Tensor]:
+        self._reached = True
         gradients = layer.before_relu(_rows(gradients, layer, 1), self._overwrite)
         if self._adds_up:
             return layer.gradients(gradients)
@@ -122,19 +275,28 @@ class Measurement:
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None
+        if not self._wrt:
+            return []
         if self._adds_up:
             pairs = zip(gradients, self._wrt, strict=True)
-            return [torch.zeros_like(parameter) if gradient is None else gradient for gradient, parameter in pairs]
-        some = [gradient for gradient in gradients if gradient is not None]
+            return [dense(torch.zeros_like(parameter) if part is None else part) for part, parameter in pairs]
+        some = [dense(gradient) for gradient in gradients if gradient is not None]
         if len(some) == 1:
             return [self._norm(some[0])]
         if not some:
             return [torch.zeros((), dtype=self._dtype, device=self._wrt[0].device)]
-        return [self._norm(torch.stack(torch._foreach_norm(some, dtype=self._dtype)))]
+        return [self._norm(torch.stack(foreach_norm(some, self._dtype)))]
 
     def _norm(self, tensor: Tensor) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=self._dtype)
-        return norm
+        wide = torch.promote_types(tensor.dtype, self._dtype)
+        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
+        return norm.to(self._dtype)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as real, dense numbers: inner products and norms of complex ones are those of their parts."""
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
 def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
@@ -146,7 +308,11 @@ def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
 
 def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """``(T,)``: the norm of each of T tensors stacked."""
-    return torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)), dtype=dtype) if rows.ndim > 1 else rows
+    if rows.ndim == 1:
+        return rows
+    wide = torch.promote_types(rows.dtype, dtype)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)), dtype=wide)
+    return norms.to(dtype)
 
 
 def joint_norms(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -1,39 +1,49 @@
-"""A balancer's own random numbers: seeded, drawn on its device, and saved with its state."""
+"""A balancer's own random numbers: a function of its seed and of how many updates it has made."""
 
 import torch
 from torch import Tensor
 
+MASK = 2**64 - 1
+
 
 class Draws:
-    """A random generator that is created on the device where it is first used.
+    """The random numbers of one update. The same seed and update give the same numbers, on every rank.
 
     Args:
-        seed: start of the sequence. Must be the same on all ranks of ``torch.distributed``, so that they agree.
-
-    Raises:
-        ValueError: ``seed`` is not an integer from 0 to 2^63 - 1.
+        seed: the balancer's seed.
+        update: number of the update.
+        like: numbers have the type and the device of this tensor.
     """
 
-    def __init__(self, seed: int) -> None:
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2^63 - 1")
-        self._seed = seed
-        self._generator: torch.Generator | None = None
-        self._saved: Tensor | None = None
+    def __init__(self, seed: int, update: int, like: Tensor) -> None:
+        self._seed, self._update, self._like, self._calls = seed, update, like, 0
 
-    def on(self, device: torch.device) -> torch.Generator:
-        """Return the generator on ``device``. If this is not the device of the last call, the sequence starts again."""
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(self._seed)
-            if self._saved is not None:
-                self._generator.set_state(self._saved)
-                self._saved = None
-        return self._generator
+    def uniform(self, *shape: int) -> Tensor:
+        """Return numbers between 0 and 1 of the given shape."""
+        return self._draw(torch.rand, shape)
 
-    def state(self) -> Tensor | None:
-        """Return the generator's state for `restore`; None before the first draw."""
-        return self._saved if self._generator is None else self._generator.get_state()
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers of the given shape."""
+        return self._draw(torch.randn, shape)
 
-    def restore(self, state: Tensor | None) -> None:
-        """Continue the sequence at a ``state`` that the method `state` returned; None starts it again."""
-        self._generator, self._saved = None, state
+    def _draw(self, function: object, shape: tuple[int, ...]) -> Tensor:
+        self._calls += 1
+        device, dtype = self._like.device, self._like.dtype
+        if device.type == "meta":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        key = _mix(_mix(_mix(self._seed) + self._update) + self._calls)
+        # A generator's state is a number that the host knows, so that nothing is read from the device. Devices without
+        # generators of their own get the CPU's numbers.
+        home = device if device.type in ("cpu", "cuda", "mps", "xpu") else torch.device("cpu")
+        generator = torch.Generator(home).manual_seed(key)
+        assert callable(function)
+        drawn: Tensor = function(shape, dtype=dtype, device=home, generator=generator)
+        return drawn.to(device)
+
+
+def _mix(number: int) -> int:
+    """Return 64 bits that depend on all bits of ``number`` (SplitMix64: Steele, Lea and Flood, OOPSLA 2014)."""
+    z = (number + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)

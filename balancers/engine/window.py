@@ -1,84 +1,73 @@
-"""What backward passes measure: each on its own, and summed over the window between two updates and over all ranks."""
+"""What backward passes showed, summed over the window between two updates and over all ranks."""
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from .measure import Measurement
+from .measure import joint_norms
+from .ranks import Ranks
+from .readings import NOTHING, Read
+
+if TYPE_CHECKING:
+    from .base import LossBalancer
+    from .step import Step
 
 
-@dataclass(eq=False)
-class Pass:
-    """One backward pass through the scalar that a balancer returned."""
-
-    losses: Tensor
-    """``(T,)``, detached; zero where a task was left out."""
-    weights: Tensor
-    """``(T,)``: what the losses were weighed with."""
-    given: Tensor | None = None
-    """``(T,)``: 1 where a task was given, 0 where it was left out; None where all were given."""
-    factors: Tensor | None = None
-    """``(T,)``: what each task's loss is multiplied by, its weight and the scale that the scalar's gradient came with;
-    None until the backward pass begins."""
-    measured: bool = False
-    """Whether the tasks' gradients are to be measured."""
-    adds_up: bool = False
-    """Whether what is measured of them is to be summed over several features, passes or ranks."""
-    measurement: Measurement | None = None
-    valid: Tensor | None = None
-    """A bool scalar: whether the gradients could be combined; None where that is not what becomes of them."""
-    gradients: list[Tensor] | None = None
-    """What was measured, each ``(T, ...)``."""
-
-
-@dataclass(eq=False)
 class Window:
     """Sums over the passes since the last update."""
 
-    count: int = 0
-    losses: Tensor | None = None
-    given: Tensor | None = None
-    gradients: list[Tensor] | None = None
-    adds_up: bool = False
+    _losses: Tensor
+    _weights: Tensor
+
+    def __init__(self) -> None:
+        self.clear()
 
     def clear(self) -> None:
-        """Begins anew."""
-        self.count, self.losses, self.given, self.gradients, self.adds_up = 0, None, None, None, False
+        """Begin anew."""
+        self.count = 0
+        self.given: tuple[bool, ...] | None = None
+        """For each task whether a pass gave it; None where all passes gave all."""
+        self._numbers: Tensor | None = None
+        """``(T,)``: the number of passes that gave each task; None where all passes gave all."""
+        self._gradients: list[Tensor] = []
+        self._squared = self._adds_up = False
 
-    def add(self, one: Pass) -> None:
+    def add(self, step: "Step", balancer: "LossBalancer") -> None:
         """Add a pass that has ended."""
-        if one.given is not None or self.given is not None:
-            before = self.count * torch.ones_like(one.losses) if self.given is None else self.given
-            self.given = before + (1.0 if one.given is None else one.given)
-        self.losses = one.losses if self.losses is None else self.losses + one.losses
-        if one.gradients is not None:
-            sums, self.gradients, self.adds_up = self.gradients, one.gradients, one.adds_up
-            if sums is not None:
-                self.gradients = [a + b for a, b in zip(sums, one.gradients, strict=True)]
+        losses = step.losses.to(step.weights.dtype)
+        if step.given is not None or self._numbers is not None:
+            number = balancer.mask(step.given).to(losses.dtype)
+            before = torch.full_like(number, self.count) if self._numbers is None else self._numbers
+            self._numbers = before + number
+            now = step.given or (True,) * len(losses)
+            past = self.given or (self.count > 0,) * len(losses)
+            self.given = tuple(a or b for a, b in zip(now, past, strict=True))
+        self._losses = losses if self.count == 0 else self._losses + losses
+        self._weights = step.weights
+        if self.count == 0:
+            self._gradients, self._squared, self._adds_up = step.gradients, step.squared, step.adds_up
+        else:
+            self._gradients = [a + b for a, b in zip(self._gradients, step.gradients, strict=True)]
         self.count += 1
 
-    def add_other_ranks(self) -> None:
-        """Add what the other ranks of ``torch.distributed``'s default group have summed: one collective call."""
-        assert self.losses is not None
-        given = torch.full_like(self.losses, self.count) if self.given is None else self.given
-        parts = [self.losses, given, *(self.gradients or [])]
-        flat = torch.cat([part.flatten() for part in parts])
-        dist.all_reduce(flat)
-        sums = flat.split([part.numel() for part in parts])
-        self.losses, self.given = sums[0], sums[1]
-        if self.gradients is not None:
-            self.gradients = [new.view_as(old) for new, old in zip(sums[2:], self.gradients, strict=True)]
-        self.count *= dist.get_world_size()
+    def add_other_ranks(self, ranks: Ranks) -> None:
+        """Add what the other ranks have summed, in one message."""
+        numbers = torch.full_like(self._losses, self.count) if self._numbers is None else self._numbers
+        self._losses, self._numbers, *self._gradients = ranks.sum([self._losses, numbers, *self._gradients])
+        self.count *= ranks.size
 
-    def mask(self) -> Tensor | None:
-        """``(T,)``: true for tasks that a pass gave; None where all passes gave all."""
-        return None if self.given is None else self.given > 0
-
-    def mean_losses(self) -> Tensor:
-        """``(T,)``: each task's mean over the passes that gave it; zero for a task that none did."""
-        assert self.losses is not None
-        if self.given is not None:
-            return self.losses / self.given.clamp(min=1.0)
-        return self.losses if self.count == 1 else self.losses / self.count
+    def read(self) -> Read:
+        """Return the means over the window."""
+        losses = self._losses
+        if self._numbers is not None:
+            losses = losses / self._numbers.clamp(min=1.0)
+        elif self.count > 1:
+            losses = losses / self.count
+        norms = NOTHING
+        if self._gradients:
+            norms = self._gradients[0]
+            if self._adds_up:
+                norms = norms.sqrt() if self._squared else joint_norms(self._gradients, losses.dtype)
+                norms = norms / self.count
+        return Read(losses, self._weights, norms=norms)

@@ -65,7 +65,7 @@ def _entry(cls: type[LossBalancer]) -> ListedMethod:
         reads += ", at random"
     if cls.looks_again:
         reads += ", twice a step"
-    defaults = inspect.signature(cls.__init__).parameters
+    defaults = inspect.signature(cls).parameters
     options = [
         f"{option} {defaults[option].default:g} [{limits.low:g}, {limits.high:g}]"
         for option, limits in cls.tunable.items()

@@ -5,12 +5,14 @@ gradients of its weight but not of its bias. It searches, checks, keeps and upda
 measures the same adds at least as much time to equal weighting. The limits table shows it.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from balancers import EqualWeighting
+from balancers import EqualWeighting, Losses
+from balancers.engine.fork import Reader
 
 from .subject import Subject
 from .timed_methods import TimedMethod
@@ -38,8 +40,13 @@ class Floor(EqualWeighting):
         if of_layer:
             assert isinstance(subject.wrt, nn.Linear)
             subject.wrt.register_forward_pre_hook(self._keep)
-        subject.fork.reading.recording = True
-        subject.fork.reading.observer = self._of_layer if of_layer else self._of_features
+        self._reading = subject.fork.reading
+        self._reading.attach(Reader(combines=False))
+        self._observer = _FloorObserver(self._of_layer if of_layer else self._of_features)
+
+    def forward(self, losses: Losses) -> Tensor:
+        self._reading.claim(self._observer)
+        return super().forward(losses)
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self._inputs = inputs[0].detach()
@@ -55,6 +62,21 @@ class Floor(EqualWeighting):
 
     def _of_features(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         self.norms[task] = torch.linalg.vector_norm(gradients, dim=(-2, -1))
+
+
+class _FloorObserver:
+    """Passes on what a fork shows in any backward pass."""
+
+    combines = False
+
+    def __init__(self, observe: Callable[[Tensor, int | None, Tensor, int], None]) -> None:
+        self.observe = observe
+
+    def is_current(self) -> bool:
+        return True
+
+    def combined(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 LAYER_FLOOR = TimedMethod("products alone", partial(Floor, of_layer=True))

@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 import pandas as pd
 import torch
 
+from balancers import Losses
 from bench.style import figure_style
 
-from . import cost_figures
+from . import cost_figures, fork_advice
 from .devices import machine
 from .gradient_agreement import Gradients, follow
 from .step_clock import single_thread
@@ -101,8 +102,10 @@ def measure(make_step: MakeStep, device: torch.device, say: Callable[[str], None
     if subject.device.type != device.type:
         raise SubjectError(f"the model is on {subject.device}, but --device is {device}")
     with single_thread():
-        num_tasks = len(task_names(subject.losses()))
-        methods, notes = eligible(subject)
+        losses = subject.losses()
+        num_tasks = len(task_names(losses))
+        methods, notes = eligible(subject, losses)
+        del losses  # and with it the memory of their graph
         say("recording the tasks' gradients")
         gradients = follow(subject, STEPS, SECONDS_OF_STEPS)
         say(f"timing {len(methods)} methods")
@@ -143,15 +146,17 @@ def write(report: Report, folder: Path) -> Path:
     return folder / "cost.png"
 
 
-def eligible(subject: Subject) -> tuple[list[TimedMethod], list[str]]:
+def eligible(subject: Subject, losses: Losses) -> tuple[list[TimedMethod], list[str]]:
     """Return the methods that can be measured on ``subject``, and notes on what to add so that the others can be."""
     methods, notes = [EQUAL, AGAIN, UNCERTAINTY], []
     if subject.fork is None:
+        methods += [] if subject.wrt is None else [NO_FORK]
+        if instead := fork_advice.advice(subject.model, losses, wrt_is_given=subject.wrt is not None):
+            return methods, [f"The model has no Fork. {instead}"]
         notes.append(
             "The model has no Fork, so GradNorm can't measure during the one backward pass. To add a fork: self.fork = "
             "balancers.Fork(num_tasks=T) where the trunk ends; head i gets self.fork(features)[i]."
         )
-        methods += [] if subject.wrt is None else [NO_FORK]
     else:
         methods.append(FEATURES)
         methods += [] if subject.wrt is None else [LAYER, EVERY_TEN]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.run import result_file
-from bench.run.training import Result, Training
+from bench.run.training import RunResult, Training
 from bench.suite import plan
 from bench.suite.plan import Planned
 from bench.suite.suite_file import Suite
@@ -29,14 +29,14 @@ def find(suite: Suite, key: str) -> Planned:
     )
 
 
-def run(planned: Planned) -> Result:
+def run(planned: Planned) -> RunResult:
     """Do the run in this process."""
     training = Training(planned.spec)
     training.run()
     return training.result
 
 
-def agrees(planned: Planned, result: Result, folder: Path) -> bool | None:
+def agrees(planned: Planned, result: RunResult, folder: Path) -> bool | None:
     """Return whether the result stored in ``folder`` has the same scores; None if no result is stored there."""
     path = result_file.run_path(folder, planned.key)
     return result_file.load(path).scores == result.scores if path.is_file() else None

@@ -25,7 +25,7 @@ from bench.cost import measure_step
 from bench.run import plugins, result_file, result_picture
 from bench.run.pace import Pace, pace
 from bench.run.spec import RunSpec
-from bench.run.training import Result, Training
+from bench.run.training import RunResult, Training
 from bench.suite.plan import Planned
 
 # loky replaces a worker between two runs if its memory has grown much, which happens with every data set, and warns.
@@ -149,7 +149,7 @@ def _alone(run: Planned, folder: Path, plugin_files: Sequence[Path]) -> bool:
         pass
     if not result_file.run_path(folder, run.key).is_file():
         names = tasks.get(run.spec.problem)(**run.spec.problem_options).tasks
-        failed = Result(tasks=names, status="failed", reason=KILLED)
+        failed = RunResult(tasks=names, status="failed", reason=KILLED)
         result_file.save(result_file.run_path(folder, run.key), run.spec, failed)
     if run.pictured and not result_picture.path(folder, run.key).is_file():
         result_picture.save_none(result_picture.path(folder, run.key), f"No picture: {KILLED}")

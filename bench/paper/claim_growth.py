@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.analysis import Estimate, compare, t_interval
-from bench.run.training import Result
+from bench.run.training import RunResult
 
 from . import claims_figures
 from .claim import SETTINGS, Claim, Finding, Outcome, RateSetting
@@ -41,7 +41,7 @@ def growth(lab: Lab) -> Outcome:
     return Outcome(findings, lambda: claims_figures.growth(table), caption, table)
 
 
-def _runs(lab: Lab, on: Bench, setting: RateSetting) -> tuple[list[Result], int]:
+def _runs(lab: Lab, on: Bench, setting: RateSetting) -> tuple[list[RunResult], int]:
     """Return the reported runs, and the start of the window in which the tuning seeds' score is lowest."""
     seeds = lab.scale.tuning_seeds[:1]
     lr = on.recipe.lr
@@ -61,7 +61,7 @@ def best_window(scores: NDArray[np.float64]) -> int:
     return int(means.argmin())
 
 
-def _grows(setting: RateSetting, on: Bench, results: Sequence[Result]) -> Finding:
+def _grows(setting: RateSetting, on: Bench, results: Sequence[RunResult]) -> Finding:
     halves = [_sums(result)[[len(_sums(result)) // 2 - 1, -1]] for result in results]
     logs = t_interval([np.log(end / middle) for middle, end in halves])
     ratio = Estimate(*(float(np.exp(value)) for value in (logs.mean, logs.low, logs.high)))
@@ -70,7 +70,7 @@ def _grows(setting: RateSetting, on: Bench, results: Sequence[Result]) -> Findin
     )
 
 
-def _deteriorates(setting: RateSetting, on: Bench, results: Sequence[Result], best: int) -> Finding:
+def _deteriorates(setting: RateSetting, on: Bench, results: Sequence[RunResult], best: int) -> Finding:
     scores = [np.log(_scores(on, result)) for result in results]
     last, then = (
         [np.exp(one[begin : begin + WINDOW].mean()) for one in scores] for begin in (on.evaluations - WINDOW, best)
@@ -80,13 +80,13 @@ def _deteriorates(setting: RateSetting, on: Bench, results: Sequence[Result], be
     return Finding.of(setting, text, ratio, of_comparison(compare(then, last, higher_is_better=False, scale="ratio")))
 
 
-def _scores(on: Bench, result: Result) -> NDArray[np.float64]:
+def _scores(on: Bench, result: RunResult) -> NDArray[np.float64]:
     """Return the primary validation score of each evaluation after step 0; a failed run is filled up with its worst."""
     scores = [evaluation.metrics[on.problem.primary] for evaluation in result.curves]
     return np.array([*scores[1:], *[np.nanmax(scores)] * (on.evaluations + 1 - len(scores))])
 
 
-def _sums(result: Result) -> NDArray[np.float64]:
+def _sums(result: RunResult) -> NDArray[np.float64]:
     sums: NDArray[np.float64] = result.weights.sum(axis=1)
     return sums
 

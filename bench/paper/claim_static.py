@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.run.spec import Method
-from bench.run.training import Result
+from bench.run.training import RunResult
 
 from . import claims_figures
 from .claim import SETTINGS, Claim, Finding, Outcome, RateSetting
@@ -62,7 +62,7 @@ def static(lab: Lab) -> Outcome:
     return Outcome(findings, lambda: claims_figures.distances(table), caption, table)
 
 
-def _at_best(lab: Lab, stage: str, methods: Mapping[str, Method], rates: Sequence[float]) -> dict[str, Result]:
+def _at_best(lab: Lab, stage: str, methods: Mapping[str, Method], rates: Sequence[float]) -> dict[str, RunResult]:
     """Return one run of each method, at the one of ``rates`` at which its validation score is best."""
     cells = {(label, lr): [ON.run(method, SEED, lr=lr)] for label, method in methods.items() for lr in rates}
     results = lab.by_cell(stage, cells)

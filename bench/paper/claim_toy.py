@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from bench.analysis import Estimate, compare, t_interval
 from bench.run.spec import Method, Phase, RunSpec
-from bench.run.training import Result
+from bench.run.training import RunResult
 from tasks.regression import Regression
 
 from . import claims_figures
@@ -31,7 +31,7 @@ SECOND = "static weights of 1"
 STATIC, TWIN = "static 1/σ²", "gradnorm static"
 """Labels of static weights: from the scale of the task's labels, and from GradNorm's time average on the same seed."""
 
-ByMethod = dict[str, list[Result]]
+ByMethod = dict[str, list[RunResult]]
 
 
 def fixed(weights: Sequence[float]) -> Method:
@@ -117,7 +117,7 @@ def order(lab: Lab) -> Outcome:
     return Outcome(findings, lambda: claims_figures.weights(table), caption, table)
 
 
-def _order(setting: RateSetting, problem: str, sigmas: Sequence[float], results: Sequence[Result]) -> Finding:
+def _order(setting: RateSetting, problem: str, sigmas: Sequence[float], results: Sequence[RunResult]) -> Finding:
     averages = np.array([average_weights(result) for result in results])
     if len(sigmas) == 2:
         logs = t_interval(np.log(averages[:, 0] / averages[:, 1]))
@@ -130,7 +130,7 @@ def _order(setting: RateSetting, problem: str, sigmas: Sequence[float], results:
     return Finding(setting, text, correlations, "", below(correlations, 0))
 
 
-def _traces(sigmas: Sequence[float], results: Sequence[Result]) -> pd.DataFrame:
+def _traces(sigmas: Sequence[float], results: Sequence[RunResult]) -> pd.DataFrame:
     """Return ``seed``, ``step``, ``sigma`` and ``weight`` at `POINTS` steps of each run."""
     parts = []
     for place, result in enumerate(results):

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bench.analysis import band
-from bench.run.training import Result
+from bench.run.training import RunResult
 from bench.style.figure_style import FAINT, INK, End, category_axis, label_ends, log_axis, panels, step_axis, styles
 
 from .claim import SETTINGS
@@ -24,7 +24,7 @@ HIGHEST = 1.6
 """Scores above this multiple of the initial score are cut off."""
 
 
-def curves(found: Mapping[str, Sequence[Result]], primary: str) -> pd.DataFrame:
+def curves(found: Mapping[str, Sequence[RunResult]], primary: str) -> pd.DataFrame:
     """Return each evaluation's ``method``, ``seed``, ``step``, validation ``score`` and ``weight_sum``."""
     rows = [
         {

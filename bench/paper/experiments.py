@@ -14,7 +14,7 @@ from bench.execute import workers
 from bench.execute.progress import Progress
 from bench.run import atomic_file, code_hash, machine_facts, result_file
 from bench.run.spec import Method, Options, Phase, RunSpec
-from bench.run.training import Checkpoint, Result
+from bench.run.training import Checkpoint, RunResult
 from bench.suite import plan
 from bench.suite.plan import Planned
 from tasks import Recipe, Split
@@ -109,7 +109,7 @@ class Lab:
         self._progress = progress
         self._seen: set[str] = set()
 
-    def results(self, stage: str, specs: Sequence[RunSpec]) -> list[Result]:
+    def results(self, stage: str, specs: Sequence[RunSpec]) -> list[RunResult]:
         """Return the results of ``specs``, in their order, after computing those that aren't stored yet."""
         runs = {run.key: run for run in (Planned(spec.problem, spec.method.name, spec) for spec in specs)}
         missing = [run for key, run in runs.items() if not result_file.run_path(self.folder, key).is_file()]
@@ -123,7 +123,7 @@ class Lab:
         self._seen |= runs.keys()
         return [found[spec.key] for spec in specs]
 
-    def by_cell(self, stage: str, cells: Mapping[Cell, Sequence[RunSpec]]) -> dict[Cell, list[Result]]:
+    def by_cell(self, stage: str, cells: Mapping[Cell, Sequence[RunSpec]]) -> dict[Cell, list[RunResult]]:
         """Return the results of several lists of runs, by the name of the list. All runs are done together."""
         found = iter(self.results(stage, [spec for specs in cells.values() for spec in specs]))
         return {cell: [next(found) for _ in specs] for cell, specs in cells.items()}
@@ -193,7 +193,7 @@ class Lab:
             machine_facts.write(about, self.jobs)
 
 
-def finals(on: Bench, cells: Mapping[Cell, Sequence[Result]], split: Split) -> dict[Cell, NDArray[np.float64]]:
+def finals(on: Bench, cells: Mapping[Cell, Sequence[RunResult]], split: Split) -> dict[Cell, NDArray[np.float64]]:
     """Return the primary score of each run's last checkpoint, ``(runs,)`` for each cell; less is better.
 
     A failed run gets the score that the protocol imputes. All cells must be of one phase.
@@ -208,14 +208,14 @@ def finals(on: Bench, cells: Mapping[Cell, Sequence[Result]], split: Split) -> d
     return {cell: np.array([next(found) for _ in of_cell]) for cell, of_cell in cells.items()}
 
 
-def _score(result: Result, checkpoint: Checkpoint, split: Split, metric: str) -> float:
+def _score(result: RunResult, checkpoint: Checkpoint, split: Split, metric: str) -> float:
     if checkpoint != "constant" and result.status == "failed":
         return float("nan")
     found = [score.metrics[metric] for score in result.scores if (score.checkpoint, score.split) == (checkpoint, split)]
     return found[0] if found else float("nan")
 
 
-def average_weights(result: Result) -> list[float]:
+def average_weights(result: RunResult) -> list[float]:
     """Return a run's weights averaged over its steps, to six digits; equal weights if it made no step."""
     if not len(result.weights):
         return [1.0] * len(result.tasks)

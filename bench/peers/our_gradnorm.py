@@ -27,7 +27,7 @@ class Ours(Peer):
 
     @property
     def weights(self) -> Tensor:
-        return self._balancer.next_weights.clone()
+        return self._balancer.state()["next_weights"].clone()
 
     def backward(self, losses: list[Tensor]) -> None:
         self._balancer(losses).backward()

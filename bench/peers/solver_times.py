@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from balancers import MGDA, CAGrad, Fork, GramianBalancer, NashMTL, UPGrad
+from balancers import MGDA, CAGrad, Fork, GradientBalancer, NashMTL, UPGrad
 from bench.cost.step_clock import interleave, median_interval, single_thread
 from bench.run import atomic_file, machine_facts
 from bench.style.console import new_console
@@ -54,8 +54,8 @@ def pairs(num_tasks: int) -> dict[str, Pair]:
     """Return the two solvers of each method, by its name."""
     from torchjd import aggregation
 
-    def ours(cls: type[GramianBalancer], **options: float) -> Weigh:
-        solve = cls(Fork(num_tasks), **options).solve
+    def ours(make: Callable[..., GradientBalancer], **options: float) -> Weigh:
+        solve = make(Fork(num_tasks), **options).solve
         return lambda rows: solve(rows @ rows.T)
 
     def on_gramian(weighting: Weigh) -> Weigh:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from . import atomic_file
 from .atomic_file import BadFileError
 from .spec import RunSpec, provenance
-from .training import Dynamics, Evaluation, Result, Score
+from .training import Dynamics, Evaluation, RunResult, Score
 
 METADATA = b"lossbench"
 
@@ -26,7 +26,7 @@ def run_path(folder: Path, key: str) -> Path:
     return folder / "runs" / f"{key}.parquet"
 
 
-def save(path: Path, spec: RunSpec, result: Result) -> None:
+def save(path: Path, spec: RunSpec, result: RunResult) -> None:
     """Write the result of the run ``spec`` to ``path``."""
     steps = len(result.losses)
     trajectory = {
@@ -52,7 +52,7 @@ def save(path: Path, spec: RunSpec, result: Result) -> None:
     atomic_file.write(path, content.getvalue().to_pybytes())
 
 
-def load(path: Path) -> Result:
+def load(path: Path) -> RunResult:
     """Read a result.
 
     Raises:
@@ -63,7 +63,7 @@ def load(path: Path) -> Result:
         facts = json.loads(table.schema.metadata[METADATA])
         tasks = tuple(facts["tasks"])
         shape = (table.num_rows // max(1, len(tasks)), len(tasks))
-        return Result(
+        return RunResult(
             tasks=tasks,
             sizes=facts["sizes"],
             status=facts["status"],

@@ -62,7 +62,7 @@ class Dynamics:
 
 
 @dataclass
-class Result:
+class RunResult:
     """The result of a run.
 
     The result of a failed run has what was recorded until the failure, the reason, and the scores of the constant
@@ -84,7 +84,7 @@ class Result:
     """Weights used in each step, ``(steps, T)``."""
 
 
-def run(spec: RunSpec) -> Result:
+def run(spec: RunSpec) -> RunResult:
     """Train, then score the last checkpoint and the one with the best validation score after step 0.
 
     The test split is read at the very end, and not at all when tuning. The run fails if the problem or the balancer
@@ -108,7 +108,7 @@ class Training:
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
-        self.result = Result()
+        self.result = RunResult()
         self.device = torch.device(spec.device)
         self.starts: dict[Split, Metrics] = {}
         """Metrics of the initial model on each split read so far."""
@@ -133,7 +133,7 @@ class Training:
         torch.manual_seed(stream_seed(spec.seed, "initial values"))
         self.model = self.problem.model().to(self.device).train()
         self.initial = self.best = copy.deepcopy(self.model.state_dict())
-        # From here on, the balancer and the model (dropout) draw from torch's global generators.
+        # This seeds the balancer, and torch's global generators, from which the model (dropout) draws from here on.
         torch.manual_seed(stream_seed(spec.seed, "balancer"))
         self.balancer = build.balancer(spec.method, self.problem, self.model).to(self.device).train()
         self.record = Record(spec.recipe.steps, len(self.problem.tasks), self.device)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from bench.analysis import SuiteTables, choose_learning_rates, derived_tables, front_points, impute_failures
 from bench.run import atomic_file, result_file, spec
-from bench.run.training import Checkpoint, Result
+from bench.run.training import Checkpoint, RunResult
 from tasks import Split
 
 from . import plan
@@ -36,7 +36,7 @@ class Done:
     """A run of a suite and its result."""
 
     planned: Planned
-    result: Result
+    result: RunResult
     entry: ProblemEntry
 
     def row(self, **values: object) -> Row:
@@ -49,7 +49,7 @@ class Done:
 def load(suite: Suite, planned: Iterable[Planned], folder: Path) -> list[Done]:
     """Return the ``planned`` runs with their results, all of which must be stored in the results ``folder``."""
     entries = {entry.label: entry for entry in suite.problems}
-    results: dict[str, Result] = {}
+    results: dict[str, RunResult] = {}
     for run in planned:
         if run.key not in results:
             results[run.key] = result_file.load(result_file.run_path(folder, run.key))

@@ -34,6 +34,9 @@ FROM_PROBLEM = "problem:"
 SEARCH = "search"
 """The weights of static weighting in a suite that searches for them."""
 
+NOT_OPTIONS = ("fork", "wrt", "tasks", "process_group")
+"""Arguments of balancers that are no options: the problem decides on the first three, and a run is one process."""
+
 TOP = (
     *("description", "device", "evaluations", "baselines", "plugins"),
     *("seeds", "learning_rates", "search", "cost", "problems", "balancers"),
@@ -379,7 +382,7 @@ def _options(table: TomlTable, cls: type) -> dict[str, Any]:
         SuiteError: ``cls`` does not take an option, or needs one that is missing.
     """
     parameters = inspect.signature(cls).parameters.values()
-    takes = {p.name: p for p in parameters if p.name not in ("fork", "wrt", "tasks") and p.kind is not p.VAR_POSITIONAL}
+    takes = {p.name: p for p in parameters if p.name not in NOT_OPTIONS and p.kind is not p.VAR_POSITIONAL}
     others = [name for name, p in takes.items() if p.kind is p.VAR_KEYWORD]
     options = table.table("options", table.values.get("options", ()) if others else takes).values
     for name, p in takes.items():

@@ -39,7 +39,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Reader(Dataset[Images | BadDataError]):
+class ImageReader(Dataset[Images | BadDataError]):
     """Reads and augments one image at a time, in a worker process if there are workers.
 
     If a file is wrong, the error is returned and not raised. If a worker raised it, the message would be buried in a
@@ -207,7 +207,7 @@ class FolderPrediction(DensePrediction[Found]):
         """
         pinned = device.type == "cuda"
         loader = DataLoader(
-            Reader(files, len(self.classes), self.inverse_depth),
+            ImageReader(files, len(self.classes), self.inverse_depth),
             batch_sampler=requests,
             num_workers=self.num_workers,
             collate_fn=_joined,

@@ -5,7 +5,42 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from balancers import names
+
 from .ranks import Ranks
+
+PRODUCTS = {
+    "test_checkpoints",
+    "test_combining_distributed",
+    "test_compiled",
+    "test_contract",
+    "test_devices",
+    "test_domains",
+    "test_held",
+    "test_passes",
+    "test_ranks",
+    "test_refusals",
+    "test_state_formats",
+}
+"""Files whose tests run for every method: `make test-product` runs them all, `make test` a part.
+
+That part is `SOME` of the methods, and of `ALL_METHODS` what the files themselves do not mark slow.
+"""
+ALL_METHODS = {"test_contract", "test_devices"}
+SOME = {"gradnorm", "uncertainty", "famo", "imtl", "cagrad", "moco"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `PRODUCTS` that `make test` leaves out."""
+    others = {*names()} - SOME
+    for item in items:
+        module = item.nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
+        if module not in PRODUCTS:
+            continue
+        parameters = item.name.partition("[")[2].rstrip("]")
+        left_out = module not in ALL_METHODS and any(f"-{name}-" in f"-{parameters}-" for name in others)
+        if left_out or item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.product)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Networks and data for the tests of `LinearHeads`: a network that uses it, and a twin with `nn.Linear` and a fork."""
 
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from balancers import Fork, GradNorm, LinearHeads
 
 TASKS, WIDTH, OUTPUTS = 3, 4, 2
 NAMES = ["depth", "normals", "edges"]
+READERS: WeakKeyDictionary[nn.Module, GradNorm] = WeakKeyDictionary()
+"""Balancers that read a network's fork as long as the network lives."""
 
 
 class Separate(nn.Module):
@@ -75,7 +78,8 @@ def twins(recording: bool = True, **options: object) -> tuple[Batched, Separate]
     """Return the same network in both forms. If ``recording``, a balancer reads the first one's fork."""
     batched, separate = build(Batched, **options), build(Separate, **options)
     if recording:
-        GradNorm(batched.fork)
+        READERS[batched] = GradNorm(batched.fork)
+    assert batched.fork.reading.recording == recording
     return batched, separate
 
 

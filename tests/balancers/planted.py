@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from balancers import CombiningBalancer
+from balancers import GradientBalancer
 
 SHAPES = ((3, 2), (4,))
 
@@ -25,13 +25,13 @@ class Planted:
             losses.append(linear - linear.detach() + values[i])
         return losses
 
-    def step(self, balancer: CombiningBalancer, gradients: Sequence[Tensor], values: Tensor | None = None) -> Tensor:
+    def step(self, balancer: GradientBalancer, gradients: Sequence[Tensor], values: Tensor | None = None) -> Tensor:
         """Return the shared parameters' gradient after a backward pass, ``(n,)``."""
         return self.backward(
             balancer, self.losses(gradients, torch.ones(len(self.heads)) if values is None else values)
         )
 
-    def backward(self, balancer: CombiningBalancer, losses: Sequence[Tensor] | dict[str, Tensor]) -> Tensor:
+    def backward(self, balancer: GradientBalancer, losses: Sequence[Tensor] | dict[str, Tensor]) -> Tensor:
         for parameter in (*self.shared, *self.heads):
             parameter.grad = None
         balancer(losses).backward()

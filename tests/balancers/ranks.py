@@ -12,9 +12,10 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,16 @@ class Ranks:
         """Return each rank's result.
 
         Raises:
-            AssertionError: a rank failed or took longer than ``timeout`` seconds. The message shows what both printed.
+            AssertionError: a rank failed, which ends the other as well, or they took longer than ``timeout`` seconds.
+                The message shows what both printed.
         """
-        if not self._processes:
-            self._start()
         try:
+            if not self._processes:
+                self._start()
+                self._results(60.0)  # they are ready: starting them is no part of the job's time
             for connection in self._connections:
                 connection.send_bytes(_packed((job, case)))
-            return [self._result(connection, timeout) for connection in self._connections]
+            return self._results(timeout)
         except (OSError, EOFError, TimeoutError) as error:
             self.stop()
             printed = "\n".join(file.read_text()[-3000:] for file in self._printed)
@@ -80,10 +83,19 @@ class Ranks:
             self._processes.append(process)
             self._connections.append(ours)
 
-    def _result(self, connection: Connection, timeout: float) -> Any:
-        if not connection.poll(timeout):
-            raise TimeoutError(f"no result after {timeout} s")
-        return _unpacked(connection.recv_bytes())
+    def _results(self, timeout: float) -> list[Any]:
+        """Wait for both results at once, so that the end of one rank is seen while the other waits for it."""
+        results: dict[int, Any] = {}
+        waiting, end = list(self._connections), time.monotonic() + timeout
+        while waiting:
+            ready = wait(waiting, max(end - time.monotonic(), 0.0))
+            if not ready:
+                raise TimeoutError(f"no result after {timeout} s")
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                results[self._connections.index(connection)] = _unpacked(connection.recv_bytes())
+                waiting.remove(connection)
+        return [results[rank] for rank in range(WORLD_SIZE)]
 
 
 def _packed(value: object) -> bytes:
@@ -103,6 +115,7 @@ def main(rank: int, rendezvous: str, connection: Connection) -> None:
     timeout = timedelta(seconds=30)
     method = f"file://{rendezvous}"
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=WORLD_SIZE, timeout=timeout)
+    connection.send_bytes(_packed("ready"))
     while True:
         try:
             job, case = _unpacked(connection.recv_bytes())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from balancers import Combination, CombiningBalancer, EqualWeighting, Fork, ForkError, GramianBalancer, LinearHeads
+from balancers import EqualWeighting, Fork, ForkError, GradientBalancer, LinearHeads, Read, Result
 
 from .nets import Net, build, inputs, losses_of
 
@@ -19,24 +19,23 @@ def formula(gramian: Tensor) -> Tensor:
     return 1 / gramian.diagonal(dim1=-2, dim2=-1).sqrt() + 0.1 * torch.tanh(gramian.sum(-1))
 
 
-class InverseNorm(GramianBalancer):
-    name, summary, default_wrt = "inverse-norm", "A test.", "features"
+class InverseNorm(GradientBalancer):
+    name, summary, reads = "inverse-norm", "A test.", "gramian"
 
     def solve(self, gramian: Tensor) -> Tensor:
         return formula(gramian)
 
 
-class Halves(CombiningBalancer):
+class Halves(GradientBalancer):
     """Puts directions in the place of gradients: half their sum."""
 
-    name, summary = "halves", "A test."
+    name, summary, reads, replaces_gradients = "halves", "A test.", "gradients", True
 
-    def combine(self, gradients: Any, losses: Tensor) -> Combination:
-        valid = torch.stack([each.isfinite().all() for each in gradients]).all()
-        return Combination(torch.ones_like(losses), valid, [each.sum(0) / 2 for each in gradients])
+    def update(self, read: Read) -> Result:
+        return Result(torch.ones_like(read.losses), directions=[each.sum(0) / 2 for each in read.gradients])
 
 
-def make(net: Net, wrt: str, cls: type[CombiningBalancer] = InverseNorm, **options: Any) -> CombiningBalancer:
+def make(net: Net, wrt: str, cls: type[GradientBalancer] = InverseNorm, **options: Any) -> GradientBalancer:
     if wrt == "parameters":
         return cls(None, wrt=net.trunk.parameters(), tasks=net.fork.num_tasks, **options)
     return cls(net.fork, wrt=net.layer if wrt == "layer" else None, **options)
@@ -56,7 +55,7 @@ def gramian(net: Net, x: Tensor, wrt: str) -> Tensor:
 
 
 @pytest.mark.parametrize("wrt", WRT)
-@pytest.mark.parametrize("name", ["linear", "nested", "convolution"])
+@pytest.mark.parametrize("name", ["linear", "nested", "convolution", "twice"])
 def test_the_networks_gradient_is_the_combination(name: str, wrt: str) -> None:
     net = build(name, 3)
     balancer = make(net, wrt)
@@ -126,15 +125,6 @@ def test_directions_replace_gradients(wrt: str) -> None:
     torch.testing.assert_close([p.grad for p in trunk], list(plain[: len(trunk)]), rtol=1e-9, atol=1e-12)
 
 
-def test_features_of_two_calls_of_the_fork() -> None:
-    net = build("twice", 3)
-    balancer = make(net, "features")
-    (x,) = inputs("twice")
-    balancer(losses_of(net(x), x)).backward()
-    assert balancer.weights.isfinite().all()
-    assert all(parameter.grad.isfinite().all() for parameter in net.trunk.parameters())
-
-
 def test_linear_heads_applied_twice_are_refused() -> None:
     trunk, heads = nn.Linear(5, 4), LinearHeads(2, 4, 4)
     balancer = InverseNorm(heads.fork)
@@ -146,18 +136,32 @@ def test_linear_heads_applied_twice_are_refused() -> None:
 
 def test_another_balancer_takes_the_fork_over() -> None:
     net = build("linear", 2)
-    make(net, "features")
+    reader = make(net, "features")
     (x,) = inputs("linear")
     losses = losses_of(net(x), x)
     expected = torch.autograd.grad(sum(losses), list(net.parameters()), retain_graph=True)
     EqualWeighting(2)(losses).backward()
     torch.testing.assert_close([p.grad for p in net.parameters()], list(expected), rtol=1e-12, atol=0)
+    assert reader.weights.tolist() == [1, 1]
 
 
-def test_a_method_that_overrides_nothing_says_what_to_override() -> None:
+class Nothing(GradientBalancer):
+    name, summary = "nothing", "A test."
+
+
+class NothingOfTheGramian(GradientBalancer):
+    name, summary, reads = "nothing-of-the-gramian", "A test.", "gramian"
+
+
+class NothingOfTheGradients(GradientBalancer):
+    name, summary, reads = "nothing-of-the-gradients", "A test.", "gradients"
+
+
+@pytest.mark.parametrize(
+    ("cls", "what"), [(Nothing, "weigh"), (NothingOfTheGramian, "update"), (NothingOfTheGradients, "update")]
+)
+def test_a_method_that_overrides_nothing_says_what_to_override(cls: type[GradientBalancer], what: str) -> None:
     net = build("linear", 2)
     (x,) = inputs("linear")
-    with pytest.raises(NotImplementedError, match="CombiningBalancer must override combine"):
-        make(net, "features", CombiningBalancer)(losses_of(net(x), x)).backward()
-    with pytest.raises(NotImplementedError, match="GramianBalancer must override solve"):
-        make(net, "features", GramianBalancer)(losses_of(net(x), x)).backward()
+    with pytest.raises(NotImplementedError, match=f"{cls.__name__} must override {what}"):
+        make(net, "features", cls)(losses_of(net(x), x)).backward()

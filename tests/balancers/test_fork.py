@@ -46,17 +46,23 @@ def test_plain_until_a_balancer_reads_it():
     assert all(alias is z for alias in Fork(3)(z))
 
 
-@pytest.mark.parametrize("how", ["eval", "no_grad", "inference_mode", "frozen"])
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "frozen"])
 def test_plain_where_nothing_is_learned(how: str):
-    net, _, _ = pair()
+    net, _, _balancer = pair()
     z = torch.randn(2, 3, requires_grad=True)
-    if how == "eval":
-        assert all(alias is z for alias in net.fork.eval()(z))
-    elif how == "frozen":
+    if how == "frozen":
         assert all(alias.equal(z) and not alias.requires_grad for alias in net.fork(z.detach()))
     else:
         with getattr(torch, how)():
             assert all(alias is z for alias in net.fork(z))
+
+
+def test_a_balancer_reads_the_fork_in_either_mode():
+    net, _, _balancer = pair()
+    z = torch.randn(2, 3, requires_grad=True)
+    for mode in (True, False):
+        aliases = net.fork.train(mode)(z)
+        assert all(alias is not z and alias.equal(z) for alias in aliases)
 
 
 def test_nested_features_keep_their_structure():
@@ -177,7 +183,7 @@ def test_gradient_penalty(wrt: str, through: str):
             measured = [torch.autograd.grad(each, layer, retain_graph=True) for each in weighted]
         full.backward()
         torch.testing.assert_close(gradients(net), gradients(plain), rtol=1e-12, atol=1e-15)
-        assert balancer.optimizer.step == t + 1
+        assert balancer.updates.equal(torch.full((2,), t + 1.0))
         # A fork measures all gradients that arrive in this pass, including the penalty's; without one, the losses'.
         norms = torch.stack([torch.cat([g.flatten() for g in each]).norm() for each in measured])
         torch.testing.assert_close(balancer.statistics["gradient_norms"], norms, rtol=1e-12, atol=0)
@@ -197,7 +203,8 @@ def test_a_pass_that_is_being_differentiated_does_not_count():
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_whole_model_compiled(backend: str):
-    net, plain, _ = pair()
+    """A fork that no balancer reads is part of the graph; of one that is read, see `test_compiled`."""
+    net, plain = build("linear", 2), build("linear", 2)
     compiled = torch.compile(net, fullgraph=True, backend=backend)
     x = batch()
     EqualWeighting(2)(losses_of(compiled(x), x)).backward()

@@ -107,6 +107,17 @@ def test_a_zero_gradient_keeps_its_weight(cls):
     assert balancer.weights[2] != before[2]
 
 
+def test_a_reference_without_a_gradient_changes_no_weight():
+    planted, balancer = make(LearningRateAnnealing, alpha=1.0)
+    generator = torch.Generator().manual_seed(7)
+    planted.step(balancer, draw(3, generator))
+    before, gradients = balancer.weights, draw(3, generator)
+    for gradient in gradients:
+        gradient[0] = 0
+    planted.step(balancer, gradients)
+    assert torch.equal(balancer.weights, before)
+
+
 @pytest.mark.parametrize("cls", METHODS)
 def test_the_tasks_given_are_weighed_among_themselves(cls):
     planted = Planted(3)

@@ -96,7 +96,7 @@ def test_the_tasks_given_share_the_rest_of_the_weights():
     planted.step(three, draw(3, generator))
     held = three.weights[1].item()
     before = state(three)
-    two._move(torch.device("cpu"), torch.float64)
+    two.fit(torch.ones(2, dtype=torch.float64))
     for k in range(len(planted.shared)):
         two.get_buffer(f"squares_{k}").copy_(before[f"squares_{k}"][[0, 2]])
     two.initial_risks.copy_(before["initial_risks"][[0, 2]])

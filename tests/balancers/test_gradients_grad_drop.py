@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from balancers import Fork
+from balancers import Draws, Fork
 from balancers.grad_drop import GradDrop
 
 
@@ -32,7 +32,8 @@ def draw(num_tasks: int, seed: int, shape: tuple[int, ...] = (5, 4)) -> Tensor:
 
 
 def uniform(seed: int, shape: tuple[int, ...] = (5, 4)) -> Tensor:
-    return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    """Return the random numbers of a balancer's first step."""
+    return Draws(seed, 0, torch.zeros((), dtype=torch.float64)).uniform(*shape)
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.3, [0.0, 0.5, 1.0]])
@@ -49,15 +50,17 @@ def test_is_its_formula(leak):
         assert balancer.weights.tolist() == [1, 1, 1]
 
 
-def test_like_torchjd():
+def test_like_torchjd(monkeypatch):
     aggregation = pytest.importorskip("torchjd.aggregation")
     for seed in range(250):
         num_tasks = 2 + seed % 4
         forked = Forked(num_tasks)
         gradients = draw(num_tasks, seed)
         leak = torch.rand(num_tasks, dtype=torch.float64) if seed % 2 else None
-        torch.manual_seed(seed)
-        expected = aggregation.GradDrop(leak=leak)(gradients.flatten(1))
+        u = uniform(seed).flatten()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "rand", lambda *_, u=u, **__: u)
+            expected = aggregation.GradDrop(leak=leak)(gradients.flatten(1))
         balancer = GradDrop(forked.fork, leak=0.0 if leak is None else leak.tolist(), seed=seed)
         torch.testing.assert_close(forked.step(balancer, gradients).flatten(), expected, rtol=1e-4, atol=1e-8)
 

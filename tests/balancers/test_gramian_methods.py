@@ -31,13 +31,15 @@ from balancers import (
     DualProj,
     FairGrad,
     Fork,
-    GramianBalancer,
+    GradientBalancer,
     IMTLGradient,
     NashMTL,
     UPGrad,
 )
 from balancers.grad_vac import vaccinate
 from balancers.pcgrad import of_two, surgery
+
+from .planted import Planted, draw, matrix
 
 CASES = 200
 double = torch.float64
@@ -57,7 +59,7 @@ def matrices(seed: int = 0, most_tasks: int = 6, cases: int = CASES) -> Iterator
         yield rows * torch.exp(torch.randn(num_tasks, 1, generator=generator, dtype=double))
 
 
-def method(cls: type[GramianBalancer], **options: Any) -> Callable[[Tensor], Tensor]:
+def method(cls: type[GradientBalancer], **options: Any) -> Callable[[Tensor], Tensor]:
     """Return a function that computes the method's weights for a Gramian of any number of tasks."""
     return lambda gramian: cls(Fork(len(gramian)), **options).solve(gramian)
 
@@ -74,7 +76,7 @@ def unit(vector: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("cls", [MGDA, UPGrad, DualProj])
-def test_no_tasks_loss_rises(cls: type[GramianBalancer]) -> None:
+def test_no_tasks_loss_rises(cls: type[GradientBalancer]) -> None:
     for rows in matrices():
         gains = rows @ direction(method(cls)(rows @ rows.T), rows)
         assert (gains >= -1e-7 * rows.norm(dim=1) * rows.norm()).all()
@@ -96,7 +98,7 @@ def test_without_a_conflict_projections_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("cls", [IMTLGradient, ConFIG])
-def test_projections_on_all_gradients_are_equal(cls: type[GramianBalancer]) -> None:
+def test_projections_on_all_gradients_are_equal(cls: type[GradientBalancer]) -> None:
     for rows in matrices(3):
         weights = method(cls)(rows @ rows.T)
         projections = (rows / rows.norm(dim=1, keepdim=True)) @ direction(weights, rows)
@@ -110,7 +112,7 @@ def test_config_is_as_long_as_the_projections_add_up_to() -> None:
 
 
 @pytest.mark.parametrize("cls", [NashMTL])
-def test_a_losss_scale_cancels_out(cls: type[GramianBalancer]) -> None:
+def test_a_losss_scale_cancels_out(cls: type[GradientBalancer]) -> None:
     for rows in matrices(5):
         scaled = rows.clone()
         scaled[0] *= 1000
@@ -144,6 +146,52 @@ def test_without_a_ball_cagrad_is_the_mean() -> None:
         torch.testing.assert_close(
             method(CAGrad, c=0.0)(rows @ rows.T), torch.full((len(rows),), 1 / len(rows), dtype=double)
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, double])
+@pytest.mark.parametrize("c", [0.0, 0.4, 0.9, 1.5])
+def test_cagrad_with_a_satisfied_task_is_the_mean(c: float, dtype: torch.dtype) -> None:
+    """A task whose gradient is zero must not stop the others. None of these opposes the mean."""
+    compared = 0
+    for i, rows in enumerate(matrices(13)):
+        rows[i % len(rows)] = 0
+        if (rows @ rows.mean(0) < 0).any():
+            continue
+        compared += 1
+        rows = rows.to(dtype)
+        combined = direction(method(CAGrad, c=c)(rows @ rows.T), rows)
+        torch.testing.assert_close(combined, rows.mean(0), rtol=1e-5, atol=1e-5 * rows.mean(0).norm().item())
+    assert compared > CASES / 4
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 5])
+def test_cagrad_trains_on_with_a_satisfied_task(num_tasks: int) -> None:
+    planted = Planted(num_tasks)
+    balancer = CAGrad(None, wrt=planted.shared, tasks=num_tasks)
+    for satisfied in range(num_tasks):
+        gradients = [gradient.abs() for gradient in draw(num_tasks, torch.Generator().manual_seed(14))]
+        losses = torch.ones(num_tasks, dtype=double)
+        for tensor in (*gradients, losses):
+            tensor[satisfied] = 0
+        torch.testing.assert_close(planted.step(balancer, gradients, losses), matrix(gradients).mean(0))
+
+
+def test_cagrad_with_a_satisfied_task_still_helps_the_one_that_the_mean_harms() -> None:
+    rows = torch.tensor([[0.0, 0.0], [4.0, 0.0], [-1.0, 0.1]], dtype=double)
+    weights = method(CAGrad, c=0.4)(rows @ rows.T)
+    mean = rows.mean(0)
+    torch.testing.assert_close(direction(weights, rows), mean + 0.4 * mean.norm() * unit(rows[2]), rtol=1e-5, atol=0)
+
+
+def test_cagrad_is_zero_where_a_point_is_pareto_stationary() -> None:
+    """The mean of the first case is zero. Those of the others are not, and no direction lowers all losses."""
+    pytest.importorskip("cvxpy")
+    opposed = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=double)
+    orthogonal = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=double)
+    triangle = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [-1.0, -2.0]], dtype=double)
+    for rows, c in ((opposed, 0.4), (orthogonal, 0.4), (orthogonal, 1.5), (triangle, 1.5)):
+        assert not method(CAGrad, c=c)(rows @ rows.T).any()
+        assert not torchjd().CAGrad(c=c).gramian_weighting(rows @ rows.T).any()
 
 
 def test_aligned_gradients_are_orthogonal_and_equally_long() -> None:
@@ -251,7 +299,7 @@ def test_aligned_mtl_against_torchjd() -> None:
 
 
 @pytest.mark.parametrize(("cls", "name"), [(UPGrad, "UPGrad"), (DualProj, "DualProj")])
-def test_projections_against_torchjd(cls: type[GramianBalancer], name: str) -> None:
+def test_projections_against_torchjd(cls: type[GradientBalancer], name: str) -> None:
     pytest.importorskip("quadprog")
     from torchjd.linalg import QuadprogProjector
 

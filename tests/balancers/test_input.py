@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from balancers import EqualWeighting, Fork, GradNorm, LossBalancer, StaticWeighting, UncertaintyWeighting
+from balancers import (
+    EqualWeighting,
+    Fork,
+    GradientBalancer,
+    GradNorm,
+    LossBalancer,
+    StaticWeighting,
+    UncertaintyWeighting,
+)
 
 from .nets import build
 
@@ -144,7 +152,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "initial loss nan": (
         lambda: GradNorm(Fork(2), initial_losses=[1.0, math.nan]),
         ValueError,
-        ["initial_losses", "nan", "positive"],
+        ["initial_losses", "nan", "finite", "positive"],
     ),
     "initial names": (
         lambda: GradNorm(Fork(2), initial_losses={"a": 1.0, "c": 1.0}, **NAMED),
@@ -218,3 +226,13 @@ def test_a_method_that_overrides_nothing_says_what_to_override():
         pass
 
     refused(NotImplementedError, ["Empty", "weigh"], lambda: Empty(1)([loss()]))
+
+
+@pytest.mark.parametrize("reads", ["norms", "gramian", "gradients"])
+def test_a_method_that_makes_nothing_of_gradients_says_what_to_override(reads: str):
+    def run() -> None:
+        method = type("Empty", (GradientBalancer,), {"reads": reads, "weigh": lambda self, losses: losses})
+        outputs = NET(torch.ones(1, 5, dtype=torch.float64))
+        method(None, wrt=NET.layer, tasks=2)([output.sum() for output in outputs]).backward()
+
+    refused(NotImplementedError, ["Empty", "update"], run)

@@ -51,7 +51,7 @@ def run_accelerated(net: Net, balancer: LossBalancer, windows: list[list[Part]],
             accelerator.backward(balancer(net.losses(batch)))
             if accelerator.sync_gradients:
                 balancer.close_window()
-                steps.append((balancer.weights.clone(), flat_gradients(net)))
+                steps.append((balancer.weights, flat_gradients(net)))
             optimizer.step()
             optimizer.zero_grad()
     return Trajectory.of(steps)

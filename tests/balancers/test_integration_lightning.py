@@ -49,7 +49,7 @@ class Module(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.balancer.close_window()
-        self.steps.append((self.balancer.weights.clone(), flat_gradients(self.net)))
+        self.steps.append((self.balancer.weights, flat_gradients(self.net)))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return sgd(self)

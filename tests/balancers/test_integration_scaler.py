@@ -38,7 +38,7 @@ def run_scaled(net: Net, balancer: LossBalancer, windows: list[list[Part]]) -> T
             torch.manual_seed(part.seed)
             scaler.scale(balancer(net.losses(part.batch)) / len(window)).backward()
         scaler.unscale_(optimizer)
-        steps.append((balancer.weights.clone(), flat_gradients(net)))
+        steps.append((balancer.weights, flat_gradients(net)))
         scaler.step(optimizer)
         scaler.update()
     return Trajectory.of(steps)

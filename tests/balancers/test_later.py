@@ -77,7 +77,7 @@ def test_a_copy_from_cuda(copied: Callable[[Later], Later]):
     assert copied(Later(torch.ones((), dtype=torch.bool, device="cuda"))).is_true()
 
 
-# GradNorm uses `Later` to find out whether every task has an initial loss.
+# With `freeze_after`, GradNorm uses `Later` to learn that its weights are fixed, so that it need not measure any more.
 
 
 class Never(Later):
@@ -91,23 +91,32 @@ def named(losses: list[Tensor], *tasks: str) -> dict[str, Tensor]:
     return {task: loss for task, loss in zip("abc", losses, strict=True) if task in tasks}
 
 
-def run(later: type[Later], monkeypatch: pytest.MonkeyPatch, finite: bool = True) -> dict[str, Tensor]:
-    """Return the state after steps in which a task starts late and, if not ``finite``, its first loss is infinite."""
-    monkeypatch.setattr("balancers.gradnorm.Later", later)
+def run(later: type[Later], monkeypatch: pytest.MonkeyPatch, finite: bool) -> tuple[GradNorm, list[bool]]:
+    """Return the balancer after steps in which a task starts late, and whether each step was measured.
+
+    If not ``finite``, the first loss of the late task is infinite.
+    """
+    monkeypatch.setattr("balancers.engine.gradients.Later", later)
     net = Net()
-    balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"))
-    for t, tasks in enumerate(["ab", "ab", "abc", "bc", "abc", "abc"]):
+    balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"), freeze_after=4)
+    measured = []
+    for t, tasks in enumerate(["ab", "ab", "abc", "bc", "abc", "abc", "abc"]):
         losses = net.losses(t, 1.0 if finite or t != 2 else float("inf"))
+        measured.append(net.heads.fork.reading.recording)
         balancer(named(losses, *tasks)).backward()
-    return {key: value.clone() for key, value in balancer.named_buffers()}
+    return balancer, measured
 
 
 @pytest.mark.parametrize("finite", [True, False])
 def test_gradnorm_does_the_same_whenever_it_hears(monkeypatch: pytest.MonkeyPatch, finite: bool):
-    told, never = (run(later, monkeypatch, finite) for later in (Later, Never))
-    for key, value in told.items():
-        assert never[key].equal(value), key
-    assert told["next_weights"].ne(1).all()
+    told, measured = run(Later, monkeypatch, finite)
+    never, always = run(Never, monkeypatch, finite)
+    for (key, value), found in zip(told.named_buffers(), never.buffers(), strict=True):
+        assert found.equal(value), key
+    assert told.next_weights.ne(1).all()
+    assert told.optimizer_steps == 4
+    assert measured == [t < (4 if finite else 5) for t in range(7)]
+    assert all(always)
 
 
 def test_initial_losses_are_each_tasks_first():

@@ -92,8 +92,8 @@ def test_weights_before_any_valid_loss():
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_the_state_is_the_last_step_alone(cls):
-    assert set(cls(["a", "b"]).state_dict()) == {"weights", "latest_losses", "_extra_state"}
+def test_the_state_is_the_last_weights_alone(cls):
+    assert set(cls(["a", "b"]).state_dict()) == {"last_weights", "_extra_state"}
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])

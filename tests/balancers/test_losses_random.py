@@ -1,6 +1,6 @@
 """RLW and ReLoBRaLo, against their formulas with the same random numbers; RLW also against TorchJD.
 
-Differences from TorchJD: RLW draws from a generator of its own, once per training step.
+Differences from TorchJD: RLW draws random numbers of its own, once per training step.
 """
 
 import math
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from balancers import Draws
 from balancers.random_loss import RandomLossWeighting
 from balancers.relobralo import ReLoBRaLo
 
@@ -19,6 +20,11 @@ def sequence(num_tasks: int, seed: int, steps: int = 20) -> torch.Tensor:
     return scales * torch.exp(0.5 * torch.randn(steps, num_tasks, dtype=torch.float64, generator=generator))
 
 
+def draws(seed: int, update: int) -> Draws:
+    """Return the random numbers of a balancer's update, counted from 0, in float64."""
+    return Draws(seed, update, torch.zeros((), dtype=torch.float64))
+
+
 def run(balancer, losses: torch.Tensor) -> torch.Tensor:
     weights = []
     for row in losses:
@@ -27,16 +33,23 @@ def run(balancer, losses: torch.Tensor) -> torch.Tensor:
     return torch.stack(weights)
 
 
-def test_rlw_like_torchjd():
+def test_rlw_like_torchjd(monkeypatch: pytest.MonkeyPatch):
+    """Each update's numbers give the next step's weights."""
     scalarization = pytest.importorskip("torchjd.scalarization")
     for seed in range(200):
         losses = sequence(1 + seed % 5, seed, steps=4)
         found = run(RandomLossWeighting(losses.shape[1], seed=seed), losses)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for row, weights in zip(losses, found, strict=True):
+        for update, (row, weights) in enumerate(zip(losses[1:], found[1:], strict=True)):
+            drawn = draws(seed, update).normal(len(row))
+            with monkeypatch.context() as patch:
+                patch.setattr(torch, "randn", lambda *_, drawn=drawn, **__: drawn)
                 [expected] = torch.autograd.grad(scalarization.Random()(leaf := row.clone().requires_grad_()), leaf)
-                torch.testing.assert_close(weights, expected, rtol=1e-4, atol=0)
+            torch.testing.assert_close(weights, expected, rtol=1e-4, atol=0)
+
+
+def test_rlw_draws_new_weights_for_each_step():
+    weights = run(RandomLossWeighting(3, seed=1), torch.ones(50, 3, dtype=torch.float64))
+    assert len(weights.unique(dim=0)) == 50
 
 
 def test_rlw_is_a_softmax_of_standard_normals():
@@ -78,8 +91,7 @@ def test_relobralo_is_its_formula():
     for seed in range(50):
         losses = sequence(2 + seed % 4, seed)
         alpha, temperature, rho = [0.999, 0.7][seed % 2], [0.1, 1.0, 5.0][seed % 3], [0.0, 0.5, 0.9, 1.0][seed % 4]
-        generator = torch.Generator().manual_seed(seed)
-        drawn = [torch.rand((), dtype=torch.float64, generator=generator).item() < rho for _ in losses]
+        drawn = [draws(seed, update).uniform().item() < rho for update in range(len(losses))]
         balancer = ReLoBRaLo(losses.shape[1], alpha=alpha, temperature=temperature, rho=rho, seed=seed)
         expected = relobralo(losses.numpy(), alpha, temperature, np.array([1, *drawn], dtype=float))
         np.testing.assert_allclose(run(balancer, losses).numpy(), expected, rtol=1e-9)

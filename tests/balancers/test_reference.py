@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from balancers import GradNorm
+from balancers import GradNorm, Read, Result, State
 
 from .nets import build
 from .reference import STEPS, Case, balancer_run, compare, reference_run
@@ -88,38 +88,36 @@ def test_cases_are_not_trivial(steps: int):
 
 
 class FlippedExponent(GradNorm):
-    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
+    def update(self, read: Read, state: State) -> Result:
         self.alpha = -abs(self.alpha)
-        return super().adapt(losses, gradient_norms, given)
+        return super().update(read, state)
 
 
 class ForgetfulOptimizer(GradNorm):
     """Resets its optimiser at every step."""
 
-    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
-        for state in self.optimizer.buffers():
-            state.zero_()
-        return super().adapt(losses, gradient_norms, given)
+    def update(self, read: Read, state: State) -> Result:
+        forgotten = {key: torch.zeros_like(state[key]) for key in ("optimizer_steps", "moments_1", "moments_2")}
+        return super().update(read, {**state, **forgotten})
 
 
 class PollutedGradients(GradNorm):
     """Differentiates its objective by ``backward``, as public code does, which adds to the network's gradients."""
 
-    def _measure(self, this, losses):
-        with torch.enable_grad():
-            weighted = [w * loss for w, loss in zip(self.weights, losses, strict=True)]
-            gradients = [torch.autograd.grad(loss, self._wrt, create_graph=True) for loss in weighted]
-            norms = torch.stack([torch.cat([g.flatten() for g in each]).norm() for each in gradients])
-            (norms - norms.mean().detach()).abs().sum().backward(retain_graph=True)
-        super()._measure(this, losses)
+    def forward(self, losses):
+        weighted = [w * loss for w, loss in zip(self.next_weights, losses, strict=True)]
+        gradients = [torch.autograd.grad(loss, self.measured_parameters(), create_graph=True) for loss in weighted]
+        norms = torch.stack([torch.cat([g.flatten() for g in each]).norm() for each in gradients])
+        (norms - norms.mean().detach()).abs().sum().backward(retain_graph=True)
+        return super().forward(losses)
 
 
 class LateWeights(GradNorm):
     """Weighs with the weights before the last update."""
 
-    def weigh(self, losses: Tensor) -> Tensor:
-        late = getattr(self, "late", self.next_weights).clone()
-        self.late = self.next_weights.clone()
+    def weigh(self, state: State) -> Tensor:
+        late = getattr(self, "late", state["next_weights"]).clone()
+        self.late = state["next_weights"].clone()
         return late
 
 

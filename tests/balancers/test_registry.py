@@ -14,6 +14,9 @@ from balancers import (
     GradientBalancer,
     GradNorm,
     LossBalancer,
+    Read,
+    Result,
+    State,
     StaticWeighting,
     UncertaintyWeighting,
     create,
@@ -52,17 +55,14 @@ class InverseNorm(GradientBalancer):
 
     def __init__(self, fork, wrt=None, **options) -> None:
         super().__init__(fork, wrt, **options)
-        self.register_buffer("next_weights", torch.ones(self.num_tasks))
+        self.declare("next_weights", 1.0)
 
-    def weigh(self, losses: Tensor) -> Tensor:
-        return self.next_weights.clone()
+    def weigh(self, state: State) -> Tensor:
+        return state["next_weights"]
 
-    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
-        inverse = 1 / gradient_norms
-        new = inverse * (self.num_tasks / inverse.sum())
-        valid = new.isfinite().all()
-        self.next_weights.copy_(torch.where(valid, new, self.next_weights))
-        return valid
+    def update(self, read: Read) -> Result:
+        inverse = 1 / read.norms
+        return Result(state={"next_weights": inverse * (self.num_tasks / inverse.sum())})
 
 
 class LossShare(GradientBalancer):
@@ -74,9 +74,8 @@ class LossShare(GradientBalancer):
     def weigh(self, losses: Tensor) -> Tensor:
         return self.num_tasks * losses / losses.sum()
 
-    def adapt(self, losses: Tensor, gradient_norms: Tensor, given: Tensor | None) -> Tensor:
-        self.statistics["norms"] = gradient_norms
-        return gradient_norms.isfinite().all()
+    def update(self, read: Read) -> Result:
+        return Result(statistics={"norms": read.norms})
 
 
 OURS = {

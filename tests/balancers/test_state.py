@@ -92,12 +92,7 @@ def test_a_new_process_goes_on_bit_for_bit(name: str, runs: dict) -> None:
     assert_bit_equal(resumed["weights"], whole["weights"])
     assert_bit_equal(resumed["state"]["net"], whole["state"]["net"])
     assert_bit_equal(resumed["state"]["optimizer"]["state"], whole["state"]["optimizer"]["state"])
-    assert resumed["state"]["balancer"].keys() == whole["state"]["balancer"].keys()
-    for key, value in whole["state"]["balancer"].items():
-        if isinstance(value, torch.Tensor):
-            assert_bit_equal(resumed["state"]["balancer"][key], value)
-        else:
-            assert resumed["state"]["balancer"][key] == value
+    assert_bit_equal(resumed["state"]["balancer"], whole["state"]["balancer"])
     moves = CASES[name]["method"] in ("gradnorm", "uncertainty") and name not in (
         "gradnorm-frozen-already",
         "gradnorm-freezes-there",
@@ -124,6 +119,37 @@ def test_a_frozen_state_freezes_and_another_thaws() -> None:
     assert not torch.equal(weights[0], weights[-1])
 
 
+PLACES = [{"update_every": 3}, {"freeze_after": 1}, {"accumulate": 2}]
+"""Options under which the next step depends on how many there were."""
+
+
+@pytest.mark.parametrize("options", PLACES, ids=str)
+@pytest.mark.parametrize(("saved_at", "loaded_at"), [(2, 1), (1, 2), (0, 3)])
+def test_a_balancer_that_was_used_goes_on_from_a_state(options: dict[str, int], saved_at: int, loaded_at: int) -> None:
+    """It is at the place in its cycle at which the state was saved; a window that was begun begins anew."""
+    saved, used, fresh = (Training.make("gradnorm", **options) for _ in range(3))
+    saved.run(make_batches(saved_at))
+    used.run(make_batches(loaded_at))
+    for training in (used, fresh):
+        training.load_state_dict(copy.deepcopy(saved.state_dict()))
+    batches = make_batches(6)
+    assert_bit_equal(used.run(batches), fresh.run(batches))
+    assert_bit_equal(state_of(used.balancer), state_of(fresh.balancer))
+
+
+@pytest.mark.parametrize("options", PLACES, ids=str)
+@pytest.mark.parametrize("reset_at", [1, 2, 3])
+def test_a_reset_balancer_begins_anew(options: dict[str, int], reset_at: int) -> None:
+    used, fresh = (Training.make("gradnorm", **options) for _ in range(2))
+    used.run(make_batches(reset_at))
+    used.balancer.reset_parameters()
+    fresh.net.load_state_dict(used.net.state_dict())
+    fresh.optimizer.load_state_dict(copy.deepcopy(used.optimizer.state_dict()))
+    batches = make_batches(6)
+    assert_bit_equal(used.run(batches), fresh.run(batches))
+    assert_bit_equal(state_of(used.balancer), state_of(fresh.balancer))
+
+
 @pytest.mark.parametrize("method", ["gradnorm", "uncertainty", "static", "equal"])
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_fresh_balancer_takes_the_precision_of_the_state(method: str, assign: bool) -> None:
@@ -133,7 +159,7 @@ def test_a_fresh_balancer_takes_the_precision_of_the_state(method: str, assign: 
             parent = nn.ModuleDict({"balancer": balancer})
             parent.load_state_dict({f"balancer.{key}": value for key, value in state.items()}, assign=assign)
             assert_bit_equal(state_of(balancer), {k: state[k] for k in state_of(balancer)})
-            assert_bit_equal(balancer.weights, state["weights"])
+            assert_bit_equal(balancer.weights, state["last_weights"])
 
 
 def test_static_weights_are_state() -> None:
@@ -231,7 +257,8 @@ def test_nothing_of_a_balancer_is_a_parameter_and_nothing_of_the_model_is_in_its
     for training in (advanced(wrt=wrt) for wrt in WRT):
         assert list(training.balancer.parameters()) == []
         sizes = {key: value.numel() for key, value in state_of(training.balancer).items()}
-        assert set(sizes.values()) <= {1, len(SCALES)}
+        assert sizes.pop("_extra_state") == EqualWeighting(len(SCALES)).state_dict()["_extra_state"].numel()
+        assert set(sizes.values()) <= {1, len(SCALES), 2 * len(SCALES)}
     assert list(UncertaintyWeighting(2).parameters()) == []
 
 

@@ -1,6 +1,8 @@
 """Test ``lossbench cost`` on a user's own file."""
 
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ from matplotlib.image import imread
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from balancers import Fork
+from balancers import Fork, ForkError, GradNorm
 from bench.cli import app
-from bench.cost import cost_figures, cost_terminal, own_model
+from bench.cost import cost_figures, cost_terminal, fork_advice, own_model
 from bench.cost.gradient_agreement import Gradients, follow, gramian
 from bench.cost.subject import Subject, SubjectError
 from bench.style import figure_style
@@ -52,6 +54,26 @@ def make_step(fork=2, swap=False, wrt=True):
 
 def without_fork():
     return make_step(fork=None, wrt=False)
+
+
+def one_head(called=2, wrt=False):
+    trunk, head = nn.Linear(3, WIDTH), nn.Sequential(nn.ReLU(), nn.Linear(WIDTH, 1))
+    net, x, y = nn.ModuleDict({"trunk": trunk, "head": head}), torch.randn(16, 3), torch.randn(16, 1)
+
+    def losses():
+        z = trunk(x)
+        outs = [head(z)] * 2 if called == 1 else [head(z), head(z)]
+        return {"square": mse_loss(outs[0], y), "absolute": (outs[1] - y).abs().mean()}
+
+    return (net, losses, net.parameters()) if wrt else (net, losses)
+
+
+def one_head_called_once():
+    return one_head(called=1)
+
+
+def one_head_with_wrt():
+    return one_head(wrt=True)
 
 
 def swapped():
@@ -139,6 +161,65 @@ def test_without_a_fork_it_says_how_to_add_one(mine: Path, tmp_path: Path) -> No
     assert "self.fork = balancers.Fork(num_tasks=T)" in " ".join(output.split())
     assert "return the last shared layer as a third entry" in " ".join(output.split())
     assert "with respect to all shared parameters" in output
+
+
+@pytest.mark.parametrize(
+    ("function", "why", "to_add"),
+    [
+        ("one_head", "such as one head for several tasks or a forward pass for each, so a fork would be refused", True),
+        ("one_head_called_once", "All losses come out of one head, and a fork before it would be refused", True),
+        ("one_head_with_wrt", "such as one head for several tasks", False),
+    ],
+)
+def test_where_losses_share_a_head_it_advises_no_fork(
+    mine: Path, tmp_path: Path, function: str, why: str, to_add: bool
+) -> None:
+    code, output = cost(f"{mine}:{function}", "--out", str(tmp_path))
+    output = " ".join(output.split())
+    assert code == 0, output
+    assert why in output
+    assert "What fits is fork=None, with the shared parameters as wrt: GradNorm(None, wrt=[...], tasks=2)" in output
+    assert "trunk.weight, trunk.bias, head.1.weight, head.1.bias" in output
+    assert "To add a fork" not in output
+    assert "last shared layer as a third entry" not in output
+    assert ("To time it, return them as a third entry" in output) == to_add
+    measured = pd.read_csv(tmp_path / "cost.csv")["method"].tolist()
+    assert measured == ["equal", "equal, again", "uncertainty"] + ["gradnorm, no fork"] * (not to_add)
+
+
+def separate_heads(z: Sequence[Tensor], heads: nn.ModuleList) -> list[Tensor]:
+    return [head(alias).square().mean() for head, alias in zip(heads, z, strict=True)]
+
+
+def two_tasks_of_one_head(z: Sequence[Tensor], heads: nn.ModuleList) -> list[Tensor]:
+    return [heads[0](z[0]).mean(), heads[1](z[1]).mean(), heads[1](z[2]).square().mean()]
+
+
+def a_task_without_a_head(z: Sequence[Tensor], heads: nn.ModuleList) -> list[Tensor]:
+    return [heads[0](z[0]).mean(), heads[1](z[1]).mean(), z[2].abs().mean()]
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    ("compute", "fits"), [(separate_heads, True), (two_tasks_of_one_head, False), (a_task_without_a_head, True)]
+)
+def test_a_fork_is_advised_where_a_balancer_accepts_one(
+    compute: Callable[[Sequence[Tensor], nn.ModuleList], list[Tensor]], fits: bool, stacked: bool
+) -> None:
+    trunk, heads = nn.Linear(3, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+    model, x = nn.ModuleDict({"trunk": trunk, "heads": heads}), torch.randn(8, 3)
+    losses = compute([trunk(x)] * 3, heads)
+    found = fork_advice.advice(model, torch.stack(losses) if stacked else losses, wrt_is_given=False)
+    assert (found is None) == fits
+    if found is not None:
+        assert "trunk.weight, trunk.bias" in found
+        assert "heads" not in found  # no head is shared by all
+
+    fork = Fork(3)
+    balancer = GradNorm(fork)
+    losses = compute(fork(trunk(x)), heads)
+    with nullcontext() if fits else pytest.raises(ForkError, match="share a parameter"):
+        balancer(losses)
 
 
 @pytest.mark.parametrize(

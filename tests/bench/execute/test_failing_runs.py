@@ -37,12 +37,12 @@ class KilledOnce(EqualWeighting):
     name = "killed-once"
     summary = "Its process is killed the first time."
 
-    def weigh(self, losses):
+    def weigh(self, state):
         mark = Path({mark!r})
         if not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().weigh(losses)
+        return super().weigh(state)
 """
 
 

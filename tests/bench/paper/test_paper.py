@@ -34,7 +34,7 @@ from bench.paper.experiments import Bench, Effort, Lab, average_weights, finals
 from bench.paper.experiments import bench as make_bench
 from bench.run import plugins, result_file
 from bench.run.spec import Method, RunSpec
-from bench.run.training import Evaluation, Result
+from bench.run.training import Evaluation, RunResult
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -168,9 +168,9 @@ def test_weights_that_grow_are_told_from_weights_that_stay() -> None:
     assert still.verdict == "does not hold"
 
 
-def _ended(on: Bench, scores: list[float], weights: np.ndarray) -> Result:
+def _ended(on: Bench, scores: list[float], weights: np.ndarray) -> RunResult:
     curves = [Evaluation(step, {on.problem.primary: score}) for step, score in enumerate(scores)]
-    return Result(tasks=on.problem.tasks, curves=curves, weights=weights, losses=np.ones_like(weights))
+    return RunResult(tasks=on.problem.tasks, curves=curves, weights=weights, losses=np.ones_like(weights))
 
 
 # The runs that an experiment asks for.
@@ -213,7 +213,7 @@ def test_the_rate_is_the_best_on_validation_and_a_grid_grows_once(lab: Lab, smal
     asked: list[RunSpec] = []
     results = lab.results
 
-    def listen(stage: str, specs: list[RunSpec]) -> list[Result]:
+    def listen(stage: str, specs: list[RunSpec]) -> list[RunResult]:
         asked.extend(specs)
         return results(stage, specs)
 
@@ -243,8 +243,8 @@ def test_failed_runs_count_with_the_constant_or_the_worst(lab: Lab, small: Bench
 
 def test_the_average_weights_of_a_run() -> None:
     weights = np.array([[1.0, 1.0], [1.5, 0.5]])
-    assert average_weights(Result(tasks=("a", "b"), weights=weights)) == [1.25, 0.75]
-    assert average_weights(Result(tasks=("a", "b"))) == [1, 1]
+    assert average_weights(RunResult(tasks=("a", "b"), weights=weights)) == [1.25, 0.75]
+    assert average_weights(RunResult(tasks=("a", "b"))) == [1, 1]
 
 
 def test_random_weights_sum_to_the_number_of_tasks_and_reach_the_corners() -> None:

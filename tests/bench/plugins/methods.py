@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from balancers import EqualWeighting, LossBalancer, register
+from balancers import EqualWeighting, LossBalancer, Losses, register
 
 
 @register
@@ -24,10 +24,10 @@ class Noisy(LossBalancer):
 
     def __init__(self, tasks: int | tuple[str, ...]) -> None:
         super().__init__(tasks)
-        self.drawn: list[float] = []
+        self.numbers: list[float] = []
 
     def weigh(self, losses: Tensor) -> Tensor:
-        self.drawn.append(float(torch.rand(())))
+        self.numbers.append(float(torch.rand(())))
         return torch.ones_like(losses)
 
 
@@ -57,18 +57,17 @@ class Worsening(LossBalancer):
 
 
 @register
-class Diverging(LossBalancer):
+class Diverging(EqualWeighting):
     name = "diverging"
-    summary = "Weights that stop being numbers after some steps."
-    reads = "losses"
+    summary = "Returns a loss that stops being a number after some steps."
 
     def __init__(self, tasks: int | tuple[str, ...], after: int = 5) -> None:
         super().__init__(tasks)
         self.left = after
 
-    def weigh(self, losses: Tensor) -> Tensor:
+    def forward(self, losses: Losses) -> Tensor:
         self.left -= 1
-        return torch.ones_like(losses) * (float("nan") if self.left < 0 else 1.0)
+        return super().forward(losses) * (float("nan") if self.left < 0 else 1.0)
 
 
 @register

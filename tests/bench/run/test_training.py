@@ -13,7 +13,7 @@ import tasks
 from bench.run import build, training
 from bench.run.seeds import STREAMS, generator, stream_seed
 from bench.run.spec import Method, RunSpec
-from bench.run.training import Result
+from bench.run.training import RunResult
 from bench.suite import plan
 from bench.suite.suite_file import Suite
 from tasks import Metric
@@ -43,7 +43,7 @@ def evaluated() -> list[str]:
     return splits
 
 
-def same(one: Result, other: Result) -> bool:
+def same(one: RunResult, other: RunResult) -> bool:
     return (
         one.scores == other.scores
         and one.curves == other.curves

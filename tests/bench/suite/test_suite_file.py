@@ -12,6 +12,8 @@ from bench.suite.toml_table import SuiteError
 
 MakeSuite = Callable[..., Suite]
 
+SMALL = str(Path(__file__).parents[1] / "plugins" / "small.py")
+
 
 @pytest.mark.parametrize("name", suite_file.names())
 def test_the_suites_that_come_along_can_be_run(name: str) -> None:
@@ -66,6 +68,21 @@ def test_the_suites_that_come_along_can_be_run(name: str) -> None:
             "mine.toml: balancers[1].options.alpah: unknown key; did you mean 'alpha'?",
         ),
         (
+            {"balancers": [{"name": "gradnorm", "options": {"update_evry": 10}}]},
+            "mine.toml: balancers[0].options.update_evry: unknown key; did you mean 'update_every'? "
+            "Known: 'accumulate', 'alpha', 'check_finite', 'freeze_after', 'initial_losses', 'lr', 'optimizer', "
+            "'update_every'",
+        ),
+        (
+            {"balancers": [{"name": "uncertainty", "options": {"update_every": 10}}]},
+            "mine.toml: balancers[0].options.update_every: unknown key; "
+            "known: 'accumulate', 'check_finite', 'likelihoods', 'lr', 'optimizer'",
+        ),
+        (
+            {"balancers": [{"name": "gradnorm", "options": {"process_group": False}}]},
+            "mine.toml: balancers[0].options.process_group: unknown key",
+        ),
+        (
             {"balancers": [{"name": "gradnorm", "options": {"alpha": -1}}]},
             "mine.toml: balancers[0].options.alpha: alpha is -1",
         ),
@@ -102,6 +119,42 @@ def test_what_is_wrong_is_told_by_its_key(make_suite: MakeSuite, parts: dict[str
     with pytest.raises(SuiteError) as refusal:
         make_suite(**parts)
     assert str(refusal.value).startswith(message)
+
+
+def test_options_that_all_methods_share_are_accepted(make_suite: MakeSuite) -> None:
+    options = {"accumulate": 2, "update_every": 5, "alpha": 0.5}
+    entry = make_suite(balancers=[{"name": "gradnorm", "options": options}]).balancers[0]
+    assert entry.method("small", 0.1).options == options
+
+
+THEIRS = """
+from torch import Tensor
+
+from balancers import LossBalancer, option, register
+
+
+@register
+class Theirs(LossBalancer):
+    name = "theirs"
+    summary = "A method that declares an option."
+    rate: float = option(1.0, above=0)
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        return self.rate / losses
+"""
+
+
+def test_the_options_that_a_plugin_declares_are_known(make_suite: MakeSuite, tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(THEIRS)
+
+    def load(**options: float) -> Suite:
+        return make_suite(plugins=[SMALL, "theirs.py"], balancers=[{"name": "theirs", "options": options}])
+
+    assert load(rate=2.0)
+    with pytest.raises(SuiteError, match=r"options\.rat: unknown key; did you mean 'rate'\? Known: 'accumulate'"):
+        load(rat=2.0)
+    with pytest.raises(SuiteError, match=r"options\.rate: rate is -1"):
+        load(rate=-1)
 
 
 def test_a_grid_needs_tuning_seeds(tmp_path: Path, suite_text: Callable[..., str]) -> None:

@@ -1,0 +1,68 @@
+"""Warn of losses that a method is not made for, which would stop it or drive it astray in silence."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .host_flag import Later, is_capturing
+
+if TYPE_CHECKING:
+    from .base import LossBalancer
+
+FIRST, EVERY = 8, 7
+"""The first updates are all looked at, and then each that this number divides."""
+STAYS = 3
+"""Number of looks in a row in which a loss must be out of the domain."""
+
+
+class LossWarnings:
+    """Looks at the losses of a balancer's updates, and warns once of each kind of trouble."""
+
+    def __init__(self) -> None:
+        self._updates = self._alone = 0
+        self._looked: Later | None = None
+        self._bad: dict[int, int] = {}
+        """For each task the number of looks in a row in which its loss was out of the domain."""
+        self._warned = False
+
+    def look(self, balancer: "LossBalancer", losses: Tensor, index: Tensor | None) -> None:
+        """Look at an update's ``losses``, ``(T',)``, those of the tasks at ``index``; None: of all tasks."""
+        self._alone = self._alone + 1 if index is not None and len(index) == 1 else 0
+        if balancer.reads == "norms" and self._alone == 2 * balancer.num_tasks:
+            warnings.warn(
+                f"{balancer.name} compares tasks, but each of its last {self._alone} updates saw one task alone: give "
+                f"accumulate={balancer.num_tasks}, so that an update sees the tasks of that many backward passes",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if self._warned or not balancer.loss_domain or is_capturing(losses):
+            return
+        self._updates += 1
+        if self._looked is None and (self._updates <= FIRST or self._updates % EVERY == 0 or any(self._bad.values())):
+            bad = (losses <= 0 if balancer.needs_positive_losses else losses < 0).to(torch.int8)
+            if index is not None:
+                absent = torch.full((balancer.num_tasks,), -1, dtype=bad.dtype, device=bad.device)
+                bad = absent.index_copy(0, index, bad)
+            self._looked = Later(bad)
+        # The host learns of such losses when it need not wait: at a later update, on a GPU.
+        if self._looked is not None and self._looked.is_known():
+            for task, state in enumerate(self._looked.values()):
+                if state >= 0:  # below zero for a task that was left out
+                    self._bad[task] = self._bad.get(task, 0) + 1 if state else 0
+            self._looked = None
+            if tasks := [task for task, looks in self._bad.items() if looks >= STAYS]:
+                self._warned = True
+                warnings.warn(_message(balancer, tasks), RuntimeWarning, stacklevel=2)
+
+
+def _message(balancer: "LossBalancer", tasks: list[int]) -> str:
+    named = ", ".join(balancer.label(i) for i in tasks)
+    what = "zero or below" if balancer.needs_positive_losses else "below zero"
+    effect = "no weight changes" if balancer.checks_losses else "the weight may grow without bound"
+    return (
+        f"{balancer.name} is made for {balancer.loss_domain} losses, but that of {named} is {what}: in such steps "
+        f"{effect}. Methods that take any loss are equal, static and random, and those that read "
+        f"gradients alone, such as mgda and upgrad; or add to the loss a lower bound of its values"
+    )

@@ -1,0 +1,53 @@
+"""What a method is given, and what it returns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NOTHING = torch.empty(0, device="cpu")
+"""Stands for what was not read."""
+State = Mapping[str, Tensor]
+"""A method's state and constants by name. Rows of per-task state are those of the tasks that take part."""
+
+
+@dataclass
+class Read:
+    """What a window of backward passes showed, T' being the number of tasks that took part."""
+
+    losses: Tensor
+    """``(T',)``: each task's mean loss."""
+    weights: Tensor
+    """``(T',)``: what the losses were multiplied by."""
+    rest: Tensor | float = 0.0
+    """The sum of the weights of the tasks that took no part, which keep them."""
+    present: Tensor | None = None
+    """``(T,)``, bool: the tasks that took part, for methods with ``sees_all_tasks``; None if all did."""
+    norms: Tensor = NOTHING
+    """``(T',)``: the norm of each loss's gradient; of the mean gradient where several passes or ranks make a step."""
+    gramian: Tensor = NOTHING
+    """``(T', T')``: the inner products of the gradients of the losses, multiplied by ``weights``."""
+    gradients: Sequence[Tensor] = ()
+    """Of each tensor of features or parameters, the gradients of the losses, multiplied by ``weights``,
+    ``(T', ...)``."""
+    tracked: Tensor = NOTHING
+    """The sum over all parameters of the second value that ``track`` returned."""
+    losses_before: Tensor = NOTHING
+    """``(T',)``: of a method that looks at the losses after the optimiser's step, those before it."""
+
+
+class Result(NamedTuple):
+    """What a method makes of a reading. It counts only if all of it is finite."""
+
+    weights: Tensor | None = None
+    """``(T',)``: what each of these gradients is multiplied by in this step, of methods that read the Gramian or the
+    gradients."""
+    state: State = {}
+    """The new values of the state that changes, with the shapes of the old."""
+    directions: Sequence[Tensor] | None = None
+    """What replaces the gradients' weighted sum, one for each tensor in ``Read.gradients``, without the first
+    dimension."""
+    statistics: State = {}
+    """What else is worth logging."""

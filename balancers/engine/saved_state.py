@@ -1,0 +1,342 @@
+"""A balancer's state: named tensors with initial values, written in place, and saved as tensors alone.
+
+Besides the declared tensors, the saved state has one float32 vector for what the host knows: the counters, the seed and
+the tasks' names, one number for each byte of a name. Numbers like these survive a moving average over checkpoints.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .declared import Declared, Initial, Option
+from .loss_input import LossReader
+from .readings import State
+
+BYTES_PER_TASK = 32
+"""Room for each task's name in the saved state, on average; longer names are not saved."""
+DIGIT = 2**16
+"""Whole numbers are saved as digits of this base, which float32 holds exactly."""
+SEED_DIGITS, COUNTER_DIGITS, CHECKSUM_DIGITS = 4, 3, 2
+
+
+class DeclaredState(nn.Module):
+    """A module whose class declares options and buffers, so that these can be set anew, and written at once.
+
+    Args:
+        reader: knows the tasks.
+        options: values of declared options, by name.
+
+    Raises:
+        TypeError: an option of this name is not declared.
+        ValueError: an option's value is not within its limits.
+    """
+
+    seed: int = 0
+    """The seed of a method that draws random numbers."""
+    drawn = 0
+    """The number of updates that drew random numbers."""
+    turn = 0
+    """The number of windows since the last one that was measured, for ``update_every``."""
+    last_weights: Tensor
+    _own: ClassVar[dict[str, Option | Declared]] = {}
+    _options: ClassVar[dict[str, Option]] = {}
+    _states: ClassVar[dict[str, Declared]] = {}
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Take the declarations out of the class, and give its constructor the options as arguments."""
+        super().__init_subclass__(**options)
+        cls._own = {name: value for name, value in vars(cls).items() if isinstance(value, Option | Declared)}
+        for name in cls._own:
+            delattr(cls, name)  # an attribute of the class would hide the buffer
+        declared, seen = dict[str, Option | Declared](), set[str]()
+        for base in cls.__mro__:
+            own = vars(base).get("_own", {})
+            declared |= {name: value for name, value in own.items() if name not in seen}
+            seen |= own.keys() | vars(base).keys()
+        cls._states = {name: value for name, value in declared.items() if isinstance(value, Declared)}
+        given = {name: value.option for name, value in cls._states.items() if value.option is not None}
+        cls._options = {name: value for name, value in declared.items() if isinstance(value, Option)} | given
+
+    def __init__(self, reader: LossReader, options: Mapping[str, object]) -> None:
+        super().__init__()
+        self._reader = reader
+        self._declared: dict[str, Declared] = {}
+        self._task_dims: dict[str, tuple[int, ...]] = {}
+        """The dimensions of each tensor of state that are the tasks; of tracked state it is the first."""
+        self._constants: dict[str, list[float]] = {}
+        self._made: dict[str, Tensor] = {}
+        """The constants as tensors, and other tensors that never change, made on first use."""
+        self._loading: dict[str, Tensor] = {}
+        if unknown := [name for name in options if name not in self._options]:
+            known = ", ".join(self._options) or "none of its own"
+            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; its options are {known}")
+        initial = dict[str, Any]()
+        for name, declared in self._options.items():
+            default = declared.default(self) if callable(declared.default) else declared.default
+            value = declared.read(name, options.get(name, default), self)
+            if name in self._states:
+                initial[name] = value
+                continue
+            setattr(self, name, value)
+            if declared.per_task and not declared.one_of:
+                self.constant(name, value)
+        self.prepare()
+        for name, each in self._states.items():
+            given = initial.get(name)
+            self._register(name, each if given is None else each._replace(initial=given))
+        self.register_load_state_dict_pre_hook(_before_loading)
+        self.register_load_state_dict_post_hook(_after_loading)
+
+    @property
+    def num_tasks(self) -> int:
+        """T."""
+        return self._reader.num_tasks
+
+    @property
+    def tasks(self) -> tuple[str, ...] | None:
+        """The tasks' names, where they are known."""
+        return self._reader.names
+
+    def made_for(self) -> str:
+        """Return a clause for messages that names the tasks this balancer expects."""
+        return self._reader.made_for()
+
+    # What a method may do when it is made.
+
+    def prepare(self) -> None:
+        """Check options together, or declare constants that follow from them."""
+
+    def constant(self, name: str, values: Sequence[float]) -> None:
+        """Declare one number for each task that never changes. It is in ``state``, and is not saved."""
+        self._constants[name] = list(values)
+
+    def declare(self, name: str, initial: Initial = 0.0, shape: str | tuple[int, ...] = "T") -> None:
+        """Declare a tensor of state that depends on how the balancer is made: see `state`."""
+        self._register(name, Declared(initial, shape))
+
+    def _register(self, name: str, declared: Declared) -> None:
+        T, shape = self.num_tasks, declared.shape
+        sizes = shape if isinstance(shape, tuple) else (T,) * len(shape)
+        initial = declared.initial(self) if callable(declared.initial) else declared.initial
+        self._declared[name] = declared._replace(initial=initial)
+        tasks = tuple(place for place, dim in enumerate(shape) if dim == "T")
+        self._task_dims[name] = (0,) if isinstance(shape, tuple) else tasks
+        dtype = torch.float32 if declared.float32 else torch.get_default_dtype()
+        self.register_buffer(name, torch.empty(sizes, dtype=dtype))
+        self._reset(name)
+
+    # What the engine does with it.
+
+    def state(self, index: Tensor | None = None) -> State:
+        """Return the state and the constants, with the rows of the tasks at ``index``, ``(T',)``; None: of all."""
+        return _StateOf(self, index)
+
+    def entry(self, name: str, index: Tensor | None = None) -> Tensor:
+        """Return one tensor of the state, or a constant, with the rows of the tasks at ``index``.
+
+        Raises:
+            KeyError: no state was declared under this name.
+        """
+        declared = self._declared.get(name)
+        value: Tensor = self._constant(name) if declared is None else getattr(self, name)
+        if index is not None:
+            for dim in self._task_dims.get(name, (0,)):
+                value = value.index_select(dim, index)
+        return value
+
+    def commit(self, new: State, index: Tensor | None, valid: Tensor) -> None:
+        """Write new state in place where ``valid``, a bool scalar, is true; of the tasks at ``index``, or of all."""
+        for name, value in new.items():
+            old: Tensor = getattr(self, name)
+            dims = self._task_dims[name]
+            if index is not None and dims:
+                value = value.to(old.dtype)
+                if len(dims) == 2:
+                    value = old.index_put((index.unsqueeze(-1), index), value)
+                else:
+                    value = old.index_copy(dims[0], index, value)
+            if value.dtype == old.dtype and value.shape == old.shape:
+                torch.where(valid, value, old, out=old)
+            else:
+                old.copy_(torch.where(valid, value.view(old.shape), old))
+
+    @property
+    def ones(self) -> Tensor:
+        """``(T,)``: ones."""
+        return self._make("ones", lambda like: torch.ones_like(like))
+
+    def identity(self, size: int) -> Tensor:
+        """Return the identity matrix ``(size, size)``."""
+        whole = self._make("identity", lambda like: torch.eye(len(like), dtype=like.dtype, device=like.device))
+        return whole if size == len(whole) else whole[:size, :size]
+
+    def mask(self, given: tuple[bool, ...] | None) -> Tensor:
+        """Return a bool tensor ``(T,)`` that says which tasks were given; None: all."""
+        mask = torch.zeros_like(self.last_weights, dtype=torch.bool)
+        index = self.index(given)
+        return mask.logical_not() if index is None else mask.index_fill(0, index, True)
+
+    def index(self, given: tuple[bool, ...] | None) -> Tensor | None:
+        """Return the indices of the tasks that were given, ``(T',)``; None if all were.
+
+        They are made by operators on the device, as a copy from the host could wait for it.
+        """
+        if given is None or all(given):
+            return None
+        runs, start = [], 0
+        for present, run in groupby(given):
+            length = len(list(run))
+            if present:
+                runs.append(torch.arange(start, start + length, device=self.last_weights.device))
+            start += length
+        return torch.cat(runs)
+
+    def fit(self, losses: Tensor) -> None:
+        """Move the state to the losses' device, and to their type where that is wider."""
+        now = self.last_weights
+        dtype = torch.promote_types(losses.dtype, now.dtype)
+        if losses.device != now.device or dtype != now.dtype:
+            self._move(losses.device, dtype)
+
+    def state_changed(self) -> None:
+        """Forget what the host knew of the state, when all of it was set from outside."""
+
+    def reset_parameters(self) -> None:
+        """Set all state to its initial values."""
+        self.drawn = self.turn = 0
+        self._made.clear()
+        for name in self._declared:
+            self._reset(name)
+        self.state_changed()
+
+    def _reset(self, name: str) -> None:
+        initial, buffer = self._declared[name].initial, self.get_buffer(name)
+        with torch.no_grad():
+            if isinstance(initial, int | float):
+                buffer.fill_(initial)
+            elif not callable(initial):
+                buffer.copy_(torch.tensor(initial, dtype=torch.float64, device="cpu"))
+
+    def _constant(self, name: str) -> Tensor:
+        values = self._constants[name]
+        return self._make(name, lambda like: torch.tensor(values, dtype=like.dtype, device="cpu").to(like.device))
+
+    def _make(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        like, made = self.last_weights, self._made.get(name)
+        if made is None or made.device != like.device or made.dtype != like.dtype:
+            made = self._made[name] = make(like)
+        return made
+
+    def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        for name, declared in self._declared.items():
+            wanted = torch.float32 if declared.float32 else dtype
+            old: Tensor = self.get_buffer(name)
+            if old.is_meta and device.type != "meta":  # it has no values, so it begins with the initial ones
+                setattr(self, name, torch.empty(old.shape, dtype=wanted, device=device))
+                self._reset(name)
+                continue
+            new = old.to(device, wanted)
+            if new.dtype.itemsize > old.dtype.itemsize:  # an initial value such as 1/3 loses no digits on its way
+                initial = torch.tensor(declared.initial, dtype=torch.float64, device="cpu").to(device)
+                new = torch.where(new == initial.to(old.dtype), initial.to(wanted), new)
+            setattr(self, name, new)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        self._made.clear()
+        super()._apply(keep_type, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": {}}
+
+    # Saving and loading.
+
+    def get_extra_state(self) -> Tensor:
+        """Return the counters, the seed and the tasks' names, as float32 numbers."""
+        room = BYTES_PER_TASK * self.num_tasks
+        names = b"" if self._reader.names is None else json.dumps(self._reader.names).encode()
+        if len(names) > room:
+            names = b""
+        numbers = [
+            *_digits(self.turn, COUNTER_DIGITS),
+            *_digits(self.drawn, COUNTER_DIGITS),
+            *_digits(self.seed, SEED_DIGITS),
+            *_digits(zlib.crc32(names), CHECKSUM_DIGITS),
+            *names.ljust(room, b"\0"),
+        ]
+        return torch.tensor(numbers, dtype=torch.float32, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not isinstance(state, Tensor):  # a placeholder of torch.distributed.checkpoint
+            return
+        turn, drawn, seed, names = _parse(state)
+        self.turn, self.drawn, self.seed = turn, drawn, seed
+        self._reader.names = self._reader.names or names
+
+
+class _StateOf(Mapping[str, Tensor]):
+    """A balancer's state and constants by name; what is not asked for is not looked up."""
+
+    def __init__(self, balancer: DeclaredState, index: Tensor | None) -> None:
+        self._balancer, self._index = balancer, index
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._balancer.entry(name, self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._balancer._declared, *self._balancer._constants))
+
+    def __len__(self) -> int:
+        return len(self._balancer._declared) + len(self._balancer._constants)
+
+
+def _digits(number: int, count: int) -> list[float]:
+    return [float(number // DIGIT**i % DIGIT) for i in range(count)]
+
+
+def _number(digits: Sequence[int]) -> int:
+    return sum(digit * DIGIT**i for i, digit in enumerate(digits))
+
+
+def _parse(state: Tensor) -> tuple[int, int, int, tuple[str, ...] | None]:
+    """Return the counters, the seed and the names; None for names that are not known, or were averaged with others."""
+    numbers = state.detach().cpu().double().round().long().tolist()
+    turn, rest = numbers[:COUNTER_DIGITS], numbers[COUNTER_DIGITS:]
+    drawn, rest = rest[:COUNTER_DIGITS], rest[COUNTER_DIGITS:]
+    seed, rest = rest[:SEED_DIGITS], rest[SEED_DIGITS:]
+    checksum, rest = _number(rest[:CHECKSUM_DIGITS]), rest[CHECKSUM_DIGITS:]
+    coded = bytes(byte for byte in rest if 0 < byte < 256)
+    names = tuple(json.loads(coded)) if coded and zlib.crc32(coded) == checksum else None
+    return _number(turn), _number(drawn), _number(seed), names
+
+
+def _before_loading(balancer: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse the state of other tasks; and load a float64 state as such, although a new balancer is float32."""
+    assert isinstance(balancer, DeclaredState)
+    saved = state.get(f"{prefix}_extra_state")
+    names = _parse(saved)[3] if isinstance(saved, Tensor) else None
+    reader = balancer._reader
+    if names is not None and (len(names) != reader.num_tasks if reader.names is None else names != reader.names):
+        raise ValueError(f"the state to load is of the tasks ({', '.join(names)}), but {reader.made_for()}")
+    weights = state.get(f"{prefix}last_weights")
+    if isinstance(weights, Tensor):
+        balancer._move(balancer.last_weights.device, weights.dtype)
+    balancer._loading = {name: balancer.get_buffer(name) for name in balancer._declared}
+
+
+def _after_loading(balancer: nn.Module, _: object) -> None:
+    assert isinstance(balancer, DeclaredState)
+    balancer.state_changed()
+    for name, before in balancer._loading.items():
+        if balancer.get_buffer(name) is not before:  # assigned: it is the caller's, who may load it once more
+            setattr(balancer, name, balancer.get_buffer(name).clone())
+    balancer._loading = {}

@@ -1,0 +1,432 @@
+"""One call of a balancer, and the first backward pass through the loss that it returned.
+
+A `Step` measures nothing but the losses. `NormsStep` measures each task's gradient on its way to the shared parameters,
+and `CombiningStep` decides what they are multiplied by before they go on. A fork shows a step the gradients of the
+features that went through it; without a fork, a step differentiates the losses itself.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from .fork_audit import ForkError, feature_gradients
+from .loss_input import Entries, roots
+from .measure import Measurement, dense, joint_norms
+from .torch_internals import after_this_pass, before_first_backward, current_pass, is_batched
+
+if TYPE_CHECKING:
+    from .base import LossBalancer
+    from .gradients import GradientBalancer
+
+_at_forks: "WeakSet[MeasuringStep]" = WeakSet()
+"""Steps to which a fork shows gradients, or did."""
+_measuring = 0
+"""Number of differentiations under way that are measurements, not training."""
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Tell other balancers' hooks that a differentiation is a measurement."""
+    global _measuring
+    _measuring += 1
+    try:
+        yield
+    finally:
+        _measuring -= 1
+
+
+class Call(NamedTuple):
+    """What a balancer was called with, and the weights it used."""
+
+    losses: Tensor
+    """``(T,)``, detached; zero where a task was left out."""
+    weights: Tensor
+    """``(T,)``: what the losses were multiplied by."""
+    given: tuple[bool, ...] | None
+    """For each task whether it was given; None if all were."""
+    valid: Tensor | None
+    """A bool scalar: whether the losses could be weighed; None if the weights don't depend on them."""
+
+
+class Step:
+    """One call of a balancer.
+
+    It holds no part of the autograd graph, whose nodes hold it.
+    """
+
+    combines = False
+    """Whether it returns what goes on into the trunk."""
+
+    def __init__(self, balancer: "LossBalancer", call: Call) -> None:
+        self.balancer = balancer
+        self.losses, self.weights, self.given, self.valid = call
+        self.ended = False
+        """Whether a backward pass has gone through without an exception."""
+        self.factors = call.weights
+        """``(T,)``: what each loss is multiplied by in the pass, its weight and the scale of the pass."""
+        self.gradients: list[Tensor] = []
+        """What was measured, in the form that `Window` sums."""
+        self.squared = self.adds_up = False
+        self.commit: Callable[[], None] | None = None
+        """Writes what a combining method decided in the pass, at the pass's end."""
+        self._pass = -1
+
+    def watch(self, node: Node, losses: Entries) -> None:
+        """Begin when a backward pass reaches ``node``, that of the losses as one tensor."""
+        node.register_prehook(partial(self._reached, losses))
+
+    def is_current(self) -> bool:
+        """Return whether the code runs in the pass that this step measures."""
+        return self._pass == current_pass() and not torch.is_grad_enabled()
+
+    def _reached(self, losses: Entries, factors: tuple[Tensor]) -> tuple[Tensor] | None:
+        """Begin the pass; ``factors`` is the gradient that the losses received, and the return value replaces it."""
+        if _measuring:
+            return self._measured_by_another()
+        if torch.is_grad_enabled() or is_batched(factors[0]):
+            return self._differentiated()
+        if self.ended:
+            return self._again(factors[0])
+        self._pass, self.factors = current_pass(), factors[0]
+        after_this_pass(self._end)
+        return self._begin(losses)
+
+    def _differentiated(self) -> tuple[Tensor] | None:
+        """Take in a pass that is differentiated (``create_graph=True``) or batched, and so is no step of training."""
+        return None
+
+    def _measured_by_another(self) -> tuple[Tensor] | None:
+        """Take in a pass of another balancer that measures the loss which this one returned."""
+        return None
+
+    def _again(self, factors: Tensor) -> tuple[Tensor] | None:
+        """Take in a further pass through the same loss, which updates nothing."""
+        return None
+
+    def _begin(self, losses: Entries) -> tuple[Tensor] | None:
+        return None
+
+    def _end(self) -> None:
+        self.ended = True
+        if self.commit is not None:
+            self.commit()
+            self.commit = None
+        self.balancer._finish(self)
+
+
+class MeasuringStep(Step):
+    """A step that differentiates."""
+
+    balancer: "GradientBalancer"
+
+    def __init__(self, balancer: "GradientBalancer", call: Call) -> None:
+        super().__init__(balancer, call)
+        self.wrt: tuple[nn.Parameter, ...] | None = balancer.measured_parameters()
+        fork = balancer.fork
+        self.features = 0 if fork is None else fork.reading.claim(self)
+        """Number of tensors that went through the fork since the last call."""
+
+    def _at_fork(self) -> None:
+        """Check that features went through the fork, which shows their gradients in this pass."""
+        if self.features == 0:
+            assert self.balancer.fork is not None
+            raise ForkError(self.balancer.fork.reading.why_nothing())
+        _at_forks.add(self)
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        """Take what a `Fork` shows: see `Observer`."""
+
+    def combined(self, z: Tensor) -> Tensor:
+        """Return what goes on from features ``z`` into the trunk, of a step that combines."""
+        raise NotImplementedError
+
+    def _measurement(self, adds_up: bool, overwrite: bool = True, expected: int = 0) -> Measurement:
+        idle = 0
+        if self.given is not None and self.balancer.is_sharded() and self.balancer._ranks.size > 1:
+            idle = self.given.count(False)
+        return Measurement(self.balancer.num_tasks, self.wrt, adds_up, self.weights.dtype, overwrite, expected, idle)
+
+    def _differentiate(self, losses: Entries, measurement: Measurement, factors: Tensor) -> None:
+        """Measure the gradients of the losses, multiplied by ``factors``, with respect to ``wrt``."""
+        assert self.wrt is not None
+        found = roots(losses)
+        edges = [root.edge for root in found if root is not None]
+        first, self.balancer.measured_before = not self.balancer.measured_before, True
+        with measuring(), before_first_backward(edges) if first else nullcontext():
+            measurement.differentiate(
+                [
+                    None if root is None else (root.edge, root.seed * factor)
+                    for root, factor in zip(found, factors, strict=True)
+                ]
+            )
+
+
+class NormsStep(MeasuringStep):
+    """A step that measures the norms of the tasks' gradients."""
+
+    def __init__(self, balancer: "GradientBalancer", call: Call) -> None:
+        super().__init__(balancer, call)
+        # A layer's gradients add up over all features that depend on it; norms of features go by squares.
+        self.adds_up = balancer.accumulate > 1 or balancer._ranks.size > 1
+        self.adds_up |= balancer.fork is not None and self.wrt is not None and self.features != 1
+        self.squared = self.adds_up and self.wrt is None
+        self._found: Measurement | None = None
+
+    def _begin(self, losses: Entries) -> None:
+        expected = 0 if self.features != 1 else self.balancer.num_tasks if self.given is None else sum(self.given)
+        self._found = self._measurement(self.adds_up, expected=expected)
+        if self.balancer.fork is None:
+            self._differentiate(losses, self._found, self.factors)
+        else:
+            self._at_fork()
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        assert self._found is not None
+        self._found.observe(z, task, gradients, spare)
+
+    def _end(self) -> None:
+        assert self._found is not None
+        found, self._found = self._found, None
+        columns = found.columns()
+        if not columns:
+            raise ForkError(nothing_measured(self.balancer, found.observed))
+        factors, dtype = self.factors.to(self.weights.dtype), self.weights.dtype
+        if self.adds_up and self.wrt is not None:
+            self.gradients = [(column.to(dtype).movedim(0, -1) / factors).movedim(-1, 0) for column in columns]
+        else:
+            norms = joint_norms(columns, dtype) / factors.abs()
+            self.gradients = [norms.square() if self.adds_up else norms]
+        super()._end()
+
+
+def nothing_measured(balancer: "GradientBalancer", observed: bool) -> str:
+    """Return why a backward pass showed no gradient; ``observed``: whether one came to the fork."""
+    if balancer.fork is not None and not observed:
+        return (
+            "the backward pass brought no gradient to the fork: the tasks' gradients were not measured. Call backward "
+            "on the loss that the balancer returned, for all parameters, and run the model that the balancer was made "
+            "for: a copied model has another fork. A head must not change its features in place"
+        )
+    return (
+        "no loss depends on the parameters that wrt names. Are they frozen, were they replaced after the balancer was "
+        "made (load_state_dict(assign=True), fully_shard, a copied model), or does a checkpoint with "
+        "use_reentrant=True hide them? Give the module itself as wrt, and make the balancer after the model"
+    )
+
+
+class CombiningStep(MeasuringStep):
+    """A step that decides what the gradients are multiplied by, from these gradients.
+
+    Args:
+        balancer, call: see `Step`.
+        measures: whether they are measured; false between the steps of ``update_every``.
+    """
+
+    combines = True
+
+    def __init__(self, balancer: "GradientBalancer", call: Call, measures: bool) -> None:
+        super().__init__(balancer, call)
+        self._measures = measures
+        self._rows = _Rows(balancer.num_tasks)
+        self._shares: Tensor | None = None
+        """``(T,)``: what this step's gradients, which have the weights already, are multiplied by."""
+
+    def _differentiated(self) -> tuple[Tensor] | None:
+        raise RuntimeError(
+            f"{type(self.balancer).__name__} combines the tasks' gradients on their way, which can't be "
+            f"differentiated or batched: call backward without create_graph=True or is_grads_batched=True"
+        )
+
+    def _measured_by_another(self) -> tuple[Tensor] | None:
+        raise RuntimeError(
+            f"another balancer measures the loss that {type(self.balancer).__name__} returned, which has no gradient "
+            f"of its own: it combines gradients. Put the method that combines outermost"
+        )
+
+    def _again(self, factors: Tensor) -> tuple[Tensor] | None:
+        if self.balancer.replaces_gradients:
+            raise RuntimeError(
+                f"a second backward pass through a loss that {type(self.balancer).__name__} returned: it replaces "
+                f"gradients by directions, and has none for this pass"
+            )
+        self._pass, self.factors = current_pass(), factors
+        if self.balancer.fork is None:
+            assert self._shares is not None
+            return (factors * self._shares.to(factors.dtype),)
+        self._rows = _Rows(self.balancer.num_tasks)
+        return None
+
+    def _begin(self, losses: Entries) -> tuple[Tensor] | None:
+        self._rows, self._shares = _Rows(self.balancer.num_tasks), None
+        if self.balancer.fork is not None:
+            self._at_fork()
+            return None
+        if self.balancer.replaces_gradients and any(step.is_current() for step in _at_forks):
+            self._measured_by_another()
+        corrections = None
+        if self._measures:
+            measurement = self._measurement(adds_up=True)
+            self._differentiate(losses, measurement, self.factors)
+            columns = measurement.columns()
+            if not columns:
+                raise ForkError(nothing_measured(self.balancer, observed=False))
+            self._shares, corrections = self.balancer.decide(self, columns)
+        else:
+            self._shares = self.balancer.last_shares(self)
+        if corrections is None:
+            return (self.factors * self._shares.to(self.factors.dtype),)
+        assert self.wrt is not None
+        for hook in self.balancer.hooks:  # left by a pass that an exception ended
+            hook.remove()
+        self.balancer.hooks = [
+            parameter.register_hook(partial(self._corrected, correction))
+            for parameter, correction in zip(self.wrt, corrections, strict=True)
+        ]
+        return None
+
+    def _corrected(self, correction: Tensor, gradient: Tensor) -> Tensor | None:
+        """Add to a parameter's gradient what makes the plain sum of the tasks' gradients the method's direction."""
+        if not self.is_current():
+            return None
+        if gradient.is_sparse:
+            raise TypeError(
+                f"{type(self.balancer).__name__} replaces the gradients of wrt, which it can't where they are sparse: "
+                f"make the embedding with sparse=False, or leave it out of wrt"
+            )
+        return gradient + _as(correction, gradient)
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        self._rows.observe(z, task, gradients)
+
+    def combined(self, z: Tensor) -> Tensor:
+        rows = self._rows
+        if rows.combined is None:
+            stacked = rows.stacked()
+            directions = None
+            if self._shares is None and not self._measures:
+                self._shares = self.balancer.last_shares(self)
+            if self._shares is None:
+                columns = [dense(gradients) for gradients in stacked]
+                if self.wrt is not None:
+                    measurement = self._measurement(adds_up=True, overwrite=False)
+                    measurement.observe_all(rows.sources, stacked)
+                    columns = measurement.columns()
+                    if not columns:
+                        raise ForkError(nothing_measured(self.balancer, observed=True))
+                self._shares, directions = self.balancer.decide(self, columns)
+            if directions is None:
+                rows.combined = [_weighted_sum(self._shares, gradients) for gradients in stacked]
+            else:
+                rows.combined = [_as(each, gradients) for each, gradients in zip(directions, stacked, strict=True)]
+            rows.release()
+        return rows.take(z)
+
+    def _end(self) -> None:
+        if self.balancer.fork is not None and self._shares is None:
+            raise ForkError(nothing_measured(self.balancer, observed=False))
+        for hook in self.balancer.hooks:
+            hook.remove()
+        self.balancer.hooks = []
+        self._rows = _Rows(self.balancer.num_tasks)
+        super()._end()
+
+
+class HeldStep(MeasuringStep):
+    """The first evaluation in a block of ``held()``, of a method that combines.
+
+    The losses have the weights held, of which some may be zero, so each loss is differentiated by itself.
+
+    Args:
+        balancer, call: see `Step`.
+        own: ``(T,)``: what the method's `weigh` multiplies the losses by.
+    """
+
+    def __init__(self, balancer: "GradientBalancer", call: Call, own: Tensor) -> None:
+        super().__init__(balancer, call)
+        self._own = own
+
+    def _begin(self, losses: Entries) -> None:
+        fork = self.balancer.fork
+        self.weights = self.factors = self._own
+        if self.wrt is not None:
+            measurement = self._measurement(adds_up=True)
+            self._differentiate(losses, measurement, self._own)
+            columns = measurement.columns()
+        else:
+            assert fork is not None
+            with measuring():
+                found = feature_gradients(fork, losses)
+            columns = [(dense(column).movedim(0, -1) * self._own).movedim(-1, 0) for column in found]
+        if not columns:
+            raise ForkError(nothing_measured(self.balancer, observed=self.wrt is not None))
+        self.balancer.decide(self, columns)
+
+
+class _Rows:
+    """The tasks' gradients of the features, held until all are there."""
+
+    def __init__(self, num_tasks: int) -> None:
+        self.sources: list[Tensor] = []
+        self.combined: list[Tensor] | None = None
+        """What goes on into the trunk, once it is decided."""
+        self._num_tasks = num_tasks
+        self._gradients: list[list[Tensor | None] | Tensor] = []
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+        """Take one task's gradient of features ``z``, or for None those of all tasks, ``(T, *z.shape)``."""
+        if self.combined is not None:
+            raise ForkError(
+                "features went through the fork again after the gradient of the first had gone on into the trunk: a "
+                "method that combines gradients needs all features of a step in one call of the fork. If each task has "
+                "a forward pass of its own, measure the shared parameters: fork=None, wrt=the trunk"
+            )
+        if task is None:
+            self.sources.append(z)
+            self._gradients.append(gradients)
+            return
+        place = next((i for i, source in enumerate(self.sources) if source is z), None)
+        if place is None:
+            place = len(self.sources)
+            self.sources.append(z)
+            self._gradients.append([None] * self._num_tasks)
+        of_tasks = self._gradients[place]
+        assert isinstance(of_tasks, list)
+        of_tasks[task] = gradients
+
+    def stacked(self) -> list[Tensor]:
+        """Of each tensor of features, ``(T, *z.shape)``, zero where a loss does not depend on it."""
+        return [
+            gradients
+            if isinstance(gradients, Tensor)
+            else torch.stack([torch.zeros_like(z) if gradient is None else gradient for gradient in gradients])
+            for z, gradients in zip(self.sources, self._gradients, strict=True)
+        ]
+
+    def release(self) -> None:
+        """Free the gradients, when they are combined."""
+        self._gradients = []
+
+    def take(self, z: Tensor) -> Tensor:
+        """Return the combination that takes the place of the gradient of ``z``."""
+        assert self.combined is not None
+        place = next((i for i, source in enumerate(self.sources) if source is z), None)
+        if place is None:
+            self.observe(z, 0, z)  # says that these features came too late
+        assert place is not None
+        return self.combined[place].view_as(z).to(z.dtype)
+
+
+def _as(numbers: Tensor, like: Tensor) -> Tensor:
+    """Return real numbers in the type of ``like``, which may be complex: see `dense`."""
+    return torch.view_as_complex(numbers).to(like.dtype) if like.is_complex() else numbers.to(like.dtype)
+
+
+def _weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
+    """``(...)``: of ``weights`` ``(T,)`` and ``gradients`` ``(T, ...)``."""
+    return torch.mv(gradients.flatten(1).t(), weights.to(gradients.dtype)).view(gradients.shape[1:])

@@ -1,0 +1,249 @@
+"""The private parts of PyTorch that this package uses, each with the reason and the public way that was tried.
+
+No other module uses any. `tests/balancers/test_torch_internals.py` has a test for each, which names what a new version
+of PyTorch broke.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable, forward_ad
+from torch.autograd.graph import GradientEdge, Node
+from torch.utils import _pytree
+
+# Nested structures. `torch.utils.pytree`, the public module, is missing from the older versions that are supported.
+
+tree_flatten = _pytree.tree_flatten
+tree_unflatten = _pytree.tree_unflatten
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+# Backward passes
+
+
+def current_pass() -> int:
+    """Return the number of the backward pass that this code runs in; -1 outside of one.
+
+    A hook must tell the pass that it belongs to from a later one through the same graph, also if an exception ended the
+    first. Public hooks get the gradient alone. ``register_multi_grad_hook`` uses the same number.
+    """
+    number: int = torch._C._current_graph_task_id()
+    return number
+
+
+def after_this_pass(callback: Callable[[], None]) -> None:
+    """Call ``callback`` when the backward pass that this code runs in has ended without an exception.
+
+    DistributedDataParallel and FSDP use the same function. Public hooks sit at tensors; which of them is the last to
+    get a gradient depends on the graph.
+    """
+    cast(Any, Variable._execution_engine).queue_callback(callback)
+
+
+def run_early(node: Any) -> None:
+    """Make autograd run ``node`` before all other nodes that are ready.
+
+    A task's gradient of the features is then read before the next task's is computed, so that one is held at a time.
+    Results are the same without it. There is no public way to order nodes.
+    """
+    if hasattr(node, "_set_sequence_nr"):
+        node._set_sequence_nr(2**62)
+
+
+def in_transform() -> bool:
+    """Return whether `torch.func` or forward mode takes derivatives now.
+
+    Their tensors can't be stored or measured by hooks. The public API does not tell.
+    """
+    active: bool = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return active
+
+
+def not_compiled(reason: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Make `torch.compile` break its graph at a function, and with ``fullgraph=True`` refuse with ``reason``.
+
+    This is `torch.compiler.disable`, which costs a second to import and some microseconds a call, where it is needed.
+    """
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        disabled: list[Callable[Parameters, Returned]] = []
+
+        def refuse() -> None:
+            """Do nothing; the compiler breaks its graph here, and tells the reason."""
+
+        vars(refuse).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+
+        @functools.wraps(function)
+        def call(*arguments: Parameters.args, **options: Parameters.kwargs) -> Returned:
+            if not torch.compiler.is_compiling():
+                return function(*arguments, **options)
+            refuse()
+            if not disabled:
+                disabled.append(torch.compiler.disable(function, reason=reason))
+            return disabled[0](*arguments, **options)
+
+        return call
+
+    return decorate
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Return whether a gradient stands for several, as in a pass with ``is_grads_batched=True``."""
+    return "Batched" in str(torch._C._dispatch_keys(tensor))
+
+
+# The autograd graph
+
+VIEWS = ("ViewBackward0", "UnsafeViewBackward0")
+IN_PLACE = ("torch::autograd::CopySlices", "AsStridedBackward0")
+"""Nodes that autograd inserts where a view was changed in place."""
+REENTRANT = "CheckpointFunctionBackward"
+"""The node of a checkpoint with ``use_reentrant=True``, which hides what it recomputes."""
+STACK = "StackBackward0"
+"""The node of `torch.stack`."""
+DDP_SINK = "_DDPSinkBackward"
+"""Name of the node that DDP may put behind a model's outputs. One node passes all outputs through unchanged."""
+
+
+class LinearNode(NamedTuple):
+    """A node of ``x W^T + b``. The graph has no public way to read what an operator saved."""
+
+    inputs: Callable[[], Tensor]
+    """Returns ``x``, ``(N, in)``."""
+    source: Node | None
+    """The node that ``x`` comes from."""
+    weight: Node | None
+    """The node of the weight's leaf."""
+    bias: Node | None
+    """The node of the bias's leaf; None without a bias."""
+
+
+def is_relu(node: Node) -> bool:
+    """Return whether ``node`` is that of `torch.relu`."""
+    return node.name() == "ReluBackward0"
+
+
+def linear_node(node: Node) -> LinearNode | None:
+    """Return what a node of a linear layer saved; None if it is another node, or its input is checkpointed."""
+    recorded, bias = cast(Any, node), cast(Node | None, None)
+    match node.name(), [following for following, _ in node.next_functions]:
+        case "AddmmBackward0", [bias, source, weight] if recorded._saved_alpha == recorded._saved_beta == 1:
+            saved = "mat1"
+        case "MmBackward0", [source, weight]:
+            saved = "self"
+        case _:
+            return None
+    if weight is None or weight.name() != "TBackward0" or _has_unpack_hook(node, f"_raw_saved_{saved}", True):
+        return None
+    return LinearNode(lambda: getattr(node, f"_saved_{saved}"), source, _leaf(weight.next_functions[0][0]), _leaf(bias))
+
+
+def _leaf(node: Node | None) -> Node | None:
+    """Return the node of the parameter behind ``node``, through autocast's conversion of it."""
+    return node.next_functions[0][0] if node is not None and node.name() == "ToCopyBackward0" else node
+
+
+@functools.lru_cache(1024)
+def _saved_names(kind: type) -> tuple[str, ...]:
+    """Return the names of what nodes of a kind save."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def recomputes(start: Node | None) -> bool:
+    """Return whether a node that ``start`` depends on recomputes what it saved: a checkpoint, or an offloaded tensor.
+
+    Each differentiation through such a graph runs the forward pass again. Nothing public says so before it happens.
+    """
+    waiting, seen = [start], {start, None}
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if any(_has_unpack_hook(node, name, False) for name in _saved_names(type(node))):
+            return True
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return False
+
+
+def _has_unpack_hook(node: Node, name: str, unknown: bool) -> bool:
+    """Return whether a saved tensor is unpacked by a hook; ``unknown`` before PyTorch 2.10, which does not tell."""
+    try:
+        saved = getattr(node, name)
+    except RuntimeError:  # freed by an earlier pass
+        return unknown
+    return any(
+        getattr(each, "unpack_hook", each if unknown else None) is not None
+        for each in (saved if isinstance(saved, tuple) else (saved,))
+    )
+
+
+@contextmanager
+def before_first_backward(edges: Sequence[GradientEdge]) -> Iterator[None]:
+    """Keep DDP from counting a differentiation from ``edges`` inside this context as a backward pass.
+
+    With ``static_graph=True``, DDP averages the gradients at the end of its very first backward pass. It must not
+    mistake an earlier measurement for that pass, and has no public way to be told.
+    """
+    waiting = [edge.node for edge in edges]
+    seen, models = set(waiting), []
+    while waiting:
+        node = waiting.pop()
+        model = getattr(node, "ddp_weakref", lambda: None)() if node.name() == DDP_SINK else None
+        if model is not None and model.static_graph and not model._static_graph_delay_allreduce_enqueued:
+            model._static_graph_delay_allreduce_enqueued = True
+            models.append(model)
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        waiting += new
+    try:
+        yield
+    finally:
+        for model in models:
+            model._static_graph_delay_allreduce_enqueued = False
+
+
+# Optimisers
+
+
+def fused_adam(parameter: Tensor, first: Tensor, second: Tensor, gradient: Tensor, step: Tensor, lr: float) -> None:
+    """Update ``parameter``, its ``first`` and its ``second`` moment in place by one step of Adam.
+
+    Its betas are 0.9 and 0.999, its eps is 1e-8.
+
+    The kernel of `torch.optim.Adam` with ``fused=True``. The optimiser itself takes 60 µs of Python for one small
+    vector, and the formula written out takes eleven operators in place of one.
+
+    Args:
+        parameter, first, second, gradient: ``(T,)`` each.
+        step: float32 scalar, the number of steps including this one.
+        lr: the learning rate.
+    """
+    torch._fused_adam_(
+        [parameter],
+        [gradient],
+        [first],
+        [second],
+        [],
+        [step],
+        lr=lr,
+        beta1=0.9,
+        beta2=0.999,
+        weight_decay=0.0,
+        eps=1e-8,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Return the norm of each tensor, in one call, as `torch.nn.utils.get_total_norm` does."""
+    norms = torch._foreach_norm(list(tensors)) if dtype is None else torch._foreach_norm(list(tensors), dtype=dtype)
+    return list(norms)
