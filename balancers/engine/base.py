@@ -1,4 +1,4 @@
-"""What every balancer is: a loss function of T losses whose backward pass also updates the balancer.
+"""The base class of all balancers: a loss function of T losses whose backward pass also updates the balancer.
 
 A method is two pure functions: `weigh`, which returns the weights of a step, and `update`, which learns from what the
 step showed. Everything else happens here, once for all methods: losses are checked, tasks without a loss are left out,
@@ -72,13 +72,13 @@ class LossBalancer(DeclaredState):
     """
 
     name: ClassVar[str]
-    """What the registry calls the method."""
+    """The method's name in the registry."""
     summary: ClassVar[str]
-    """What the method does, in a sentence."""
+    """One sentence that says how the method works."""
     use_when: ClassVar[str] = ""
-    """What it is good for, in a sentence."""
+    """One sentence that says when to use it."""
     reads: ClassVar[Reads] = "losses"
-    """What the weights depend on: of the tasks' gradients their norms, all their inner products, or themselves."""
+    """The input of the weights: nothing, the losses, or the gradients' norms, their inner products, or all entries."""
     when: ClassVar[Literal["backward", "after_step"]] = "backward"
     """When `update` runs: after the backward pass, or when `after_step` is called."""
     needs_positive_losses: ClassVar[bool] = False
@@ -130,7 +130,7 @@ class LossBalancer(DeclaredState):
     def __init__(self, tasks: int | Sequence[str], **options: object) -> None:
         super().__init__(LossReader(tasks), options)
         self.statistics: dict[str, Tensor] = {}
-        """What the last step measured, on the device, for logging."""
+        """The measurements of the last step, on the device, for logging."""
         self._ranks = Ranks(self.process_group)
         self._window = Window()
         self._followed: torch.utils.hooks.RemovableHandle | None = None
@@ -145,7 +145,7 @@ class LossBalancer(DeclaredState):
         held = None if self._held is None else self._held.weights
         return (self.last_weights if held is None else held).clone()
 
-    # What a training loop calls.
+    # Called by a training loop.
 
     @not_compiled(COMPILED)
     def forward(self, losses: Losses) -> Tensor:
@@ -314,7 +314,7 @@ class LossBalancer(DeclaredState):
 
     @property
     def loss_domain(self) -> str:
-        """What losses must be, in a word, for messages; empty if they may be anything."""
+        """The kind of losses that the method is made for, for messages; empty if it takes any."""
         if self.needs_positive_losses:
             return "positive"
         return "nonnegative" if self.needs_nonnegative_losses or self.expects_nonnegative_losses else ""

@@ -1,4 +1,4 @@
-"""What a method declares in its class: its options, with their limits, and its state.
+"""Declare a method's options, with their limits, and its state, in the body of its class.
 
 ::
 
@@ -95,7 +95,7 @@ class Declared(NamedTuple):
     """An option of the same name that gives the initial values."""
 
 
-# What stands in a class as the value of `option` or `state` is of another type on the balancer.
+# A class has the declaration as an attribute, and a balancer the value. `Any` hides the former from type checkers.
 option = cast(Callable[..., Any], Option)
 state = cast(Callable[..., Any], Declared)
 

@@ -69,20 +69,20 @@ class Recording:
     """The features that went through a fork between two calls of a balancer."""
 
     def __init__(self) -> None:
-        self._passages: list[weakref.ref[Passage]] = []
+        self._passages: weakref.WeakSet[Passage] = weakref.WeakSet()
         self.step: Observer | None = None
         """The call of a balancer that came next."""
 
     def add(self) -> "Passage":
         """Record one tensor of features."""
         passage = Passage(self)
-        self._passages.append(weakref.ref(passage))
+        self._passages.add(passage)
         return passage
 
     @property
     def count(self) -> int:
         """The number of tensors whose part of the graph was not freed."""
-        return sum(passage() is not None for passage in self._passages)
+        return len(self._passages)
 
 
 class Passage:

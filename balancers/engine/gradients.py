@@ -67,7 +67,7 @@ class GradientBalancer(LossBalancer):
 
     reads: ClassVar[Reads] = "norms"
     default_wrt: ClassVar[Wrt] = "features"
-    """What the method's paper measures: features at the fork, the last shared layer, or all shared parameters."""
+    """The place that the method's paper measures: features at the fork, last shared layer, or shared parameters."""
     undefined_for: ClassVar[Mapping[Wrt, str]] = MappingProxyType({})
     """The kinds of ``wrt`` that the method is not defined for, and why."""
     tracks: ClassVar[str] = ""
@@ -229,7 +229,7 @@ class GradientBalancer(LossBalancer):
             self._settled, self._asked = self._asked or Later(settled), Later(settled)
             self._settled.wait()
 
-    # What a combining method makes of the gradients.
+    # Combine gradients.
 
     def last_shares(self, step: CombiningStep) -> Tensor:
         """Return what gradients that have the step's weights already are multiplied by, to have the last weights."""

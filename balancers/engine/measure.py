@@ -168,7 +168,7 @@ class Measurement:
     def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return what is kept of several tasks' gradients of features, each ``(T, ...)``, from one pass."""
         found = self._batched(edges, rows)
-        self._reached = self._reached or any(part is not None for part in found[0])
+        self._reached = self._reached or any(part is not None for row in found for part in row)
         return [self._reduced(gradients) for gradients in found]
 
     def _batched(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> list[list[Tensor | None]]:
