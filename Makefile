@@ -12,7 +12,7 @@
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make smoke       a small suite, in a minute
 # make test-slow   the tests that `make test` leaves out
-# make test-product  what holds for every method, at every place, in every way: half an hour
+# make test-product  what holds for every method, at every place, in every way; long
 # make test-torch  every test with another PyTorch, in an environment of its own: VERSION=2.12.1 names it
 #
 # Each makes its own .venv on first use. With PYTHON=/path/to/python3, that interpreter is used as it is.
