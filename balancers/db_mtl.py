@@ -59,7 +59,7 @@ class DBMTL(GradientBalancer):
 
     def track(self, gradient: Tensor, tracked: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Return the new :math:`y`, ``(T', ...)``, and its squared norms, ``(T',)``; gradients are of log-losses."""
-        y = torch.lerp(gradient, tracked, self.beta * (state["steps"] + 1) ** -self.sigma)
+        y = gradient.lerp_(tracked, self.beta * (state["steps"] + 1) ** -self.sigma)
         return y, y.flatten(1).square().sum(1)
 
     def update(self, read: Read, state: State) -> Result:

@@ -58,6 +58,7 @@ class FAMO(LearnedState):
     lr: float = option(0.025, above=0, tune=Range(2.5e-3, 0.25, log=True))
     gamma: float = option(1e-3, at_least=0, tune=Range(1e-4, 1e-2, log=True))
     optimizer = "adam"
+    learns = "log_shares"
     log_shares: Tensor = state()
     r""":math:`\xi_i`, ``(T,)``."""
 
@@ -72,4 +73,4 @@ class FAMO(LearnedState):
         before, after = (torch.log(losses - state["min_losses"]) for losses in (read.losses_before, read.losses))
         fall = before - after
         gradient = shares * (fall - torch.dot(shares, fall)) + self.gamma * state["log_shares"]
-        return Result(state=self.learnt(state, "log_shares", gradient))
+        return Result(gradient=gradient)

@@ -57,6 +57,7 @@ class GradNorm(GradientBalancer, LearnedState):
     needs_nonnegative_losses = True
     alpha: float = option(1.5, at_least=0, tune=Range(0.0, 3.0))
     freeze_after: int | None = option(None, at_least=0, whole=True)
+    learns = "next_weights"
     next_weights: Tensor = state(1.0)
     """:math:`w_i(t+1)`, ``(T,)``."""
     initial_losses: Tensor = state(option=option(None, above=0, per_task=True))
@@ -72,22 +73,25 @@ class GradNorm(GradientBalancer, LearnedState):
 
     def update(self, read: Read, state: State) -> Result:
         weights, initial = state["next_weights"], state["initial_losses"]
-        initial = torch.where(initial > 0, initial, read.losses)
-        ratios = (read.losses / initial).nan_to_num(nan=1.0)  # 0 / 0: not yet begun
+        begun = initial > 0
+        ratios = torch.where(begun, read.losses / initial, 1.0)
         weighted_norms = weights * read.norms
         mean_norm, mean_ratio = weighted_norms.sum() / len(ratios), ratios.sum() / len(ratios)
         targets = mean_norm * (ratios / mean_ratio) ** self.alpha
         gradient = torch.sign(weighted_norms - targets) * read.norms
 
-        new = self.learnt(state, "next_weights", gradient)
-        raised = new["next_weights"].clamp(min=LOWEST_WEIGHT)
-        new["next_weights"] = raised / (raised.sum() / (self.num_tasks - read.rest))
-        new["initial_losses"] = initial
-        new["weights_sum"] = state["weights_sum"] + weights
-        new["updates"] = state["updates"] + 1
-        return Result(
-            state=new, statistics={"loss_ratios": ratios, "gradient_norms": weighted_norms, "targets": targets}
-        )
+        new = {
+            "initial_losses": torch.where(begun, initial, read.losses),
+            "weights_sum": state["weights_sum"] + weights,
+            "updates": state["updates"] + 1,
+        }
+        shown = {"loss_ratios": ratios, "gradient_norms": weighted_norms, "targets": targets}
+        return Result(state=new, gradient=gradient, statistics=shown)
+
+    def project(self, values: Tensor, read: Read) -> Tensor:
+        """Return weights of at least 1e-4, scaled so that those of all tasks sum to T."""
+        raised = values.clamp(min=LOWEST_WEIGHT)
+        return raised / (raised.sum() / (self.num_tasks - read.rest))
 
     def settled(self, state: State) -> Tensor | None:
         return None if self.freeze_after is None else state["optimizer_steps"] >= self.freeze_after

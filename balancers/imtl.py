@@ -33,6 +33,7 @@ class IMTL(IMTLGradient, LearnedState):
     summary = "Bring the losses to one size by learned scales, then take the direction with equal projections."
     use_when = "Instead of imtl-g, when the heads should be balanced too."
     needs_positive_losses = True
+    learns = "log_scales"
     log_scales: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
 
@@ -42,4 +43,4 @@ class IMTL(IMTLGradient, LearnedState):
 
     def update(self, read: Read, state: State) -> Result:
         gradient = read.weights * read.losses - 1
-        return Result(self.solve(read.gramian), self.learnt(state, "log_scales", gradient))
+        return Result(self.solve(read.gramian), gradient=gradient)

@@ -33,6 +33,7 @@ class IMTLLoss(LearnedState):
     use_when = "When losses have different scales, and the loss of a single batch is too noisy to divide by."
     reads = "losses"
     needs_positive_losses = True
+    learns = "log_scales"
     log_scales: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
 
@@ -42,4 +43,4 @@ class IMTLLoss(LearnedState):
 
     def update(self, read: Read, state: State) -> Result:
         gradient = state["log_scales"].exp() * read.losses - 1
-        return Result(state=self.learnt(state, "log_scales", gradient))
+        return Result(gradient=gradient)

@@ -57,10 +57,12 @@ class MoCo(GradientBalancer):
     r""":math:`\lambda_i`, ``(T,)``."""
     steps: Tensor = state(shape="")
     """Number of valid steps so far: k - 1 in step k; a scalar."""
+    kept: Tensor = state(lambda balancer: 1 - balancer.beta, shape="")
+    r""":math:`1 - \beta / k^\sigma`; a scalar."""
 
     def track(self, gradient: Tensor, tracked: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Return the new :math:`y`, ``(T', ...)``, and its inner products, ``(T', T')``."""
-        y = torch.lerp(tracked, gradient, self.beta * (state["steps"] + 1) ** -self.sigma)
+        y = gradient.lerp_(tracked, state["kept"])
         rows = y.flatten(1)
         return y, rows @ rows.mT
 
@@ -68,7 +70,7 @@ class MoCo(GradientBalancer):
         before, k = state["shares"], state["steps"] + 1
         slope = read.tracked @ before + self.rho * before
         shares = project(before - self.gamma * k**-self.sigma * slope, before.sum())
-        return Result(shares, {"shares": shares, "steps": k})
+        return Result(shares, {"shares": shares, "steps": k, "kept": 1 - self.beta * (k + 1) ** -self.sigma})
 
 
 def project(point: Tensor, total: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class RevisedUncertaintyWeighting(LearnedState):
     use_when = "Instead of uncertainty, when losses come close to zero: the weights grow more slowly."
 
     expects_nonnegative_losses = True
+    learns = "log_variances"
     log_variances: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
     last_weights: Tensor = state(0.5)
@@ -46,4 +47,4 @@ class RevisedUncertaintyWeighting(LearnedState):
 
     def update(self, read: Read, state: State) -> Result:
         gradient = torch.sigmoid(state["log_variances"]) - self.weigh(state) * read.losses
-        return Result(state=self.learnt(state, "log_variances", gradient))
+        return Result(gradient=gradient)

@@ -52,6 +52,7 @@ class UncertaintyWeighting(LearnedState):
 
     expects_nonnegative_losses = True
     likelihoods: list[Likelihood] = option("gaussian", one_of=tuple(SHARE), per_task=True)
+    learns = "log_variances"
     log_variances: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
     last_weights: Tensor = state(lambda balancer: _shares(balancer.likelihoods))
@@ -73,7 +74,7 @@ class UncertaintyWeighting(LearnedState):
 
     def update(self, read: Read, state: State) -> Result:
         gradient = 0.5 - self.weigh(state) * read.losses
-        return Result(state=self.learnt(state, "log_variances", gradient))
+        return Result(gradient=gradient)
 
 
 def _shares(likelihoods: Sequence[str]) -> list[float]:

@@ -352,7 +352,7 @@ class LossBalancer(DeclaredState):
         """
         if "losses" not in self._weigh_takes:
             if self.combines and not self._weigh_takes:
-                return self.ones, None
+                return torch.ones_like(self.last_weights), None
             if not hasattr(type(self), "weigh"):
                 raise NotImplementedError(f"{type(self).__name__} must override weigh")
             return self.weigh(**self._arguments(self._weigh_takes)), None
@@ -362,7 +362,7 @@ class LossBalancer(DeclaredState):
         losses = losses if index is None else losses[index]
         weights = self.weigh(**self._arguments(self._weigh_takes, index, losses=losses))
         valid = self._valid(losses, weights)
-        before = self.ones if self.combines else self.last_weights
+        before = torch.ones_like(self.last_weights) if self.combines else self.last_weights
         if index is not None:
             weights = before.index_copy(0, index, weights)
         return torch.where(valid, weights, before), valid
@@ -436,16 +436,19 @@ class LossBalancer(DeclaredState):
         else:
             raise NotImplementedError(f"{type(self).__name__} must override update")
         losses = read.losses if read.present is None else torch.where(read.present, read.losses, 1.0)
-        others = [read.norms, read.tracked, read.losses_before, *result.state.values()]
-        valid = self._valid(losses, *others, *([] if result.weights is None else [result.weights]))
+        others = [read.norms, read.tracked, read.losses_before, result.weights, result.gradient]
+        valid = self._valid(losses, *others, *result.state.values())
         if finite is not None:
             valid = valid & finite
         if settled is not None:
             valid = valid & ~settled
 
         def commit() -> None:
-            self.drawn += "draws" in self._update_takes
+            if "draws" in self._update_takes:
+                self.drawn += 1
             self.commit(result.state, index, valid)
+            if result.gradient is not None:
+                self._descend(result.gradient, read, index, valid)
             self.statistics.update(result.statistics)
 
         return valid, result, commit
@@ -461,15 +464,20 @@ class LossBalancer(DeclaredState):
         """Return a bool scalar: whether the method has stopped learning; None if it does not stop."""
         return None
 
-    def _valid(self, losses: Tensor, *others: Tensor) -> Tensor:
+    def _valid(self, losses: Tensor, *others: Tensor | None) -> Tensor:
         """Return a bool scalar: whether all numbers are finite, and all losses as the method needs them."""
         if self.needs_positive_losses:
-            losses = losses.masked_fill(losses <= 0, math.nan)
+            losses = losses.log()
         elif self.needs_nonnegative_losses:
-            losses = losses.masked_fill(losses < 0, math.nan)
-        parts = [part if part.ndim == 1 else part.reshape(-1) for part in (losses, *others) if part is not NOTHING]
+            losses = losses.sqrt()
+        given = [part for part in (losses, *others) if part is not None and part is not NOTHING]
+        parts = [part if part.ndim == 1 else part.flatten() for part in given]
         valid: Tensor = torch.linalg.vector_norm(torch.cat(parts), math.inf) < math.inf
         return valid
+
+    def _descend(self, gradient: Tensor, read: Read, index: Tensor | None, valid: Tensor) -> None:
+        """Make the optimiser's step, where ``valid``, of a method that learns its state by gradients."""
+        raise TypeError(f"{type(self).__name__} returned a gradient, so it must be a LearnedState")
 
     def _check_valid(self, valid: Tensor) -> None:
         if not valid:

@@ -20,7 +20,7 @@ from .fork import Fork, Reader
 from .fork_audit import ForkError, audit
 from .host_flag import Later
 from .loss_input import Entries, Losses
-from .readings import NOTHING, Read, State
+from .readings import NOTHING, Read, Result, State
 from .shared_parameters import SharedParameters
 from .step import Call, CombiningStep, HeldStep, MeasuringStep, NormsStep, Step
 from .torch_internals import foreach_norm
@@ -43,7 +43,8 @@ class GradientBalancer(LossBalancer):
     counts with the tasks whose heads it goes through.
 
     Besides `update`, a method may keep state of the size of the parameters (`tracks`). It then writes
-    ``track(gradient, tracked, state)``, which returns the new state of one parameter, ``(T', ...)``, and a tensor. The
+    ``track(gradient, tracked, state)``, which returns the new state of one parameter, ``(T', ...)``, and a tensor; it
+    may overwrite ``gradient``. The
     sum of these tensors over all parameters is ``read.tracked``. With `replaces_gradients` the parameters receive the
     weighted sum of the tracked values in place of that of the gradients.
 
@@ -94,8 +95,8 @@ class GradientBalancer(LossBalancer):
             raise ValueError(f"{type(self).__name__} {_PLACES[kind]}: {self.undefined_for[kind]}")
         self.__dict__["fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self.__dict__["_shared"] = None if wrt is None else SharedParameters(wrt)
-        self.measured_before = False
-        """Whether losses were differentiated before."""
+        self.recomputes: bool | None = None
+        """Whether losses are differentiated by way of a checkpoint, by the first step of which that was asked."""
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
         """Hooks of a backward pass under way."""
         self._audited: set[int] = set()
@@ -231,6 +232,12 @@ class GradientBalancer(LossBalancer):
 
     # Combine gradients.
 
+    def unhook(self) -> None:
+        """Remove the hooks of a backward pass."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+
     def last_shares(self, step: CombiningStep) -> Tensor:
         """Return what gradients that have the step's weights already are multiplied by, to have the last weights."""
         return self.last_weights / step.weights
@@ -247,58 +254,36 @@ class GradientBalancer(LossBalancer):
             What these gradients are multiplied by, ``(T,)``; and what takes the place of their weighted sums, or at
             parameters is added to their plain sums, where that is not it.
         """
-        dtype, given, ranks = self.last_weights.dtype, step.given, self._ranks
-        factors, losses, used = step.factors.to(dtype), step.losses.to(dtype), step.weights.to(dtype)
-        if ranks.size > 1:
-            losses, given = self._mean_losses(losses, given)
-            if step.wrt is not None:
-                columns = [ranks.mean(column) for column in columns]
-        index, shown = self.index(given), self.last_weights
+        shown = self.last_weights
+        losses, used, factors = (each.to(shown.dtype) for each in (step.losses, step.weights, step.factors))
+        index, losses, columns = self._of_all_ranks(step, losses, columns)
         rest: Tensor | float = 0.0
         if index is not None:
-            columns, factors = [column[index] for column in columns], factors[index]
-            losses, used = losses[index], used[index]
-            shown, rest = shown[index], (shown * ~self.mask(given)).sum()
+            columns, losses = [column[index] for column in columns], losses[index]
+            rest = shown.index_fill(0, index, 0.0).sum()
+            factors, used, shown = factors[index], used[index], shown[index]
         # Losses that weigh did not multiply have the factor of the whole pass.
         scale, held = (factors[0] / used[0], shown / used) if self._weigh_takes else (factors[0], shown)
-        read = Read(losses, used, rest)
-        tracked: _Tracked | None = None
+        read, tracked = Read(losses, used, rest), None
+        own = self._ranks.size > 1 and step.wrt is None  # a rank's features are variables of its own
         if self.reads == "gramian":
-            gramian = reduce(torch.add, [_gramian(column.to(dtype)) for column in columns]) / scale.square()
-            if ranks.size > 1 and step.wrt is None:
-                # Each rank's features are variables of their own, in a loss that is the mean over ranks.
-                gramian = ranks.mean(gramian) / ranks.size
-            finite = gramian.trace() < torch.inf  # no product is larger than the squares of both
-            read.gramian = torch.where(finite, gramian, self.identity(len(gramian)))
-            self.statistics["gramian"] = read.gramian
+            finite = self._read_gramian(read, columns, scale, own)
+        elif self.tracks:
+            tracked = self._track(columns, scale, held, index)
+            read.tracked, finite = tracked.total, _are_finite(tracked.plain)
         else:
-            rows = [column.to(dtype) / scale for column in columns]
-            finite = torch.stack(foreach_norm(rows)).amax() < torch.inf
-            if ranks.size > 1 and step.wrt is None:  # these are of the rank's own features
-                finite = ranks.mean(finite.to(dtype)) == 1
-            if not self.tracks:
-                read.gradients = rows
-            else:
-                tracked = self._track(rows, scale, held, index)
-                read.tracked = tracked.total
+            read.gradients = [column.to(shown.dtype) / scale for column in columns]
+            finite = _are_finite(read.gradients)
+            if own:
+                finite = self._ranks.mean(finite.to(shown.dtype)) == 1
         if step.valid is not None:
             finite = finite & step.valid
         valid, result, commit = self._updated(read, index, finite)
         assert result.weights is not None
         shares = torch.where(valid, result.weights, held)
-        replaced = None
-        if tracked is not None:
-            if self.replaces_gradients:
-                replaced = tracked.corrections(shares * scale, valid)
-        elif result.directions is not None:
-            if not self.replaces_gradients or (self.fork is not None and step.wrt is not None):
-                raise TypeError(
-                    f"{type(self).__name__} returned directions, so it must declare replaces_gradients = True, and be "
-                    f"undefined_for layers at a fork, whose gradients do not go on into the trunk"
-                )
-            replaced = [direction * scale for direction in result.directions]
-            if self.fork is None:  # parameters receive the plain sum, to which what it lacks is added
-                replaced = [new - rows.sum(0) * scale for new, rows in zip(replaced, read.gradients, strict=True)]
+        replaced = self._directions(step, read, result, scale)
+        if tracked is not None and self.replaces_gradients:
+            replaced = tracked.corrections(shares * scale, valid)
         weights = torch.where(valid, result.weights * used, shown) if self._weigh_takes else shares
         if index is not None:
             weights = self.last_weights.index_copy(0, index, weights)
@@ -308,16 +293,53 @@ class GradientBalancer(LossBalancer):
 
         def end() -> None:
             commit()
-            for k, new in enumerate(() if tracked is None else tracked.new):
-                self.commit({f"{self.tracks}_{k}": new}, index, valid)
+            if tracked is not None:
+                self.commit({f"{self.tracks}_{k}": new for k, new in enumerate(tracked.new)}, index, valid)
             self._record(weights)
             self._after_update(valid, losses, index)
 
         step.commit = end
         return shares, replaced
 
-    def _track(self, rows: list[Tensor], scale: Tensor, held: Tensor, index: Tensor | None) -> "_Tracked":
-        """Track the gradients ``rows``, parameter by parameter, each of which is freed when it has been tracked."""
+    def _of_all_ranks(
+        self, step: MeasuringStep, losses: Tensor, columns: list[Tensor]
+    ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+        """Return the tasks that take part on any rank, and the mean losses and gradients over all ranks."""
+        given = step.given
+        if self._ranks.size > 1:
+            losses, given = self._mean_losses(losses, given)
+            if step.wrt is not None:
+                columns = [self._ranks.mean(column) for column in columns]
+        return self.index(given), losses, columns
+
+    def _read_gramian(self, read: Read, columns: Sequence[Tensor], scale: Tensor, own: bool) -> Tensor:
+        """Read the Gramian, zero where it is not finite; return whether it is.
+
+        With ``own``, each rank's features are variables of their own, in a loss that is the mean over ranks.
+        """
+        gramian = reduce(torch.add, [_gramian(column.to(read.losses.dtype)) for column in columns]) / scale.square()
+        if own:
+            gramian = self._ranks.mean(gramian) / self._ranks.size
+        finite = gramian.trace() < torch.inf  # no product is larger than the squares of both
+        read.gramian = self.statistics["gramian"] = torch.where(finite, gramian, 0.0)
+        return finite
+
+    def _directions(self, step: MeasuringStep, read: Read, result: Result, scale: Tensor) -> list[Tensor] | None:
+        """Return what replaces the weighted sums, or at parameters is added to the plain sums; None: nothing does."""
+        if result.directions is None:
+            return None
+        if not self.replaces_gradients or (self.fork is not None and step.wrt is not None):
+            raise TypeError(
+                f"{type(self).__name__} returned directions, so it must declare replaces_gradients = True, and be "
+                f"undefined_for layers at a fork, whose gradients do not go on into the trunk"
+            )
+        replaced = [direction * scale for direction in result.directions]
+        if self.fork is None:
+            return [new - rows.sum(0) * scale for new, rows in zip(replaced, read.gradients, strict=True)]
+        return replaced
+
+    def _track(self, columns: list[Tensor], scale: Tensor, held: Tensor, index: Tensor | None) -> "_Tracked":
+        """Track the gradients, parameter by parameter, each of which is freed when it has been tracked."""
         assert self._shared is not None
         if list(self._shared.by_name()) != self._tracked_names:
             raise ForkError(
@@ -325,15 +347,15 @@ class GradientBalancer(LossBalancer):
                 f"now than when the balancer was made: were some frozen, or replaced? Make another balancer"
             )
         made, state = _Tracked(), self.state(index)
-        for k, gradient in enumerate(rows):
-            if self.replaces_gradients:
-                made.plain.append(gradient.sum(0).flatten() * scale)
-                if self.needs_positive_losses:  # else an invalid step is one whose gradients are not finite
-                    made.held.append(torch.mv(gradient.flatten(1).t(), held * scale))
+        for k, column in enumerate(columns):
+            made.plain.append(column.sum(0).flatten().to(scale.dtype))
+            gradient = column.to(scale.dtype).div_(scale)
+            if self.replaces_gradients and self.needs_positive_losses:
+                made.held.append(torch.mv(gradient.flatten(1).t(), held * scale))
             new, part = self.track(gradient, state[f"{self.tracks}_{k}"], state)
             made.total = made.total + part if made.total.numel() else part
             made.new.append(new)
-            rows[k] = new
+            columns[k] = new
         return made
 
 
@@ -348,7 +370,7 @@ class _Tracked:
         self.plain: list[Tensor] = []
         """What the backward pass sends to the parameter, flattened."""
         self.held: list[Tensor] = []
-        """What it would have to send if the step is not valid, flattened; empty if that is not finite anyway."""
+        """What it would have to send if the step is not valid, flattened; empty where that is not finite anyway."""
 
     def corrections(self, weights: Tensor, valid: Tensor) -> list[Tensor]:
         """Return what each parameter's gradient lacks of the tracked values times ``weights``, ``(T',)``."""
@@ -359,6 +381,11 @@ class _Tracked:
                 lacking = torch.where(valid, lacking, self.held[k] - plain)
             found.append(lacking.view(new.shape[1:]))
         return found
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a bool scalar: whether all entries are finite."""
+    return torch.stack(foreach_norm(tensors)).amax() < torch.inf
 
 
 def _gramian(column: Tensor) -> Tensor:

@@ -1,35 +1,39 @@
 """Optimise the few numbers that a balancer itself learns."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from .base import LossBalancer
 from .declared import Range, option, state
-from .readings import State
+from .readings import Read
 from .torch_internals import fused_adam
 
 
 class LearnedState(LossBalancer):
-    """A balancer that learns one number a task by Adam (betas 0.9 and 0.999, eps 1e-8) or plain SGD."""
+    """A balancer that learns one number a task by Adam (betas 0.9 and 0.999, eps 1e-8) or plain SGD.
 
+    Its `update` returns the number's gradient in the `Result`; the optimiser's step is made if all of it is valid.
+    """
+
+    learns: ClassVar[str]
+    """The name of the state that is learnt, ``(T,)``."""
     lr: float = option(0.025, above=0, tune=Range(1e-4, 1e-1, log=True))
     optimizer: Literal["adam", "sgd"] = option("adam", one_of=("adam", "sgd"))
     optimizer_steps: Tensor = state(shape="", float32=True)
     moments_1: Tensor = state()
     moments_2: Tensor = state()
 
-    def learnt(self, state: State, name: str, gradient: Tensor) -> dict[str, Tensor]:
-        """Return the new values of ``state[name]`` and of the optimiser's own state after one step.
+    def project(self, values: Tensor, read: Read) -> Tensor:
+        """Return what the optimiser's step arrived at, ``(T',)``, within the bounds of what is learnt."""
+        return values
 
-        Args:
-            state: the balancer's.
-            name: what is learnt, ``(T,)``.
-            gradient: ``(T,)``.
-        """
-        steps = state["optimizer_steps"] + 1
+    def _descend(self, gradient: Tensor, read: Read, index: Tensor | None, valid: Tensor) -> None:
+        self.optimizer_steps.add_(valid)
+        state = self.state(index)
+        values, first, second = state[self.learns], state["moments_1"], state["moments_2"]
         if self.optimizer == "sgd":
-            return {name: state[name] - self.lr * gradient, "optimizer_steps": steps}
-        new = {each: state[each].clone() for each in (name, "moments_1", "moments_2")}
-        fused_adam(new[name], new["moments_1"], new["moments_2"], gradient, steps, self.lr)
-        return new | {"optimizer_steps": steps}
+            values = values - self.lr * gradient
+        else:
+            fused_adam(values, first, second, gradient, self.optimizer_steps, self.lr, skip=valid.logical_not())
+        self.commit({self.learns: self.project(values, read), "moments_1": first, "moments_2": second}, index, valid)

@@ -136,29 +136,6 @@ def entries(values: Sized) -> str:
     return "1 entry" if len(values) == 1 else f"{len(values)} entries"
 
 
-def per_task(what: str, values: float | Sequence[float] | Mapping[str, float], reader: LossReader) -> list[float]:
-    """Return one number per task, in task order.
-
-    Args:
-        what: the name of the argument, for messages.
-        values: one number for all tasks, a sequence with one number per task, or a dict by task name.
-        reader: the reader that knows the tasks.
-
-    Raises:
-        ValueError: the sequence does not have one number per task, or the dict's keys are not the tasks' names.
-    """
-    if isinstance(values, int | float):
-        return [float(values)] * reader.num_tasks
-    if isinstance(values, Mapping):
-        if reader.names is None or set(values) != set(reader.names):
-            raise ValueError(f"{what} names ({', '.join(values)}), but {reader.made_for()}")
-        values = [values[task] for task in reader.names]
-    numbers = [float(value) for value in values]
-    if len(numbers) != reader.num_tasks:
-        raise ValueError(f"{what} has {entries(numbers)}, but {reader.made_for()}")
-    return numbers
-
-
 def stack(losses: Entries) -> Tensor:
     """Return one tensor ``(T,)`` of float32 or wider, zero for tasks left out, with an autograd node of its own."""
     if isinstance(losses, Tensor):

@@ -137,14 +137,14 @@ class Measurement:
         for task, found in zip(tasks, self._together([get_gradient_edge(z) for z in features], rows), strict=True):
             self._keep(task, found)
 
-    def differentiate(self, losses: Sequence[tuple[GradientEdge, Tensor] | None]) -> None:
+    def differentiate(self, losses: Sequence[tuple[GradientEdge, Tensor] | None], together: bool) -> None:
         """Take the gradients of the parameters from the losses: each one's edge and the gradient to start with there.
 
-        Where a forward pass is recomputed on the way, all losses are differentiated in one pass.
+        With ``together`` all are differentiated in one pass, so that a checkpoint on the way is recomputed once.
         """
         assert self._wrt is not None
         given = [(task, *loss) for task, loss in enumerate(losses) if loss is not None]
-        if any(recomputes(edge.node) for _, edge, _ in given[:1]):
+        if together:
             seeds = [
                 torch.stack([seed if i == j else torch.zeros_like(seed) for j in range(len(given))])
                 for i, (_, _, seed) in enumerate(given)
@@ -212,6 +212,7 @@ class Measurement:
     def columns(self) -> list[Tensor]:
         """Return what was measured, each ``(T, ...)``: zeros for a task without a gradient; empty if none arrived.
 
+        Each task's part is freed when it is in its column.
         The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
         """
         if not self._reached:
@@ -220,7 +221,8 @@ class Measurement:
         if some is None:
             return self._of_all or []
         rows = [[torch.zeros_like(part) for part in some] if parts is None else parts for parts in self._of_task]
-        columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+        size, self._of_task, some = len(some), [], None
+        columns = [torch.stack([parts.pop(0) for parts in rows]) for _ in range(size)]
         return columns if self._of_all is None else self._sum(columns, self._of_all)
 
     def _keep(self, task: int | None, new: list[Tensor]) -> None:

@@ -46,6 +46,8 @@ class Result(NamedTuple):
     gradients."""
     state: State = {}
     """The new values of the state that changes, with the shapes of the old."""
+    gradient: Tensor | None = None
+    """``(T',)``: the gradient of what the method learns: see `LearnedState`."""
     directions: Sequence[Tensor] | None = None
     """What replaces the gradients' weighted sum, one for each tensor in ``Read.gradients``, without the first
     dimension."""

@@ -6,8 +6,9 @@ the tasks' names, one number for each byte of a name. Numbers like these survive
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .declared import Declared, Initial, Option
 from .loss_input import LossReader
 from .readings import State
+from .torch_internals import buffers_of
 
 BYTES_PER_TASK = 32
 """Room for each task's name in the saved state, on average; longer names are not saved."""
@@ -70,7 +72,7 @@ class DeclaredState(nn.Module):
         """The dimensions of each tensor of state that are the tasks; of tracked state it is the first."""
         self._constants: dict[str, list[float]] = {}
         self._made: dict[str, Tensor] = {}
-        """The constants as tensors, and other tensors that never change, made on first use."""
+        """The constants as tensors, made on first use where the state is."""
         self._loading: dict[str, Tensor] = {}
         if unknown := [name for name in options if name not in self._options]:
             known = ", ".join(self._options) or "none of its own"
@@ -114,6 +116,7 @@ class DeclaredState(nn.Module):
     def constant(self, name: str, values: Sequence[float]) -> None:
         """Declare one number for each task that never changes. It is in ``state``, and is not saved."""
         self._constants[name] = list(values)
+        self._task_dims[name] = (0,)
 
     def declare(self, name: str, initial: Initial = 0.0, shape: str | tuple[int, ...] = "T") -> None:
         """Declare a tensor of state that depends on how the balancer is made: see `state`."""
@@ -134,46 +137,32 @@ class DeclaredState(nn.Module):
 
     def state(self, index: Tensor | None = None) -> State:
         """Return the state and the constants, with the rows of the tasks at ``index``, ``(T',)``; None: of all."""
-        return _StateOf(self, index)
-
-    def entry(self, name: str, index: Tensor | None = None) -> Tensor:
-        """Return one tensor of the state, or a constant, with the rows of the tasks at ``index``.
-
-        Raises:
-            KeyError: no state was declared under this name.
-        """
-        declared = self._declared.get(name)
-        value: Tensor = self._constant(name) if declared is None else getattr(self, name)
-        if index is not None:
-            for dim in self._task_dims.get(name, (0,)):
-                value = value.index_select(dim, index)
-        return value
+        whole = buffers_of(self)
+        if self._constants:
+            like = self.last_weights
+            for name, each in () if self._made else self._constants.items():
+                self._made[name] = torch.tensor(each, dtype=like.dtype, device="cpu").to(like.device)
+            whole = whole | self._made
+        if index is None:
+            return MappingProxyType(whole)
+        return {name: self._rows(name, value, index) for name, value in whole.items()}
 
     def commit(self, new: State, index: Tensor | None, valid: Tensor) -> None:
         """Write new state in place where ``valid``, a bool scalar, is true; of the tasks at ``index``, or of all."""
+        buffers = buffers_of(self)
         for name, value in new.items():
-            old: Tensor = getattr(self, name)
-            dims = self._task_dims[name]
+            old, dims = buffers[name], self._task_dims[name]
+            if value is old:
+                continue
+            value = value.to(old.dtype)
             if index is not None and dims:
-                value = value.to(old.dtype)
-                if len(dims) == 2:
-                    value = old.index_put((index.unsqueeze(-1), index), value)
-                else:
-                    value = old.index_copy(dims[0], index, value)
-            if value.dtype == old.dtype and value.shape == old.shape:
-                torch.where(valid, value, old, out=old)
-            else:
-                old.copy_(torch.where(valid, value.view(old.shape), old))
+                value = old.index_put((index.unsqueeze(-1), index)[2 - len(dims) :], value)
+            torch.where(valid, value, old, out=old)
 
-    @property
-    def ones(self) -> Tensor:
-        """``(T,)``: ones."""
-        return self._make("ones", lambda like: torch.ones_like(like))
-
-    def identity(self, size: int) -> Tensor:
-        """Return the identity matrix ``(size, size)``."""
-        whole = self._make("identity", lambda like: torch.eye(len(like), dtype=like.dtype, device=like.device))
-        return whole if size == len(whole) else whole[:size, :size]
+    def _rows(self, name: str, value: Tensor, index: Tensor) -> Tensor:
+        for dim in self._task_dims.get(name, ()):
+            value = value.index_select(dim, index)
+        return value
 
     def mask(self, given: tuple[bool, ...] | None) -> Tensor:
         """Return a bool tensor ``(T,)`` that says which tasks were given; None: all."""
@@ -199,9 +188,8 @@ class DeclaredState(nn.Module):
     def fit(self, losses: Tensor) -> None:
         """Move the state to the losses' device, and to their type where that is wider."""
         now = self.last_weights
-        dtype = torch.promote_types(losses.dtype, now.dtype)
-        if losses.device != now.device or dtype != now.dtype:
-            self._move(losses.device, dtype)
+        if losses.device != now.device or losses.dtype != now.dtype:
+            self._move(losses.device, torch.promote_types(losses.dtype, now.dtype))
 
     def state_changed(self) -> None:
         """Forget what the host knew of the state, when all of it was set from outside."""
@@ -209,7 +197,7 @@ class DeclaredState(nn.Module):
     def reset_parameters(self) -> None:
         """Set all state to its initial values."""
         self.drawn = self.turn = 0
-        self._made.clear()
+        self._made = {}
         for name in self._declared:
             self._reset(name)
         self.state_changed()
@@ -222,17 +210,10 @@ class DeclaredState(nn.Module):
             elif not callable(initial):
                 buffer.copy_(torch.tensor(initial, dtype=torch.float64, device="cpu"))
 
-    def _constant(self, name: str) -> Tensor:
-        values = self._constants[name]
-        return self._make(name, lambda like: torch.tensor(values, dtype=like.dtype, device="cpu").to(like.device))
-
-    def _make(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
-        like, made = self.last_weights, self._made.get(name)
-        if made is None or made.device != like.device or made.dtype != like.dtype:
-            made = self._made[name] = make(like)
-        return made
-
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
+        if device == self.last_weights.device and dtype == self.last_weights.dtype:
+            return
+        self._made = {}
         for name, declared in self._declared.items():
             wanted = torch.float32 if declared.float32 else dtype
             old: Tensor = self.get_buffer(name)
@@ -251,7 +232,7 @@ class DeclaredState(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        self._made.clear()
+        self._made = {}
         super()._apply(keep_type, recurse)
         return self
 
@@ -281,22 +262,6 @@ class DeclaredState(nn.Module):
         turn, drawn, seed, names = _parse(state)
         self.turn, self.drawn, self.seed = turn, drawn, seed
         self._reader.names = self._reader.names or names
-
-
-class _StateOf(Mapping[str, Tensor]):
-    """A balancer's state and constants by name; what is not asked for is not looked up."""
-
-    def __init__(self, balancer: DeclaredState, index: Tensor | None) -> None:
-        self._balancer, self._index = balancer, index
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._balancer.entry(name, self._index)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*self._balancer._declared, *self._balancer._constants))
-
-    def __len__(self) -> int:
-        return len(self._balancer._declared) + len(self._balancer._constants)
 
 
 def _digits(number: int, count: int) -> list[float]:
@@ -339,4 +304,4 @@ def _after_loading(balancer: nn.Module, _: object) -> None:
     for name, before in balancer._loading.items():
         if balancer.get_buffer(name) is not before:  # assigned: it is the caller's, who may load it once more
             setattr(balancer, name, balancer.get_buffer(name).clone())
-    balancer._loading = {}
+    balancer._loading, balancer._made = {}, {}

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,14 @@ from torch.autograd.graph import Node
 from .fork_audit import ForkError, feature_gradients
 from .loss_input import Entries, roots
 from .measure import Measurement, dense, joint_norms
-from .torch_internals import after_this_pass, before_first_backward, current_pass, is_batched
+from .torch_internals import after_this_pass, before_first_backward, current_pass, is_batched, recomputes
 
 if TYPE_CHECKING:
     from .base import LossBalancer
     from .gradients import GradientBalancer
 
-_at_forks: "WeakSet[MeasuringStep]" = WeakSet()
-"""Steps to which a fork shows gradients, or did."""
+_pass_at_fork = -1
+"""The last pass in which a fork shows gradients to a step."""
 _measuring = 0
 """Number of differentiations under way that are measurements, not training."""
 
@@ -137,7 +136,8 @@ class MeasuringStep(Step):
         if self.features == 0:
             assert self.balancer.fork is not None
             raise ForkError(self.balancer.fork.reading.why_nothing())
-        _at_forks.add(self)
+        global _pass_at_fork
+        _pass_at_fork = current_pass()
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Take what a `Fork` shows: see `Observer`."""
@@ -157,14 +157,15 @@ class MeasuringStep(Step):
         assert self.wrt is not None
         found = roots(losses)
         edges = [root.edge for root in found if root is not None]
-        first, self.balancer.measured_before = not self.balancer.measured_before, True
+        first = self.balancer.recomputes is None
+        if first:
+            self.balancer.recomputes = recomputes(edges[0].node)
+        seeded = [
+            None if root is None else (root.edge, root.seed * factor)
+            for root, factor in zip(found, factors, strict=True)
+        ]
         with measuring(), before_first_backward(edges) if first else nullcontext():
-            measurement.differentiate(
-                [
-                    None if root is None else (root.edge, root.seed * factor)
-                    for root, factor in zip(found, factors, strict=True)
-                ]
-            )
+            measurement.differentiate(seeded, together=bool(self.balancer.recomputes))
 
 
 class NormsStep(MeasuringStep):
@@ -233,7 +234,7 @@ class CombiningStep(MeasuringStep):
     def __init__(self, balancer: "GradientBalancer", call: Call, measures: bool) -> None:
         super().__init__(balancer, call)
         self._measures = measures
-        self._rows = _Rows(balancer.num_tasks)
+        self._rows: _Rows
         self._shares: Tensor | None = None
         """``(T,)``: what this step's gradients, which have the weights already, are multiplied by."""
 
@@ -267,7 +268,7 @@ class CombiningStep(MeasuringStep):
         if self.balancer.fork is not None:
             self._at_fork()
             return None
-        if self.balancer.replaces_gradients and any(step.is_current() for step in _at_forks):
+        if self.balancer.replaces_gradients and _pass_at_fork == current_pass():
             self._measured_by_another()
         corrections = None
         if self._measures:
@@ -282,8 +283,7 @@ class CombiningStep(MeasuringStep):
         if corrections is None:
             return (self.factors * self._shares.to(self.factors.dtype),)
         assert self.wrt is not None
-        for hook in self.balancer.hooks:  # left by a pass that an exception ended
-            hook.remove()
+        self.balancer.unhook()  # what a pass left that an exception ended
         self.balancer.hooks = [
             parameter.register_hook(partial(self._corrected, correction))
             for parameter, correction in zip(self.wrt, corrections, strict=True)
@@ -330,10 +330,9 @@ class CombiningStep(MeasuringStep):
     def _end(self) -> None:
         if self.balancer.fork is not None and self._shares is None:
             raise ForkError(nothing_measured(self.balancer, observed=False))
-        for hook in self.balancer.hooks:
-            hook.remove()
-        self.balancer.hooks = []
-        self._rows = _Rows(self.balancer.num_tasks)
+        if self.balancer.hooks:
+            self.balancer.unhook()
+        self._rows.combined = None
         super()._end()
 
 

@@ -323,7 +323,7 @@ class KeepsTheGraph(EqualWeighting):
 class RebindsABuffer(Uncertainty):
     def update(self, read: Read, state: State) -> Result:
         result = super().update(read, state)
-        self.log_variances = result.state["log_variances"].clone()
+        self.log_variances = self.log_variances.clone()
         return result
 
 

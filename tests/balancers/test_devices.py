@@ -266,7 +266,7 @@ def holds(case: Case) -> DeviceWatch:
 
     assert all(parameter.grad is not None for parameter in net.trunk.parameters())
     assert balancer.weights.dtype == dtype
-    kept = {"total": total, "weights": balancer.weights, "mask": balancer.mask(None), "ones": balancer.ones}
+    kept = {"total": total, "weights": balancer.weights, "mask": balancer.mask(None)}
     for what in (kept, balancer.statistics, balancer.state(), dict(balancer.named_buffers())):
         for key, value in what.items():
             assert value.device.type == case.device, f"{key} is on {value.device} after the step"

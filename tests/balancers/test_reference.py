@@ -97,8 +97,9 @@ class ForgetfulOptimizer(GradNorm):
     """Resets its optimiser at every step."""
 
     def update(self, read: Read, state: State) -> Result:
-        forgotten = {key: torch.zeros_like(state[key]) for key in ("optimizer_steps", "moments_1", "moments_2")}
-        return super().update(read, {**state, **forgotten})
+        for key in ("optimizer_steps", "moments_1", "moments_2"):
+            state[key].zero_()
+        return super().update(read, state)
 
 
 class PollutedGradients(GradNorm):

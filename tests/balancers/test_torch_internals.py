@@ -157,6 +157,20 @@ def test_each_private_part_has_a_test() -> None:
     assert found == TESTED, "each name in the file, and no other, has a test in this file"
 
 
+# Modules
+
+
+@relies_on("_buffers")
+def test_a_module_holds_its_buffers_in_a_dict() -> None:
+    """Looking buffers up costs next to nothing, and follows those that are replaced."""
+    module = nn.Sequential(nn.BatchNorm1d(2))
+    module.register_buffer("own", torch.ones(2))
+    what = changed("nn.Module._buffers")
+    assert dict(internals.buffers_of(module)) == dict(module.named_buffers(recurse=False)), what
+    module.own = torch.zeros(3)
+    assert internals.buffers_of(module)["own"] is module.own, what
+
+
 # Backward passes
 
 
@@ -357,7 +371,7 @@ def test_functional_transforms_are_seen() -> None:
     assert not internals.in_transform(), changed(f"{private}: after all transforms one is seen")
 
 
-@relies_on("_dispatch_keys")
+@relies_on("_functorch")
 def test_a_batched_gradient_is_seen() -> None:
     """A pass with ``is_grads_batched=True`` is no step of training, and its gradients stand for several."""
     seen: list[bool] = []
@@ -367,7 +381,7 @@ def test_a_batched_gradient_is_seen() -> None:
     torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True, retain_graph=True)
     torch.autograd.grad(y, x, torch.ones(3))
     torch.func.vmap(lambda row: seen.append(internals.is_batched(row)) or row)(torch.eye(3))
-    assert seen == [True, False, True], changed(f"torch._C._dispatch_keys: {seen}")
+    assert seen == [True, False, True], changed(f"torch._C._functorch: {seen}")
 
 
 # Compilation
@@ -695,7 +709,7 @@ def test_the_fused_kernel_is_adam(dtype: torch.dtype) -> None:
         gradient = torch.randn(5, generator=generator, dtype=dtype)
         expected.grad, kept, step = gradient.clone(), gradient.clone(), torch.tensor(float(number))
         optimizer.step()
-        internals.fused_adam(found, first, second, gradient, step, 0.025)
+        internals.fused_adam(found, first, second, gradient, step, 0.025, torch.tensor(False))
         what = changed("torch._fused_adam_")
         torch.testing.assert_close(found, expected.detach(), msg=lambda text: f"{what}: {text}")  # noqa: B023
         torch.testing.assert_close(first, optimizer.state[expected]["exp_avg"])
@@ -703,13 +717,16 @@ def test_the_fused_kernel_is_adam(dtype: torch.dtype) -> None:
         assert gradient.equal(kept), f"{what}: it changes the gradient"
         assert step.item() == number, f"{what}: it counts the step itself"
     assert [tensor.data_ptr() for tensor in (found, first, second)] == addresses
+    kept = [tensor.clone() for tensor in (found, first, second)]
+    internals.fused_adam(found, first, second, torch.full_like(found, torch.nan), step, 0.025, torch.tensor(True))
+    assert all(map(torch.equal, (found, first, second), kept)), changed("torch._fused_adam_: found_inf skips no step")
 
 
 def test_the_fused_kernel_takes_parts_of_one_tensor() -> None:
     """The moments are rows of one tensor of state."""
     moments = torch.zeros(2, 3)
     found = torch.ones(3)
-    internals.fused_adam(found, moments[0], moments[1], torch.ones(3), torch.tensor(1.0), 0.1)
+    internals.fused_adam(found, moments[0], moments[1], torch.ones(3), torch.tensor(1.0), 0.1, torch.tensor(False))
     torch.testing.assert_close(found, torch.full((3,), 0.9), msg=changed("torch._fused_adam_: parts of a tensor"))
     torch.testing.assert_close(moments, torch.tensor([[0.1] * 3, [0.001] * 3]))
 
