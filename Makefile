@@ -12,7 +12,6 @@
 # make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
 # make smoke       a small suite, in a minute
 # make test-slow   the tests that `make test` leaves out
-# make test-product  what holds for every method, at every place, in every way; long
 # make test-torch  every test with another PyTorch, in an environment of its own: VERSION=2.12.1 names it
 #
 # Each makes its own .venv on first use. With PYTHON=/path/to/python3, that interpreter is used as it is.
@@ -40,7 +39,7 @@ PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist load
 # Another PyTorch gets an environment of its own too, with the same versions of everything else.
 TORCH_VENV = $(VENV)-torch-$(or $(VERSION),$(error give the version of PyTorch: make test-torch VERSION=2.12.1))
 
-.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test test-slow test-product test-all test-torch check \
+.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test test-slow test-all test-torch check \
 	clean
 
 bench: $(ENVIRONMENT)
@@ -50,13 +49,10 @@ bench: $(ENVIRONMENT)
 	$(PY) -m bench report default
 
 test: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m "not slow and not product"
+	$(PY) -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m "slow and not product"
-
-test-product: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m product tests/balancers
+	$(PY) -m pytest $(PARALLEL) -m slow
 
 test-all: $(ENVIRONMENT)
 	$(PY) -m pytest $(PARALLEL)

@@ -12,8 +12,9 @@ A method is registered by the decorator, or by a packaging entry point in the gr
 """
 
 import difflib
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .base import LossBalancer
 
@@ -68,6 +69,13 @@ def get(name: str) -> type[LossBalancer]:
     return _classes[name]
 
 
-def create(name: str, *args: Any, **options: Any) -> LossBalancer:
-    """Return a new balancer by name: ``create("gradnorm", net.fork, wrt=net.trunk[-1], alpha=0.12)``."""
-    return get(name)(*args, **options)
+def create(name: str, *arguments: object, **options: object) -> LossBalancer:
+    """Return a new balancer by name: ``create("gradnorm", net.fork, wrt=net.trunk[-1], alpha=0.12)``.
+
+    Everything but the name is passed to the class's constructor.
+
+    Raises:
+        ValueError, TypeError: see `get`, and the constructor.
+    """
+    make: Callable[..., LossBalancer] = get(name)
+    return make(*arguments, **options)

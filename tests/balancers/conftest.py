@@ -22,7 +22,7 @@ PRODUCTS = {
     "test_refusals",
     "test_state_formats",
 }
-"""Files whose tests run for every method: `make test-product` runs them all, `make test` a part.
+"""Files whose tests run for every method: `make test-all` runs them all, `make test` a part.
 
 That part is `SOME` of the methods, and of `ALL_METHODS` what the files themselves do not mark slow.
 """
@@ -31,7 +31,7 @@ SOME = {"gradnorm", "uncertainty", "famo", "imtl", "cagrad", "moco"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `PRODUCTS` that `make test` leaves out."""
+    """Mark as slow the tests of `PRODUCTS` that `make test` leaves out."""
     others = {*names()} - SOME
     for item in items:
         module = item.nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         parameters = item.name.partition("[")[2].rstrip("]")
         left_out = module not in ALL_METHODS and any(f"-{name}-" in f"-{parameters}-" for name in others)
-        if left_out or item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.product)
+        if left_out:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
