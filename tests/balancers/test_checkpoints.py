@@ -417,7 +417,10 @@ def test_other_ways_to_save_memory(how: str, place: str, method: type[GradientBa
 @METHODS
 @PLACES
 def test_selective_checkpoints(place: str, method: type[GradientBalancer]):
-    """PyTorch lets these be differentiated once, which is enough where the features are measured."""
+    """PyTorch lets these be differentiated once, which is enough where the features are measured.
+
+    Otherwise PyTorch refuses, by the cause or, before 2.13, by what it finds when it recomputes.
+    """
 
     def policy(_: object, operator: object, *__: object, **___: object) -> checkpoints.CheckpointPolicy:
         choice = checkpoints.CheckpointPolicy
@@ -432,7 +435,7 @@ def test_selective_checkpoints(place: str, method: type[GradientBalancer]):
     if place == "features":
         compare(method, place, net, Net(num_tasks=3))
         return
-    with pytest.raises(RuntimeError, match="selective activation checkpoint"):
+    with pytest.raises(RuntimeError, match="selective activation checkpoint|Recomputed values"):
         step(net, make(method, place, net), 0)
 
 
