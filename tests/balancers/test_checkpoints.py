@@ -435,7 +435,7 @@ def test_selective_checkpoints(place: str, method: type[GradientBalancer]):
     if place == "features":
         compare(method, place, net, Net(num_tasks=3))
         return
-    with pytest.raises(RuntimeError, match="selective activation checkpoint|Recomputed values"):
+    with pytest.raises(RuntimeError, match=r"selective activation checkpoint|Recomputed values"):
         step(net, make(method, place, net), 0)
 
 
