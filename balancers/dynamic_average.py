@@ -37,6 +37,7 @@ class DynamicWeightAverage(PeriodMeans):
     summary = "Give more weight to tasks whose mean loss falls slowly from one epoch to the next."
     use_when = "When training takes many epochs and losses fall steadily; the weights stay close to equal."
     reads = "losses"
+    expects_nonnegative_losses = True
     temperature: float = option(2.0, above=0, tune=Range(0.2, 20.0, log=True))
     next_weights: Tensor = state(1.0)
     """:math:`w_i`, ``(T,)``."""
@@ -47,7 +48,6 @@ class DynamicWeightAverage(PeriodMeans):
 
     def update(self, read: Read, state: State) -> Result:
         new, changed = self.means(read, state)
-        ratios = torch.where(new["periods"] > 1, new["latest"] / new["earlier"], 1.0)
-        logits = torch.nan_to_num(ratios / self.temperature, nan=1 / self.temperature)
-        weights = self.num_tasks * torch.softmax(logits, -1)
+        ratios = torch.where((new["periods"] > 1) & (new["earlier"] > 0), new["latest"] / new["earlier"], 1.0)
+        weights = self.num_tasks * torch.softmax(ratios / self.temperature, -1)
         return Result(state=new | {"next_weights": torch.where(changed, weights, state["next_weights"])})

@@ -62,6 +62,9 @@ class FAMO(LearnedState):
     log_shares: Tensor = state()
     r""":math:`\xi_i`, ``(T,)``."""
 
+    def lowest_losses(self, state: State) -> Tensor:
+        return state["min_losses"]
+
     def weigh(self, losses: Tensor, state: State) -> Tensor:
         """Return :math:`c z_i / (L_i - b_i)`, ``(..., T)``; not a number where a loss is not above its minimum."""
         gaps = losses - state["min_losses"]

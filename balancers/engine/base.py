@@ -7,6 +7,7 @@ passes and ranks are put together, and new state is written if all of it is vali
 
 import inspect
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,13 @@ from .readings import NOTHING, Read, Result, State
 from .rng import Draws
 from .saved_state import DeclaredState
 from .step import Call, Step
-from .torch_internals import in_transform, not_compiled
+from .torch_internals import COMPILED, in_transform, not_compiled
 from .window import Window
 
 Reads = Literal["nothing", "losses", "norms", "gramian", "gradients"]
+DROPPED = 50
+"""Number of windows or passes in a row without an update after which a warning says so; a GradScaler skips some."""
 SEED = Option(default=0, at_least=0, below=2**63, whole=True)
-COMPILED = "a balancer measures with hooks, which torch.compile can't trace: it runs outside of compiled graphs"
 
 
 class LossBalancer(DeclaredState):
@@ -135,8 +137,10 @@ class LossBalancer(DeclaredState):
         self._window = Window()
         self._followed: torch.utils.hooks.RemovableHandle | None = None
         self._held: _Held | None = None
+        self._dropped = 0
+        """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
-        self._warnings = LossWarnings()
+        self.warnings = LossWarnings()
         self._settles = self.settled(self.state()) is not None
 
     @property
@@ -187,16 +191,21 @@ class LossBalancer(DeclaredState):
         if learning:
             self.statistics["losses"] = detached
             if self.looks_again:
+                if self._before is not None:
+                    self._warn_of_dropped("none of the last {} passes was followed by after_step, from which it learns")
                 self._before = detached, given
             if not self._update_takes and not self.combines and self.loss_domain:
                 index = self.index(given)
-                self._warnings.look(self, detached if index is None else detached[index], index)
+                self.warnings.look(self, detached if index is None else detached[index], index)
             if stacked.grad_fn is not None:
                 self._watch(stacked.grad_fn, in_order, Call(detached, weights, given, valid))
         return total
 
+    @not_compiled(COMPILED)
     def after_step(self, losses: Losses) -> None:
         """Look at the same batch's losses again, after the optimiser's step; for methods that ``looks_again``.
+
+        In eval mode it does nothing.
 
         Raises:
             TypeError, ValueError: the losses do not fit this balancer, or are of other tasks than in the last pass.
@@ -204,7 +213,7 @@ class LossBalancer(DeclaredState):
             FloatingPointError: with ``check_finite``, a loss is not valid.
         """
         in_order, given = self._read(losses, learning=False)
-        if not self.looks_again:
+        if not (self.looks_again and self.training):
             return
         if self._before is None:
             raise RuntimeError("after_step needs a pass before it: call the balancer in training mode, then backward")
@@ -220,6 +229,7 @@ class LossBalancer(DeclaredState):
             both, given = self._mean_losses(both, given)
         self._learn(Read(both[1], self.last_weights, losses_before=both[0]), given)
 
+    @not_compiled(COMPILED)
     def close_window(self) -> None:
         """Update from the backward passes since the last update, where they are fewer than ``accumulate``.
 
@@ -255,9 +265,10 @@ class LossBalancer(DeclaredState):
             self._followed.remove()
         balancer = weakref.ref(self)
 
+        @not_compiled(COMPILED)
         def after_step(stepped: torch.optim.Optimizer, *_: object) -> None:
             one = balancer()
-            if one is not None and one._window.count:
+            if one is not None and one.training and one._window.count:
                 # A GradScaler tells a fused optimiser, which decides on the device whether it makes the step.
                 overflow = getattr(stepped, "found_inf", None)
                 one._close(None if overflow is None else overflow == 0)
@@ -398,12 +409,23 @@ class LossBalancer(DeclaredState):
         """Take in a backward pass that has ended."""
         if self._followed is not None and self._window.count == self.accumulate:
             self._window.clear()  # the optimiser skipped its step
+            self._warn_of_dropped(
+                "the optimiser that this balancer follows made no step after any of the last {} accumulation windows, "
+                "so that nothing was learnt: follow the optimiser whose step() is called, and give accumulate the "
+                "number of backward passes to each of its steps"
+            )
         self._window.add(step, self)
         if self._followed is None and self._window.count == self.accumulate:
             self.close_window()
 
+    def _warn_of_dropped(self, message: str) -> None:
+        self._dropped += 1
+        if self._dropped == DROPPED:
+            warnings.warn(f"{self.name}: {message.format(DROPPED)}", RuntimeWarning, stacklevel=2)
+
     def _learn(self, read: Read, given: tuple[bool, ...] | None, finite: Tensor | None = None) -> None:
         """Update the state from what was read of all T tasks, of which ``given`` took part; see `_updated`."""
+        self._dropped = 0
         index = None if self.sees_all_tasks else self.index(given)
         if self.sees_all_tasks:
             read.present = None if given is None else self.mask(given)
@@ -460,6 +482,10 @@ class LossBalancer(DeclaredState):
         else:
             self._held.new = weights
 
+    def lowest_losses(self, state: State) -> Tensor | float:
+        """Return the bound that losses must exceed or reach, ``(T',)`` or one for all; see `needs_positive_losses`."""
+        return 0.0
+
     def settled(self, state: State) -> Tensor | None:
         """Return a bool scalar: whether the method has stopped learning; None if it does not stop."""
         return None
@@ -486,7 +512,7 @@ class LossBalancer(DeclaredState):
     def _after_update(self, valid: Tensor, losses: Tensor, index: Tensor | None) -> None:
         if self.check_finite:
             self._check_valid(valid)
-        self._warnings.look(self, losses, index)
+        self.warnings.look(self, losses, index)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_followed": None}  # the optimiser calls the original alone

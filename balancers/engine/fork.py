@@ -201,12 +201,22 @@ class Fork(nn.Module):
         if isinstance(features, Tensor):
             return self._aliases(features)
         leaves, structure = tree_flatten(features)
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+            raise TypeError(
+                f"the fork was given a {type(features).__name__}, in which it finds no tensor: pass the features as a "
+                f"tensor, or as nested tuples, lists and dicts of tensors"
+            )
         aliases = [self._aliases(leaf) for leaf in leaves]
         return tuple(tree_unflatten([a[i] for a in aliases], structure) for i in range(self.num_tasks))
 
     def _aliases(self, z: Any) -> tuple[Any, ...]:
         if not self.reading.records(z):
             return (z,) * self.num_tasks
+        if z.is_nested:
+            raise TypeError(
+                "features are a nested tensor, which has no aliases: measure the shared parameters, with fork=None, or "
+                "let padded tensors go through the fork"
+            )
         passage, whole = self.reading.record(), z
         if self.reading.combines:
             whole = z[...]
@@ -229,6 +239,7 @@ class Fork(nn.Module):
         return f"num_tasks={self.num_tasks}"
 
 
+@not_compiled(COMPILED)
 def _observe(passage: Passage, z: Tensor, task: int, gradients: tuple[Tensor | None, ...]) -> None:
     """Show a step the gradient that arrives at the alias of one task."""
     [gradient] = gradients
@@ -237,6 +248,7 @@ def _observe(passage: Passage, z: Tensor, task: int, gradients: tuple[Tensor | N
         step.observe(z, task, gradient, 0)
 
 
+@not_compiled(COMPILED)
 def _combine(passage: Passage, z: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor] | None:
     """Replace the sum of the tasks' gradients by the step's combination, if it combines."""
     # Autograd gets here after all heads: it runs the youngest node that is ready, and the heads' are younger.

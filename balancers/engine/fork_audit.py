@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from .fork import Fork, mark_of
 from .loss_input import Entries, Root, roots
+from .passes import measuring
 from .torch_internals import DDP_SINK, IN_PLACE, REENTRANT
 
 Label = Callable[[int], str]
@@ -98,6 +99,10 @@ def _check(
         if not reach.aliases:
             _check_aliases(i, reach.aliases, label)
     alike = {i: _alike(i, reaches) for i in reaches}
+    for i, reach in reaches.items():
+        start = starts[i]
+        if start is not None and start.seed.ndim and i not in reach.aliases:
+            _check_aliases(i, set(), label)  # the losses were computed on as one tensor
     for i, reach in reaches.items():
         _check_aliases(i, reach.aliases - alike[i], label)
     for i, first in reaches.items():
@@ -185,8 +190,9 @@ def _check_aliases(i: int, aliases: set[int], label: Label) -> None:
         )
     if not aliases:
         raise ForkError(
-            f"the loss of {label(i)} does not depend on the features that the fork handed to it: compute the loss from "
-            f"this task's alias; if the task has no loss in this step, leave it out of a {{task: loss}} dict"
+            f"the loss of {label(i)} does not depend on the features that the fork handed to it: was it detached? "
+            f"Compute the loss from this task's alias; if the task has no loss in this step, leave it out of a "
+            f"{{task: loss}} dict"
         )
 
 
@@ -199,7 +205,8 @@ def _touched(start: Root, marked: set[Node]) -> set[int]:
         return set()
     nodes = list(marked)
     edges = [GradientEdge(node, 0) for node in nodes]
-    gradients = torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)
+    with measuring([start.edge.node]):
+        gradients = torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)
     touched = set[int]()
     for node, gradient in zip(nodes, gradients, strict=True):
         mark = mark_of(node)

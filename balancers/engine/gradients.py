@@ -96,16 +96,22 @@ class GradientBalancer(LossBalancer):
         self.__dict__["fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self.__dict__["_shared"] = None if wrt is None else SharedParameters(wrt)
         self.recomputes: bool | None = None
-        """Whether losses are differentiated by way of a checkpoint, by the first step of which that was asked."""
+        """Whether losses are differentiated in one pass, by way of a checkpoint; None before the first step."""
+        self.unmeasured: set[int] = set()
+        """Tasks that were given for the first time, of which it is not known whether they depend on the parameters."""
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
         """Hooks of a backward pass under way."""
+        self.reached: set[int] = set()
+        """The parameters, by place, on which losses depended in the steps so far."""
         self._audited: set[int] = set()
+        self._deciding: weakref.ref[MeasuringStep] | None = None
+        """The step that was decided on last."""
         self._settled: Later | None = None
         self._asked: Later | None = None
         self._asks = 0
         if self.tracks and self.update_every > 1:
             raise ValueError(f"update_every is {self.update_every}; expected 1: gradients are tracked at every step")
-        self._tracked_names = list(self._shared.by_name()) if self.tracks and self._shared is not None else []
+        self._tracked = self._to_track() if self.tracks else []
         for k, parameter in enumerate((self.measured_parameters() or ()) if self.tracks else ()):
             parts = (2,) if parameter.is_complex() else ()
             self.declare(f"{self.tracks}_{k}", 0.0, (self.num_tasks, *parameter.shape, *parts))
@@ -137,6 +143,11 @@ class GradientBalancer(LossBalancer):
         """Return the parameters that gradients are taken of, as this step's graph has them; None: the features."""
         return self._shared.now() if isinstance(self._shared, SharedParameters) else None
 
+    @property
+    def lists_parameters(self) -> bool:
+        """Whether ``wrt`` lists parameters, not their module."""
+        return self._shared is not None and self._shared.are_listed
+
     def is_sharded(self) -> bool:
         """Return whether FSDP shards the parameters that gradients are taken of."""
         return self._shared is not None and self._shared.is_sharded
@@ -146,6 +157,9 @@ class GradientBalancer(LossBalancer):
             self._fork_reader = Reader(self.combines)
             self.fork.reading.attach(self._fork_reader)
             weakref.finalize(self, self.fork.reading.detach, self._fork_reader)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_deciding": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -193,6 +207,8 @@ class GradientBalancer(LossBalancer):
     def _audit(self, losses: Entries) -> None:
         if self.fork is not None:
             audit(self.fork, losses, self.measured_parameters() or (), self._reader.label)
+        else:
+            self.unmeasured |= _given(losses) - self._audited
         self._audited |= _given(losses)
 
     def _finish(self, step: Step) -> None:
@@ -232,6 +248,11 @@ class GradientBalancer(LossBalancer):
 
     # Combine gradients.
 
+    def decided_before(self, step: Step) -> MeasuringStep | None:
+        """Return the step of another loss that was decided on in this backward pass; None if there is none."""
+        other = None if self._deciding is None else self._deciding()
+        return other if other is not None and other is not step and other.is_current() else None
+
     def unhook(self) -> None:
         """Remove the hooks of a backward pass."""
         for hook in self.hooks:
@@ -254,6 +275,9 @@ class GradientBalancer(LossBalancer):
             What these gradients are multiplied by, ``(T,)``; and what takes the place of their weighted sums, or at
             parameters is added to their plain sums, where that is not it.
         """
+        if (other := self.decided_before(step)) is not None:
+            other.flush()
+        self._deciding = weakref.ref(step)
         shown = self.last_weights
         losses, used, factors = (each.to(shown.dtype) for each in (step.losses, step.weights, step.factors))
         index, losses, columns = self._of_all_ranks(step, losses, columns)
@@ -338,10 +362,14 @@ class GradientBalancer(LossBalancer):
             return [new - rows.sum(0) * scale for new, rows in zip(replaced, read.gradients, strict=True)]
         return replaced
 
+    def _to_track(self) -> list[tuple[str, torch.Size]]:
+        """Return the name and the shape of each parameter that is tracked."""
+        return [] if self._shared is None else [(name, each.shape) for name, each in self._shared.by_name().items()]
+
     def _track(self, columns: list[Tensor], scale: Tensor, held: Tensor, index: Tensor | None) -> "_Tracked":
         """Track the gradients, parameter by parameter, each of which is freed when it has been tracked."""
         assert self._shared is not None
-        if list(self._shared.by_name()) != self._tracked_names:
+        if self._to_track() != self._tracked:
             raise ForkError(
                 f"{type(self).__name__} keeps state for each parameter of wrt, but other parameters of wrt are trained "
                 f"now than when the balancer was made: were some frozen, or replaced? Make another balancer"

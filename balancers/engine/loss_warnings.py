@@ -1,6 +1,7 @@
 """Warn of losses that a method is not made for, which would stop it or drive it astray in silence."""
 
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,32 @@ class LossWarnings:
         self._looked: Later | None = None
         self._bad: dict[int, int] = {}
         """For each task the number of looks in a row in which its loss was out of the domain."""
-        self._warned = False
+        self._warned = self._told_missing = self._told_unreached = False
+
+    def tell_missing(self, balancer: "LossBalancer", tasks: Collection[int]) -> None:
+        """Warn once of tasks that were given, of which no gradient arrived."""
+        if tasks and not self._told_missing:
+            self._told_missing = True
+            named = ", ".join(balancer.label(i) for i in sorted(tasks))
+            warnings.warn(
+                f"no gradient of the loss of {named} arrived in a backward pass: was it detached? It counts as zero, "
+                f"at which some methods stop all training. A task without a loss to learn from can be left out of a "
+                f"{{task: loss}} dict",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def tell_unreached(self, balancer: "LossBalancer", number: int) -> None:
+        """Warn once that no loss depends any more on some of the parameters that ``wrt`` lists."""
+        if number and not self._told_unreached:
+            self._told_unreached = True
+            warnings.warn(
+                f"no loss depends any more on {number} of the parameters that wrt lists for {balancer.name}: were they "
+                f"frozen, or replaced after the balancer was made, as load_state_dict(assign=True) does? Give the "
+                f"module itself as wrt, and it is asked for its parameters at each step",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def look(self, balancer: "LossBalancer", losses: Tensor, index: Tensor | None) -> None:
         """Look at an update's ``losses``, ``(T',)``, those of the tasks at ``index``; None: of all tasks."""
@@ -41,7 +67,8 @@ class LossWarnings:
             return
         self._updates += 1
         if self._looked is None and (self._updates <= FIRST or self._updates % EVERY == 0 or any(self._bad.values())):
-            bad = (losses <= 0 if balancer.needs_positive_losses else losses < 0).to(torch.int8)
+            lowest = balancer.lowest_losses(balancer.state(index))
+            bad = (losses <= lowest if balancer.needs_positive_losses else losses < lowest).to(torch.int8)
             if index is not None:
                 absent = torch.full((balancer.num_tasks,), -1, dtype=bad.dtype, device=bad.device)
                 bad = absent.index_copy(0, index, bad)
@@ -59,7 +86,7 @@ class LossWarnings:
 
 def _message(balancer: "LossBalancer", tasks: list[int]) -> str:
     named = ", ".join(balancer.label(i) for i in tasks)
-    what = "zero or below" if balancer.needs_positive_losses else "below zero"
+    what = "zero or below, or not above its lower bound" if balancer.needs_positive_losses else "below zero"
     effect = "no weight changes" if balancer.checks_losses else "the weight may grow without bound"
     return (
         f"{balancer.name} is made for {balancer.loss_domain} losses, but that of {named} is {what}: in such steps "

@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .fork_audit import ForkError
 from .layer import Linear, linear
-from .torch_internals import foreach_norm, recomputes
+from .torch_internals import foreach_norm, recomputes, recorded_nodes
 
 LITTLE = 2**18
 """Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
@@ -73,6 +73,10 @@ class Measurement:
         """Number of tasks whose gradients of the features at hand were differentiated one by one."""
         self._waiting: list[tuple[Tensor, int, Tensor]] = []
         """Features, and a task's gradient of them, that are differentiated together."""
+        self.missing: set[int] = set()
+        """Tasks that were given, but have no gradient of a parameter."""
+        self.reached: set[int] = set()
+        """The parameters, by place, that a loss was found to depend on when losses were differentiated."""
         self.observed = False
         """Whether a gradient of the features came."""
         self._recomputes = False
@@ -137,32 +141,46 @@ class Measurement:
         for task, found in zip(tasks, self._together([get_gradient_edge(z) for z in features], rows), strict=True):
             self._keep(task, found)
 
-    def differentiate(self, losses: Sequence[tuple[GradientEdge, Tensor] | None], together: bool) -> None:
+    def differentiate(self, losses: Sequence[tuple[GradientEdge, Tensor] | None], together: bool) -> bool:
         """Take the gradients of the parameters from the losses: each one's edge and the gradient to start with there.
 
         With ``together`` all are differentiated in one pass, so that a checkpoint on the way is recomputed once.
+        Without it, the others are as soon as a pass has recomputed one.
+
+        Returns:
+            Whether they were differentiated in one pass, and are the next time.
         """
         assert self._wrt is not None
-        given = [(task, *loss) for task, loss in enumerate(losses) if loss is not None]
-        if together:
+        waiting = [(task, *loss) for task, loss in enumerate(losses) if loss is not None]
+        edge, seed = waiting[0][1:]
+        while waiting and not together:
+            before = recorded_nodes()
+            task, start, gradient = waiting.pop(0)
+            self._found(task, self._gradients([start], [gradient]))
+            together = recorded_nodes() > before
+        if waiting:
             seeds = [
-                torch.stack([seed if i == j else torch.zeros_like(seed) for j in range(len(given))])
-                for i, (_, _, seed) in enumerate(given)
+                torch.stack([seed if i == j else torch.zeros_like(seed) for j in range(len(waiting))])
+                for i, (_, _, seed) in enumerate(waiting)
             ]
-            found = self._batched([edge for _, edge, _ in given], seeds)
-            for (task, _, _), gradients in zip(given, found, strict=True):
+            found = self._batched([edge for _, edge, _ in waiting], seeds)
+            for (task, _, _), gradients in zip(waiting, found, strict=True):
                 self._found(task, gradients)
-            return
-        for task, edge, seed in given:
-            self._found(task, self._gradients([edge], [seed]))
-        self._idle_passes(*given[0][1:])
+        else:
+            self._idle_passes(edge, seed)
+        return together
 
     def _idle_passes(self, edge: GradientEdge, seed: Tensor) -> None:
         for _ in range(self._idle):
             self._gradients([edge], [torch.zeros_like(seed)])
 
     def _found(self, task: int, gradients: Sequence[Tensor | None]) -> None:
-        self._reached = self._reached or any(gradient is not None for gradient in gradients)
+        if len(self.reached) < len(gradients):
+            self.reached.update(k for k, gradient in enumerate(gradients) if gradient is not None)
+        if all(gradient is None for gradient in gradients):
+            self.missing.add(task)
+        else:
+            self._reached = True
         self._of_task[task] = self._reduced(gradients)
 
     def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -208,6 +226,12 @@ class Measurement:
             return ()
         with explained():
             return torch.autograd.grad(edges, self._wrt, seeds, retain_graph=True, allow_unused=True)
+
+    def without_gradient(self, given: Sequence[bool] | None) -> list[int]:
+        """Return the tasks that were given, of which no gradient came to the features."""
+        if self._of_all is not None:
+            return []
+        return [i for i, parts in enumerate(self._of_task) if parts is None and (given is None or given[i])]
 
     def columns(self) -> list[Tensor]:
         """Return what was measured, each ``(T, ...)``: zeros for a task without a gradient; empty if none arrived.
@@ -297,8 +321,8 @@ class Measurement:
 
 def dense(gradient: Tensor) -> Tensor:
     """Return a gradient as real, dense numbers: inner products and norms of complex ones are those of their parts."""
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+    gradient = gradient.to_dense() if gradient.layout is not torch.strided else gradient
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:

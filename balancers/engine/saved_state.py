@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ from .torch_internals import buffers_of
 
 BYTES_PER_TASK = 32
 """Room for each task's name in the saved state, on average; longer names are not saved."""
-DIGIT = 2**16
-"""Whole numbers are saved as digits of this base, which float32 holds exactly."""
-SEED_DIGITS, COUNTER_DIGITS, CHECKSUM_DIGITS = 4, 3, 2
+DIGIT = 2**8
+"""Whole numbers are saved as digits of this base, which float32 and bfloat16 hold exactly."""
+SEED_DIGITS, COUNTER_DIGITS, CHECKSUM_DIGITS = 8, 6, 4
 
 
 class DeclaredState(nn.Module):
@@ -130,8 +130,9 @@ class DeclaredState(nn.Module):
         tasks = tuple(place for place, dim in enumerate(shape) if dim == "T")
         self._task_dims[name] = (0,) if isinstance(shape, tuple) else tasks
         dtype = torch.float32 if declared.float32 else torch.get_default_dtype()
-        self.register_buffer(name, torch.empty(sizes, dtype=dtype))
-        self._reset(name)
+        with torch.inference_mode(False):  # what is made there can't be changed outside
+            self.register_buffer(name, torch.empty(sizes, dtype=dtype))
+            self._reset(name)
 
     # What the engine does with it.
 
@@ -139,9 +140,8 @@ class DeclaredState(nn.Module):
         """Return the state and the constants, with the rows of the tasks at ``index``, ``(T',)``; None: of all."""
         whole = buffers_of(self)
         if self._constants:
-            like = self.last_weights
-            for name, each in () if self._made else self._constants.items():
-                self._made[name] = torch.tensor(each, dtype=like.dtype, device="cpu").to(like.device)
+            if not self._made:
+                self._make_constants()
             whole = whole | self._made
         if index is None:
             return MappingProxyType(whole)
@@ -210,6 +210,13 @@ class DeclaredState(nn.Module):
             elif not callable(initial):
                 buffer.copy_(torch.tensor(initial, dtype=torch.float64, device="cpu"))
 
+    @torch.inference_mode(False)
+    def _make_constants(self) -> None:
+        like = self.last_weights
+        for name, each in self._constants.items():
+            self._made[name] = torch.tensor(each, dtype=like.dtype, device="cpu").to(like.device)
+
+    @torch.inference_mode(False)
     def _move(self, device: torch.device, dtype: torch.dtype) -> None:
         if device == self.last_weights.device and dtype == self.last_weights.dtype:
             return
@@ -233,7 +240,8 @@ class DeclaredState(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         self._made = {}
-        super()._apply(keep_type, recurse)
+        with torch.inference_mode(False):
+            super()._apply(keep_type, recurse)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,24 +252,22 @@ class DeclaredState(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Return the counters, the seed and the tasks' names, as float32 numbers."""
         room = BYTES_PER_TASK * self.num_tasks
-        names = b"" if self._reader.names is None else json.dumps(self._reader.names).encode()
-        if len(names) > room:
-            names = b""
+        names = _coded(self._reader.names)
         numbers = [
             *_digits(self.turn, COUNTER_DIGITS),
             *_digits(self.drawn, COUNTER_DIGITS),
             *_digits(self.seed, SEED_DIGITS),
             *_digits(zlib.crc32(names), CHECKSUM_DIGITS),
-            *names.ljust(room, b"\0"),
+            *(names if len(names) <= room else b"").ljust(room, b"\0"),
         ]
         return torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         if not isinstance(state, Tensor):  # a placeholder of torch.distributed.checkpoint
             return
-        turn, drawn, seed, names = _parse(state)
-        self.turn, self.drawn, self.seed = turn, drawn, seed
-        self._reader.names = self._reader.names or names
+        saved = _parse(state)
+        self.turn, self.drawn, self.seed = saved.turn, saved.drawn, saved.seed
+        self._reader.names = self._reader.names or saved.names
 
 
 def _digits(number: int, count: int) -> list[float]:
@@ -272,24 +278,41 @@ def _number(digits: Sequence[int]) -> int:
     return sum(digit * DIGIT**i for i, digit in enumerate(digits))
 
 
-def _parse(state: Tensor) -> tuple[int, int, int, tuple[str, ...] | None]:
-    """Return the counters, the seed and the names; None for names that are not known, or were averaged with others."""
+def _coded(names: Sequence[str] | None) -> bytes:
+    return b"" if names is None else json.dumps(names, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+class _Saved(NamedTuple):
+    turn: int
+    drawn: int
+    seed: int
+    names: tuple[str, ...] | None
+    """None for names that are not known, were too long to save, or were averaged with others."""
+    checksum: int | None
+    """That of names that were too long to save."""
+
+
+def _parse(state: Tensor) -> _Saved:
     numbers = state.detach().cpu().double().round().long().tolist()
     turn, rest = numbers[:COUNTER_DIGITS], numbers[COUNTER_DIGITS:]
     drawn, rest = rest[:COUNTER_DIGITS], rest[COUNTER_DIGITS:]
     seed, rest = rest[:SEED_DIGITS], rest[SEED_DIGITS:]
     checksum, rest = _number(rest[:CHECKSUM_DIGITS]), rest[CHECKSUM_DIGITS:]
     coded = bytes(byte for byte in rest if 0 < byte < 256)
-    names = tuple(json.loads(coded)) if coded and zlib.crc32(coded) == checksum else None
-    return _number(turn), _number(drawn), _number(seed), names
+    names = (
+        tuple(json.loads(coded.decode("utf-8", "surrogatepass"))) if coded and zlib.crc32(coded) == checksum else None
+    )
+    return _Saved(_number(turn), _number(drawn), _number(seed), names, None if coded else checksum or None)
 
 
 def _before_loading(balancer: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Refuse the state of other tasks; and load a float64 state as such, although a new balancer is float32."""
     assert isinstance(balancer, DeclaredState)
-    saved = state.get(f"{prefix}_extra_state")
-    names = _parse(saved)[3] if isinstance(saved, Tensor) else None
-    reader = balancer._reader
+    extra, reader = state.get(f"{prefix}_extra_state"), balancer._reader
+    saved = _parse(extra) if isinstance(extra, Tensor) else None
+    names = None if saved is None else saved.names
+    if saved and saved.checksum and reader.names and zlib.crc32(_coded(reader.names)) != saved.checksum:
+        raise ValueError(f"the state to load is of tasks with other names, but {reader.made_for()}")
     if names is not None and (len(names) != reader.num_tasks if reader.names is None else names != reader.names):
         raise ValueError(f"the state to load is of the tasks ({', '.join(names)}), but {reader.made_for()}")
     weights = state.get(f"{prefix}last_weights")

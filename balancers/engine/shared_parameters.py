@@ -37,6 +37,11 @@ class SharedParameters:
             for module in wrt.modules():
                 module.register_forward_pre_hook(self._see)
 
+    @property
+    def are_listed(self) -> bool:
+        """Whether parameters were given, not their module."""
+        return self._module is None
+
     def now(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters.
 
@@ -56,7 +61,9 @@ class SharedParameters:
                 for name, parameter in module.named_parameters(recurse=False)
             )
             return {name: parameter for name, parameter in places if parameter.requires_grad}
-        parameters = {name: parameter for name, parameter in self._module.named_parameters() if parameter.requires_grad}
+        named = self._module.named_parameters()
+        # A part that was compiled meanwhile has the same parameters under other names.
+        parameters = {name.replace("_orig_mod.", ""): each for name, each in named if each.requires_grad}
         if any(is_sharded(parameter) for parameter in parameters.values()):
             raise RuntimeError(
                 "the parameters of wrt were sharded after the balancer was made: call fully_shard first, and make the "
@@ -83,7 +90,7 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 def _checked(wrt: nn.Parameter | Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
     if not isinstance(wrt, Iterable):
         raise TypeError(f"wrt is of type {type(wrt).__name__}; expected a module or parameters of the model")
-    parameters = (wrt,) if isinstance(wrt, nn.Parameter) else tuple(wrt)
+    parameters = (wrt,) if isinstance(wrt, nn.Parameter) else tuple(dict.fromkeys(wrt))
     for parameter in parameters:
         if not isinstance(parameter, nn.Parameter):
             raise TypeError(f"wrt holds a {type(parameter).__name__}; expected a module or parameters of the model")

@@ -5,8 +5,8 @@ and `CombiningStep` decides what they are multiplied by before they go on. A for
 features that went through it; without a fork, a step differentiates the losses itself.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,27 +17,24 @@ from torch.autograd.graph import Node
 from .fork_audit import ForkError, feature_gradients
 from .loss_input import Entries, roots
 from .measure import Measurement, dense, joint_norms
-from .torch_internals import after_this_pass, before_first_backward, current_pass, is_batched, recomputes
+from .passes import is_measuring, measuring
+from .torch_internals import (
+    COMPILED,
+    after_this_pass,
+    before_first_backward,
+    current_pass,
+    in_compiled_autograd,
+    is_batched,
+    not_compiled,
+    recomputes,
+)
 
 if TYPE_CHECKING:
     from .base import LossBalancer
     from .gradients import GradientBalancer
 
-_pass_at_fork = -1
-"""The last pass in which a fork shows gradients to a step."""
-_measuring = 0
-"""Number of differentiations under way that are measurements, not training."""
-
-
-@contextmanager
-def measuring() -> Iterator[None]:
-    """Tell other balancers' hooks that a differentiation is a measurement."""
-    global _measuring
-    _measuring += 1
-    try:
-        yield
-    finally:
-        _measuring -= 1
+_at_fork = set[int]()
+"""The numbers of the passes under way in which a fork shows gradients to a step."""
 
 
 class Call(NamedTuple):
@@ -84,16 +81,22 @@ class Step:
         """Return whether the code runs in the pass that this step measures."""
         return self._pass == current_pass() and not torch.is_grad_enabled()
 
+    @not_compiled(COMPILED)
     def _reached(self, losses: Entries, factors: tuple[Tensor]) -> tuple[Tensor] | None:
         """Begin the pass; ``factors`` is the gradient that the losses received, and the return value replaces it."""
-        if _measuring:
+        if is_measuring():
             return self._measured_by_another()
+        if in_compiled_autograd():
+            raise RuntimeError(
+                f"{type(self.balancer).__name__} can't measure in compiled autograd, whose backward pass is not "
+                f"that of the recorded graph: set torch._dynamo.config.compiled_autograd = False"
+            )
         if torch.is_grad_enabled() or is_batched(factors[0]):
             return self._differentiated()
         if self.ended:
             return self._again(factors[0])
         self._pass, self.factors = current_pass(), factors[0]
-        after_this_pass(self._end)
+        after_this_pass(self._ended)
         return self._begin(losses)
 
     def _differentiated(self) -> tuple[Tensor] | None:
@@ -111,12 +114,23 @@ class Step:
     def _begin(self, losses: Entries) -> tuple[Tensor] | None:
         return None
 
-    def _end(self) -> None:
+    @not_compiled(COMPILED)
+    def _ended(self) -> None:
         self.ended = True
+        self._end()
+
+    def _end(self) -> None:
+        """Take in the whole pass; nothing is learnt from one in eval mode."""
+        if self.balancer.training:
+            self.flush()
+            self.balancer._finish(self)
+        self.commit = None
+
+    def flush(self) -> None:
+        """Write what was decided in this pass."""
         if self.commit is not None:
             self.commit()
             self.commit = None
-        self.balancer._finish(self)
 
 
 class MeasuringStep(Step):
@@ -136,8 +150,7 @@ class MeasuringStep(Step):
         if self.features == 0:
             assert self.balancer.fork is not None
             raise ForkError(self.balancer.fork.reading.why_nothing())
-        global _pass_at_fork
-        _pass_at_fork = current_pass()
+        _at_fork.add(current_pass())
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Take what a `Fork` shows: see `Observer`."""
@@ -152,6 +165,13 @@ class MeasuringStep(Step):
             idle = self.given.count(False)
         return Measurement(self.balancer.num_tasks, self.wrt, adds_up, self.weights.dtype, overwrite, expected, idle)
 
+    def _nothing(self) -> list[Tensor]:
+        """Return gradients of zero for a rank whose few tasks have none: other ranks wait for it, and may have some."""
+        if self.wrt is None or self.balancer._ranks.size == 1 or self.given is None or all(self.given):
+            raise ForkError(nothing_measured(self.balancer, observed=False))
+        tasks, like = self.balancer.num_tasks, [dense(torch.zeros_like(parameter)) for parameter in self.wrt]
+        return [zero.new_zeros(tasks, *zero.shape) for zero in like]
+
     def _differentiate(self, losses: Entries, measurement: Measurement, factors: Tensor) -> None:
         """Measure the gradients of the losses, multiplied by ``factors``, with respect to ``wrt``."""
         assert self.wrt is not None
@@ -159,13 +179,27 @@ class MeasuringStep(Step):
         edges = [root.edge for root in found if root is not None]
         first = self.balancer.recomputes is None
         if first:
-            self.balancer.recomputes = recomputes(edges[0].node)
+            self.balancer.recomputes = any(recomputes(edge.node) for edge in edges)
         seeded = [
             None if root is None else (root.edge, root.seed * factor)
             for root, factor in zip(found, factors, strict=True)
         ]
-        with measuring(), before_first_backward(edges) if first else nullcontext():
-            measurement.differentiate(seeded, together=bool(self.balancer.recomputes))
+        nodes = [edge.node for edge in edges]
+        with measuring(nodes), before_first_backward(edges) if first else nullcontext():
+            self.balancer.recomputes = measurement.differentiate(seeded, together=bool(self.balancer.recomputes))
+        missing = sorted(measurement.missing & self.balancer.unmeasured)
+        self.balancer.unmeasured.clear()
+        if missing and len(measurement.missing) < len(edges) and self.balancer._ranks.size == 1:
+            raise ForkError(
+                f"the loss of {self.balancer.label(missing[0])} does not depend on the parameters that wrt names: was "
+                f"it detached? A task without a loss to learn from can be left out of a {{task: loss}} dict"
+            )
+        told = self.balancer.warnings
+        if 0 < len(measurement.missing) < len(edges):
+            told.tell_missing(self.balancer, measurement.missing)
+        if self.balancer.lists_parameters and measurement.reached:
+            told.tell_unreached(self.balancer, len(self.balancer.reached - measurement.reached))
+        self.balancer.reached |= measurement.reached
 
 
 class NormsStep(MeasuringStep):
@@ -194,9 +228,13 @@ class NormsStep(MeasuringStep):
     def _end(self) -> None:
         assert self._found is not None
         found, self._found = self._found, None
+        _at_fork.discard(current_pass())
+        without = found.without_gradient(self.given) if self.balancer.fork is not None else ()
         columns = found.columns()
-        if not columns:
+        if not columns and (not self.adds_up or found.observed or self.balancer.fork is not None):
             raise ForkError(nothing_measured(self.balancer, found.observed))
+        self.balancer.warnings.tell_missing(self.balancer, without)
+        columns = columns or self._nothing()
         factors, dtype = self.factors.to(self.weights.dtype), self.weights.dtype
         if self.adds_up and self.wrt is not None:
             self.gradients = [(column.to(dtype).movedim(0, -1) / factors).movedim(-1, 0) for column in columns]
@@ -268,28 +306,28 @@ class CombiningStep(MeasuringStep):
         if self.balancer.fork is not None:
             self._at_fork()
             return None
-        if self.balancer.replaces_gradients and _pass_at_fork == current_pass():
+        if self.balancer.replaces_gradients and current_pass() in _at_fork:
             self._measured_by_another()
+        if self.balancer.decided_before(self) is None:
+            self.balancer.unhook()  # what a pass left that an exception ended
         corrections = None
         if self._measures:
             measurement = self._measurement(adds_up=True)
             self._differentiate(losses, measurement, self.factors)
-            columns = measurement.columns()
-            if not columns:
-                raise ForkError(nothing_measured(self.balancer, observed=False))
+            columns = measurement.columns() or self._nothing()
             self._shares, corrections = self.balancer.decide(self, columns)
         else:
             self._shares = self.balancer.last_shares(self)
         if corrections is None:
             return (self.factors * self._shares.to(self.factors.dtype),)
         assert self.wrt is not None
-        self.balancer.unhook()  # what a pass left that an exception ended
-        self.balancer.hooks = [
+        self.balancer.hooks += [
             parameter.register_hook(partial(self._corrected, correction))
             for parameter, correction in zip(self.wrt, corrections, strict=True)
         ]
         return None
 
+    @not_compiled(COMPILED)
     def _corrected(self, correction: Tensor, gradient: Tensor) -> Tensor | None:
         """Add to a parameter's gradient what makes the plain sum of the tasks' gradients the method's direction."""
         if not self.is_current():
@@ -307,6 +345,8 @@ class CombiningStep(MeasuringStep):
     def combined(self, z: Tensor) -> Tensor:
         rows = self._rows
         if rows.combined is None:
+            if len(rows.sources) == self.features:  # else features went through the fork more than once
+                self.balancer.warnings.tell_missing(self.balancer, rows.without_gradient(self.given))
             stacked = rows.stacked()
             directions = None
             if self._shares is None and not self._measures:
@@ -333,6 +373,7 @@ class CombiningStep(MeasuringStep):
         if self.balancer.hooks:
             self.balancer.unhook()
         self._rows.combined = None
+        _at_fork.discard(current_pass())
         super()._end()
 
 
@@ -359,7 +400,7 @@ class HeldStep(MeasuringStep):
             columns = measurement.columns()
         else:
             assert fork is not None
-            with measuring():
+            with measuring(root.edge.node for root in roots(losses) if root is not None):
                 found = feature_gradients(fork, losses)
             columns = [(dense(column).movedim(0, -1) * self._own).movedim(-1, 0) for column in found]
         if not columns:
@@ -385,6 +426,11 @@ class _Rows:
                 "method that combines gradients needs all features of a step in one call of the fork. If each task has "
                 "a forward pass of its own, measure the shared parameters: fork=None, wrt=the trunk"
             )
+        if gradients.layout is not torch.strided:
+            raise TypeError(
+                "gradients of features are sparse, which a method that combines them can't take: make what the heads "
+                "look up in the features with sparse=False, or measure the shared parameters, with fork=None"
+            )
         if task is None:
             self.sources.append(z)
             self._gradients.append(gradients)
@@ -397,6 +443,13 @@ class _Rows:
         of_tasks = self._gradients[place]
         assert isinstance(of_tasks, list)
         of_tasks[task] = gradients
+
+    def without_gradient(self, given: Sequence[bool] | None) -> list[int]:
+        """Return the tasks that were given, of which no gradient came."""
+        if any(isinstance(gradients, Tensor) for gradients in self._gradients):
+            return []
+        came = [any(gradients[i] is not None for gradients in self._gradients) for i in range(self._num_tasks)]
+        return [i for i, some in enumerate(came) if not some and (given is None or given[i])]
 
     def stacked(self) -> list[Tensor]:
         """Of each tensor of features, ``(T, *z.shape)``, zero where a loss does not depend on it."""

@@ -5,8 +5,10 @@ of PyTorch broke.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
@@ -20,6 +22,7 @@ from torch.utils import _pytree
 tree_flatten = _pytree.tree_flatten
 tree_unflatten = _pytree.tree_unflatten
 
+COMPILED = "a balancer measures with hooks, which torch.compile can't trace: it runs outside of compiled graphs"
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -99,9 +102,18 @@ def not_compiled(reason: str) -> Callable[[Callable[Parameters, Returned]], Call
                 disabled.append(torch.compiler.disable(function, reason=reason))
             return disabled[0](*arguments, **options)
 
+        # The compiler counts how often it has seen a piece of code, so that each function needs one of its own.
+        own = cast(FunctionType, call)
+        own.__code__ = own.__code__.replace(co_name=function.__name__)
         return call
 
     return decorate
+
+
+def in_compiled_autograd() -> bool:
+    """Return whether code runs in a backward pass of compiled autograd, which runs hooks in a graph of its own."""
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    return module is not None and bool(module.in_compiled_autograd_region)
 
 
 def is_batched(tensor: Tensor) -> bool:
@@ -165,6 +177,15 @@ def _leaf(node: Node | None) -> Node | None:
 def _saved_names(kind: type) -> tuple[str, ...]:
     """Return the names of what nodes of a kind save."""
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def recorded_nodes() -> int:
+    """Return a number that grows with each node of the autograd graph that this thread records.
+
+    A backward pass records none, unless a checkpoint runs a forward pass again. Nothing public tells of that.
+    """
+    number: int = cast(Any, torch.autograd)._get_sequence_nr()
+    return number
 
 
 def recomputes(start: Node | None) -> bool:

@@ -30,6 +30,8 @@ class Window:
         """For each task whether a pass gave it; None where all passes gave all."""
         self._numbers: Tensor | None = None
         """``(T,)``: the number of passes that gave each task; None where all passes gave all."""
+        self._total: Tensor | None = None
+        """The number of passes on all ranks, a scalar; None where there is one rank."""
         self._gradients: list[Tensor] = []
         self._squared = self._adds_up = False
 
@@ -53,9 +55,10 @@ class Window:
 
     def add_other_ranks(self, ranks: Ranks) -> None:
         """Add what the other ranks have summed, in one message."""
-        numbers = torch.full_like(self._losses, self.count) if self._numbers is None else self._numbers
-        self._losses, self._numbers, *self._gradients = ranks.sum([self._losses, numbers, *self._gradients])
-        self.count *= ranks.size
+        count = self._losses.new_full((), self.count)
+        numbers = count.expand_as(self._losses) if self._numbers is None else self._numbers
+        summed = ranks.sum([count, self._losses, numbers, *self._gradients])
+        self._total, self._losses, self._numbers, *self._gradients = summed
 
     def read(self) -> Read:
         """Return the means over the window."""
@@ -69,5 +72,5 @@ class Window:
             norms = self._gradients[0]
             if self._adds_up:
                 norms = norms.sqrt() if self._squared else joint_norms(self._gradients, losses.dtype)
-                norms = norms / self.count
+                norms = norms / (self.count if self._total is None else self._total)
         return Read(losses, self._weights, norms=norms)

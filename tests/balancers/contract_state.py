@@ -1,5 +1,6 @@
 """Checks of how a balancer keeps and saves its state: as tensors alone, at fixed addresses, and no more with time."""
 
+import gc
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -140,9 +141,10 @@ def resets(case: Case) -> None:
 def does_not_grow(case: Case) -> None:
     """Check that what a balancer holds does not grow, whatever tasks the steps have, and that it holds no graph."""
     subject = Subject(case)
-    held = []
+    held, alive = [], []
+    steps = sequence(14)
     for cycle in range(3):
-        for i, step in enumerate(sequence(14)):  # a whole number of windows and turns, and of subsets
+        for i, step in enumerate(steps):  # a whole number of windows and turns, and of subsets
             some = step.without(("", *SUBSETS)[2 * i % 7])
             subject.backward(some)
             subject.after_step(some)
@@ -151,10 +153,19 @@ def does_not_grow(case: Case) -> None:
         assert graphs == [], f"a graph is held after cycle {cycle}"
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
         held.append((len(found), sum(storages.values())))
+        found, graphs = (), []
+        alive.append(tensors_alive())
     # One small tensor comes and goes: at every tenth update, balancers look for losses that the method is not made for.
     growth = [max(numbers) - min(numbers) for numbers in zip(*held, strict=True)]
     assert growth[0] <= 1, f"tensors and bytes held, cycle by cycle: {held}"
     assert growth[1] <= 8 * len(TASKS), f"tensors and bytes held, cycle by cycle: {held}"
+    assert alive[2] <= alive[1] + 2, f"tensors alive in the process, cycle by cycle: {alive}"
+
+
+def tensors_alive() -> int:
+    """Return the number of tensors in this process, also those that no balancer holds: in modules, classes, caches."""
+    gc.collect()
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
 
 
 def reachable(root: object) -> Iterator[Tensor | Node]:

@@ -10,7 +10,7 @@ and with further sets of options, they are marked slow.
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -314,6 +314,14 @@ class KeepsATensorOfEachStep(Uncertainty):
         return super().update(read, state)
 
 
+class KeepsATensorOfEachStepElsewhere(Uncertainty):
+    kept: ClassVar[list[Tensor]] = []
+
+    def update(self, read: Read, state: State) -> Result:
+        self.kept.append(read.losses)
+        return super().update(read, state)
+
+
 class KeepsTheGraph(EqualWeighting):
     def forward(self, losses: Any) -> Tensor:
         self.last_total = super().forward(losses)
@@ -419,6 +427,7 @@ FAULTY: list[tuple[type[LossBalancer], str, str, Callable[[Case], None]]] = [
     (HasABufferThatIsNotReset, "", "", lambda case: contract_state.begins_on_meta(case, "reset")),
     (KeepsATensorOfEachStep, "", "", contract_state.does_not_grow),
     (KeepsATensorOfEachStep, "", "accumulate", contract_state.does_not_grow),
+    (KeepsATensorOfEachStepElsewhere, "", "", contract_state.does_not_grow),
     (KeepsTheGraph, "", "", contract_state.does_not_grow),
     (RebindsABuffer, "", "", contract_state.keeps_addresses),
     (RebindsABuffer, "", "accumulate", contract_state.keeps_addresses),

@@ -290,6 +290,25 @@ def test_a_process_group_of_all_ranks_is_as_good_as_none(ranks: Ranks, name: str
     agree(ranks, *at_its_place(name), MORE_WAYS["a group of its own"])
 
 
+def test_windows_of_unlike_length(ranks: Ranks) -> None:
+    """At the end of an epoch, a rank may have one pass where another has two: norms are of the mean over all passes."""
+    case = {"method": "gradnorm", "place": "parameters", "function": "uneven_windows"}
+    first, second = ranks.run("worker_ranks", case, timeout=30)
+    torch.testing.assert_close(first["state"], second["state"], rtol=0, atol=0)
+    mean = (first["sums"] + second["sums"]) / (first["passes"] + second["passes"])
+    weights = first["norms"] / mean.norm(dim=1)  # the norms are of weighted losses
+    torch.testing.assert_close(weights, second["norms"] / mean.norm(dim=1))
+    torch.testing.assert_close(weights.sum(), torch.tensor(3.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["mgda", "moco", "gradnorm"])
+def test_a_rank_whose_only_task_shares_no_parameters(ranks: Ranks, name: str) -> None:
+    """Its gradient is zero; the other rank waits for it."""
+    case = {"method": name, "place": "parameters", "function": "off_the_shared_parameters"}
+    first, second = ranks.run("worker_ranks", case, timeout=30)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 def test_ranks_that_order_the_tasks_differently_are_refused_or_agree(ranks: Ranks) -> None:
     """As when each makes its dict of losses from a set, whose order differs from process to process."""
     for name in ("gls", "uncertainty"):

@@ -570,6 +570,18 @@ def test_an_input_that_is_recomputed_or_offloaded_is_seen() -> None:
         assert internals.linear_node(output.grad_fn) is None, changed(f"SavedTensor.unpack_hook: {kind} is not seen")
 
 
+def test_a_checkpoint_that_runs_again_records_nodes() -> None:
+    """By which a balancer learns that the forward pass was recomputed; other backward passes record none."""
+    layer, what = nn.Linear(3, 3), changed("torch.autograd._get_sequence_nr")
+    for saved in (False, True):
+        x = leaf(2, 3)
+        y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False) if saved else layer(x)
+        before = internals.recorded_nodes()
+        torch.autograd.grad(y.sum(), x)
+        passed = internals.recorded_nodes() - before
+        assert passed >= 2 if saved else passed == 1, f"{what}: {passed}, of which one is the sum's"
+
+
 def test_saved_lists_of_tensors_are_looked_through() -> None:
     """Some nodes save a tuple of tensors, such as those of an index."""
     x, at = leaf(4, 4), torch.tensor([0, 2])

@@ -410,6 +410,42 @@ def named_by_dicts(case: Mapping[str, Any], rank: int) -> Any:
     return dict(zip(balancer.tasks, balancer.weights.tolist(), strict=True))
 
 
+def uneven_windows(case: Mapping[str, Any], rank: int) -> Any:
+    """Return the norms and the state after a window of two passes on each rank, and one of one and of two."""
+    net = Net()
+    balancer = make(case | {"options": {"accumulate": 2}}, net, None)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    balancer.follow(optimizer)
+    generator = torch.Generator().manual_seed(rank)
+    passes = []
+    for number in (2, 1 + rank):
+        passes = []
+        for _ in range(number):
+            x = torch.randn(SAMPLES, 5, generator=generator, dtype=torch.float64)
+            y = torch.randn(SAMPLES, 3, 2, generator=generator, dtype=torch.float64)
+            losses = net(x, y, TASKS)
+            shared = list(net.trunk.parameters())
+            found = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses.values()]
+            passes.append(torch.stack([flat(each, shared) for each in found]))
+            balancer(losses).backward()
+        optimizer.step()
+    norms = balancer.statistics["gradient_norms"]
+    return {"sums": torch.stack(passes).sum(0), "passes": len(passes), "norms": norms, "state": state_of(balancer)}
+
+
+def off_the_shared_parameters(case: Mapping[str, Any], rank: int) -> Any:
+    """Return the weights where rank 1 has one task alone, whose loss does not depend on the shared parameters."""
+    net = Net()
+    balancer = make(case, net, None)
+    x, y = torch.ones(SAMPLES, 5, dtype=torch.float64), torch.ones(SAMPLES, 3, 2, dtype=torch.float64)
+    for _ in range(2):
+        losses = net(x, y, TASKS[:2])
+        if rank == 1:
+            losses = {TASKS[2]: sum(parameter.square().sum() for parameter in net.heads.parameters())}
+        balancer(losses).backward()
+    return balancer.weights
+
+
 class SlowEvent:
     """Stands for an event of a CUDA device, which is some steps behind its host."""
 
@@ -443,5 +479,13 @@ def knows_late(case: Mapping[str, Any], rank: int) -> Any:
 
 FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], int], Any]] = {
     function.__name__: function
-    for function in (rank_0_alone, rank_1_fails, rank_1_is_absent, named_by_dicts, knows_late)
+    for function in (
+        rank_0_alone,
+        rank_1_fails,
+        rank_1_is_absent,
+        named_by_dicts,
+        knows_late,
+        uneven_windows,
+        off_the_shared_parameters,
+    )
 }
