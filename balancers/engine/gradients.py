@@ -56,6 +56,8 @@ class GradientBalancer(LossBalancer):
         tasks: the tasks' names, or without a fork their number.
         update_every: k, to measure and to update the weights in every k-th window only. The steps between cost next to
             nothing.
+        exact: form each gradient whose norm is read. Otherwise norms at a layer are taken without it where that is less
+            arithmetic: they are then off by up to 1e-7 of what a gradient's terms, one for each row, measure together.
         accumulate, check_finite, process_group, options: see `LossBalancer`.
 
     Raises:
@@ -76,6 +78,7 @@ class GradientBalancer(LossBalancer):
     track: Callable[[Tensor, Tensor, State], tuple[Tensor, Tensor]]
 
     update_every: int = option(1, at_least=1, whole=True)
+    exact: bool = option(False)
     fork: Fork | None
     _shared: SharedParameters | None
 
@@ -263,13 +266,16 @@ class GradientBalancer(LossBalancer):
         """Return what gradients that have the step's weights already are multiplied by, to have the last weights."""
         return self.last_weights / step.weights
 
-    def decide(self, step: MeasuringStep, columns: list[Tensor]) -> tuple[Tensor, list[Tensor] | None]:
+    def decide(
+        self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor] | None]:
         """Have the method decide on this pass's gradients, and write its state.
 
         Args:
             step: the step.
             columns: of each tensor of features or parameters, the gradients of the losses times ``step.factors``,
                 ``(T, ...)``. They are overwritten.
+            gramian: their inner products, ``(T, T)``, where these were measured in their place.
 
         Returns:
             What these gradients are multiplied by, ``(T,)``; and what takes the place of their weighted sums, or at
@@ -284,6 +290,7 @@ class GradientBalancer(LossBalancer):
         rest: Tensor | float = 0.0
         if index is not None:
             columns, losses = [column[index] for column in columns], losses[index]
+            gramian = None if gramian is None else gramian[index][:, index]
             rest = shown.index_fill(0, index, 0.0).sum()
             factors, used, shown = factors[index], used[index], shown[index]
         # Losses that weigh did not multiply have the factor of the whole pass.
@@ -291,7 +298,9 @@ class GradientBalancer(LossBalancer):
         read, tracked = Read(losses, used, rest), None
         own = self._ranks.size > 1 and step.wrt is None  # a rank's features are variables of its own
         if self.reads == "gramian":
-            finite = self._read_gramian(read, columns, scale, own)
+            if gramian is None:
+                gramian = reduce(torch.add, [_gramian(column.to(shown.dtype)) for column in columns])
+            finite = self._read_gramian(read, gramian, scale, own)
         elif self.tracks:
             tracked = self._track(columns, scale, held, index)
             read.tracked, finite = tracked.total, _are_finite(tracked.plain)
@@ -336,12 +345,12 @@ class GradientBalancer(LossBalancer):
                 columns = [self._ranks.mean(column) for column in columns]
         return self.index(given), losses, columns
 
-    def _read_gramian(self, read: Read, columns: Sequence[Tensor], scale: Tensor, own: bool) -> Tensor:
+    def _read_gramian(self, read: Read, gramian: Tensor, scale: Tensor, own: bool) -> Tensor:
         """Read the Gramian, zero where it is not finite; return whether it is.
 
         With ``own``, each rank's features are variables of their own, in a loss that is the mean over ranks.
         """
-        gramian = reduce(torch.add, [_gramian(column.to(read.losses.dtype)) for column in columns]) / scale.square()
+        gramian = gramian / scale.square()
         if own:
             gramian = self._ranks.mean(gramian) / self._ranks.size
         finite = gramian.trace() < torch.inf  # no product is larger than the squares of both

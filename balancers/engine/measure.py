@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .fork_audit import ForkError
+from .ghost_norms import GhostNorms, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
 from .torch_internals import foreach_norm, recomputes, recorded_nodes
 
@@ -54,6 +55,7 @@ class Measurement:
         expected: the number of tasks whose gradients of one tensor of features come one by one; 0 if that is not known.
         idle: the number of passes to make besides the tasks' own. FSDP gathers parameters in each pass, so that all
             ranks must make as many, whatever tasks they have.
+        forms_gradients: whether norms are always taken of gradients that are formed: see `ghost_norms`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Measurement:
         overwrite: bool = True,
         expected: int = 0,
         idle: int = 0,
+        forms_gradients: bool = True,
     ) -> None:
         self._overwrite = overwrite
         self._expected = expected
@@ -88,6 +91,11 @@ class Measurement:
         self._of_task: list[list[Tensor] | None] = [None] * num_tasks
         self._of_all: list[Tensor] | None = None
         self._layer: tuple[Tensor, Linear | None] | None = None
+        self._ghosts: GhostNorms | None = None
+        """Measures norms at the features at hand, where that is less work than forming the gradients."""
+        self._kernel: Tensor | None = None
+        self._num_tasks = expected or num_tasks
+        self._forms_gradients = forms_gradients
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Take what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
@@ -100,6 +108,9 @@ class Measurement:
         if self._layer is None or self._layer[0] is not z:
             self._layer, self._observed = (z, linear(z, self._wrt)), 0
             self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
+            self._kernel = self._ghosts = None
+            if self._layer[1] is None and not (self._adds_up or self._forms_gradients or self._recomputes):
+                self._ghosts = ghost_norms(z, self._wrt, self._num_tasks)
         layer = self._layer[1]
         if task is None:
             self._keep(None, self._all(z, layer, gradients, spare))
@@ -125,6 +136,29 @@ class Measurement:
             return
         for z, of_all in zip(features, gradients, strict=True):
             self.observe(z, None, of_all, spare=0)
+
+    def gramian(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor | None:
+        """Return the inner products ``(T, T)`` of all tasks' gradients, without forming these.
+
+        None where that is no less arithmetic. For the arguments see `observe_all`.
+        """
+        assert self._wrt is not None
+        if self._forms_gradients or len(features) != 1 or recomputes(features[0].grad_fn):
+            return None
+        [z], [of_all] = features, gradients
+        layer = linear(z, self._wrt)
+        if layer is None:
+            ghosts = ghost_norms(z, self._wrt, len(of_all), gramian=True)
+            with explained():
+                return None if ghosts is None else ghosts.gramian(of_all, self._dtype)
+        rows = _rows(of_all, layer, 1)
+        num_tasks, num_rows, outputs = rows.shape
+        if "weight" not in layer.parts or not is_less(
+            num_rows, layer.inputs.shape[1], outputs, num_tasks, gramian=True
+        ):
+            return None
+        rows = layer.before_relu(rows, overwrite=False).unsqueeze(1)
+        return inner_products(kernel(layer.inputs.unsqueeze(0), "bias" in layer.parts), rows).to(self._dtype)
 
     def _differentiate_waiting(self) -> None:
         """Differentiate the gradients of the features that have come so far, of all tasks in one pass."""
@@ -277,13 +311,20 @@ class Measurement:
 
     def _differentiated(self, z: Tensor, gradient: Tensor) -> list[Tensor]:
         """Return what is kept of one task's, by way of the graph."""
+        if self._ghosts is not None:
+            self._reached = True
+            with explained():
+                return [self._ghosts.norm(gradient, self._dtype)]
         found = self._gradients([get_gradient_edge(z)], [gradient])
         self._reached = self._reached or any(part is not None for part in found)
         return self._reduced(found)
 
     def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
         self._reached = True
-        parts = layer.gradient(layer.before_relu(_rows(gradient, layer, 0), overwrite=False))
+        rows = layer.before_relu(_rows(gradient, layer, 0), overwrite=False)
+        if self._by_rows(layer, rows):
+            return [self._row_norms(layer, rows.unsqueeze(0))[0]]
+        parts = layer.gradient(rows)
         return parts if self._adds_up else [self._norm(part) for part in parts]
 
     def _of_several(self, layer: Linear, gradients: Tensor, spare: int) -> list[Tensor]:
@@ -292,12 +333,30 @@ class Measurement:
         if self._adds_up:
             return layer.gradients(gradients)
         num_tasks, num_rows, num_outputs = gradients.shape
+        if self._by_rows(layer, gradients):
+            at_once = 1 + max(spare, LITTLE) // (4 * num_rows * num_outputs)  # in double precision, and their products
+            return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
         size = num_outputs * layer.inputs.shape[1]
         # As many products at a time as fit into what is spare, a copy of the features and two of the layer's gradient.
         at_once = 2 + (max(spare, LITTLE) + num_rows * num_outputs) // size
         if at_once >= num_tasks:
             return [joint_norms(layer.gradients(gradients), self._dtype)]
         return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]
+
+    def _by_rows(self, layer: Linear, gradients: Tensor) -> bool:
+        """Return whether norms are taken without the weight's gradients, of which there may be none."""
+        num_rows, outputs = gradients.shape[-2:]
+        return (
+            not (self._adds_up or self._forms_gradients)
+            and "weight" in layer.parts
+            and is_less(num_rows, layer.inputs.shape[1], outputs, self._num_tasks)
+        )
+
+    def _row_norms(self, layer: Linear, gradients: Tensor) -> Tensor:
+        """Return the norms ``(T,)`` for gradients ``(T, N, out)`` of the layer's outputs."""
+        if self._kernel is None:
+            self._kernel = kernel(layer.inputs.unsqueeze(0), "bias" in layer.parts)
+        return squared_norms(self._kernel, gradients.unsqueeze(1)).sqrt().to(self._dtype)
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None

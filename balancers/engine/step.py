@@ -163,7 +163,16 @@ class MeasuringStep(Step):
         idle = 0
         if self.given is not None and self.balancer.is_sharded() and self.balancer._ranks.size > 1:
             idle = self.given.count(False)
-        return Measurement(self.balancer.num_tasks, self.wrt, adds_up, self.weights.dtype, overwrite, expected, idle)
+        return Measurement(
+            self.balancer.num_tasks,
+            self.wrt,
+            adds_up,
+            self.weights.dtype,
+            overwrite,
+            expected,
+            idle,
+            forms_gradients=self.balancer.exact or idle > 0 or self.weights.device.type == "mps",  # without float64
+        )
 
     def _nothing(self) -> list[Tensor]:
         """Return gradients of zero for a rank whose few tasks have none: other ranks wait for it, and may have some."""
@@ -352,14 +361,17 @@ class CombiningStep(MeasuringStep):
             if self._shares is None and not self._measures:
                 self._shares = self.balancer.last_shares(self)
             if self._shares is None:
-                columns = [dense(gradients) for gradients in stacked]
+                columns, gramian = [dense(gradients) for gradients in stacked], None
                 if self.wrt is not None:
                     measurement = self._measurement(adds_up=True, overwrite=False)
-                    measurement.observe_all(rows.sources, stacked)
-                    columns = measurement.columns()
-                    if not columns:
-                        raise ForkError(nothing_measured(self.balancer, observed=True))
-                self._shares, directions = self.balancer.decide(self, columns)
+                    if self.balancer.reads == "gramian" and self.balancer._ranks.size == 1:
+                        gramian = measurement.gramian(rows.sources, stacked)
+                    if gramian is None:
+                        measurement.observe_all(rows.sources, stacked)
+                        columns = measurement.columns()
+                        if not columns:
+                            raise ForkError(nothing_measured(self.balancer, observed=True))
+                self._shares, directions = self.balancer.decide(self, columns, gramian)
             if directions is None:
                 rows.combined = [_weighted_sum(self._shares, gradients) for gradients in stacked]
             else:

@@ -168,6 +168,39 @@ def linear_node(node: Node) -> LinearNode | None:
     return LinearNode(lambda: getattr(node, f"_saved_{saved}"), source, _leaf(weight.next_functions[0][0]), _leaf(bias))
 
 
+class Convolution(NamedTuple):
+    """A node of a convolution, in one dimension or more. Each tuple has a number for each dimension."""
+
+    inputs: Callable[[], Tensor]
+    """Returns ``x``, ``(B, in, ...)``."""
+    source: Node | None
+    weight: Node | None
+    bias: Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def convolution_node(node: Node) -> Convolution | None:
+    """Return what a node of a convolution saved; None if it is another node, or its input is checkpointed."""
+    if node.name() != "ConvolutionBackward0" or _has_unpack_hook(node, "_raw_saved_input", True):
+        return None
+    recorded, [source, weight, *bias] = cast(Any, node), [following for following, _ in node.next_functions]
+    if recorded._saved_transposed:
+        return None
+    return Convolution(
+        lambda: recorded._saved_input,
+        source,
+        _leaf(weight),
+        _leaf(bias[0]) if bias else None,
+        recorded._saved_stride,
+        recorded._saved_padding,
+        recorded._saved_dilation,
+        recorded._saved_groups,
+    )
+
+
 def _leaf(node: Node | None) -> Node | None:
     """Return the node of the parameter behind ``node``, through autocast's conversion of it."""
     return node.next_functions[0][0] if node is not None and node.name() == "ToCopyBackward0" else node

@@ -483,6 +483,37 @@ def test_a_relu_is_known_by_its_name() -> None:
         assert not internals.is_relu(node), changed(f"the name of {node.name()}")
 
 
+@relies_on(
+    "ConvolutionBackward0",
+    "_raw_saved_input",
+    "_saved_input",
+    "_saved_stride",
+    "_saved_padding",
+    "_saved_dilation",
+    "_saved_groups",
+    "_saved_transposed",
+)
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_a_convolution_shows_its_inputs_leaves_and_geometry(num: int) -> None:
+    """The norms of its gradients are taken from these."""
+    convolve = [nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d][num - 1]
+    x, weight, bias = leaf(2, 4, *[7] * num), leaf(6, 2, *[3] * num), leaf(6)
+    hidden = x * 2
+    options = {"stride": (2,) * num, "padding": (1,) * num, "dilation": (2,) * num, "groups": 2}
+    what = changed("ConvolutionBackward0")
+    for biases in ((bias,), ()):
+        found = internals.convolution_node(convolve(hidden, weight, *biases, **options).grad_fn)
+        assert found is not None, f"{what}: it is not recognised"
+        assert found.inputs().equal(hidden), f"{what}: its inputs are not in _saved_input"
+        assert found.source is hidden.grad_fn, f"{what}: the first of next_functions is not the inputs' node"
+        assert getattr(found.weight, "variable", None) is weight, f"{what}: the second is not the weight's"
+        assert getattr(found.bias, "variable", None) is (bias if biases else None), f"{what}: the third, the bias's"
+        given = {key: getattr(found, key) for key in options}
+        assert given == options, f"{what}: {given}"
+    transposed = nn.functional.conv_transpose1d(leaf(1, 2, 3), leaf(2, 2, 2)).grad_fn
+    assert internals.convolution_node(transposed) is None, f"{what}: a transposed one is taken for another"
+
+
 @relies_on("AddmmBackward0", "_saved_alpha", "_saved_beta", "TBackward0", "_raw_saved_", "_saved_")
 def test_a_linear_layer_with_a_bias_shows_its_inputs_and_leaves() -> None:
     """Its gradients are matrix products of these, in place of a pass through the graph."""

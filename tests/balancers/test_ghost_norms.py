@@ -1,0 +1,290 @@
+"""Norms of a layer's gradients that are taken without forming these gradients."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from balancers import MGDA, EqualWeighting, Fork, GradNorm, LinearHeads
+from balancers.engine import ghost_norms as ghosts
+from balancers.engine import measure
+from balancers.engine.ghost_norms import is_less, kernel, squared_norms
+
+TASKS = 3
+
+
+class Twice(nn.Module):
+    """A layer that is applied twice, with a function between."""
+
+    def __init__(self, layer: nn.Module, between: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        self.layer, self.between = layer, between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.between(self.layer(x)))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.part, x, use_reentrant=False)
+
+
+def linear(**options: Any) -> nn.Linear:
+    return nn.Linear(32, 32, **options)
+
+
+def net_of(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(linear(), nn.Tanh(), *layers)
+
+
+VECTORS, IMAGES = (3, 32), (2, 8, 6, 6)
+# What is between the inputs and the fork; the inputs' shape; what is measured; whether gradients are formed.
+CASES: dict[str, tuple[Callable[[], nn.Module], Sequence[int], Callable[[Any], Any], bool]] = {
+    "linear": (lambda: net_of(linear()), VECTORS, lambda net: net[2], False),
+    "relu": (lambda: net_of(linear(), nn.ReLU()), VECTORS, lambda net: net[2], False),
+    "no bias": (lambda: net_of(linear(bias=False), nn.Tanh()), VECTORS, lambda net: net[2], False),
+    "weight": (lambda: net_of(linear(), nn.Tanh()), VECTORS, lambda net: [net[2].weight], False),
+    "bias": (lambda: net_of(linear(), nn.Tanh()), VECTORS, lambda net: [net[2].bias], True),
+    "norm between": (lambda: net_of(linear(), nn.LayerNorm(32)), VECTORS, lambda net: net[2], False),
+    "norm measured too": (lambda: net_of(linear(), nn.LayerNorm(32)), VECTORS, lambda net: net, False),
+    "weight of one, bias of another": (
+        lambda: net_of(linear(), nn.GELU()),
+        VECTORS,
+        lambda net: [net[0].weight, net[2].bias],
+        False,
+    ),
+    "sequence": (lambda: net_of(linear(), nn.Tanh()), (1, 3, 32), lambda net: net[2], False),
+    "sequence, no bias": (lambda: net_of(linear(bias=False), nn.Tanh()), (1, 3, 32), lambda net: net[2], False),
+    "applied twice": (lambda: Twice(linear()), VECTORS, lambda net: net.layer, False),
+    "many rows": (lambda: net_of(linear(), nn.Tanh()), (200, 32), lambda net: net[2], True),
+    "checkpointed": (lambda: Checkpointed(net_of(linear())), VECTORS, lambda net: net.part, True),
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(8, 32, 6), nn.ReLU()), IMAGES, lambda net: net[0], False),
+    "strided": (
+        lambda: nn.Sequential(nn.Conv2d(8, 32, 3, stride=3, padding=1), nn.Tanh()),
+        IMAGES,
+        lambda net: net[0],
+        False,
+    ),
+    "dilated": (
+        lambda: nn.Sequential(nn.Conv2d(8, 64, (3, 2), stride=2, dilation=(2, 4)), nn.Tanh()),
+        IMAGES,
+        lambda net: net[0],
+        False,
+    ),
+    "grouped": (
+        lambda: nn.Sequential(nn.Conv2d(8, 64, 3, stride=3, padding=1, groups=2, bias=False), nn.Tanh()),
+        IMAGES,
+        lambda net: net[0],
+        False,
+    ),
+    "applied twice to images": (
+        lambda: Twice(nn.Conv2d(8, 8, 3, stride=3, padding=1), lambda z: nn.functional.interpolate(z, 5)),
+        (1, 8, 3, 3),
+        lambda net: net.layer,
+        False,
+    ),
+    "one dimension": (
+        lambda: nn.Sequential(nn.Conv1d(8, 32, 4, padding=2, stride=3), nn.ReLU()),
+        (2, 8, 6),
+        lambda net: net[0],
+        False,
+    ),
+    "three dimensions": (
+        lambda: nn.Sequential(nn.Conv3d(4, 64, 2, padding=(1, 0, 1), stride=2), nn.ReLU()),
+        (1, 4, 3, 3, 4),
+        lambda net: net[0],
+        False,
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(8, 4, 2), nn.ReLU()),
+        (1, 8, 2, 2),
+        lambda net: net[0],
+        True,
+    ),
+}
+
+
+class Net(nn.Module):
+    """A trunk and three heads."""
+
+    def __init__(self, make: Callable[[], nn.Module], shape: Sequence[int], batched: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.trunk = make()
+        width = self.trunk(torch.zeros(shape)).flatten(1).shape[1]
+        self.heads = (
+            LinearHeads(TASKS, width, 2) if batched else nn.ModuleList(nn.Linear(width, 2) for _ in range(TASKS))
+        )
+        self.fork = self.heads.fork if batched else Fork(TASKS)
+        self.batched = batched
+        self.to(dtype)
+
+    def losses(self, x: Tensor) -> list[Tensor]:
+        features = self.trunk(x)
+        if self.batched:
+            outputs = self.heads(features.flatten(1)).unbind(-2)
+        else:
+            outputs = [head(z.flatten(1)) for head, z in zip(self.heads, self.fork(features), strict=True)]
+        return [(i + 1) * (output - i).square().mean() for i, output in enumerate(outputs)]
+
+
+def norms_of(net: Net, wrt: Any, x: Tensor) -> Tensor:
+    """Return the norms ``(T,)`` by forming each gradient."""
+    parameters = list(wrt.parameters()) if isinstance(wrt, nn.Module) else list(wrt)
+    norms = []
+    for loss in net.losses(x):
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norms.append(torch.cat([part.flatten() for part in found if part is not None]).norm())
+    return torch.stack(norms)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Return a list of the kernels that are made: none where gradients are formed."""
+    made: list[Tensor] = []
+
+    def recorded(*arguments: Any) -> Tensor:
+        made.append(kernel(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(ghosts, "kernel", recorded)
+    monkeypatch.setattr(measure, "kernel", recorded)
+    return made
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["separate", "batched"])
+@pytest.mark.parametrize("case", CASES)
+def test_norms_are_those_of_the_gradients(case: str, batched: bool, kernels: list[Tensor]):
+    make, shape, wrt, forms = CASES[case]
+    net = Net(make, shape, batched, torch.float64)
+    balancer = GradNorm(net.fork, wrt(net.trunk), tasks=TASKS)
+    x = torch.randn(shape, dtype=torch.float64)
+    balancer(net.losses(x)).backward()
+    expected = norms_of(net, wrt(net.trunk), x)
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], expected, rtol=1e-10, atol=0)
+    assert bool(kernels) != forms
+
+
+def test_exact_forms_the_gradients(kernels: list[Tensor]):
+    for case in ("linear", "norm between", "convolution"):
+        make, shape, wrt, _ = CASES[case]
+        net, x = Net(make, shape, False, torch.float64), torch.randn(shape, dtype=torch.float64)
+        balancer = GradNorm(net.fork, wrt(net.trunk), tasks=TASKS, exact=True)
+        balancer(net.losses(x)).backward()
+        expected = norms_of(net, wrt(net.trunk), x)
+        torch.testing.assert_close(balancer.statistics["gradient_norms"], expected, rtol=1e-12, atol=0)
+    assert not kernels
+
+
+def test_a_task_that_does_not_reach_a_layer_has_no_gradient_of_it():
+    """Two layers, of which the second task's features are the first's alone."""
+    torch.manual_seed(0)
+    first, second, fork = linear(), linear(), Fork(2)
+    heads = nn.ModuleList(nn.Linear(32, 1) for _ in range(2))
+    balancer = GradNorm(fork, [first.weight, second.weight], tasks=2)
+    low = torch.tanh(first(torch.randn(2, 32)))
+    aliases = fork([low, second(low)])
+    losses = [head(alias[1 - i]).square().mean() for i, (head, alias) in enumerate(zip(heads, aliases, strict=True))]
+    expected = []
+    for loss in losses:
+        found = torch.autograd.grad(loss, [first.weight, second.weight], retain_graph=True, allow_unused=True)
+        expected.append(torch.cat([part.flatten() for part in found if part is not None]).norm())
+    balancer(losses).backward()
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], torch.stack(expected))
+
+
+def test_autocast():
+    """Inputs that are kept in half precision are widened."""
+    net = Net(lambda: net_of(linear(), nn.Tanh()), VECTORS, False, torch.float32)
+    balancer, x = GradNorm(net.fork, net.trunk[2], tasks=TASKS), torch.randn(VECTORS)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses = balancer(net.losses(x)), net.losses(x)
+    total.backward()
+    found = [torch.autograd.grad(loss, list(net.trunk[2].parameters()), retain_graph=True) for loss in losses]
+    expected = torch.stack([torch.cat([part.flatten() for part in parts]).norm() for parts in found])
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], expected, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e-1, 1e-2, 3e-3, 1e-4, 1e-6, 0.0])
+def test_rows_that_nearly_cancel(ratio: float):
+    """In float32, the norm is a small part of what its terms sum to."""
+    x, d = torch.randn(1, 64), torch.randn(1, 48)
+    inputs = torch.cat([x, x])
+    gradients = torch.stack([torch.cat([d, (2 * ratio - 1) * d])])
+    norm = squared_norms(kernel(inputs.unsqueeze(0), False), gradients.unsqueeze(1)).sqrt()
+    exact = (gradients[0].double().T @ inputs.double()).norm()
+    terms = (inputs.double().norm(dim=1) * gradients[0].double().norm(dim=1)).sum()
+    assert abs(norm - exact) <= max(1e-4 * exact, 1e-7 * terms * (ratio == 0))
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["separate", "batched"])
+@pytest.mark.parametrize("rows", [1, 4, 16, 64, 256])
+@pytest.mark.parametrize("width", [16, 64, 256])
+def test_arithmetic_is_that_of_the_cheaper_way(width: int, rows: int, batched: bool):
+    """Floating-point operations beyond those of equal weighting, counted."""
+
+    def operations(make: Callable[[Net], nn.Module]) -> int:
+        net = Net(
+            lambda: nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, width)),
+            (rows, 8),
+            batched,
+            torch.float32,
+        )
+        balancer, x = make(net), torch.randn(rows, 8)
+        balancer(net.losses(x)).backward()
+        with FlopCounterMode(display=False) as counter:
+            balancer(net.losses(x)).backward()
+        return counter.get_total_flops()
+
+    added = operations(lambda net: GradNorm(net.fork, net.trunk[2], tasks=TASKS)) - operations(
+        lambda net: EqualWeighting(TASKS)
+    )
+    products = 2 * TASKS * rows * width * width
+    by_rows = 2 * rows * rows * (width + TASKS * width)
+    assert added <= 1.01 * (by_rows if is_less(rows, width, width, TASKS) else products)
+    if rows**2 <= width**2:
+        assert added <= 1.01 * min(products, by_rows)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["separate", "batched"])
+@pytest.mark.parametrize("case", CASES)
+def test_inner_products_are_those_of_the_gradients(case: str, batched: bool, kernels: list[Tensor]):
+    make, shape, wrt, forms = CASES[case]
+    net, x = Net(make, shape, batched, torch.float64), torch.randn(shape, dtype=torch.float64)
+    found = []
+    for exact in (False, True):
+        balancer = MGDA(net.fork, wrt(net.trunk), tasks=TASKS, exact=exact)
+        net.zero_grad()
+        balancer(net.losses(x)).backward()
+        gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+        found.append((balancer.statistics["gramian"], balancer.weights, *gradients))
+        del balancer
+    assert bool(kernels) != forms
+    rows = []
+    for loss in net.losses(x):
+        parameters = list(wrt(net.trunk).parameters()) if isinstance(wrt(net.trunk), nn.Module) else wrt(net.trunk)
+        rows.append(torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, retain_graph=True)]))
+    expected = torch.stack(rows) @ torch.stack(rows).T
+    torch.testing.assert_close(found[0][0], expected, rtol=1e-10, atol=1e-10 * float(expected.amax()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+
+
+def test_a_task_that_is_left_out_of_inner_products():
+    make, shape, wrt, _ = CASES["norm between"]
+    net, x = Net(make, shape, False, torch.float64), torch.randn(shape, dtype=torch.float64)
+    names, found = ["a", "b", "c"], []
+    for exact in (False, True):
+        balancer = MGDA(net.fork, wrt(net.trunk), tasks=names, exact=exact)
+        balancer({name: loss for name, loss in zip(names, net.losses(x), strict=True) if name != "b"}).backward()
+        found.append((balancer.statistics["gramian"], balancer.weights))
+        del balancer
+    assert found[0][0].shape == (2, 2)
+    torch.testing.assert_close(*found)
