@@ -94,10 +94,10 @@ class LearnsFromItsOwnLosses(LossShare):
 class ReadsItsOwnGradients(AverageGramian):
     """Reads the gradients of its own rank."""
 
-    def decide(self, step: Any, columns: list[Tensor]) -> Any:
+    def decide(self, step: Any, columns: list[Tensor], gramian: Tensor | None = None) -> Any:
         ranks, self._ranks = self._ranks, type(self._ranks)(False)
         try:
-            return super().decide(step, columns)
+            return super().decide(step, columns, gramian)
         finally:
             self._ranks = ranks
 
