@@ -171,7 +171,7 @@ def _does_not_grow(case: Case) -> None:
 
 
 def tensors_alive() -> int:
-    """Return the number of tensors since `gc.freeze`, also those that no balancer holds: in modules, classes, caches."""
+    """Return the number of tensors made since `gc.freeze`, also those in modules, classes and caches."""
     gc.collect()
     return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
 
