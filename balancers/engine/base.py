@@ -438,7 +438,9 @@ class LossBalancer(DeclaredState):
                 read.losses_before = read.losses_before[index]
         valid, _, commit = self._updated(read, index, finite)
         commit()
-        self._after_update(valid, read.losses, index)
+        given_at = self.index(given)
+        losses = read.losses[given_at] if self.sees_all_tasks and given_at is not None else read.losses
+        self._after_update(valid, losses, given_at)
 
     def _updated(
         self, read: Read, index: Tensor | None, finite: Tensor | None = None
