@@ -78,7 +78,7 @@ class Use:
 
     def shape(self) -> tuple[int, int, int, int]:
         """Return the number of groups, and for each group those of rows, inputs and outputs."""
-        x, leaf = self.found.inputs(), self._weight_shape()
+        x, leaf = self.found.inputs(), self.weight.shape
         if isinstance(self.found, LinearNode):
             return 1, x.shape[0], x.shape[1], leaf[0]
         return self.found.groups, len(x) * prod(self._positions()), prod(leaf[1:]), leaf[0] // self.found.groups
@@ -88,14 +88,14 @@ class Use:
         x = self.found.inputs()
         if isinstance(self.found, LinearNode):
             return x.unsqueeze(0)
-        conv, sizes = self.found, self._weight_shape()[2:]
+        conv, sizes = self.found, self.weight.shape[2:]
         x = F.pad(x, [width for padding in reversed(conv.padding) for width in (padding, padding)])
         x = x.movedim(1, -1).contiguous()  # patches are copied by whole pixels
         for k, (size, stride, dilation) in enumerate(zip(sizes, conv.stride, conv.dilation, strict=True)):
             x = x.unfold(1 + k, dilation * (size - 1) + 1, stride)[..., ::dilation]
         x = x.unflatten(1 + len(sizes), (conv.groups, -1))  # (B, positions, G, in / G, patch)
         rows: Tensor = x.movedim(1 + len(sizes), 0).movedim(2 + len(sizes), -1)
-        return rows.reshape(conv.groups, -1, prod(self._weight_shape()[1:]))
+        return rows.reshape(conv.groups, -1, prod(self.weight.shape[1:]))
 
     def outputs(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the outputs as rows of each group, ``(G, N, out)``."""
@@ -104,14 +104,10 @@ class Use:
         rows: Tensor = gradient.unflatten(1, (self.found.groups, -1)).movedim(1, 0).movedim(2, -1)
         return rows.reshape(self.found.groups, -1, rows.shape[-1])
 
-    def _weight_shape(self) -> torch.Size:
-        assert self.weight is not None
-        return self.weight.shape
-
     def _positions(self) -> list[int]:
         assert isinstance(self.found, Convolution)
         conv, x = self.found, self.found.inputs()
-        numbers = zip(x.shape[2:], self._weight_shape()[2:], conv.stride, conv.padding, conv.dilation, strict=True)
+        numbers = zip(x.shape[2:], self.weight.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True)
         return [(size + 2 * pad - gap * (width - 1) - 1) // step + 1 for size, width, step, pad, gap in numbers]
 
 

@@ -397,7 +397,7 @@ class GradientBalancer(LossBalancer):
 
 
 class _Tracked:
-    """What tracking made of each parameter's gradients."""
+    """The results of `track`, one for each parameter."""
 
     def __init__(self) -> None:
         self.new: list[Tensor] = []
@@ -405,9 +405,9 @@ class _Tracked:
         self.total = NOTHING
         """The sum of the second values that ``track`` returned."""
         self.plain: list[Tensor] = []
-        """What the backward pass sends to the parameter, flattened."""
+        """The sum of the tasks' gradients, which the backward pass sends to the parameter, flattened."""
         self.held: list[Tensor] = []
-        """What it would have to send if the step is not valid, flattened; empty where that is not finite anyway."""
+        """The gradient that the parameter receives if the step is not valid, flattened; empty if it needs none."""
 
     def corrections(self, weights: Tensor, valid: Tensor) -> list[Tensor]:
         """Return what each parameter's gradient lacks of the tracked values times ``weights``, ``(T',)``."""

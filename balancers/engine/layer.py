@@ -26,7 +26,7 @@ class Linear(NamedTuple):
     relu: Tensor | None
     """``z``, ``(N, out)``, where it is a ReLU's."""
     parts: tuple[Part, ...]
-    """What each parameter asked for is."""
+    """For each parameter in ``wrt``, whether it is the weight or the bias."""
 
     def before_relu(self, gradients: Tensor, overwrite: bool) -> Tensor:
         """Gradients of ``x W^T + b`` for those of ``z``, ``(..., N, out)``, in place where that is allowed."""
@@ -38,11 +38,11 @@ class Linear(NamedTuple):
         return before
 
     def gradient(self, gradient: Tensor) -> list[Tensor]:
-        """Of each parameter, for one task's gradient of ``x W^T + b``, ``(N, out)``."""
+        """Return each parameter's gradient for one task's gradient of ``x W^T + b``, ``(N, out)``."""
         return [gradient.sum(0) if part == "bias" else torch.mm(gradient.t(), self.inputs) for part in self.parts]
 
     def gradients(self, gradients: Tensor) -> list[Tensor]:
-        """Of each parameter, ``(T, ...)``, for T tasks' gradients of ``x W^T + b``, ``(T, N, out)``."""
+        """Return each parameter's gradients, ``(T, ...)``, for those of ``x W^T + b``, ``(T, N, out)``."""
         return [
             gradients.sum(1)
             if part == "bias"

@@ -1,4 +1,4 @@
-"""What one backward pass shows of the tasks' gradients.
+"""Take the tasks' gradients from one backward pass.
 
 Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
 layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
@@ -105,13 +105,7 @@ class Measurement:
             norms = [row_norms(gradients, self._dtype) if task is None else self._norm(gradients)]
             self._keep(task, norms)
             return
-        if self._layer is None or self._layer[0] is not z:
-            self._layer, self._observed = (z, linear(z, self._wrt)), 0
-            self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
-            self._kernel = self._ghosts = None
-            if self._layer[1] is None and not (self._adds_up or self._forms_gradients or self._recomputes):
-                self._ghosts = ghost_norms(z, self._wrt, self._num_tasks)
-        layer = self._layer[1]
+        layer = self._layer_of(z)
         if task is None:
             self._keep(None, self._all(z, layer, gradients, spare))
         elif layer is not None:
@@ -128,6 +122,17 @@ class Measurement:
             if self._observed == self._expected:
                 self._idle_passes(get_gradient_edge(z), gradients)
 
+    def _layer_of(self, z: Tensor) -> Linear | None:
+        """Return the linear layer that ``z`` comes from, if it does; the graph is searched once for each ``z``."""
+        assert self._wrt is not None
+        if self._layer is None or self._layer[0] is not z:
+            self._layer, self._observed = (z, linear(z, self._wrt)), 0
+            self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
+            self._kernel = self._ghosts = None
+            if self._layer[1] is None and not (self._adds_up or self._forms_gradients or self._recomputes):
+                self._ghosts = ghost_norms(z, self._wrt, self._num_tasks)
+        return self._layer[1]
+
     def observe_all(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Take all tasks' gradients, each ``(T, *z.shape)``, of all features ``z`` of a step."""
         if len(features) > 1 and any(recomputes(z.grad_fn) for z in features):
@@ -143,10 +148,12 @@ class Measurement:
         None where that is no less arithmetic. For the arguments see `observe_all`.
         """
         assert self._wrt is not None
-        if self._forms_gradients or len(features) != 1 or recomputes(features[0].grad_fn):
+        if self._forms_gradients or len(features) != 1:
             return None
         [z], [of_all] = features, gradients
-        layer = linear(z, self._wrt)
+        layer = self._layer_of(z)
+        if self._recomputes:
+            return None
         if layer is None:
             ghosts = ghost_norms(z, self._wrt, len(of_all), gramian=True)
             with explained():

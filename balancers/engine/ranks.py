@@ -1,4 +1,4 @@
-"""What the ranks of ``torch.distributed`` that learn together tell each other.
+"""Exchange numbers between the ranks of ``torch.distributed`` that learn together.
 
 A balancer talks on process groups of its own: in DistributedDataParallel's, ranks whose batches hold different tasks
 would get out of step. What only the host knows (which tasks a batch has) goes over the host's network, so that no

@@ -1,4 +1,4 @@
-"""What a method is given, and what it returns."""
+"""The argument of a method's `update`, and its return value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ State = Mapping[str, Tensor]
 
 @dataclass
 class Read:
-    """What a window of backward passes showed, T' being the number of tasks that took part."""
+    """The measurements of a window of backward passes. T' is the number of tasks that took part."""
 
     losses: Tensor
     """``(T',)``: each task's mean loss."""
@@ -39,7 +39,7 @@ class Read:
 
 
 class Result(NamedTuple):
-    """What a method makes of a reading. It counts only if all of it is finite."""
+    """New state and weights, which count only if all of them are finite."""
 
     weights: Tensor | None = None
     """``(T',)``: what each of these gradients is multiplied by in this step, of methods that read the Gramian or the

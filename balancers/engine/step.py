@@ -237,7 +237,7 @@ class NormsStep(MeasuringStep):
     def _end(self) -> None:
         assert self._found is not None
         found, self._found = self._found, None
-        _at_fork.discard(current_pass())
+        _at_fork.discard(self._pass)
         without = found.without_gradient(self.given) if self.balancer.fork is not None else ()
         columns = found.columns()
         if not columns and (not self.adds_up or found.observed or self.balancer.fork is not None):
@@ -385,7 +385,7 @@ class CombiningStep(MeasuringStep):
         if self.balancer.hooks:
             self.balancer.unhook()
         self._rows.combined = None
-        _at_fork.discard(current_pass())
+        _at_fork.discard(self._pass)
         super()._end()
 
 
