@@ -11,6 +11,7 @@ that contains both the heads and the fork.
 """
 
 import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from .gate import close
 from .torch_internals import not_compiled, run_early, tree_flatten, tree_unflatten
 
 
@@ -46,14 +48,17 @@ class Observer(Protocol):
 
     combines: bool
     """Whether it computes the gradient that goes on into the trunk; otherwise the tasks' gradients are summed."""
+    features: int
+    """The number of tensors that went through the fork since the call before."""
 
     def is_current(self) -> bool:
         """Return whether the code runs in the backward pass that the step measures."""
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, passage: "Passage", z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Take the gradient of one task's loss with respect to features ``z``.
 
         Args:
+            passage: that of ``z``.
             z: the features.
             task: index of the task; None where one product computes all heads.
             gradients: of the shape of ``z``. For all tasks ``(T, *z.shape)``, which the step may keep or overwrite.
@@ -61,8 +66,13 @@ class Observer(Protocol):
                 them without raising the peak memory.
         """
 
-    def combined(self, z: Tensor) -> Tensor:
-        """Return the gradient that goes on from features ``z`` into the trunk, after all were observed."""
+    def combined(self, passage: "Passage") -> Tensor | None:
+        """Return the gradient that goes on from features into the trunk, after all were observed."""
+
+    def gradients_of(
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence["Passage"]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradient of each of a gate's leaves, after all of the step's features were observed."""
 
 
 class Recording:
@@ -72,6 +82,8 @@ class Recording:
         self._passages: weakref.WeakSet[Passage] = weakref.WeakSet()
         self.step: Observer | None = None
         """The call of a balancer that came next."""
+        self.shared: Sequence[nn.Parameter] | None = None
+        """The parameters whose gradients a gate makes."""
 
     def add(self) -> "Passage":
         """Record one tensor of features."""
@@ -90,6 +102,8 @@ class Passage:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        self.gated = False
+        """Whether a gate makes the gradients of the trunk's parameters."""
 
     def step(self) -> Observer | None:
         """Return the step that measures the backward pass in which this is called, if there is one."""
@@ -97,11 +111,22 @@ class Passage:
         return step if step is not None and step.is_current() else None
 
 
-class Reader:
-    """A balancer that reads a fork."""
+Listed = Callable[[], Sequence[nn.Parameter] | None]
 
-    def __init__(self, combines: bool) -> None:
+
+class Reader:
+    """A balancer that reads a fork.
+
+    Args:
+        combines: whether it combines gradients.
+        shared: returns a function that returns the parameters whose gradients it combines; either may return None.
+    """
+
+    def __init__(
+        self, combines: bool, shared: Callable[[], Callable[[], Sequence[nn.Parameter] | None] | None]
+    ) -> None:
         self.combines = combines
+        self.shared = shared
         self.wants = True
         """Whether it measures its next step."""
 
@@ -148,15 +173,30 @@ class Reading:
         self._no_grad = not z.requires_grad
         return z.requires_grad
 
-    def record(self) -> Passage:
-        """Record one tensor of features."""
-        return self._now.add()
+    def record(self, features: Sequence[Tensor]) -> list[tuple[Tensor, Passage]]:
+        """Record features of one call; return each as the heads are to get it, with its passage."""
+        passages = [self._now.add() for _ in features]
+        ends, shared = None, self._shared() if self.combines else None
+        if shared and (ends := close(features, passages, shared, mark_of)) is not None:
+            self._now.shared = shared
+        for passage in passages:
+            passage.gated = ends is not None
+        return list(zip(features if ends is None else ends, passages, strict=True))
 
-    def claim(self, step: Observer) -> int:
-        """Give a balancer's call the features recorded since the last call; return their number."""
+    def _shared(self) -> Sequence[nn.Parameter] | None:
+        """Return the parameters that the only balancer which reads the fork combines the gradients of."""
+        combine = self._readers[0].shared() if len(self._readers) == 1 else None
+        return None if combine is None else combine()
+
+    def claim(self, step: Observer) -> tuple[int, Sequence[nn.Parameter] | None]:
+        """Give a balancer's call the features recorded since the last call.
+
+        Returns:
+            Their number, and the parameters whose gradients a gate makes, if there is one.
+        """
         recording, self._now = self._now, Recording()
         recording.step = step
-        return recording.count
+        return recording.count, recording.shared
 
     def why_nothing(self) -> str:
         """Return why a call of a balancer found no features."""
@@ -198,29 +238,31 @@ class Fork(nn.Module):
 
     @not_compiled(COMPILED)
     def _recorded(self, features: Any) -> tuple[Any, ...]:
-        if isinstance(features, Tensor):
-            return self._aliases(features)
-        leaves, structure = tree_flatten(features)
+        whole = isinstance(features, Tensor)
+        leaves, structure = ([features], None) if whole else tree_flatten(features)
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             raise TypeError(
                 f"the fork was given a {type(features).__name__}, in which it finds no tensor: pass the features as a "
                 f"tensor, or as nested tuples, lists and dicts of tensors"
             )
-        aliases = [self._aliases(leaf) for leaf in leaves]
-        return tuple(tree_unflatten([a[i] for a in aliases], structure) for i in range(self.num_tasks))
-
-    def _aliases(self, z: Any) -> tuple[Any, ...]:
-        if not self.reading.records(z):
-            return (z,) * self.num_tasks
-        if z.is_nested:
+        places = [k for k, leaf in enumerate(leaves) if self.reading.records(leaf)]
+        if any(leaves[k].is_nested for k in places):
             raise TypeError(
                 "features are a nested tensor, which has no aliases: measure the shared parameters, with fork=None, or "
                 "let padded tensors go through the fork"
             )
-        passage, whole = self.reading.record(), z
-        if self.reading.combines:
+        aliases = [(leaf,) * self.num_tasks for leaf in leaves]
+        for k, recorded in zip(places, self.reading.record([leaves[k] for k in places]), strict=True):
+            aliases[k] = self._aliases(*recorded)
+        if structure is None:
+            return aliases[0]
+        return tuple(tree_unflatten([a[i] for a in aliases], structure) for i in range(self.num_tasks))
+
+    def _aliases(self, z: Tensor, passage: Passage) -> tuple[Tensor, ...]:
+        whole = z
+        if self.reading.combines and not passage.gated:
             whole = z[...]
-            cast(Any, whole.grad_fn).register_prehook(partial(_combine, passage, z))
+            cast(Any, whole.grad_fn).register_prehook(partial(_combine, passage))
         aliases = []
         for task in range(self.num_tasks):
             alias = whole[...]
@@ -245,12 +287,12 @@ def _observe(passage: Passage, z: Tensor, task: int, gradients: tuple[Tensor | N
     [gradient] = gradients
     step = passage.step()
     if step is not None and gradient is not None:
-        step.observe(z, task, gradient, 0)
+        step.observe(passage, z, task, gradient, 0)
 
 
 @not_compiled(COMPILED)
-def _combine(passage: Passage, z: Tensor, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor] | None:
+def _combine(passage: Passage, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None] | None:
     """Replace the sum of the tasks' gradients by the step's combination, if it combines."""
     # Autograd gets here after all heads: it runs the youngest node that is ready, and the heads' are younger.
     step = passage.step()
-    return None if step is None or not step.combines or gradients[0] is None else (step.combined(z),)
+    return None if step is None or not step.combines or gradients[0] is None else (step.combined(passage),)

@@ -157,12 +157,16 @@ class GradientBalancer(LossBalancer):
 
     def _attach(self) -> None:
         if self.fork is not None:
-            self._fork_reader = Reader(self.combines)
+            self._fork_reader = Reader(self.combines, weakref.WeakMethod(self._gated_parameters))
             self.fork.reading.attach(self._fork_reader)
             weakref.finalize(self, self.fork.reading.detach, self._fork_reader)
 
+    def _gated_parameters(self) -> tuple[nn.Parameter, ...] | None:
+        """Return the parameters whose gradients a step makes itself, if the trunk has no others; None: it does not."""
+        return None if self.is_sharded() else self.measured_parameters()
+
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_deciding": None}
+        return super().__getstate__() | {"_deciding": None, "_fork_reader": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -361,15 +365,15 @@ class GradientBalancer(LossBalancer):
         """Return what replaces the weighted sums, or at parameters is added to the plain sums; None: nothing does."""
         if result.directions is None:
             return None
-        if not self.replaces_gradients or (self.fork is not None and step.wrt is not None):
+        if not self.replaces_gradients or (self.fork is not None and step.wrt is not None and not step.gated):
             raise TypeError(
                 f"{type(self).__name__} returned directions, so it must declare replaces_gradients = True, and be "
                 f"undefined_for layers at a fork, whose gradients do not go on into the trunk"
             )
         replaced = [direction * scale for direction in result.directions]
-        if self.fork is None:
-            return [new - rows.sum(0) * scale for new, rows in zip(replaced, read.gradients, strict=True)]
-        return replaced
+        if step.wrt is None:
+            return replaced
+        return [new - rows.sum(0) * scale for new, rows in zip(replaced, read.gradients, strict=True)]
 
     def _to_track(self) -> list[tuple[str, torch.Size]]:
         """Return the name and the shape of each parameter that is tracked."""

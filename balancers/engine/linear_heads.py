@@ -60,12 +60,13 @@ class LinearHeads(nn.Module):
     def _recorded(self, features: Tensor) -> Tensor:
         if not self.fork.reading.records(features) or in_transform():
             return _linear(features, self.weight, self.bias)
+        [(features, passage)] = self.fork.reading.record([features])
         shape, device = features.shape[:-1], features.device.type
         given = [features if len(shape) == 1 else features.reshape(-1, features.shape[-1]), self.weight, self.bias]
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             given = [None if tensor is None else tensor.to(dtype) for tensor in given]
-        outputs: Tensor = _Recorded.apply(*given, self.fork.reading.record())
+        outputs: Tensor = _Recorded.apply(*given, passage)
         self.fork.mark(outputs.grad_fn)
         return outputs if len(shape) == 1 else outputs.view(*shape, *outputs.shape[1:])
 
@@ -94,12 +95,12 @@ class _Recorded(torch.autograd.Function):
         features, weight = ctx.saved_tensors  # (N, in), (T, out, in)
         [gradient] = gradients  # (N, T, out)
         of_features = torch.bmm(gradient.transpose(0, 1), weight)  # (T, N, in)
-        step = ctx.passage.step()
+        passage, step = ctx.passage, ctx.passage.step()
         combined = None if step is not None and step.combines else of_features.sum(0)
         if step is not None:  # summed first: the step may overwrite them
-            step.observe(features, None, of_features, weight.numel() if ctx.needs_input_grad[1] else 0)
-            if step.combines:
-                combined = step.combined(features)
+            step.observe(passage, features, None, of_features, weight.numel() if ctx.needs_input_grad[1] else 0)
+            if step.combines and not passage.gated:
+                combined = step.combined(passage)
         del of_features  # free memory for the weight's gradient, often as large
         of_weight = of_bias = None
         if ctx.needs_input_grad[1]:

@@ -5,8 +5,7 @@ layer before it is a vector-Jacobian product of what lies between. Each is reduc
 than one task's is held, of heads as one product a few, unless gradients are to be averaged before their norm is taken.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -16,30 +15,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .fork_audit import ForkError
 from .ghost_norms import GhostNorms, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
+from .task_gradients import TaskGradients, dense
 from .torch_internals import foreach_norm, recomputes, recorded_nodes
+from .vector_jacobian import gradients as vector_jacobian
+from .vector_jacobian import idle_passes, in_one_pass
 
 LITTLE = 2**18
 """Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Say in this package's words why PyTorch refuses to differentiate a graph more than once."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "use_reentrant" in str(error):
-            raise ForkError(
-                "a checkpoint with use_reentrant=True hides parameters that are to be measured: pass "
-                "use_reentrant=False to torch.utils.checkpoint"
-            ) from error
-        if "donated_buffer" in str(error):
-            raise ForkError(
-                "the compiled trunk can be differentiated once, and the tasks' gradients are measured before the "
-                "gradient is taken: set torch._functorch.config.donated_buffer = False before the model is compiled, "
-                "or measure at the features (wrt=None)"
-            ) from error
-        raise
 
 
 class Measurement:
@@ -120,7 +102,7 @@ class Measurement:
             self._keep(task, self._differentiated(z, gradients))
             self._observed += 1
             if self._observed == self._expected:
-                self._idle_passes(get_gradient_edge(z), gradients)
+                idle_passes(get_gradient_edge(z), self._wrt, gradients, self._idle)
 
     def _layer_of(self, z: Tensor) -> Linear | None:
         """Return the linear layer that ``z`` comes from, if it does; the graph is searched once for each ``z``."""
@@ -143,26 +125,19 @@ class Measurement:
             self.observe(z, None, of_all, spare=0)
 
     def gramian(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor | None:
-        """Return the inner products ``(T, T)`` of all tasks' gradients, without forming these.
+        """Return the inner products ``(T, T)`` of all tasks' gradients; for the arguments see `observe_all`.
 
-        None where that is no less arithmetic. For the arguments see `observe_all`.
+        None where the features are the layer itself, and products are no more arithmetic.
         """
         assert self._wrt is not None
-        if self._forms_gradients or len(features) != 1:
-            return None
-        [z], [of_all] = features, gradients
-        layer = self._layer_of(z)
-        if self._recomputes:
-            return None
+        layer = self._layer_of(features[0]) if len(features) == 1 else None
         if layer is None:
-            ghosts = ghost_norms(z, self._wrt, len(of_all), gramian=True)
-            with explained():
-                return None if ghosts is None else ghosts.gramian(of_all, self._dtype)
-        rows = _rows(of_all, layer, 1)
+            found = TaskGradients(features, gradients, self._wrt, len(self._wrt), self._forms_gradients)
+            return found.gramian(self._dtype) if found.reached else None
+        rows = _rows(gradients[0], layer, 1)
         num_tasks, num_rows, outputs = rows.shape
-        if "weight" not in layer.parts or not is_less(
-            num_rows, layer.inputs.shape[1], outputs, num_tasks, gramian=True
-        ):
+        less = is_less(num_rows, layer.inputs.shape[1], outputs, num_tasks, "gramian")
+        if self._forms_gradients or "weight" not in layer.parts or not less:
             return None
         rows = layer.before_relu(rows, overwrite=False).unsqueeze(1)
         return inner_products(kernel(layer.inputs.unsqueeze(0), "bias" in layer.parts), rows).to(self._dtype)
@@ -204,16 +179,12 @@ class Measurement:
                 torch.stack([seed if i == j else torch.zeros_like(seed) for j in range(len(waiting))])
                 for i, (_, _, seed) in enumerate(waiting)
             ]
-            found = self._batched([edge for _, edge, _ in waiting], seeds)
+            found = in_one_pass([edge for _, edge, _ in waiting], self._wrt, seeds, self._idle)
             for (task, _, _), gradients in zip(waiting, found, strict=True):
                 self._found(task, gradients)
         else:
-            self._idle_passes(edge, seed)
+            idle_passes(edge, self._wrt, seed, self._idle)
         return together
-
-    def _idle_passes(self, edge: GradientEdge, seed: Tensor) -> None:
-        for _ in range(self._idle):
-            self._gradients([edge], [torch.zeros_like(seed)])
 
     def _found(self, task: int, gradients: Sequence[Tensor | None]) -> None:
         if len(self.reached) < len(gradients):
@@ -226,47 +197,14 @@ class Measurement:
 
     def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return what is kept of several tasks' gradients of features, each ``(T, ...)``, from one pass."""
-        found = self._batched(edges, rows)
+        assert self._wrt is not None
+        found = in_one_pass(edges, self._wrt, rows, self._idle)
         self._reached = self._reached or any(part is not None for row in found for part in row)
         return [self._reduced(gradients) for gradients in found]
 
-    def _batched(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> list[list[Tensor | None]]:
-        """Return each row's gradients of the parameters for ``seeds``, ``(T, ...)`` at each edge, in one pass."""
-        assert self._wrt is not None
-        try:
-            columns = torch.autograd.grad(
-                edges, self._wrt, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-        except RuntimeError:  # random numbers are drawn again, or an operator takes one gradient at a time
-            return self._batched_with_random_numbers(edges, seeds)
-        return [[None if column is None else column[t] for column in columns] for t in range(len(seeds[0]))]
-
-    def _batched_with_random_numbers(
-        self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]
-    ) -> list[list[Tensor | None]]:
-        """Return the same, with the random numbers of the first forward pass; where that fails, in a pass for each."""
-        reached: list[bool] = []
-
-        def one(*row: Tensor) -> list[Tensor]:
-            gradients = self._gradients(edges, row)
-            reached[:] = [gradient is not None for gradient in gradients]
-            return [gradient for gradient in gradients if gradient is not None]
-
-        try:
-            columns = iter(torch.func.vmap(one, randomness="same")(*seeds))
-        except RuntimeError:
-            rows = [list(self._gradients(edges, [seed[t] for seed in seeds])) for t in range(len(seeds[0]))]
-            self._idle_passes(edges[0], seeds[0][0])
-            return rows
-        of_all = [next(columns) if each else None for each in reached]
-        return [[None if column is None else column[t] for column in of_all] for t in range(len(seeds[0]))]
-
     def _gradients(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the parameters for ``seeds`` at the edges; None for one that is not reached."""
-        if not self._wrt:
-            return ()
-        with explained():
-            return torch.autograd.grad(edges, self._wrt, seeds, retain_graph=True, allow_unused=True)
+        assert self._wrt is not None
+        return vector_jacobian(edges, self._wrt, seeds)
 
     def without_gradient(self, given: Sequence[bool] | None) -> list[int]:
         """Return the tasks that were given, of which no gradient came to the features."""
@@ -320,8 +258,7 @@ class Measurement:
         """Return what is kept of one task's, by way of the graph."""
         if self._ghosts is not None:
             self._reached = True
-            with explained():
-                return [self._ghosts.norm(gradient, self._dtype)]
+            return [self._ghosts.norm(gradient, self._dtype)]
         found = self._gradients([get_gradient_edge(z)], [gradient])
         self._reached = self._reached or any(part is not None for part in found)
         return self._reduced(found)
@@ -383,12 +320,6 @@ class Measurement:
         wide = torch.promote_types(tensor.dtype, self._dtype)
         norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
         return norm.to(self._dtype)
-
-
-def dense(gradient: Tensor) -> Tensor:
-    """Return a gradient as real, dense numbers: inner products and norms of complex ones are those of their parts."""
-    gradient = gradient.to_dense() if gradient.layout is not torch.strided else gradient
-    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:

@@ -5,19 +5,22 @@ and `CombiningStep` decides what they are multiplied by before they go on. A for
 features that went through it; without a fork, a step differentiates the losses itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Never
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from .fork import Passage
 from .fork_audit import ForkError, feature_gradients
+from .gate import differentiate
 from .loss_input import Entries, roots
-from .measure import Measurement, dense, joint_norms
+from .measure import Measurement, joint_norms
 from .passes import is_measuring, measuring
+from .task_gradients import TaskGradients, dense, real_as, weighted_sum
 from .torch_internals import (
     COMPILED,
     after_this_pass,
@@ -140,10 +143,14 @@ class MeasuringStep(Step):
 
     def __init__(self, balancer: "GradientBalancer", call: Call) -> None:
         super().__init__(balancer, call)
-        self.wrt: tuple[nn.Parameter, ...] | None = balancer.measured_parameters()
-        fork = balancer.fork
-        self.features = 0 if fork is None else fork.reading.claim(self)
+        self.gated = False
+        """Whether it makes the gradients of the shared parameters itself, at a gate."""
+        shared: Sequence[nn.Parameter] | None = None
+        self.features = 0
         """Number of tensors that went through the fork since the last call."""
+        if balancer.fork is not None:
+            self.features, shared = balancer.fork.reading.claim(self)
+        self.wrt = balancer.measured_parameters() if shared is None else tuple(shared)
 
     def _at_fork(self) -> None:
         """Check that features went through the fork, which shows their gradients in this pass."""
@@ -152,11 +159,17 @@ class MeasuringStep(Step):
             raise ForkError(self.balancer.fork.reading.why_nothing())
         _at_fork.add(current_pass())
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Take what a `Fork` shows: see `Observer`."""
 
-    def combined(self, z: Tensor) -> Tensor:
-        """Return what goes on from features ``z`` into the trunk, of a step that combines."""
+    def combined(self, passage: Passage) -> Tensor | None:
+        """Return what goes on from features into the trunk, of a step that combines."""
+        raise NotImplementedError
+
+    def gradients_of(
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of a gate's leaves, of a step that combines."""
         raise NotImplementedError
 
     def _measurement(self, adds_up: bool, overwrite: bool = True, expected: int = 0) -> Measurement:
@@ -230,7 +243,7 @@ class NormsStep(MeasuringStep):
         else:
             self._at_fork()
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         assert self._found is not None
         self._found.observe(z, task, gradients, spare)
 
@@ -346,16 +359,15 @@ class CombiningStep(MeasuringStep):
                 f"{type(self.balancer).__name__} replaces the gradients of wrt, which it can't where they are sparse: "
                 f"make the embedding with sparse=False, or leave it out of wrt"
             )
-        return gradient + _as(correction, gradient)
+        return gradient + real_as(correction, gradient)
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
-        self._rows.observe(z, task, gradients)
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        self._rows.observe(passage, z, task, gradients)
 
-    def combined(self, z: Tensor) -> Tensor:
+    def combined(self, passage: Passage) -> Tensor | None:
         rows = self._rows
         if rows.combined is None:
-            if len(rows.sources) == self.features:  # else features went through the fork more than once
-                self.balancer.warnings.tell_missing(self.balancer, rows.without_gradient(self.given))
+            self._tell_missing()
             stacked = rows.stacked()
             directions = None
             if self._shares is None and not self._measures:
@@ -365,19 +377,89 @@ class CombiningStep(MeasuringStep):
                 if self.wrt is not None:
                     measurement = self._measurement(adds_up=True, overwrite=False)
                     if self.balancer.reads == "gramian" and self.balancer._ranks.size == 1:
-                        gramian = measurement.gramian(rows.sources, stacked)
+                        gramian = measurement.gramian(rows.features, stacked)
                     if gramian is None:
-                        measurement.observe_all(rows.sources, stacked)
+                        measurement.observe_all(rows.features, stacked)
                         columns = measurement.columns()
                         if not columns:
                             raise ForkError(nothing_measured(self.balancer, observed=True))
                 self._shares, directions = self.balancer.decide(self, columns, gramian)
             if directions is None:
-                rows.combined = [_weighted_sum(self._shares, gradients) for gradients in stacked]
+                rows.release([weighted_sum(self._shares, gradients) for gradients in stacked])
             else:
-                rows.combined = [_as(each, gradients) for each, gradients in zip(directions, stacked, strict=True)]
-            rows.release()
-        return rows.take(z)
+                rows.release([real_as(each, gradients) for each, gradients in zip(directions, stacked, strict=True)])
+        return rows.take(passage)
+
+    def _tell_missing(self) -> None:
+        if len(self._rows.passages) == self.features:  # else features went through the fork more than once
+            self.balancer.warnings.tell_missing(self.balancer, self._rows.without_gradient(self.given))
+
+    def gradients_of(
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage]
+    ) -> Sequence[Tensor | None]:
+        assert self.wrt is not None
+        rows, of_passage = self._rows, dict(zip(passages, features, strict=True))
+        if not rows.passages:
+            return [None] * len(leaves)
+        self._tell_missing()
+        stacked, sources = rows.stacked(), [of_passage[passage] for passage in rows.passages]
+        rows.release([])
+        if self._shares is None and not self._measures:
+            self._shares = self.balancer.last_shares(self)
+        if self._shares is not None:
+            return differentiate(sources, [weighted_sum(self._shares, each) for each in stacked], leaves)
+        found = self._of_leaves(leaves, sources, stacked)
+        return [found.get(leaf) for leaf in leaves]
+
+    def _of_leaves(
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], stacked: Sequence[Tensor]
+    ) -> Mapping[Tensor, Tensor]:
+        """Decide on this pass's gradients, and return that of each leaf.
+
+        Args:
+            leaves: all that the features depend on.
+            features: those of this step.
+            stacked: the tasks' gradients of each of them, ``(T, *z.shape)``.
+        """
+        assert self.wrt is not None
+        self.gated = True
+        balancer, index = self.balancer, self.balancer.index(self.given)
+        if index is not None:
+            stacked = [each[index] for each in stacked]
+        others = set(leaves).difference(self.wrt)
+        by_gramian = balancer.reads == "gramian" and balancer._ranks.size == 1
+        trunk = TaskGradients(
+            features,
+            stacked,
+            [*self.wrt, *others],
+            len(self.wrt),
+            forms=balancer.exact or not by_gramian,
+            recomputes=balancer.recomputes,
+        )
+        balancer.recomputes = trunk.recomputes
+        if not trunk.reached:
+            raise ForkError(nothing_measured(balancer, observed=True))
+        if by_gramian:
+            gramian = self._of_all_tasks(self._of_all_tasks(trunk.gramian(self.weights.dtype), index).mT, index)
+            self._shares, _ = balancer.decide(self, [], gramian)
+        else:
+            columns = trunk.columns()
+            plain = [column.sum(0) for column in columns] if balancer.replaces_gradients else []
+            columns = [self._of_all_tasks(column, index) for column in columns]
+            if balancer.tracks and not balancer.replaces_gradients and index is None:
+                columns = [column.clone() for column in columns]  # which tracking overwrites
+            self._shares, corrections = balancer.decide(self, columns)
+            if corrections is not None:
+                new = [a + b for a, b in zip(plain, corrections, strict=True)]
+                replaced = {leaf: real_as(each, leaf) for leaf, each in zip(self.wrt, new, strict=True)}
+                return trunk.combined(torch.ones_like(self._shares), others) | replaced
+        return trunk.combined(self._shares if index is None else self._shares[index])
+
+    def _of_all_tasks(self, rows: Tensor, index: Tensor | None) -> Tensor:
+        """Return ``rows`` of the tasks at ``index`` with zeros for the others, ``(T, ...)``."""
+        if index is None:
+            return rows
+        return rows.new_zeros(self.balancer.num_tasks, *rows.shape[1:]).index_copy(0, index, rows)
 
     def _end(self) -> None:
         if self.balancer.fork is not None and self._shares is None:
@@ -424,35 +506,33 @@ class _Rows:
     """The tasks' gradients of the features, held until all are there."""
 
     def __init__(self, num_tasks: int) -> None:
-        self.sources: list[Tensor] = []
+        self.passages: list[Passage] = []
+        self.features: list[Tensor] = []
+        """Those of each passage."""
         self.combined: list[Tensor] | None = None
         """What goes on into the trunk, once it is decided."""
         self._num_tasks = num_tasks
         self._gradients: list[list[Tensor | None] | Tensor] = []
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor) -> None:
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor) -> None:
         """Take one task's gradient of features ``z``, or for None those of all tasks, ``(T, *z.shape)``."""
         if self.combined is not None:
-            raise ForkError(
-                "features went through the fork again after the gradient of the first had gone on into the trunk: a "
-                "method that combines gradients needs all features of a step in one call of the fork. If each task has "
-                "a forward pass of its own, measure the shared parameters: fork=None, wrt=the trunk"
-            )
+            self._too_late()
         if gradients.layout is not torch.strided:
             raise TypeError(
                 "gradients of features are sparse, which a method that combines them can't take: make what the heads "
                 "look up in the features with sparse=False, or measure the shared parameters, with fork=None"
             )
         if task is None:
-            self.sources.append(z)
+            self.passages.append(passage)
+            self.features.append(z)
             self._gradients.append(gradients)
             return
-        place = next((i for i, source in enumerate(self.sources) if source is z), None)
-        if place is None:
-            place = len(self.sources)
-            self.sources.append(z)
+        if passage not in self.passages:
+            self.passages.append(passage)
+            self.features.append(z)
             self._gradients.append([None] * self._num_tasks)
-        of_tasks = self._gradients[place]
+        of_tasks = self._gradients[self.passages.index(passage)]
         assert isinstance(of_tasks, list)
         of_tasks[task] = gradients
 
@@ -469,28 +549,23 @@ class _Rows:
             gradients
             if isinstance(gradients, Tensor)
             else torch.stack([torch.zeros_like(z) if gradient is None else gradient for gradient in gradients])
-            for z, gradients in zip(self.sources, self._gradients, strict=True)
+            for z, gradients in zip(self.features, self._gradients, strict=True)
         ]
 
-    def release(self) -> None:
-        """Free the gradients, when they are combined."""
-        self._gradients = []
+    def release(self, combined: list[Tensor]) -> None:
+        """Free the gradients, when they are combined; later ones are refused."""
+        self.combined, self._gradients, self.features = combined, [], []
 
-    def take(self, z: Tensor) -> Tensor:
-        """Return the combination that takes the place of the gradient of ``z``."""
+    def take(self, passage: Passage) -> Tensor:
+        """Return the combination that takes the place of the gradient of the features of ``passage``."""
         assert self.combined is not None
-        place = next((i for i, source in enumerate(self.sources) if source is z), None)
-        if place is None:
-            self.observe(z, 0, z)  # says that these features came too late
-        assert place is not None
-        return self.combined[place].view_as(z).to(z.dtype)
+        if passage not in self.passages:
+            self._too_late()
+        return self.combined[self.passages.index(passage)]
 
-
-def _as(numbers: Tensor, like: Tensor) -> Tensor:
-    """Return real numbers in the type of ``like``, which may be complex: see `dense`."""
-    return torch.view_as_complex(numbers).to(like.dtype) if like.is_complex() else numbers.to(like.dtype)
-
-
-def _weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
-    """``(...)``: of ``weights`` ``(T,)`` and ``gradients`` ``(T, ...)``."""
-    return torch.mv(gradients.flatten(1).t(), weights.to(gradients.dtype)).view(gradients.shape[1:])
+    def _too_late(self) -> Never:
+        raise ForkError(
+            "features went through the fork again after the gradient of the first had gone on into the trunk: a method "
+            "that combines gradients needs all features of a step in one call of the fork. If each task has a forward "
+            "pass of its own, measure the shared parameters: fork=None, wrt=the trunk"
+        )

@@ -201,6 +201,31 @@ def convolution_node(node: Node) -> Convolution | None:
     )
 
 
+def layer_node(node: Node) -> LinearNode | Convolution | None:
+    """Return what a node of a linear layer or of a convolution saved: see `linear_node` and `convolution_node`."""
+    match node.name():
+        case "AddmmBackward0" | "MmBackward0":
+            return linear_node(node)
+        case "ConvolutionBackward0":
+            return convolution_node(node)
+    return None
+
+
+def convolution_gradients(node: Convolution, gradient: Tensor, weight: Tensor, has_bias: bool) -> list[Tensor]:
+    """Return the gradients of a convolution's weight and, with ``has_bias``, of its bias, for that of its outputs.
+
+    `torch.nn.grad` has public functions for the weight alone, in one to three dimensions; they call the same operator.
+    """
+    sizes = [len(weight)] if has_bias else None
+    still = [0] * len(node.stride)
+    found: list[Tensor]
+    _, *found = torch.ops.aten.convolution_backward(
+        gradient, node.inputs(), weight, sizes, node.stride, node.padding, node.dilation, False, still, node.groups,
+        [False, True, has_bias],
+    )  # fmt: skip
+    return found[: 1 + has_bias]
+
+
 def _leaf(node: Node | None) -> Node | None:
     """Return the node of the parameter behind ``node``, through autocast's conversion of it."""
     return node.next_functions[0][0] if node is not None and node.name() == "ToCopyBackward0" else node
@@ -250,6 +275,23 @@ def _has_unpack_hook(node: Node, name: str, unknown: bool) -> bool:
         getattr(each, "unpack_hook", each if unknown else None) is not None
         for each in (saved if isinstance(saved, tuple) else (saved,))
     )
+
+
+@contextmanager
+def without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Keep hooks that were registered on leaves from seeing gradients, within this context.
+
+    A hook is to see the combined gradient, once. ``torch.autograd.grad`` shows it each gradient that is measured, and
+    has no option for that.
+    """
+    hooked = [(hooks, dict(hooks)) for leaf in leaves if (hooks := cast(Any, leaf)._backward_hooks)]
+    for hooks, _ in hooked:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in hooked:
+            hooks.update(own)
 
 
 @contextmanager
