@@ -26,11 +26,12 @@ class DBMTL(GradientBalancer):
     Args:
         beta: :math:`\beta`, at least 0 and below 1: fraction of itself that an average keeps in a step.
         sigma: :math:`\sigma`, 0 or more: how fast this fraction shrinks from step to step; 0 or 0.5 in the paper.
-        fork, wrt, options: see `GradientBalancer`. The method replaces the gradients of the
-            shared parameters, so give these as ``wrt``, with ``fork=None``. ``update_every`` must be 1.
+        fork, wrt, options: see `GradientBalancer`. The method replaces the gradients of the shared parameters, so give
+            all of these as ``wrt``, with a fork or with ``fork=None``. ``update_every`` must be 1.
 
     Raises:
-        ValueError: ``beta`` or ``sigma`` is out of range, ``update_every`` is not 1, or a fork is given.
+        ValueError: ``beta`` or ``sigma`` is out of range, ``update_every`` is not 1, or ``wrt`` is None.
+        ForkError: on the first step, ``wrt`` is not all parameters upstream of the fork.
 
     Source: Lin et al., "Dual-Balancing for Multi-Task Learning", arXiv 2023, algorithm 1. The defaults are those of
     LibMTL, which is the authors' code. It adds 1e-8 in the logarithm and to the norm; this class does not.

@@ -25,12 +25,13 @@ class MoCo(GradientBalancer):
         gamma: :math:`\gamma`, positive: step size of the weights in the first step.
         sigma: :math:`\sigma`, 0 or more: how fast the fraction and the step size shrink from step to step.
         rho: :math:`\rho`, 0 or more: how strongly the weights are pulled to :math:`1/T`.
-        fork, wrt, options: see `GradientBalancer`. The method replaces the gradients of the
-            shared parameters, so give these as ``wrt``, with ``fork=None``. ``update_every`` must be 1.
+        fork, wrt, options: see `GradientBalancer`. The method replaces the gradients of the shared parameters, so give
+            all of these as ``wrt``, with a fork or with ``fork=None``. ``update_every`` must be 1.
 
     Raises:
-        ValueError: ``beta``, ``gamma``, ``sigma`` or ``rho`` is out of range, ``update_every`` is not 1, or a fork is
-            given.
+        ValueError: ``beta``, ``gamma``, ``sigma`` or ``rho`` is out of range, ``update_every`` is not 1, or ``wrt`` is
+            None.
+        ForkError: on the first step, ``wrt`` is not all parameters upstream of the fork.
 
     Source: Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach",
     ICLR 2023, algorithm 1. As in the official code, the tracked gradients are updated first, so that the first step

@@ -9,7 +9,7 @@ With ``x x^T``, which is the same for all tasks, a task's norm takes N^2 out mul
 convolution is a linear map of its inputs' patches. Of a layer that is applied several times, the rows of all
 applications count together.
 
-The sum may be much smaller than its terms, whose rounding it then shows: half precision is widened first.
+Rows are taken in double precision: the sum may be much smaller than its terms.
 
 Source: Goodfellow, "Efficient per-example gradient computations", arXiv 2015; for sequences Li et al., "Large language
 models can be strong differentially private learners", ICLR 2022; the choice by shapes Bu, Mao and Xu, "Scalable and
@@ -47,14 +47,9 @@ def is_less(num_rows: int, inputs: int, outputs: int, num_tasks: int, purpose: P
     return by_rows < by_products and num_rows**2 <= inputs * outputs
 
 
-def widened(rows: Tensor) -> Tensor:
-    """Return ``rows`` in single precision, or in double if they are."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
 def kernel(inputs: Tensor, has_bias: bool) -> Tensor:
     """Return ``x x^T``, ``(..., N, N)``, of inputs ``(..., N, in)``; with a bias, of inputs that end in a one."""
-    rows = widened(inputs)
+    rows = inputs.double()
     return torch.baddbmm(rows.new_ones(()), rows, rows.mT, beta=float(has_bias))
 
 
@@ -65,13 +60,13 @@ def squared_norms(kernel: Tensor, gradients: Tensor) -> Tensor:
         kernel: ``x x^T`` of each group, ``(G, N, N)``.
         gradients: of the outputs, ``(T, G, N, out)``.
     """
-    rows = widened(gradients)
+    rows = gradients.double()
     return (kernel @ rows).mul_(rows).sum((1, 2, 3)).clamp_(min=0)
 
 
 def inner_products(kernel: Tensor, gradients: Tensor) -> Tensor:
     """Return the inner products, ``(T, T)``, of weight gradients; for the arguments see `squared_norms`."""
-    rows = widened(gradients)
+    rows = gradients.double()
     return (kernel @ rows).flatten(1) @ rows.flatten(1).mT
 
 
@@ -188,7 +183,7 @@ class GhostNorms:
         found = gradients([self._z], [*edges_of(self._nodes), *self._rest], [gradient])
         of_node = dict(zip(self._nodes, found, strict=False))
         squares = [squared_norms(layer.kernel(), layer.rows(of_node).unsqueeze(0))[0] for layer in self._layers]
-        parts = [widened(part.to_dense()) for part in found[len(self._nodes) :] if part is not None]
+        parts = [part.to_dense().double() for part in found[len(self._nodes) :] if part is not None]
         return reduce(torch.add, [*squares, *(part.square().sum() for part in parts)]).sqrt_().to(dtype)
 
 

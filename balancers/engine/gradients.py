@@ -51,8 +51,9 @@ class GradientBalancer(LossBalancer):
     Args:
         fork: the model's `Fork`. None where the tasks share parameters but no features; then ``wrt`` names them.
         wrt: what the gradients are taken with respect to. None: the features at the fork, which costs next to nothing.
-            A module or parameters upstream of the fork: all parameters given, biases too. With ``fork=None``: any
-            shared parameters, at the price of one backward pass a task.
+            A module or parameters upstream of the fork: all parameters given, biases too. If a method that combines
+            gets all that are trained upstream of the fork, the tasks' gradients go through the trunk one by one, and
+            their sum does not. With ``fork=None``: any shared parameters, at the price of one backward pass a task.
         tasks: the tasks' names, or without a fork their number.
         update_every: k, to measure and to update the weights in every k-th window only. The steps between cost next to
             nothing.
@@ -94,7 +95,11 @@ class GradientBalancer(LossBalancer):
         if fork is None and wrt is None:
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         kind: Wrt = "parameters" if fork is None else "features" if wrt is None else "layer"
-        if kind in self.undefined_for:
+        self.needs_whole_trunk = (
+            kind == "layer" and kind in self.undefined_for and "parameters" not in self.undefined_for
+        )
+        """Whether, with a fork, ``wrt`` must be all parameters upstream of it."""
+        if kind in self.undefined_for and not self.needs_whole_trunk:
             raise ValueError(f"{type(self).__name__} {_PLACES[kind]}: {self.undefined_for[kind]}")
         self.__dict__["fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self.__dict__["_shared"] = None if wrt is None else SharedParameters(wrt)

@@ -367,6 +367,12 @@ class CombiningStep(MeasuringStep):
     def combined(self, passage: Passage) -> Tensor | None:
         rows = self._rows
         if rows.combined is None:
+            if self.balancer.needs_whole_trunk:
+                raise ForkError(
+                    f"{type(self.balancer).__name__} replaces the gradients of all shared parameters: give it as wrt "
+                    f"all parameters that are trained upstream of its fork and no others, in a model that calls the "
+                    f"fork once and has no other fork before it, and is not sharded; or fork=None"
+                )
             self._tell_missing()
             stacked = rows.stacked()
             directions = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .ghost_norms import Layer, Use, edges_of, inner_products, layers_behind, widened
+from .ghost_norms import Layer, Use, edges_of, inner_products, layers_behind
 from .torch_internals import LinearNode, recorded_nodes, without_hooks
 from .torch_internals import recomputes as reruns
 from .vector_jacobian import gradients, in_one_pass
@@ -35,6 +35,11 @@ def dense(gradient: Tensor) -> Tensor:
 def real_as(numbers: Tensor, like: Tensor) -> Tensor:
     """Return real numbers in the type of ``like``, which may be complex: see `dense`."""
     return torch.view_as_complex(numbers).to(like.dtype) if like.is_complex() else numbers.to(like.dtype)
+
+
+def widened(rows: Tensor) -> Tensor:
+    """Return ``rows`` in single precision, or in double if they are."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:

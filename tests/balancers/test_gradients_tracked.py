@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from balancers import ForkError
 from balancers.db_mtl import DBMTL
 from balancers.moco import MoCo, project
 
-from .nets import build
+from .nets import build, inputs, losses_of
 from .planted import Planted, draw, matrix, random_losses, state
 
 METHODS = (MoCo, DBMTL)
@@ -173,9 +174,10 @@ def test_wrong_input(cls, options):
 
 
 @pytest.mark.parametrize("cls", METHODS)
-def test_not_at_a_fork(cls):
+def test_not_at_features_or_one_layer(cls):
     net = build("linear")
     with pytest.raises(ValueError, match="does not measure at the features"):
         cls(net.fork)
-    with pytest.raises(ValueError, match="with respect to a layer"):
-        cls(net.fork, wrt=net.layer)
+    [x] = inputs("linear")
+    with pytest.raises(ForkError, match="all parameters that are trained upstream of its fork"):
+        cls(net.fork, wrt=net.layer)(losses_of(net(x), x)).backward()

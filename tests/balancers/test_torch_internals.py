@@ -514,6 +514,18 @@ def test_a_convolution_shows_its_inputs_leaves_and_geometry(num: int) -> None:
     assert internals.convolution_node(transposed) is None, f"{what}: a transposed one is taken for another"
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_a_convolutions_gradients_are_those_of_autograd(num: int, has_bias: bool) -> None:
+    layer = getattr(nn, f"Conv{num}d")(4, 6, 3, stride=2, padding=1, dilation=2, groups=2).double()
+    z = layer(torch.randn(2, 4, *[9] * num, dtype=torch.float64))
+    node, gradient = internals.layer_node(z.grad_fn), torch.randn_like(z)
+    assert isinstance(node, internals.Convolution)
+    found = internals.convolution_gradients(node, gradient, layer.weight, has_bias)
+    expected = torch.autograd.grad(z, [layer.weight, layer.bias][: 1 + has_bias], gradient)
+    torch.testing.assert_close(found, list(expected), rtol=1e-10, atol=1e-12)
+
+
 @relies_on("AddmmBackward0", "_saved_alpha", "_saved_beta", "TBackward0", "_raw_saved_", "_saved_")
 def test_a_linear_layer_with_a_bias_shows_its_inputs_and_leaves() -> None:
     """Its gradients are matrix products of these, in place of a pass through the graph."""
@@ -578,6 +590,21 @@ def test_saved_inputs_may_be_read_again_until_the_graph_is_freed() -> None:
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         found.inputs()  # in the words of PyTorch, which a user knows
     internals.recomputes(output.grad_fn)  # no error, as nothing is unpacked
+
+
+@relies_on("_backward_hooks")
+def test_hooks_of_leaves_can_be_kept_from_a_measurement() -> None:
+    weight, calls = nn.Parameter(torch.ones(2)), list[Tensor]()
+    handle = weight.register_hook(lambda gradient: calls.append(gradient) or 2 * gradient)
+    loss, what = (3 * weight).sum(), changed("Tensor._backward_hooks")
+    with internals.without_hooks([weight, torch.ones(2)]):
+        [inside] = torch.autograd.grad(loss, weight, retain_graph=True)
+    assert not calls and inside.tolist() == [3, 3], f"{what}: a hook saw a gradient that was measured"
+    loss.backward(retain_graph=True)
+    assert len(calls) == 1 and weight.grad.tolist() == [6, 6], f"{what}: the hook is not there afterwards"
+    handle.remove()
+    loss.backward()
+    assert len(calls) == 1, f"{what}: a handle no longer removes its hook"
 
 
 def test_an_input_that_is_recomputed_or_offloaded_is_seen() -> None:
