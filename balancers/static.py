@@ -32,12 +32,13 @@ class StaticWeighting(LossBalancer):
         weights: Sequence[float] | Tensor,
         *,
         tasks: int | Sequence[str] | None = None,
+        compile: bool = False,
         **options: object,
     ) -> None:
         values = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
         if values.numel() == 0:
             raise ValueError("weights is empty; expected one weight per task")
-        super().__init__(len(values) if tasks is None else tasks, **options)
+        super().__init__(len(values) if tasks is None else tasks, compile=compile, **options)
         if values.shape != (self.num_tasks,):
             raise ValueError(f"weights has shape {tuple(values.shape)}, but {self.made_for()}")
         if not (values.isfinite().all() and values.min() >= 0 and values.any()):

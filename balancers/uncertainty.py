@@ -61,9 +61,11 @@ class UncertaintyWeighting(LearnedState):
         self,
         tasks: int | Sequence[str],
         likelihoods: Likelihood | Sequence[Likelihood] | Mapping[str, Likelihood] = "gaussian",
+        *,
+        compile: bool = False,
         **options: object,
     ) -> None:
-        super().__init__(tasks, likelihoods=likelihoods, **options)
+        super().__init__(tasks, compile=compile, likelihoods=likelihoods, **options)
 
     def prepare(self) -> None:
         self.constant("shares", _shares(self.likelihoods))

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,7 +27,7 @@ from .readings import NOTHING, Read, Result, State
 from .rng import Draws
 from .saved_state import DeclaredState
 from .step import Call, Step
-from .torch_internals import COMPILED, in_transform, not_compiled
+from .torch_internals import COMPILED, compiled, in_transform, not_compiled
 from .window import Window
 
 Reads = Literal["nothing", "losses", "norms", "gramian", "gradients"]
@@ -65,6 +66,8 @@ class LossBalancer(DeclaredState):
             means at its end. `close_window` ends a shorter one, and `follow` does so by itself. A window that a
             checkpoint interrupts begins anew.
         check_finite: raise where a loss or a measurement is not finite. Waits for the device.
+        compile: compile the method's `update` with `torch.compile`, at its first call. Steps in which tasks are left
+            out are not compiled, nor are random draws.
         options: the method's own. One that draws random numbers takes a ``seed``.
         process_group: the ranks of ``torch.distributed`` that learn together: None for all, False for each on its own.
 
@@ -129,14 +132,19 @@ class LossBalancer(DeclaredState):
         cls.heads = "plain" if cls.combines and not cls._weigh_takes else "weighted"
         cls.tunable = {name: each.tune for name, each in cls._options.items() if each.tune is not None}
 
-    def __init__(self, tasks: int | Sequence[str], **options: object) -> None:
+    def __init__(self, tasks: int | Sequence[str], *, compile: bool = False, **options: object) -> None:
+        if not isinstance(compile, bool):
+            raise ValueError(f"compile is {compile!r}; expected True or False")
         super().__init__(LossReader(tasks), options)
+        self.compiles = compile
+        """Whether updates are compiled."""
         self.statistics: dict[str, Tensor] = {}
         """The measurements of the last step, on the device, for logging."""
         self._ranks = Ranks(self.process_group)
         self._window = Window()
         self._followed: torch.utils.hooks.RemovableHandle | None = None
         self._held: _Held | None = None
+        self._compiled: dict[str, Callable[..., Any]] = {}
         self._dropped = 0
         """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
@@ -436,25 +444,53 @@ class LossBalancer(DeclaredState):
             read.norms = read.norms if read.norms is NOTHING else read.norms[index]
             if read.losses_before is not NOTHING:
                 read.losses_before = read.losses_before[index]
-        valid, _, commit = self._updated(read, index, finite)
-        commit()
+        arguments = self._arguments(self._update_takes, index, read=read)
+        if self.compiles and index is None:
+            valid, new, statistics = self.compiled("_new_state")(read, arguments, finite)
+            self.write(new)
+        else:
+            valid, result = self._updated(read, arguments, index, finite)
+            self._commit(result, read, index, valid)
+            statistics = result.statistics
+        self._count_draws()
+        self.statistics.update(statistics)
         given_at = self.index(given)
         losses = read.losses[given_at] if self.sees_all_tasks and given_at is not None else read.losses
         self._after_update(valid, losses, given_at)
 
+    def compiled(self, function: Literal["_new_state", "_updated"]) -> Callable[..., Any]:
+        """Return one of this balancer's functions, which is compiled when it is called for the first time."""
+        if function not in self._compiled:
+            self._compiled[function] = compiled(getattr(type(self), function))
+        return partial(self._compiled[function], self)
+
+    def _new_state(
+        self, read: Read, arguments: Mapping[str, Any], finite: Tensor | None
+    ) -> tuple[Tensor, State, State]:
+        """Return whether everything is valid (a bool scalar), the new state, and the statistics: see `_updated`.
+
+        A compiled function writes no state itself: PyTorch loses what it writes to a scalar of double precision.
+        """
+        valid, result = self._updated(read, arguments, None, finite)
+        new = dict(result.state)
+        if result.gradient is not None:
+            new |= self._descended(result.gradient, read)
+        return valid, self.merged(new, valid), result.statistics
+
     def _updated(
-        self, read: Read, index: Tensor | None, finite: Tensor | None = None
-    ) -> tuple[Tensor, Result, Callable[[], None]]:
-        """Call `update`; return whether everything is valid (a bool scalar), the result, and what writes its state.
+        self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, finite: Tensor | None = None
+    ) -> tuple[Tensor, Result]:
+        """Call `update`; return whether everything is valid (a bool scalar), and the result.
 
         Args:
             read: what the step showed.
+            arguments: those of `update`.
             index: the tasks that took part.
             finite: a bool scalar: whether all that ``read`` does not hold was valid; None if that is known.
         """
         settled = self.settled(self.state(index)) if self._settles else None
         if self._update_takes:
-            result = self.update(**self._arguments(self._update_takes, index, read=read))
+            result = self.update(**arguments)
         elif hasattr(type(self), "solve"):
             result = Result(self.solve(read.gramian))
         else:
@@ -466,16 +502,17 @@ class LossBalancer(DeclaredState):
             valid = valid & finite
         if settled is not None:
             valid = valid & ~settled
+        return valid, result
 
-        def commit() -> None:
-            if "draws" in self._update_takes:
-                self.drawn += 1
-            self.commit(result.state, index, valid)
-            if result.gradient is not None:
-                self._descend(result.gradient, read, index, valid)
-            self.statistics.update(result.statistics)
+    def _commit(self, result: Result, read: Read, index: Tensor | None, valid: Tensor) -> None:
+        """Write the new state, where ``valid``."""
+        self.commit(result.state, index, valid)
+        if result.gradient is not None:
+            self._descend(result.gradient, read, index, valid)
 
-        return valid, result, commit
+    def _count_draws(self) -> None:
+        if "draws" in self._update_takes:
+            self.drawn += 1
 
     def _record(self, weights: Tensor) -> None:
         """Show the weights, ``(T,)``, that a combining method used."""
@@ -507,6 +544,10 @@ class LossBalancer(DeclaredState):
         """Make the optimiser's step, where ``valid``, of a method that learns its state by gradients."""
         raise TypeError(f"{type(self).__name__} returned a gradient, so it must be a LearnedState")
 
+    def _descended(self, gradient: Tensor, read: Read) -> State:
+        """Return the state after the optimiser's step, of all tasks, as a function that can be compiled."""
+        raise NotImplementedError
+
     def _check_valid(self, valid: Tensor) -> None:
         if not valid:
             raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
@@ -517,7 +558,7 @@ class LossBalancer(DeclaredState):
         self.warnings.look(self, losses, index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_followed": None}  # the optimiser calls the original alone
+        return super().__getstate__() | {"_followed": None, "_compiled": {}}  # the optimiser calls the original alone
 
     def state_changed(self) -> None:
         self._window.clear()

@@ -111,9 +111,6 @@ class Passage:
         return step if step is not None and step.is_current() else None
 
 
-Listed = Callable[[], Sequence[nn.Parameter] | None]
-
-
 class Reader:
     """A balancer that reads a fork.
 
@@ -123,7 +120,7 @@ class Reader:
     """
 
     def __init__(
-        self, combines: bool, shared: Callable[[], Callable[[], Sequence[nn.Parameter] | None] | None]
+        self, combines: bool, shared: Callable[[], Callable[[], Sequence[nn.Parameter] | None] | None] = lambda: None
     ) -> None:
         self.combines = combines
         self.shared = shared

@@ -59,7 +59,7 @@ class GradientBalancer(LossBalancer):
             nothing.
         exact: form each gradient whose norm is read. Otherwise norms at a layer are taken without it where that is less
             arithmetic: they are then off by up to 1e-7 of what a gradient's terms, one for each row, measure together.
-        accumulate, check_finite, process_group, options: see `LossBalancer`.
+        accumulate, check_finite, compile, process_group, options: see `LossBalancer`.
 
     Raises:
         TypeError: ``fork`` is no `Fork`, or ``wrt`` no module or parameters.
@@ -89,9 +89,10 @@ class GradientBalancer(LossBalancer):
         wrt: nn.Module | nn.Parameter | Iterable[nn.Parameter] | None = None,
         *,
         tasks: int | Sequence[str] | None = None,
+        compile: bool = False,
         **options: object,
     ) -> None:
-        super().__init__(_tasks_of(fork, tasks), **options)
+        super().__init__(_tasks_of(fork, tasks), compile=compile, **options)
         if fork is None and wrt is None:
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         kind: Wrt = "parameters" if fork is None else "features" if wrt is None else "layer"
@@ -320,7 +321,8 @@ class GradientBalancer(LossBalancer):
                 finite = self._ranks.mean(finite.to(shown.dtype)) == 1
         if step.valid is not None:
             finite = finite & step.valid
-        valid, result, commit = self._updated(read, index, finite)
+        update = self.compiled("_updated") if self.compiles and index is None else self._updated
+        valid, result = update(read, self._arguments(self._update_takes, index, read=read), index, finite)
         assert result.weights is not None
         shares = torch.where(valid, result.weights, held)
         replaced = self._directions(step, read, result, scale)
@@ -334,7 +336,9 @@ class GradientBalancer(LossBalancer):
             self._check_valid(valid)
 
         def end() -> None:
-            commit()
+            self._commit(result, read, index, valid)
+            self._count_draws()
+            self.statistics.update(result.statistics)
             if tracked is not None:
                 self.commit({f"{self.tracks}_{k}": new for k, new in enumerate(tracked.new)}, index, valid)
             self._record(weights)

@@ -2,11 +2,12 @@
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from .base import LossBalancer
 from .declared import Range, option, state
-from .readings import Read
+from .readings import Read, State
 from .torch_internals import fused_adam
 
 
@@ -37,3 +38,15 @@ class LearnedState(LossBalancer):
         else:
             fused_adam(values, first, second, gradient, self.optimizer_steps, self.lr, skip=valid.logical_not())
         self.commit({self.learns: self.project(values, read), "moments_1": first, "moments_2": second}, index, valid)
+
+    def _descended(self, gradient: Tensor, read: Read) -> State:
+        state, steps = self.state(), self.optimizer_steps + 1
+        values, first, second = state[self.learns], state["moments_1"], state["moments_2"]
+        if self.optimizer == "sgd":
+            values = values - self.lr * gradient
+        else:  # not the optimiser's own kernel, for which the compiled one would be split
+            first, second = torch.lerp(first, gradient, 0.1), torch.lerp(second, gradient.square(), 0.001)
+            mean, square = first / (1 - 0.9 ** steps.double()), second / (1 - 0.999 ** steps.double())
+            values = values - self.lr * mean / (square.sqrt() + 1e-8)
+        learnt = {self.learns: self.project(values, read), "moments_1": first, "moments_2": second}
+        return learnt | {"optimizer_steps": steps}

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .torch_internals import not_compiled
+
 MASK = 2**64 - 1
 
 
@@ -26,6 +28,7 @@ class Draws:
         """Return standard normal numbers of the given shape."""
         return self._draw(torch.randn, shape)
 
+    @not_compiled("random numbers are drawn by a generator that the host seeds, which can't be traced")
     def _draw(self, function: object, shape: tuple[int, ...]) -> Tensor:
         self._calls += 1
         device, dtype = self._like.device, self._like.dtype

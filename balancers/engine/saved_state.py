@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .declared import Declared, Initial, Option
 from .loss_input import LossReader
 from .readings import State
-from .torch_internals import buffers_of
+from .torch_internals import buffers_of, foreach_copy
 
 BYTES_PER_TASK = 32
 """Room for each task's name in the saved state, on average; longer names are not saved."""
@@ -158,6 +158,16 @@ class DeclaredState(nn.Module):
             if index is not None and dims:
                 value = old.index_put((index.unsqueeze(-1), index)[2 - len(dims) :], value)
             torch.where(valid, value, old, out=old)
+
+    def merged(self, new: State, valid: Tensor) -> State:
+        """Return ``new`` state of all tasks as `commit` would write it."""
+        buffers = buffers_of(self)
+        return {name: torch.where(valid, value.to(buffers[name].dtype), buffers[name]) for name, value in new.items()}
+
+    def write(self, new: State) -> None:
+        """Write state that `merged` returned."""
+        buffers = buffers_of(self)
+        foreach_copy([buffers[name] for name in new], list(new.values()))
 
     def _rows(self, name: str, value: Tensor, index: Tensor) -> Tensor:
         for dim in self._task_dims.get(name, ()):

@@ -110,6 +110,18 @@ def not_compiled(reason: str) -> Callable[[Callable[Parameters, Returned]], Call
     return decorate
 
 
+def compiled(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Return a function that is compiled when it is called.
+
+    `torch.compile` counts how often it has compiled a piece of code, and gives up at a few, so the function is a copy.
+    """
+    plain = cast(FunctionType, function)
+    own = FunctionType(
+        plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
+    )
+    return cast(Callable[Parameters, Returned], torch.compile(own, dynamic=False))
+
+
 def in_compiled_autograd() -> bool:
     """Return whether code runs in a backward pass of compiled autograd, which runs hooks in a graph of its own."""
     module = sys.modules.get("torch._dynamo.compiled_autograd")
@@ -360,3 +372,9 @@ def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
     """Return the norm of each tensor, in one call, as `torch.nn.utils.get_total_norm` does."""
     norms = torch._foreach_norm(list(tensors)) if dtype is None else torch._foreach_norm(list(tensors), dtype=dtype)
     return list(norms)
+
+
+def foreach_copy(destinations: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy tensors into others in one call, which is what takes the time of small ones; optimisers use the same."""
+    if destinations:
+        torch._foreach_copy_(destinations, sources)

@@ -49,6 +49,7 @@ KEY = (
     "time over fastest: a step's time over the fastest equal weighting on the same problem and batch;\n"
     "extra: in addition to equal weighting; extra FLOP: in % of equal weighting's;\n"
     "bound: lower bound of FLOP, upper bound of memory;\n"
+    "compiled update: with compile=True;\n"
     "gradnorm every 10: times are means over ten steps, all else is of a step between two updates;\n"
     "products alone, norms alone: the least time for the layer's gradients, and for the features' gradient norms."
 )
@@ -57,9 +58,13 @@ KEY = (
 
 def costs(table: pd.DataFrame) -> Table:
     """Return the table of what each method costs on one subject."""
+    compiled = {}
+    if "compiled_ratio" in table:
+        compiled["compiled\nupdate"] = ["" if np.isnan(each) else f"{each:.3f}" for each in table["compiled_ratio"]]
     return _table(
         {
             **_times(table),
+            **compiled,
             "extra\ncalls": _each("{:d}".format, table["extra_operator_calls"]),
             "FLOP": _each(lambda value: quantity(value, ""), table["flops"]),
             "extra FLOP": _each(_percent, table["extra_flops"], table["flops"] - table["extra_flops"]),

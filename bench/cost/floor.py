@@ -5,14 +5,14 @@ gradients of its weight but not of its bias. It searches, checks, keeps and upda
 measures the same adds at least as much time to equal weighting. The limits table shows it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from balancers import EqualWeighting, Losses
-from balancers.engine.fork import Reader
+from balancers.engine.fork import Passage, Reader
 
 from .subject import Subject
 from .timed_methods import TimedMethod
@@ -51,7 +51,7 @@ class Floor(EqualWeighting):
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self._inputs = inputs[0].detach()
 
-    def _of_layer(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def _of_layer(self, _: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         assert self._inputs is not None
         if task is None:
             torch.ops.aten.threshold_backward.grad_input(gradients, z, 0, grad_input=gradients)
@@ -60,22 +60,27 @@ class Floor(EqualWeighting):
             products = torch.mm(torch.ops.aten.threshold_backward(gradients, z, 0).t(), self._inputs)
         self.norms[task] = torch.linalg.vector_norm(products, dim=(-2, -1))
 
-    def _of_features(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def _of_features(self, _: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         self.norms[task] = torch.linalg.vector_norm(gradients, dim=(-2, -1))
 
 
 class _FloorObserver:
     """Passes on what a fork shows in any backward pass."""
 
-    combines = False
+    combines, features = False, 0
 
-    def __init__(self, observe: Callable[[Tensor, int | None, Tensor, int], None]) -> None:
+    def __init__(self, observe: Callable[[Passage, Tensor, int | None, Tensor, int], None]) -> None:
         self.observe = observe
 
     def is_current(self) -> bool:
         return True
 
-    def combined(self, z: Tensor) -> Tensor:
+    def combined(self, passage: Passage) -> Tensor:
+        raise NotImplementedError
+
+    def gradients_of(
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage]
+    ) -> Sequence[Tensor | None]:
         raise NotImplementedError
 
 

@@ -23,9 +23,9 @@ from .cases import Case, networks, regression
 from .floor import FEATURES_FLOOR, LAYER_FLOOR
 from .step_clock import interleave
 from .step_comparison import WARM_UP, compare, start, warm_up
-from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, TimedMethod
+from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, LAYER_COMPILED, TimedMethod
 
-METHODS = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
+METHODS = (EQUAL, AGAIN, LAYER, LAYER_COMPILED, FEATURES, EVERY_TEN)
 FLOORS = (LAYER_FLOOR, FEATURES_FLOOR)
 """Floors, which are measured on the regression problem only."""
 SIZES = ((2, 100), (10, 100), (40, 100), (2, 1000), (10, 1000))

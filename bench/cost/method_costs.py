@@ -2,8 +2,8 @@
 
 All methods train the regression problem with heads as one product, batch 100, on one CPU thread with fused Adam. A
 method that reads gradients measures them at the cheapest place that it is defined for: the features, else the last
-shared layer, else the parameters. ``methods.csv`` and ``environment-methods.json`` go to ``results/cost``. Nothing else
-should be running. It takes five minutes.
+shared layer, else the parameters. A method that learns is also measured with ``compile=True``. ``methods.csv`` and
+``environment-methods.json`` go to ``results/cost``. Nothing else should be running. It takes ten minutes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ from . import cost_terminal, devices
 from .cases import SEED
 from .devices import DeviceName
 from .step_clock import single_thread
-from .step_comparison import compare
+from .step_comparison import WARM_UP, compare, start, times, warm_up
 from .subject import Subject, of_problem
 from .timed_methods import AGAIN, EQUAL, TimedMethod
 
@@ -45,16 +45,30 @@ def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iter
         sigmas = np.geomspace(1, 100, T).tolist()
         problem = tasks.create("regression", sigmas=sigmas, train_samples=BATCH)
         batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), BATCH)
-        methods, places = [EQUAL, AGAIN], ["", ""]
+        methods, compiled, places = [EQUAL, AGAIN], [EQUAL], ["", ""]
         for name in sorted(set(balancers.names()) - {"equal"}):
             options = {"weights": [1.0] * T} if name == "static" else {}
             wrt = place(name)
             methods.append(TimedMethod(name, partial(_make, Method(name, wrt, options), problem)))
             places.append(wrt or "")
-        table = compare(of_problem(problem, [next(batches)], device), methods, T, rounds)
+            if updates(name):
+                of_compiled = Method(name, wrt, {**options, "compile": True})
+                compiled.append(TimedMethod(name, partial(_make, of_compiled, problem)))
+        make_step = of_problem(problem, [next(batches)], device)
+        table = compare(make_step, methods, T, rounds)
+        if len(compiled) > 1:
+            trainings = start(make_step, compiled, T)
+            warm_up(trainings, WARM_UP)
+            ratios = times(trainings, compiled, rounds).set_index("method")["ratio"].drop(EQUAL.name)
+            table.insert(list(table).index("ratio_high") + 1, "compiled_ratio", table["method"].map(ratios))
         table.insert(1, "wrt", places)
         table.insert(0, "tasks", T)
         yield table
+
+
+def updates(name: str) -> bool:
+    """Return whether the method has an update, which can be compiled."""
+    return any(hasattr(balancers.get(name), function) for function in ("update", "solve"))
 
 
 def place(name: str) -> Wrt | None:

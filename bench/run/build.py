@@ -30,7 +30,8 @@ def balancer(method: Method, problem: Problem[Any], model: nn.Module) -> LossBal
         return cls(**options)
     shared = problem.shared(model)
     if method.wrt == "parameters":
-        return cls(None, wrt=shared.parameters, **options)
+        # A method that replaces gradients leaves the heads' as they are: with a fork, they are not measured.
+        return cls(shared.fork if cls.replaces_gradients else None, wrt=shared.parameters, **options)
     if shared.fork is None:
         raise ValueError(f"wrt is {method.wrt!r}, but the model of {problem.name} has no fork; use wrt = 'parameters'")
     if method.wrt == "layer" and shared.layer is None:

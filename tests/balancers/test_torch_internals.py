@@ -599,9 +599,11 @@ def test_hooks_of_leaves_can_be_kept_from_a_measurement() -> None:
     loss, what = (3 * weight).sum(), changed("Tensor._backward_hooks")
     with internals.without_hooks([weight, torch.ones(2)]):
         [inside] = torch.autograd.grad(loss, weight, retain_graph=True)
-    assert not calls and inside.tolist() == [3, 3], f"{what}: a hook saw a gradient that was measured"
+    assert not calls, f"{what}: a hook saw a gradient that was measured"
+    assert inside.tolist() == [3, 3], what
     loss.backward(retain_graph=True)
-    assert len(calls) == 1 and weight.grad.tolist() == [6, 6], f"{what}: the hook is not there afterwards"
+    assert len(calls) == 1, f"{what}: the hook is not there afterwards"
+    assert weight.grad.tolist() == [6, 6], what
     handle.remove()
     loss.backward()
     assert len(calls) == 1, f"{what}: a handle no longer removes its hook"
@@ -810,6 +812,15 @@ def test_foreach_norm_is_the_norm_of_each() -> None:
         torch.testing.assert_close(found, expected, msg=lambda text: changed(f"torch._foreach_norm: {text}"))
     half = internals.foreach_norm([torch.full((4,), 2.0**14, dtype=torch.float16)], torch.float32)
     assert half[0].item() == 2.0**15, changed("torch._foreach_norm: it overflows in the inputs' type")
+
+
+@relies_on("_foreach_copy_")
+def test_foreach_copy_copies_each() -> None:
+    destinations = [torch.zeros(3), torch.zeros((), dtype=torch.float64), torch.zeros(2, 2)]
+    sources = [torch.randn(3), torch.tensor(2.0, dtype=torch.float64), torch.randn(2, 2)]
+    internals.foreach_copy(destinations, sources)
+    torch.testing.assert_close(destinations, sources, msg=lambda text: changed(f"torch._foreach_copy_: {text}"))
+    internals.foreach_copy([], [])
 
 
 # Nested features and batches
