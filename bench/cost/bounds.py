@@ -1,10 +1,13 @@
 """Compute bounds for what GradNorm adds to an equal-weighting step, from the shapes of the features and the layer."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from balancers.engine.ghost_norms import layers_behind
 
 from .operation_count import count
 from .subject import MakeStep, features, make
@@ -16,12 +19,12 @@ class Bounds:
 
     Attributes:
         flops: lower bound at the last shared layer: floating-point operations of T gradients of the layer, given the
-            gradients of the features.
+            gradients of the features, or of their norms by ``x x^T`` where these are fewer.
         layer_bytes: upper bound at the last shared layer: T+1 copies of the features and two of the layer's gradient.
         feature_bytes: upper bound at the features: T+1 copies of them.
     """
 
-    flops: int
+    flops: float
     layer_bytes: int
     feature_bytes: int
 
@@ -33,7 +36,19 @@ def bounds(make_step: MakeStep, num_tasks: int) -> Bounds:
     ones = [torch.ones_like(part) for part in z]
     once = count(lambda: torch.autograd.grad(z, subject.layer, ones, retain_graph=True), subject.device)
     feature_bytes = (num_tasks + 1) * _bytes(z)
-    return Bounds(num_tasks * once.flops, feature_bytes + 2 * _bytes(subject.layer), feature_bytes)
+    flops = min(num_tasks * once.flops, _by_rows(z, subject.layer, num_tasks))
+    return Bounds(flops, feature_bytes + 2 * _bytes(subject.layer), feature_bytes)
+
+
+def _by_rows(z: Sequence[Tensor], layer: Sequence[nn.Parameter], num_tasks: int) -> float:
+    """Return the operations of the norms by ``x x^T``; infinite where the layer is not taken by that way."""
+    found, rest = layers_behind(z, layer, lambda each: each.is_less(num_tasks, "norms"))
+    if len(found) != 1 or rest:
+        return math.inf
+    shapes = [use.shape() for use in found[0].uses]
+    num_rows = sum(rows for _, rows, _, _ in shapes)
+    groups, _, inputs, outputs = shapes[0]
+    return 2 * groups * num_rows**2 * (inputs + num_tasks * outputs)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

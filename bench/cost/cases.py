@@ -1,4 +1,4 @@
-"""Make the cases that costs are measured on: the regression problem of any size, and two larger networks."""
+"""Make the cases that costs are measured on: the regression problem of any size, and other networks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import tasks
 from bench.run.seeds import generator
 
 from . import networks as realistic
+from .layer_networks import LAYER_NETWORKS
 from .subject import MakeStep, of_problem, on_device
 
 Heads = Literal["separate", "batched"]
@@ -56,3 +57,9 @@ def networks(device: torch.device) -> Iterator[Case]:
     """Yield two networks of realistic size."""
     yield Case("ResNet-18", "separate", realistic.IMAGES, 2, on_device(realistic.dense, device))
     yield Case("transformer", "separate", realistic.SEQUENCES, 4, on_device(realistic.sequences, device))
+
+
+def layer_networks(device: torch.device) -> Iterator[Case]:
+    """Yield networks with a wide last layer, and one with many narrow heads."""
+    for name, (make, batch, num_tasks) in LAYER_NETWORKS.items():
+        yield Case(name, "separate", batch, num_tasks, on_device(make, device))

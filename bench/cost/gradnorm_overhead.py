@@ -19,13 +19,15 @@ import pandas as pd
 import torch
 
 from .bounds import bounds
-from .cases import Case, networks, regression
+from .cases import Case, layer_networks, networks, regression
 from .floor import FEATURES_FLOOR, LAYER_FLOOR
 from .step_clock import interleave
-from .step_comparison import WARM_UP, compare, start, warm_up
-from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER, LAYER_COMPILED, TimedMethod
+from .step_comparison import WARM_UP, add_compiled, compare, start, warm_up
+from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, FEATURES_COMPILED, LAYER, LAYER_COMPILED, TimedMethod
 
-METHODS = (EQUAL, AGAIN, LAYER, LAYER_COMPILED, FEATURES, EVERY_TEN)
+METHODS = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
+COMPILED = {LAYER.name: LAYER_COMPILED, FEATURES.name: FEATURES_COMPILED}
+"""By name: the methods that are also measured with a compiled update, which is not counted."""
 FLOORS = (LAYER_FLOOR, FEATURES_FLOOR)
 """Floors, which are measured on the regression problem only."""
 SIZES = ((2, 100), (10, 100), (40, 100), (2, 1000), (10, 1000))
@@ -40,7 +42,7 @@ def measure(device: torch.device, quick: bool) -> Iterator[pd.DataFrame]:
         cases = list(regression(num_tasks, batch, device))
         yield rows_beside_fastest(cases, METHODS + FLOORS, QUICK if quick else ROUNDS)
     if not quick:
-        for case in networks(device):
+        for case in (*layer_networks(device), *networks(device)):
             yield rows_beside_fastest([case], METHODS, OF_NETWORKS)
 
 
@@ -69,6 +71,8 @@ def slownesses(cases: Sequence[Case], rounds: int) -> list[float]:
 def rows(case: Case, methods: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
     """Return the rows of one case, without ``ratio_to_fastest``."""
     measured = compare(case.make_step, methods, case.num_tasks, rounds)
+    twins = [COMPILED[method.name] for method in methods if method.name in COMPILED]
+    add_compiled(measured, case.make_step, twins, case.num_tasks, rounds)
     least = bounds(case.make_step, case.num_tasks)
     measured["flops_bound"] = measured["method"].map({LAYER.name: least.flops, FEATURES.name: 0})
     of_method = {LAYER.name: least.layer_bytes, FEATURES.name: least.feature_bytes}

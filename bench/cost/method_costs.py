@@ -30,7 +30,7 @@ from . import cost_terminal, devices
 from .cases import SEED
 from .devices import DeviceName
 from .step_clock import single_thread
-from .step_comparison import WARM_UP, compare, start, times, warm_up
+from .step_comparison import add_compiled, compare
 from .subject import Subject, of_problem
 from .timed_methods import AGAIN, EQUAL, TimedMethod
 
@@ -45,7 +45,7 @@ def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iter
         sigmas = np.geomspace(1, 100, T).tolist()
         problem = tasks.create("regression", sigmas=sigmas, train_samples=BATCH)
         batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), BATCH)
-        methods, compiled, places = [EQUAL, AGAIN], [EQUAL], ["", ""]
+        methods, compiled, places = [EQUAL, AGAIN], list[TimedMethod](), ["", ""]
         for name in sorted(set(balancers.names()) - {"equal"}):
             options = {"weights": [1.0] * T} if name == "static" else {}
             wrt = place(name)
@@ -56,11 +56,7 @@ def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iter
                 compiled.append(TimedMethod(name, partial(_make, of_compiled, problem)))
         make_step = of_problem(problem, [next(batches)], device)
         table = compare(make_step, methods, T, rounds)
-        if len(compiled) > 1:
-            trainings = start(make_step, compiled, T)
-            warm_up(trainings, WARM_UP)
-            ratios = times(trainings, compiled, rounds).set_index("method")["ratio"].drop(EQUAL.name)
-            table.insert(list(table).index("ratio_high") + 1, "compiled_ratio", table["method"].map(ratios))
+        add_compiled(table, make_step, compiled, T, rounds)
         table.insert(1, "wrt", places)
         table.insert(0, "tasks", T)
         yield table

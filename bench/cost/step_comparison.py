@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .operation_count import count
 from .step_clock import interleave, median_interval
 from .subject import MakeStep, make
-from .timed_methods import TimedMethod
+from .timed_methods import EQUAL, TimedMethod
 from .training_step import TrainingStep, adam
 
 WARM_UP = 20
@@ -29,6 +29,25 @@ def compare(make_step: MakeStep, methods: Sequence[TimedMethod], num_tasks: int,
     trainings = start(make_step, methods, num_tasks)
     warm_up(trainings, WARM_UP)
     return times(trainings, methods, rounds).join(counts(trainings))
+
+
+def add_compiled(
+    table: pd.DataFrame, make_step: MakeStep, compiled: Sequence[TimedMethod], num_tasks: int, rounds: int
+) -> None:
+    """Add a column ``compiled_ratio`` to the table of `compare`: the ratio of each method's form in ``compiled``.
+
+    These have the methods' names, and a compiled update. Their operators are not counted: a count would run them
+    uncompiled.
+    """
+    ratios: dict[object, float] = {}
+    if compiled:
+        methods = [EQUAL, *compiled]
+        trainings = start(make_step, methods, num_tasks)
+        warm_up(trainings, WARM_UP)
+        measured = times(trainings, methods, rounds)
+        ratios = dict(zip(measured["method"], measured["ratio"], strict=True))
+    of_methods = [ratios.get(name, np.nan) if name != EQUAL.name else np.nan for name in table["method"]]
+    table.insert(list(table).index("ratio_high") + 1, "compiled_ratio", of_methods)
 
 
 def start(make_step: MakeStep, methods: Sequence[TimedMethod], num_tasks: int) -> list[TrainingStep]:

@@ -29,9 +29,11 @@ AGAIN = TimedMethod("equal, again", EQUAL.balancer)
 UNCERTAINTY = TimedMethod("uncertainty", lambda subject, num_tasks: UncertaintyWeighting(num_tasks))
 FEATURES = TimedMethod("gradnorm features", lambda subject, num_tasks: GradNorm(subject.fork, tasks=num_tasks))
 LAYER = TimedMethod("gradnorm layer", lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks))
+FEATURES_COMPILED = TimedMethod(
+    FEATURES.name, lambda subject, num_tasks: GradNorm(subject.fork, tasks=num_tasks, compile=True)
+)
 LAYER_COMPILED = TimedMethod(
-    "gradnorm layer, compiled update",
-    lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks, compile=True),
+    LAYER.name, lambda subject, num_tasks: GradNorm(subject.fork, subject.wrt, tasks=num_tasks, compile=True)
 )
 NO_FORK = TimedMethod("gradnorm, no fork", lambda subject, num_tasks: GradNorm(None, subject.wrt, tasks=num_tasks))
 EVERY_TEN = TimedMethod(

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from bench.cost import cost_terminal, gradnorm_overhead, step_comparison
 from bench.cost.__main__ import main
-from bench.cost.cases import networks, regression
+from bench.cost.cases import layer_networks, networks, regression
 from bench.cost.compiled import compiled
 from bench.cost.floor import Floor
 from bench.cost.subject import features, in_order, make
-from bench.cost.timed_methods import FEATURES, LAYER
+from bench.cost.timed_methods import EQUAL, FEATURES, LAYER
 from bench.cost.training_step import TrainingStep, adam
 from bench.style.console import new_console
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 COLUMNS = [
     *("problem", "heads", "batch", "tasks", "method"),
-    *("ratio", "ratio_low", "ratio_high", "ratio_to_fastest", "median_ms", "extra_ms"),
+    *("ratio", "ratio_low", "ratio_high", "ratio_to_fastest", "compiled_ratio", "median_ms", "extra_ms"),
     *("flops", "operator_calls", "peak_bytes", "extra_flops", "extra_operator_calls", "extra_peak_bytes"),
     *("flops_bound", "peak_bytes_bound", "machine"),
 ]
@@ -91,8 +91,7 @@ def test_growth_is_drawn(quick: tuple[Path, str]) -> None:
     assert set(zip(table["tasks"], table["batch"], strict=True)) == {(2, 100), (5, 100), (10, 10), (10, 30)}
     large, of_layer = table["batch"] == 100, table["method"] == LAYER.name
     assert (table[large].groupby(["tasks", "batch", "heads"])["extra_flops"].nunique() == 1).all()
-    assert (table["extra_flops"] == table["flops_bound"])[large & of_layer].all()
-    assert (table["extra_flops"] < table["flops_bound"])[~large & of_layer].all()  # norms without gradients
+    assert (table["extra_flops"] == table["flops_bound"])[of_layer].all()  # of small batches without gradients
     assert (imread(folder / "growth.png")[..., :3].min(axis=-1) < 0.9).mean() > 0.03  # ink on white
 
 
@@ -113,6 +112,17 @@ def test_the_networks_are_of_realistic_size(place: int) -> None:
     training = TrainingStep(subject, LAYER.balancer(subject, case.num_tasks), adam(subject.model))
     training()  # raises unless the layer is upstream of the fork
     assert (training.balancer.statistics["gradient_norms"] > 0).all()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_layers_cost_what_the_cheaper_way_does(place: int) -> None:
+    case = list(layer_networks(CPU))[place]
+    table = gradnorm_overhead.rows(case, (EQUAL, LAYER), rounds=1).set_index("method")
+    of_layer = table.loc[LAYER.name]
+    assert of_layer["extra_flops"] == pytest.approx(of_layer["flops_bound"], rel=0.01)
+    [layer, *_] = make(case.make_step).layer
+    products = 2 * case.num_tasks * layer.numel() * (case.batch * (16 if layer.ndim == 4 else 1))
+    assert of_layer["flops_bound"] < products
 
 
 @pytest.mark.parametrize("heads", [0, 1])
