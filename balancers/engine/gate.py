@@ -4,6 +4,9 @@ A gate's inputs are all leaves of the graph upstream of some features, and its o
 that come to them go no further: a balancer's step makes of them the gradient of each leaf, and the gate returns these.
 Their hooks, gradients that are there already, DistributedDataParallel, and an optimiser that steps in the backward pass
 see what they see with any other loss.
+
+What lies between a leaf and the features is no input of the gate. Hooks on it see each task's gradient by itself, and
+`torch.autograd.grad` of a loss with respect to it finds no way there.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -25,13 +28,14 @@ def close(
     shared: Collection[nn.Parameter],
     mark_of: Callable[[Node], object],
 ) -> tuple[Tensor, ...] | None:
-    """Return the features as a gate's outputs; None where ``shared`` are not all the parameters upstream of them.
+    """Return the features as a gate's outputs; None where a parameter upstream of them is not one of ``shared``.
 
     Then, and where ``mark_of`` a node upstream tells of another fork, the features' gradients have to go on through
     the trunk.
     """
     leaves = _leaves(features, mark_of)
-    if in_transform() or {leaf for leaf in leaves if isinstance(leaf, nn.Parameter)} != set(shared):
+    parameters = {leaf for leaf in leaves if isinstance(leaf, nn.Parameter)}
+    if in_transform() or not parameters or not parameters.issubset(shared):
         return None
     outputs: tuple[Tensor, ...] = _Gate.apply(list(features), list(passages), *leaves)
     return outputs

@@ -149,10 +149,13 @@ class Layer:
         return self._kernel
 
     def rows(self, of_node: Mapping[Node, Tensor | None]) -> Tensor:
-        """Return the gradients of the outputs of all applications, ``(G, N, out)``, from those of each node."""
+        """Return the gradients of the outputs of all applications, ``(G, N, out)``, from those of each node.
+
+        They are zero for a node without one.
+        """
         rows = []
         for use in self.uses:
-            gradient = of_node[use.node]
+            gradient = of_node.get(use.node)
             if gradient is None:
                 groups, num_rows, _, outputs = use.shape()
                 rows.append(use.weight.new_zeros(groups, num_rows, outputs))
@@ -227,17 +230,18 @@ def layers_behind(
 def _uses(features: Sequence[Tensor], wanted: set[Tensor]) -> tuple[list[Use], set[Tensor]]:
     """Return the layers that apply wanted parameters, and the parameters that are used otherwise too."""
     uses, elsewhere = list[Use](), set[Tensor]()
-    waiting = [z.grad_fn for z in features if z.grad_fn is not None]
-    seen = set(waiting)
+    seen = {z.grad_fn for z in features if z.grad_fn is not None}
+    waiting = list(seen)
     while waiting:
         node = waiting.pop()
         sources = [following for following, _ in node.next_functions]
         found = layer_node(node)
         if found is not None:
             weight, bias = (getattr(leaf, "variable", None) for leaf in (found.weight, found.bias))
-            if isinstance(weight, nn.Parameter) and weight in wanted:
-                uses.append(Use(node, found, weight, bias if bias in wanted else None))
-                sources = [found.source, *([] if bias in wanted or bias is None else [found.bias])]
+            if isinstance(weight, nn.Parameter) and weight in wanted and _is_plain(found.inputs()):
+                vector = bias in wanted and bias.shape == weight.shape[:1]  # `torch.addmm` takes other shapes too
+                uses.append(Use(node, found, weight, bias if vector else None))
+                sources = [found.source, *([] if vector else [found.bias])]
         for following in sources:
             variable = getattr(following, "variable", None)
             if isinstance(variable, Tensor) and variable in wanted:
@@ -246,3 +250,7 @@ def _uses(features: Sequence[Tensor], wanted: set[Tensor]) -> tuple[list[Use], s
                 seen.add(following)
                 waiting.append(following)
     return uses, elsewhere
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.layout is torch.strided and not x.is_complex()

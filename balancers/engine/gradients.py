@@ -123,7 +123,7 @@ class GradientBalancer(LossBalancer):
         self._tracked = self._to_track() if self.tracks else []
         for k, parameter in enumerate((self.measured_parameters() or ()) if self.tracks else ()):
             parts = (2,) if parameter.is_complex() else ()
-            self.declare(f"{self.tracks}_{k}", 0.0, (self.num_tasks, *parameter.shape, *parts))
+            self.declare(f"{self.tracks}_{k}", 0.0, (self.num_tasks, *((*parameter.shape, *parts) or (1,))))
         self._attach()
 
     def audit(self, losses: Losses) -> None:
@@ -294,6 +294,9 @@ class GradientBalancer(LossBalancer):
         if (other := self.decided_before(step)) is not None:
             other.flush()
         self._deciding = weakref.ref(step)
+        shapes = [column.shape[1:] for column in columns]
+        # Methods flatten the gradients of each parameter, also those of a scalar.
+        columns[:] = [column.unsqueeze(-1) if column.ndim == 1 else column for column in columns]
         shown = self.last_weights
         losses, used, factors = (each.to(shown.dtype) for each in (step.losses, step.weights, step.factors))
         index, losses, columns = self._of_all_ranks(step, losses, columns)
@@ -328,6 +331,8 @@ class GradientBalancer(LossBalancer):
         replaced = self._directions(step, read, result, scale)
         if tracked is not None and self.replaces_gradients:
             replaced = tracked.corrections(shares * scale, valid)
+        if replaced is not None:
+            replaced = [each.reshape(shape) for each, shape in zip(replaced, shapes, strict=True)]
         weights = torch.where(valid, result.weights * used, shown) if self._weigh_takes else shares
         if index is not None:
             weights = self.last_weights.index_copy(0, index, weights)

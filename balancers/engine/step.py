@@ -152,6 +152,11 @@ class MeasuringStep(Step):
             self.features, shared = balancer.fork.reading.claim(self)
         self.wrt = balancer.measured_parameters() if shared is None else tuple(shared)
 
+    @property
+    def _forms_gradients(self) -> bool:
+        """Whether gradients are always formed: see `ghost_norms`, which needs double precision."""
+        return self.balancer.exact or self.weights.device.type == "mps"
+
     def _at_fork(self) -> None:
         """Check that features went through the fork, which shows their gradients in this pass."""
         if self.features == 0:
@@ -184,7 +189,7 @@ class MeasuringStep(Step):
             overwrite,
             expected,
             idle,
-            forms_gradients=self.balancer.exact or idle > 0 or self.weights.device.type == "mps",  # without float64
+            forms_gradients=self._forms_gradients or idle > 0,
         )
 
     def _nothing(self) -> list[Tensor]:
@@ -281,6 +286,13 @@ def nothing_measured(balancer: "GradientBalancer", observed: bool) -> str:
     )
 
 
+def _sparse(balancer: "GradientBalancer") -> str:
+    return (
+        f"{type(balancer).__name__} replaces the gradients of wrt, which it can't where they are sparse: make the "
+        f"embedding with sparse=False" + (", or leave it out of wrt" if balancer.fork is None else "")
+    )
+
+
 class CombiningStep(MeasuringStep):
     """A step that decides what the gradients are multiplied by, from these gradients.
 
@@ -355,10 +367,7 @@ class CombiningStep(MeasuringStep):
         if not self.is_current():
             return None
         if gradient.is_sparse:
-            raise TypeError(
-                f"{type(self.balancer).__name__} replaces the gradients of wrt, which it can't where they are sparse: "
-                f"make the embedding with sparse=False, or leave it out of wrt"
-            )
+            raise TypeError(_sparse(self.balancer))
         return gradient + real_as(correction, gradient)
 
     def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
@@ -366,12 +375,15 @@ class CombiningStep(MeasuringStep):
 
     def combined(self, passage: Passage) -> Tensor | None:
         rows = self._rows
+        if passage not in rows.passages:  # no gradient came to it
+            return None
         if rows.combined is None:
             if self.balancer.needs_whole_trunk:
                 raise ForkError(
                     f"{type(self.balancer).__name__} replaces the gradients of all shared parameters: give it as wrt "
                     f"all parameters that are trained upstream of its fork and no others, in a model that calls the "
-                    f"fork once and has no other fork before it, and is not sharded; or fork=None"
+                    f"fork once, has no other fork before it, and is not sharded, and let no other balancer read the "
+                    f"fork; or fork=None"
                 )
             self._tell_missing()
             stacked = rows.stacked()
@@ -394,7 +406,8 @@ class CombiningStep(MeasuringStep):
                 rows.release([weighted_sum(self._shares, gradients) for gradients in stacked])
             else:
                 rows.release([real_as(each, gradients) for each, gradients in zip(directions, stacked, strict=True)])
-        return rows.take(passage)
+        assert rows.combined is not None
+        return rows.combined[rows.passages.index(passage)]
 
     def _tell_missing(self) -> None:
         if len(self._rows.passages) == self.features:  # else features went through the fork more than once
@@ -439,12 +452,14 @@ class CombiningStep(MeasuringStep):
             stacked,
             [*self.wrt, *others],
             len(self.wrt),
-            forms=balancer.exact or not by_gramian,
+            forms=self._forms_gradients or not by_gramian,
             recomputes=balancer.recomputes,
         )
         balancer.recomputes = trunk.recomputes
         if not trunk.reached:
             raise ForkError(nothing_measured(balancer, observed=True))
+        if balancer.replaces_gradients and trunk.has_sparse:
+            raise TypeError(_sparse(balancer))
         if by_gramian:
             gramian = self._of_all_tasks(self._of_all_tasks(trunk.gramian(self.weights.dtype), index).mT, index)
             self._shares, _ = balancer.decide(self, [], gramian)
@@ -472,7 +487,7 @@ class CombiningStep(MeasuringStep):
             raise ForkError(nothing_measured(self.balancer, observed=False))
         if self.balancer.hooks:
             self.balancer.unhook()
-        self._rows.combined = None
+        self._rows = _Rows(self.balancer.num_tasks)  # they hold passages, which hold this step
         _at_fork.discard(self._pass)
         super()._end()
 
@@ -561,13 +576,6 @@ class _Rows:
     def release(self, combined: list[Tensor]) -> None:
         """Free the gradients, when they are combined; later ones are refused."""
         self.combined, self._gradients, self.features = combined, [], []
-
-    def take(self, passage: Passage) -> Tensor:
-        """Return the combination that takes the place of the gradient of the features of ``passage``."""
-        assert self.combined is not None
-        if passage not in self.passages:
-            self._too_late()
-        return self.combined[self.passages.index(passage)]
 
     def _too_late(self) -> Never:
         raise ForkError(

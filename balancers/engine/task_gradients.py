@@ -44,7 +44,12 @@ def widened(rows: Tensor) -> Tensor:
 
 def weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
     """``(...)``: of ``weights`` ``(T,)`` and ``gradients`` ``(T, ...)``."""
-    return torch.mv(gradients.flatten(1).t(), weights.to(gradients.dtype)).view(gradients.shape[1:])
+    return torch.mv(flat(gradients).t(), weights.to(gradients.dtype)).view(gradients.shape[1:])
+
+
+def flat(gradients: Tensor) -> Tensor:
+    """Return the gradients of T tasks, ``(T, ...)``, which may be those of a scalar, as ``(T, n)``."""
+    return gradients.flatten(1) if gradients.ndim > 1 else gradients.unsqueeze(1)
 
 
 class TaskGradients:
@@ -96,6 +101,8 @@ class TaskGradients:
             else:
                 formed |= {leaf: _Formed(leaf, rows) for leaf, rows in part.formed().items()}
         self._formed = {leaf: rows for leaf, rows in formed.items() if rows.given or forms}
+        self.has_sparse = any(self._formed[leaf].is_sparse for leaf in self._counted if leaf in self._formed)
+        """Whether gradients of a counted leaf are sparse."""
         little = [rows for rows in self._formed.values() if rows.leaf in self._counted and rows.is_little]
         if forms or len(little) == 1:
             little = []
@@ -178,6 +185,10 @@ class _Formed:
         self.given = self._some is not None
 
     @property
+    def is_sparse(self) -> bool:
+        return self._some is not None and self._some.is_sparse
+
+    @property
     def is_little(self) -> bool:
         """Whether it costs more to call operators on it than to copy it."""
         some = self._some
@@ -188,15 +199,16 @@ class _Formed:
     def products(self) -> Tensor:
         if isinstance(self._rows, Tensor) or len(self._rows) > FEW:
             return _products(self.side_by_side())
-        flat = [widened(dense(self._or_zero(row))).flatten() for row in self._rows]
-        upper = {(i, j): torch.dot(a, flat[j]) for i, a in enumerate(flat) for j in range(i, len(flat))}
-        tasks = range(len(flat))
-        return torch.stack([upper[min(i, j), max(i, j)] for i in tasks for j in tasks]).view(len(flat), -1)
+        wide = [widened(dense(self._or_zero(row))).flatten() for row in self._rows]
+        upper = {(i, j): torch.dot(a, wide[j]) for i, a in enumerate(wide) for j in range(i, len(wide))}
+        tasks = range(len(wide))
+        return torch.stack([upper[min(i, j), max(i, j)] for i in tasks for j in tasks]).view(len(wide), -1)
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         some = self._or_zero(self._some)
         if isinstance(self._rows, Tensor):
-            return [real_as(weighted_sum(weights, self._rows), some)]
+            total = real_as(weighted_sum(weights, self._rows), some)
+            return [total.to_sparse(some.sparse_dim()) if self.is_sparse else total]
         shares = weights.to(some.real.dtype).unbind()
         given = [(share, row) for share, row in zip(shares, self._rows, strict=True) if row is not None]
         total = given[0][1] * given[0][0]
@@ -220,7 +232,7 @@ class _Joined:
     def __init__(self, parts: Sequence[_Formed]) -> None:
         self.leaves: Sequence[Tensor] = [part.leaf for part in parts]
         self.given = True
-        self._rows = torch.cat([part.side_by_side().flatten(1) for part in parts], 1)
+        self._rows = torch.cat([flat(part.side_by_side()) for part in parts], 1)
 
     def products(self) -> Tensor:
         return _products(self._rows)
@@ -231,8 +243,8 @@ class _Joined:
 
 
 def _products(rows: Tensor) -> Tensor:
-    flat = widened(rows).flatten(1)
-    return flat @ flat.mT
+    wide = flat(widened(rows))
+    return wide @ wide.mT
 
 
 def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable, forward_ad
 from torch.autograd.graph import GradientEdge, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 # Nested structures. `torch.utils.pytree`, the public module, is missing from the older versions that are supported.
@@ -132,6 +133,20 @@ def is_batched(tensor: Tensor) -> bool:
     """Return whether a gradient stands for several: in a pass with ``is_grads_batched=True``, or under `torch.vmap`."""
     batched: bool = torch._C._functorch.is_legacy_batchedtensor(tensor) or torch._C._functorch.is_batchedtensor(tensor)
     return batched
+
+
+def gradients_within(
+    mode: TorchFunctionMode, edges: Sequence[GradientEdge], inputs: Sequence[Tensor], seeds: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return what `torch.autograd.grad` does, and keep the graph; a checkpoint runs again within ``mode``.
+
+    The public function leaves the mode before it differentiates.
+    """
+    with mode:
+        found: tuple[Tensor | None, ...] = torch.autograd.graph._engine_run_backward(
+            tuple(edges), tuple(seeds), True, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+        )
+    return found
 
 
 # The autograd graph

@@ -1,13 +1,16 @@
 """Vector-Jacobian products on a graph that is already recorded: gradients of parameters, for those at some edges."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.overrides import TorchFunctionMode
 
 from .fork_audit import ForkError
+from .torch_internals import gradients_within
 
 
 @contextmanager
@@ -61,11 +64,13 @@ def _with_random_numbers(
     reached: list[bool] = []
 
     def one(*row: Tensor) -> list[Tensor]:
-        found = gradients(edges, wrt, row)
+        found = gradients_within(_SameDropout(), edges, wrt, row)
         reached[:] = [gradient is not None for gradient in found]
         return [gradient for gradient in found if gradient is not None]
 
     try:
+        if not seeds[0].is_cpu:
+            raise RuntimeError("on a GPU, torch.vmap draws numbers with other kernels than the forward pass")
         columns = iter(torch.func.vmap(one, randomness="same")(*seeds))
     except RuntimeError:
         rows = [list(gradients(edges, wrt, [seed[t] for seed in seeds])) for t in range(len(seeds[0]))]
@@ -73,6 +78,22 @@ def _with_random_numbers(
         return rows
     of_all = [next(columns) if each else None for each in reached]
     return [[None if column is None else column[t] for column in of_all] for t in range(len(seeds[0]))]
+
+
+class _SameDropout(TorchFunctionMode):
+    """Refuse dropout of a tensor that is not contiguous: `torch.vmap` drops other entries than the forward pass did."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        drops = "drop" in getattr(func, "__name__", "")
+        if drops and any(isinstance(x, Tensor) and not x.is_contiguous() for x in args):
+            raise RuntimeError("torch.vmap would drop other entries than the forward pass did")
+        return func(*args, **(kwargs or {}))
 
 
 def idle_passes(edge: GradientEdge, wrt: Sequence[Tensor], like: Tensor, number: int) -> None:

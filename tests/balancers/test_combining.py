@@ -11,6 +11,8 @@ from balancers import EqualWeighting, Fork, ForkError, GradientBalancer, LinearH
 
 from .nets import Net, build, inputs, losses_of
 
+pytestmark = pytest.mark.on_device
+
 WRT = ("features", "layer", "parameters")
 
 

@@ -642,6 +642,28 @@ def test_a_checkpoint_that_runs_again_records_nodes() -> None:
         assert passed >= 2 if saved else passed == 1, f"{what}: {passed}, of which one is the sum's"
 
 
+@relies_on("_engine_run_backward")
+def test_a_checkpoint_runs_again_within_a_mode() -> None:
+    """In `torch.autograd.grad`, it would not."""
+    seen: list[str] = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    weight, x, what = leaf(4), leaf(3, 4), changed("torch.autograd.graph._engine_run_backward")
+    unused = leaf(2)
+    y = checkpoint(lambda x: torch.sin(weight * x), x, use_reentrant=False)
+    edge, seed = torch.autograd.graph.get_gradient_edge(y), torch.ones(3, 4)
+    for _ in range(2):  # the graph is kept
+        seen.clear()
+        found = internals.gradients_within(Mode(), [edge], [weight, unused], [seed])
+        assert "sin" in seen, what
+    expected = torch.autograd.grad(torch.sin(weight * x), weight, seed)
+    torch.testing.assert_close(found, (expected[0], None))
+
+
 def test_saved_lists_of_tensors_are_looked_through() -> None:
     """Some nodes save a tuple of tensors, such as those of an index."""
     x, at = leaf(4, 4), torch.tensor([0, 2])
