@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, Node
 from .fork import Fork, mark_of
 from .loss_input import Entries, Root, roots
 from .passes import measuring
-from .torch_internals import DDP_SINK, IN_PLACE, REENTRANT
+from .torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink
 
 Label = Callable[[int], str]
 
@@ -87,6 +87,11 @@ def _check(
             f"wrt holds {_describe(elsewhere)} that the fork's features do not depend on: pass the last shared layer, "
             f"or other parameters upstream of the fork. If these were replaced after the balancer was made, by "
             f"fully_shard or load_state_dict(assign=True), make it later, with the module itself as wrt"
+        )
+    if wrt and has_static_sink(_features(marked)):
+        raise ForkError(
+            "the trunk alone is in a DistributedDataParallel with static_graph=True, which takes a measurement in it "
+            "for its first backward pass: wrap the whole model, or make it without static_graph"
         )
     for i, reach in reaches.items():
         if around := reach.parameters & trunk:

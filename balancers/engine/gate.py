@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from .torch_internals import in_transform, without_hooks
+from .torch_internals import in_transform, static_model, without_hooks
 
 if TYPE_CHECKING:
     from .fork import Passage
@@ -30,8 +30,8 @@ def close(
 ) -> tuple[Tensor, ...] | None:
     """Return the features as a gate's outputs; None where a parameter upstream of them is not one of ``shared``.
 
-    Then, and where ``mark_of`` a node upstream tells of another fork, the features' gradients have to go on through
-    the trunk.
+    Then, and where ``mark_of`` a node upstream tells of another fork, or where a DDP with a static graph counts passes
+    through the trunk, the features' gradients have to go on through it.
     """
     leaves = _leaves(features, mark_of)
     parameters = {leaf for leaf in leaves if isinstance(leaf, nn.Parameter)}
@@ -66,7 +66,7 @@ def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object]) -> li
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
-        if node is None or mark_of(node) is not None:
+        if node is None or mark_of(node) is not None or static_model(node) is not None:
             return []
         for following, _ in node.next_functions:
             if following is None or following in seen:

@@ -78,6 +78,8 @@ def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
     if found.bias is found.weight or _reaches(found.source, wanted) or _reaches(found.bias, wanted - {found.bias}):
         return None
     inputs = found.inputs()
+    if inputs.layout is not torch.strided:
+        return None
     flat = z if z.ndim == 2 and len(z) == len(inputs) else z.reshape(len(inputs), -1)
     parts = tuple(leaves[parameter][1] for parameter in wrt)
     if any(part == "bias" and parameter.shape != flat.shape[1:] for parameter, part in zip(wrt, parts, strict=True)):

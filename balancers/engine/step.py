@@ -264,6 +264,7 @@ class NormsStep(MeasuringStep):
         columns = columns or self._nothing()
         factors, dtype = self.factors.to(self.weights.dtype), self.weights.dtype
         if self.adds_up and self.wrt is not None:
+            columns = [column if column.ndim > 1 else column.unsqueeze(1) for column in columns]  # one row a task
             self.gradients = [(column.to(dtype).movedim(0, -1) / factors).movedim(-1, 0) for column in columns]
         else:
             norms = joint_norms(columns, dtype) / factors.abs()

@@ -6,7 +6,7 @@ of PyTorch broke.
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
@@ -321,6 +321,32 @@ def without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
             hooks.update(own)
 
 
+def static_model(node: Node) -> Any:
+    """Return the DDP with ``static_graph=True`` that a node belongs to; None if it belongs to none."""
+    model = getattr(node, "ddp_weakref", lambda: None)() if node.name() == DDP_SINK else None
+    return model if model is not None and model.static_graph else None
+
+
+def has_static_sink(edges: Iterable[GradientEdge]) -> bool:
+    """Return whether a node that these edges depend on belongs to a DDP with ``static_graph=True``."""
+    return any(True for _ in _static_models(edges))
+
+
+def _static_models(edges: Iterable[GradientEdge]) -> Iterator[Any]:
+    """Yield each such model."""
+    waiting, models = [edge.node for edge in edges], list[object]()
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        model = static_model(node)
+        if model is not None and model not in models:
+            models.append(model)
+            yield model
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        waiting += new
+
+
 @contextmanager
 def before_first_backward(edges: Sequence[GradientEdge]) -> Iterator[None]:
     """Keep DDP from counting a differentiation from ``edges`` inside this context as a backward pass.
@@ -328,17 +354,9 @@ def before_first_backward(edges: Sequence[GradientEdge]) -> Iterator[None]:
     With ``static_graph=True``, DDP averages the gradients at the end of its very first backward pass. It must not
     mistake an earlier measurement for that pass, and has no public way to be told.
     """
-    waiting = [edge.node for edge in edges]
-    seen, models = set(waiting), []
-    while waiting:
-        node = waiting.pop()
-        model = getattr(node, "ddp_weakref", lambda: None)() if node.name() == DDP_SINK else None
-        if model is not None and model.static_graph and not model._static_graph_delay_allreduce_enqueued:
-            model._static_graph_delay_allreduce_enqueued = True
-            models.append(model)
-        new = {following for following, _ in node.next_functions if following is not None} - seen
-        seen |= new
-        waiting += new
+    models = [model for model in _static_models(edges) if not model._static_graph_delay_allreduce_enqueued]
+    for model in models:
+        model._static_graph_delay_allreduce_enqueued = True
     try:
         yield
     finally:

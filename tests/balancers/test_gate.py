@@ -1406,6 +1406,14 @@ def test_ranks_are_one_with_the_whole_batch(ranks: Ranks, name: str, options: di
 
 @distributed
 @pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("name", ["upgrad", "moco"])
+def test_a_static_graph_of_the_trunk_alone_is_refused(ranks: Ranks, name: str) -> None:
+    with pytest.raises(AssertionError, match="wrap the whole model, or make it without static_graph"):
+        agree(ranks, name, model="ddp trunk", static_graph=True)
+
+
+@distributed
+@pytest.mark.xdist_group("processes")
 def test_sharded_parameters_are_measured_the_old_way(ranks: Ranks) -> None:
     agree(ranks, "upgrad", gated=False, model="fsdp")
     with pytest.raises(AssertionError, match="is not sharded"):

@@ -11,6 +11,8 @@ from balancers import Fork, GradNorm, StaticWeighting
 from .nets import build, inputs, losses_of
 from .reference import Reference
 
+pytestmark = pytest.mark.on_device
+
 
 class Scalar(nn.Module):
     """z = W x with W = 2; the tasks' losses are L_1 = z and L_2 = 3 z + 2."""
@@ -66,7 +68,7 @@ def test_two_steps_by_hand(which: str, optimizer: str):
         else:
             balancer(net(tensor(1), net.fork)).backward()
             result = balancer.next_weights
-        torch.testing.assert_close(result, weights[t], rtol=0, atol=1e-8 if optimizer == "adam" else 1e-14)
+        torch.testing.assert_close(result.cpu(), weights[t], rtol=0, atol=1e-8 if optimizer == "adam" else 1e-14)
         torch.testing.assert_close(net.trunk.weight.grad.item(), float(slopes[t]), rtol=0, atol=1e-8)
         with torch.no_grad():
             net.trunk.weight.fill_(1.5)
@@ -129,6 +131,7 @@ def test_freeze_after():
     assert_identity(net.fork)
 
 
+@pytest.mark.on_cpu  # another device's answer may come later
 def test_freeze_at_once():
     net = build("linear", 2)
     balancer = GradNorm(net.fork, wrt=net.layer, freeze_after=0)
@@ -205,3 +208,12 @@ def test_two_losses_before_their_backward_passes(features: bool):
         measured = balancer.statistics["gradient_norms"] / weights
         torch.testing.assert_close(measured, norms[t], rtol=1e-9, atol=0, msg=f"pass {t}, x of sum {x.sum()}")
         waiting = following
+
+
+def test_the_gradient_of_a_scalar_is_no_norm() -> None:
+    """Its sign does not count, also where gradients of several passes are averaged before their norm is taken."""
+    scalar = nn.Parameter(torch.tensor(-2.0))
+    balancer = GradNorm(None, wrt=scalar, tasks=2, accumulate=2)
+    for _ in range(2):
+        balancer([-3 * scalar, -5 * scalar]).backward()
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], torch.tensor([3.0, 5.0]))

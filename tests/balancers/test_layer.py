@@ -23,6 +23,8 @@ from balancers.engine import measure
 from balancers.engine.measure import Measurement
 from bench.cost.operation_count import count
 
+pytestmark = pytest.mark.on_device
+
 TASKS, INPUTS, WIDTH = 3, 5, 4
 HEADS = pytest.mark.parametrize("heads", ["separate", "batched"])
 
@@ -599,6 +601,7 @@ def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypa
     assert given.equal(gradients) != overwrite
 
 
+@pytest.mark.on_cpu  # counts the CPU's memory
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("wrt", ["features", "layer"])
 @pytest.mark.parametrize("num_tasks", [2, 10, 40])
@@ -619,3 +622,15 @@ def test_small_products_are_one():
     extra = [peak(10, "batched", "layer", sizes) - peak(10, "batched", None, sizes) for sizes in (small, large)]
     assert extra[0] > 10 * 4 * 64 * 64
     assert extra[1] <= 11 * 4 * 16 * 512 + 2 * 4 * (512 * 512 + 512) + 4 * measure.LITTLE + 4096
+
+
+def test_a_layer_with_sparse_inputs():
+    """Its product is not a matrix product of dense tensors: its gradients come from autograd."""
+    layer, fork = nn.Linear(6, 4, bias=False).double(), Fork(2)
+    heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(2)).double()
+    balancer, x = GradNorm(fork, layer), torch.eye(6, dtype=torch.float64)[:3].to_sparse()
+    z = torch.mm(x, layer.weight.t())
+    losses = [head(alias).square().mean() for head, alias in zip(heads, fork(z), strict=True)]
+    expected = [torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].norm() for loss in losses]
+    balancer(losses).backward()
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], torch.stack(expected))
