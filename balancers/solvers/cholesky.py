@@ -27,6 +27,14 @@ class Cholesky:
 
         ``right`` and ``out`` have shape ``(..., T, K)``; ``half`` is scratch space of that shape, and may be ``out``.
         """
+        self.factor(matrix)
+        self.substitute(right, half, out)
+
+    def factor(self, matrix: Tensor) -> None:
+        """Prepare `substitute` for this matrix."""
         cholesky_ex(matrix, out=(self._lower, self.failed))
+
+    def substitute(self, right: Tensor, half: Tensor, out: Tensor) -> None:
+        """Solve as `solve` does, with the matrix that was factored last."""
         solve_triangular(self._lower, right, upper=False, out=half)
         solve_triangular(self._upper, half, upper=True, out=out)

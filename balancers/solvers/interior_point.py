@@ -45,6 +45,11 @@ def rounding(gramian: Tensor) -> float:
     return gramian.shape[-1] * torch.finfo(gramian.dtype).eps
 
 
+def ridge(indefinite: float) -> float:
+    """Return the ridge for a matrix of which rounding may have moved an eigenvalue this far below zero."""
+    return max(RIDGE, 4 * indefinite)
+
+
 def steps(tasks: int) -> int:
     """Return the number of steps that reaches the required accuracy on the worst Gramians tried."""
     return 16 + math.isqrt(tasks)
@@ -61,13 +66,14 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
     batch, tasks = linear.shape[:2]
     matrix = hessian.clone()
     diagonal = matrix.diagonal(dim1=1, dim2=2).unsqueeze(2)
-    diagonal += max(RIDGE, 4 * indefinite)
+    diagonal += ridge(indefinite)
     ridged, curvature = matrix.clone(), diagonal.clone()
-    # x and z share one tensor, and their decreases another, so that one call can work on both.
-    state = linear.new_ones(batch, 2 * tasks, 1)
+    # x and z share one tensor, and their decreases another, so that one call can work on both. Columns are transposed
+    # rows: with these strides, the solver of triangular systems makes no copies.
+    state = linear.new_ones(batch, 1, 2 * tasks).mT
     down, parts = torch.empty_like(state), torch.empty_like(state)
     (x, z), (x_down, z_down) = state.split(tasks, 1), down.split(tasks, 1)
-    gradient, ratio, pull = linear.new_empty(3, batch, tasks, 1).unbind()
+    gradient, ratio, pull = linear.new_empty(3, batch, 1, tasks).mT.unbind()
     x_row, floor = x.mT, linear.new_full((1, 1, 1), GAP / tasks)
     target, blocked = linear.new_empty(2, batch, 1, 1).unbind()
     cholesky, count = Cholesky(matrix), steps(tasks)

@@ -23,5 +23,6 @@ Adam for the network. Each is a `Peer` in a file of its own, used as its documen
 - In words, how the peer's step still differs from ours.
 
 `gradient_check` measures the two errors, `peer_table` measures times and collects everything, and `peer_terminal`
-prints it. `solver_times` is a second command: it compares our solvers of Gramian methods with TorchJD's.
+prints it. Two more commands: `solver_times` compares our solvers of Gramian methods with TorchJD's, and `step_times`
+compares whole steps of the methods that combine gradients with TorchJD's and LibMTL's.
 """

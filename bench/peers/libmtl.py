@@ -1,4 +1,4 @@
-"""The package LibMTL: its ``GradNorm``, in a model that is assembled here as LibMTL's trainer does it.
+"""The package LibMTL: its ``GradNorm``, in a model that `assemble` makes as LibMTL's trainer does it.
 
 The trainer itself is not used because it requires CUDA. LibMTL's newest release on PyPI, 1.1.5, is older than
 PyTorch 2, and two changes since then break it: torchvision has moved a function, so that the package can't be imported;
@@ -6,7 +6,7 @@ and ``zero_grad`` now drops gradients that LibMTL writes into afterwards. This m
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -41,7 +41,8 @@ class LibMTL(Peer):
     )
 
     def __init__(self, problem: Problem[Any], model: nn.Module, setting: GradNormSetting | None = None) -> None:
-        self._model = _assemble(problem, model)
+        heads = model.get_submodule("heads").children()
+        self._model = assemble("GradNorm", model.get_submodule("trunk"), heads)
         super().__init__(problem, model, setting, own=[self._model.loss_scale])
 
     @classmethod
@@ -54,25 +55,37 @@ class LibMTL(Peer):
         return len(scale) * scale.detach().softmax(-1)
 
     def backward(self, losses: list[Tensor]) -> None:
-        stacked = torch.zeros(len(losses))
-        for i, loss in enumerate(losses):  # as LibMTL's trainer does
-            stacked[i] = loss
+        stacked = stack(losses)
         if self._model.train_loss_buffer is None:
             self._model.train_loss_buffer = stacked.detach()[:, None].numpy()
         self._model.backward(stacked, alpha=self.setting.alpha)
 
 
-def _assemble(problem: Problem[Any], model: nn.Module) -> Any:
-    """Return a model as LibMTL's trainer makes it (architecture and weighting in one), on the CPU, after one epoch."""
+def stack(losses: Sequence[Tensor]) -> Tensor:
+    """Return the losses as LibMTL's trainer hands them on, ``(T,)``."""
+    stacked = torch.zeros(len(losses))
+    for i, loss in enumerate(losses):
+        stacked[i] = loss
+    return stacked
+
+
+def assemble(weighting: str, trunk: nn.Module, heads: Iterable[nn.Module]) -> Any:
+    """Return a model as LibMTL's trainer makes it (architecture and weighting in one), on the CPU, after one epoch.
+
+    Args:
+        weighting: name of a class in ``LibMTL.weighting``.
+        trunk: what the tasks share.
+        heads: one module for each task.
+    """
     with _old_torchvision():
-        architecture, weighting = import_module("LibMTL.architecture"), import_module("LibMTL.weighting")
-    bases = (architecture.HPS, weighting.GradNorm)
+        architecture, weightings = import_module("LibMTL.architecture"), import_module("LibMTL.weighting")
+    bases = (architecture.HPS, getattr(weightings, weighting))
     zero_grad = {"zero_grad_share_params": lambda self: self.encoder.zero_grad(set_to_none=False)}
-    names = [str(i) for i in range(len(problem.tasks))]
+    decoders = nn.ModuleDict({str(i): head for i, head in enumerate(heads)})
     built = type("Model", bases, zero_grad)(
-        task_name=names,
-        encoder_class=lambda: model.get_submodule("trunk"),
-        decoders=nn.ModuleDict(dict(zip(names, model.get_submodule("heads").children(), strict=True))),
+        task_name=list(decoders),
+        encoder_class=lambda: trunk,
+        decoders=decoders,
         rep_grad=False,
         multi_input=False,
         device=torch.device("cpu"),

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from balancers import MGDA, CAGrad, Fork, GradientBalancer, NashMTL, UPGrad
+from balancers import MGDA, CAGrad, DualProj, Fork, GradientBalancer, NashMTL, UPGrad
 from bench.cost.step_clock import interleave, median_interval, single_thread
 from bench.run import atomic_file, machine_facts
 from bench.style.console import new_console
@@ -83,6 +83,12 @@ def pairs(num_tasks: int) -> dict[str, Pair]:
         "upgrad": Pair(
             ours(UPGrad),
             on_gramian(aggregation.UPGradWeighting()),
+            "largest negative gain of a task",
+            lambda gains, weights: (-gains).clamp(min=0).max(),
+        ),
+        "dual-proj": Pair(
+            ours(DualProj),
+            on_gramian(aggregation.DualProjWeighting()),
             "largest negative gain of a task",
             lambda gains, weights: (-gains).clamp(min=0).max(),
         ),

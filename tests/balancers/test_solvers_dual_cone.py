@@ -1,4 +1,7 @@
-"""`project_on_dual_cone` agrees with SciPy's non-negative least squares, which works on the gradients themselves."""
+"""`project_on_dual_cone` agrees with SciPy's non-negative least squares, which works on the gradients themselves.
+
+On the CPU it reads values. The fixture `on_a_device` makes it solve as it does on a device, where it may not.
+"""
 
 from itertools import pairwise
 
@@ -10,12 +13,18 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 from torch import Tensor
 
+from balancers.solvers import active_set, dual_cone
 from balancers.solvers.dual_cone import project_on_dual_cone
 
 from .gramians import SIZES, calls, cases, gradients, no_waiting
 
 SEEDS = {1: 1, 2: 8, 3: 8, 5: 5, 10: 3, 40: 1, 100: 1}
 NOT_UNIQUE = ("conflict", "stationary", "rank_deficient", "rank_one", "nearly_singular", "zeros")
+
+
+@pytest.fixture
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_cone, "can_read", lambda tensor: False)
 
 
 def excess(G: Tensor, w: Tensor, v: Tensor) -> float:
@@ -200,3 +209,80 @@ def test_waits_for_nothing(num_tasks: int) -> None:
 def test_few_calls_for_two_tasks() -> None:
     M, w = cases(2)["random"], torch.ones(2, dtype=torch.float64)
     assert calls(lambda: project_on_dual_cone(M, w)) <= 12
+
+
+@pytest.mark.usefixtures("on_a_device")
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 10])
+def test_a_device_is_not_waited_for(num_tasks: int) -> None:
+    M, units = cases(num_tasks, torch.float32)["opposed" if num_tasks > 1 else "random"], torch.eye(num_tasks)
+    with no_waiting():
+        project_on_dual_cone(M.unsqueeze(-3), units)
+
+
+@pytest.mark.usefixtures("on_a_device")
+@pytest.mark.parametrize("num_tasks", SIZES[:-1])
+def test_is_the_projection_on_a_device(num_tasks: int) -> None:
+    test_is_the_projection(num_tasks)
+    test_is_the_projection_in_float32(num_tasks)
+    test_weights_are_broadcast()
+    test_no_gradient_is_opposed(num_tasks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_tasks", [3, 5, 10, 40])
+def test_cpu_and_device_agree(num_tasks: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, G in gradients(num_tasks).items():
+        M = G.to(dtype) @ G.to(dtype).T
+        for w in several_weights(num_tasks, dtype):
+            on_cpu = project_on_dual_cone(M, w)
+            with monkeypatch.context() as patch:
+                patch.setattr(dual_cone, "can_read", lambda tensor: False)
+                on_device = project_on_dual_cone(M, w)
+            size = M.diagonal().max().clamp_min(1e-30).double() * max(1, on_cpu.abs().max(), on_device.abs().max()) ** 2
+            difference = (on_cpu - on_device).double()
+            tolerance = 1e-3 if dtype == torch.float32 else 1e-4 if name == "nearly_singular" else 1e-7
+            assert abs(difference @ M.double() @ difference) <= tolerance * size, name
+            if name in ("random", "orthogonal", "aligned", "opposed"):
+                torch.testing.assert_close(on_cpu, on_device, rtol=1e-4, atol=1e-4)
+
+
+def test_many_gramians_with_many_weights() -> None:
+    M = torch.stack([cases(5)[name] for name in ("random", "opposed", "uneven", "aligned")]).unflatten(0, (2, 2))
+    w = torch.rand(2, 2, 3, 5, dtype=torch.float64)
+    together = project_on_dual_cone(M.unsqueeze(-3), w)
+    for i, j, k in torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(3)).tolist():
+        torch.testing.assert_close(together[i, j, k], project_on_dual_cone(M[i, j], w[i, j, k]), rtol=1e-8, atol=1e-8)
+
+
+def test_guesses_that_fail_are_solved_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tasks than parameters make guesses go round in circles; with one guess, most of them fail."""
+    monkeypatch.setattr(active_set, "GUESSES", 1)
+    for num_tasks in (5, 10, 40):
+        for name, G in gradients(num_tasks).items():
+            for w in several_weights(num_tasks, torch.float64):
+                v = project_on_dual_cone(G @ G.T, w)
+                assert (v >= w).all()
+                assert excess(G, w, v) < (1e-4 if name == "nearly_singular" else 1e-7), name
+
+
+@pytest.mark.parametrize("num_tasks", [3, 10])
+def test_a_gramian_that_is_not_finite_gives_nan(num_tasks: int) -> None:
+    for value in (torch.nan, torch.inf):
+        M = cases(num_tasks)["opposed"]
+        M[0, 0] = value
+        assert project_on_dual_cone(M, torch.ones(num_tasks, dtype=torch.float64)).isnan().any()
+
+
+@pytest.mark.parametrize("num_tasks", [3, 10])
+def test_meta_tensors(num_tasks: int) -> None:
+    M, w = torch.empty(4, 1, num_tasks, num_tasks, device="meta"), torch.empty(num_tasks, num_tasks, device="meta")
+    assert project_on_dual_cone(M, w).shape == (4, num_tasks, num_tasks)
+
+
+def test_the_weights_are_not_changed_or_returned() -> None:
+    """Without a conflict, the result equals the weights."""
+    for num_tasks in SIZES:
+        w = torch.ones(num_tasks, dtype=torch.float64)
+        for M in cases(num_tasks).values():
+            project_on_dual_cone(M, w).zero_()
+        assert (w == 1).all()
