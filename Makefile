@@ -9,7 +9,10 @@
 #                  2 cores; an interrupted one continues where it stopped. Copies what is kept to results/reference
 # make paper       a verdict on each claim of the GradNorm paper: half an hour; FLAGS=--full for more seeds
 # make bench-cost  what GradNorm and every other method add to a step: twenty minutes, with nothing else running
-# make bench-peers GradNorm and the solvers beside other implementations, in an environment of its own
+# make bench-peers GradNorm, the solvers and whole steps beside other implementations, in an environment of its own:
+#                  some hours; FLAGS="--tasks 2" for less
+# make bench-gpu   on a machine with a GPU: the balancers' tests on CUDA, what steps cost there, and the default suite.
+#                  At most 8 minutes; call it again to go on. Writes results/reference/gpu
 # make smoke       a small suite, in a minute
 # make test-slow   the tests that `make test` leaves out
 # make test-torch  every test with another PyTorch, in an environment of its own: VERSION=2.12.1 names it
@@ -39,8 +42,8 @@ PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist load
 # Another PyTorch gets an environment of its own too, with the same versions of everything else.
 TORCH_VENV = $(VENV)-torch-$(or $(VERSION),$(error give the version of PyTorch: make test-torch VERSION=2.12.1))
 
-.PHONY: bench problems reference evidence paper bench-cost bench-peers smoke test test-slow test-all test-torch check \
-	clean
+.PHONY: bench problems reference evidence paper bench-cost bench-peers bench-gpu smoke test test-slow test-all \
+	test-torch check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -111,6 +114,10 @@ bench-cost: $(ENVIRONMENT)
 bench-peers: $(PEERS_ENVIRONMENT)
 	$(PEERS_PY) -m bench.peers
 	$(PEERS_PY) -m bench.peers.solver_times
+	$(PEERS_PY) -m bench.peers.step_times $(FLAGS)
+
+bench-gpu: $(ENVIRONMENT)
+	$(PY) -m bench.gpu $(FLAGS)
 
 smoke: $(ENVIRONMENT)
 	$(PY) -m bench run smoke

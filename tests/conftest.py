@@ -1,9 +1,33 @@
 """Settings for every test."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
+
+from .on_device import OnDevice
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help="device for the tests marked on_device, such as cuda; default: cpu"
+    )
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Return the device that ``--device`` names."""
+    return torch.device(request.config.getoption("device"))
+
+
+@pytest.fixture(autouse=True)
+def on_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test marked ``on_device``, but not ``on_cpu``, with its tensors on the device that ``--device`` names."""
+    marked = request.node.get_closest_marker("on_device") and not request.node.get_closest_marker("on_cpu")
+    device = torch.device(request.config.getoption("device"))
+    with OnDevice(device) if marked and device.type != "cpu" else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from bench.style.figure_style import FAINT, GRID, INK, PAPER, PIXELS_PER_POINT, styles
 
-from . import evidence, front_report, page_tables
+from . import evidence, front_report, gpu_tables, page_tables
 from .report_figures import draw
 from .results_folder import Results, load
 from .verdict_wording import reading, title
@@ -46,6 +46,7 @@ def write(results: Path) -> Path:
         sheets=page_tables.sheets(loaded),
         fronts=[_front(loaded.only(problem)) for problem in loaded.problems],
         micro=page_tables.micro(loaded),
+        gpu=gpu_tables.find(loaded.path),
         failures=page_tables.failures(loaded),
         environment=page_tables.flat(loaded.environment),
     )

@@ -30,17 +30,28 @@ ALL_METHODS = {"test_contract", "test_devices"}
 SOME = {"gradnorm", "uncertainty", "famo", "imtl", "cagrad", "moco"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow the tests of `PRODUCTS` that `make test` leaves out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow the tests of `PRODUCTS` that `make test` leaves out.
+
+    Small operations take longer on other devices than the CPU. There, the contract of a method that is not in `SOME` is
+    tested only where its paper measures, and the rest is slow too.
+    """
+    on_cpu = config.getoption("device") == "cpu"
     others = {*names()} - SOME
     for item in items:
         module = item.nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
         if module not in PRODUCTS:
             continue
         parameters = item.name.partition("[")[2].rstrip("]")
-        left_out = module not in ALL_METHODS and any(f"-{name}-" in f"-{parameters}-" for name in others)
-        if left_out:
+        of_others = any(f"-{name}-" in f"-{parameters}-" for name in others)
+        if of_others and (module not in ALL_METHODS or not (on_cpu or _is_at_home(item))):
             item.add_marker(pytest.mark.slow)
+
+
+def _is_at_home(item: pytest.Item) -> bool:
+    """Return whether a test's case, if it has one, measures where the method's paper does, at every step."""
+    case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+    return case is None or (getattr(case, "at_home", True) and getattr(case, "mode", "") == "")
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,8 @@ from . import contract, contract_passes, contract_state
 from .contract import COPIES, Case, Subject
 from .contract_plugins import PLUGINS
 
+pytestmark = pytest.mark.on_device
+
 REGISTERED = names()  # now: other tests register methods of their own while they run
 CASES = list(contract.cases([*map(get, REGISTERED), *PLUGINS]))
 FAILS = (AssertionError, pytest.fail.Exception)

@@ -23,6 +23,8 @@ from balancers import (
 
 from .nets import Net, build, inputs, losses_of
 
+pytestmark = pytest.mark.on_device
+
 MEASURED = ["layer", "features", "parameters"]
 NAMES = ["depth", "normals"]
 

@@ -14,6 +14,8 @@ from balancers import EqualWeighting, Fork, GradNorm, UncertaintyWeighting
 
 from .nets import Net, build, inputs, losses_of
 
+pytestmark = pytest.mark.on_device
+
 Pair = namedtuple("Pair", "near far")
 
 
@@ -200,6 +202,7 @@ def test_a_pass_that_is_being_differentiated_does_not_count():
     assert not state(balancer)["next_weights"].equal(before["next_weights"])
 
 
+@pytest.mark.on_cpu
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_whole_model_compiled(backend: str):
@@ -212,6 +215,7 @@ def test_whole_model_compiled(backend: str):
     torch.testing.assert_close(gradients(net), gradients(plain), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.on_cpu
 @pytest.mark.usefixtures("fresh_compiler")
 def test_whole_model_compiled_with_gradients_of_parameters():
     """Without a fork, GradNorm works on a model that is compiled as one graph."""

@@ -14,6 +14,8 @@ from balancers.engine import ghost_norms as ghosts
 from balancers.engine import measure
 from balancers.engine.ghost_norms import is_less, kernel, squared_norms
 
+pytestmark = pytest.mark.on_device
+
 TASKS = 3
 
 

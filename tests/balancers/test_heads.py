@@ -15,6 +15,8 @@ from balancers import EqualWeighting, GradNorm, LinearHeads
 
 from .heads import OUTPUTS, TASKS, WIDTH, Batched, inputs, losses_of, twins
 
+pytestmark = pytest.mark.on_device
+
 
 def same(found: object, expected: object) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
@@ -254,6 +256,7 @@ def test_transforms(transform: Callable, recording: bool):
 # How models are run
 
 
+@pytest.mark.on_cpu
 @pytest.mark.usefixtures("fresh_compiler")
 @RECORDING
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -265,6 +268,7 @@ def test_whole_model_compiled(backend: str, recording: bool):
     same(batched.parts(), separate.parts())
 
 
+@pytest.mark.on_cpu
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_model_that_is_read_is_not_one_graph():
     net, _ = twins()
@@ -272,6 +276,7 @@ def test_a_model_that_is_read_is_not_one_graph():
         torch.compile(net, fullgraph=True, backend="eager")(inputs(6))
 
 
+@pytest.mark.on_cpu
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("part", ["trunk", "whole"])
 @pytest.mark.parametrize("wrt", ["layer", "features"])

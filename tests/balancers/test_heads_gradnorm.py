@@ -13,6 +13,8 @@ from bench.cost.operation_count import Counts, count
 from .heads import NAMES, OUTPUTS, TASKS, Batched, Net, build, inputs, losses_of, twins, wrt_of
 from .reference import Reference
 
+pytestmark = pytest.mark.on_device
+
 FORMS: dict[str, Callable[[Tensor], object]] = {
     "tensor": losses_of,
     "list": lambda outputs: list(losses_of(outputs).unbind()),

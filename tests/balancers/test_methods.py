@@ -7,6 +7,8 @@ from balancers import EqualWeighting, LossBalancer, StaticWeighting, Uncertainty
 
 from .nets import build, inputs, losses_of
 
+pytestmark = pytest.mark.on_device
+
 
 def gradients_are_those_of(balancer: LossBalancer, weights: list[float]) -> None:
     net = build("linear", len(weights))

@@ -11,6 +11,8 @@ from balancers import GradNorm, Read, Result, State
 from .nets import build
 from .reference import STEPS, Case, balancer_run, compare, reference_run
 
+pytestmark = pytest.mark.on_device
+
 RULES = [(0.12, "sgd"), (0.12, "adam"), (1.5, "sgd"), (1.5, "adam")]
 # Every alpha with every optimiser, for the linear layer; and every layer with every number of tasks.
 CASES = [Case("linear", 2, *rule) for rule in RULES]

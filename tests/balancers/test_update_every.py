@@ -24,6 +24,8 @@ from .integration import (
     run_reference,
 )
 
+pytestmark = pytest.mark.on_device
+
 EVERY_WRT = pytest.mark.parametrize("wrt", WRT)
 
 
@@ -199,6 +201,7 @@ def test_a_step_that_is_not_finite_takes_its_turn(wrt: str):
     assert balancer.next_weights.isfinite().all()
 
 
+@pytest.mark.on_cpu  # another device's answer may come later
 @EVERY_WRT
 def test_freezes_after_a_number_of_updates(wrt: str):
     net, steps = Net(), make_batches(9)

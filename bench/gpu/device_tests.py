@@ -1,0 +1,50 @@
+"""Run the balancers' tests on the device: those that make a tensor are given the option ``--device``."""
+
+import subprocess
+import sys
+from collections import Counter
+from importlib.util import find_spec
+
+import pandas as pd
+
+from bench.run import atomic_file, machine_facts
+
+from . import outcome_log
+from .part_task import PartTask
+
+FILES = (
+    *("later", "capture", "finite", "gradnorm", "heads_gradnorm", "ghost_norms", "update_every", "combining"),
+    *("methods", "fork", "heads", "layer", "reference", "contract"),
+)
+"""Test files in the order in which they run: first, those that find a wait for the device or capture a step."""
+FEW = ("later", "gradnorm")
+"""Test files of a dry run."""
+
+
+def run(task: PartTask) -> None:
+    """Run the tests, and write ``outcomes.jsonl`` and ``tests.csv``, which counts the outcomes of each file."""
+    folder = machine_facts.ROOT / "tests" / "balancers"
+    if find_spec("pytest") is None or not folder.is_dir():
+        task.leave_out("tests", "pytest is not installed" if folder.is_dir() else "there is no folder tests")
+        return
+    path = task.folder / "outcomes.jsonl"
+    files = [folder / f"test_{name}.py" for name in (FEW if task.dry else FILES)]
+    command = [sys.executable, "-m", "pytest", *map(str, files), "-q", "-m", "not slow", "--device", task.device.type]
+    command += ["-p", "bench.gpu.outcome_log", outcome_log.OPTION, str(path), "--continue-on-collection-errors"]
+    # The project's own options need pytest-benchmark.
+    command += ["-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers"]
+    code = subprocess.run(command, cwd=machine_facts.ROOT, check=False).returncode
+    outcomes = pd.DataFrame(outcome_log.load(path).values(), columns=["test", "outcome", "seconds", "reason"])
+    if code not in (0, 1, 2, 5) or outcomes.empty:  # passed, failed, not collected, none left to run
+        raise RuntimeError(f"pytest ended with {code}; log.txt has what it printed")
+    outcomes["file"] = outcomes["test"].str.partition("::")[0].str.rpartition("/")[2]
+    counts = outcomes.pivot_table(index="file", columns="outcome", values="test", aggfunc="count", fill_value=0)
+    counts["seconds"] = outcomes.groupby("file")["seconds"].sum()
+    atomic_file.write(task.folder / "tests.csv", counts.reset_index().to_csv(index=False).encode())
+    skipped = outcomes[outcomes["outcome"] == "skipped"]
+    for (file, reason), count in Counter(zip(skipped["file"], skipped["reason"], strict=True)).items():
+        task.leave_out(f"{count} tests of {file}", str(reason).removeprefix("Skipped: "))
+    for row in outcomes[outcomes["outcome"] == "failed"].itertuples():
+        task.fail(str(row.test), str(row.reason))
+    passed = int((outcomes["outcome"] == "passed").sum())
+    task.note(f"{passed} tests passed on {task.device.type}")

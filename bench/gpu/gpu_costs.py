@@ -1,0 +1,197 @@
+"""Measure what steps cost on the device: the gradient-norm step, the limits table, every method, and the peers.
+
+The sizes are smaller than those of ``python -m bench.cost``, so that all of it fits into minutes.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import balancers
+import tasks
+from bench.cost import compiled, method_costs, micro
+from bench.cost.cases import SEED, Case, layer_networks, networks, regression
+from bench.cost.gradnorm_overhead import FLOORS
+from bench.cost.step_clock import single_thread
+from bench.cost.step_comparison import WARM_UP, compare, start, times, warm_up
+from bench.cost.subject import MakeStep, Subject, of_problem
+from bench.cost.timed_methods import (
+    AGAIN,
+    EQUAL,
+    EVERY_TEN,
+    FEATURES,
+    FEATURES_COMPILED,
+    LAYER,
+    LAYER_COMPILED,
+    UNCERTAINTY,
+    TimedMethod,
+)
+from bench.run import atomic_file, build, machine_facts
+from bench.run.seeds import generator
+from bench.run.spec import Method
+from tasks import Problem
+
+from . import captured_steps
+from .part_task import PartTask
+
+SIZES, COMPILED_SIZES = ((2, 100), (10, 100), (40, 100), (10, 1000)), ((2, 100), (10, 100))
+"""Number of tasks and batch size of each regression problem in the limits table, and of those that are compiled."""
+EAGER = (EQUAL, AGAIN, LAYER, FEATURES, EVERY_TEN)
+CAPTURED = (EQUAL, LAYER, FEATURES, UNCERTAINTY)
+UPDATES = (EQUAL, LAYER_COMPILED, FEATURES_COMPILED)
+"""The methods of the limits table in each mode."""
+NUM_TASKS, BATCH = (2, 10), 100
+"""Number of tasks and batch size at which every method is measured."""
+ROUNDS, OF_NETWORKS, DRY = 60, 40, 2
+"""Rounds on the regression problem, on the networks, and in a dry run."""
+DRY_METHODS = ("famo", "gradnorm", "static")
+"""The methods of a dry run."""
+SECONDS = 1.0
+"""Seconds to time each peer, at each number of tasks."""
+
+Measure = Callable[[], pd.DataFrame]
+
+
+def norm_step(task: PartTask) -> None:
+    """Run the micro-benchmark on the CPU and on CUDA: ``norm-step.csv`` has both times and their ratio."""
+    for package in ("pytest", "pytest_benchmark"):
+        if find_spec(package) is None:
+            task.leave_out("norm-step", f"{package.replace('_', '-')} is not installed")
+            return
+    path = task.folder / micro.MICRO
+    file = machine_facts.ROOT / "bench" / "cost" / "gradient_norm.py"
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"]
+    command += ["--benchmark-enable", "--benchmark-only", f"--benchmark-json={path}", "--benchmark-columns=median"]
+    if task.dry:
+        command += ["-k", "cpu and 2"]
+    code = subprocess.run(command, cwd=machine_facts.ROOT, check=False).returncode
+    if not path.is_file():
+        raise RuntimeError(f"pytest ended with {code} and wrote no times; log.txt has what it printed")
+    atomic_file.write(task.folder / "norm-step.csv", micro.table(path).to_csv(index=False).encode())
+    if code:
+        task.fail("norm-step", f"pytest ended with {code}; log.txt has what it printed")
+
+
+def limits(task: PartTask) -> None:
+    """Measure GradNorm's step next to equal weighting's: ``limits.csv``, whose column ``mode`` says how both were run.
+
+    The modes are "eager", "captured" in a CUDA graph, "compiled update" (equal weighting has none and is eager), and
+    "compiled", with the network compiled part by part.
+    """
+    rounds = DRY if task.dry else ROUNDS
+    pieces: dict[str, Measure] = {}
+    for num_tasks, batch in SIZES[:1] if task.dry else SIZES:
+        of_case = partial(_of_cases, num_tasks, batch, task)
+        label = f"regression T={num_tasks}, batch {batch}"
+        pieces[label] = partial(of_case, partial(_eager, methods=EAGER + FLOORS, rounds=rounds))
+        pieces[f"{label}, captured"] = partial(of_case, partial(_captured, rounds=rounds))
+    if not task.dry:
+        for case in networks(task.device):
+            pieces[case.problem] = partial(_eager, case, EAGER, OF_NETWORKS)
+        for num_tasks, batch in COMPILED_SIZES:
+            label = f"regression T={num_tasks}, batch {batch}, compiled"
+            pieces[label] = partial(_of_cases, num_tasks, batch, task, partial(_compiled, rounds=rounds))
+        for case in layer_networks(task.device):
+            pieces[case.problem] = partial(_eager, case, EAGER, OF_NETWORKS)
+    with single_thread():
+        task.collect("limits", pieces)
+
+
+def _of_cases(num_tasks: int, batch: int, task: PartTask, measure: Callable[[Case], pd.DataFrame]) -> pd.DataFrame:
+    """Measure the regression problem with either kind of heads."""
+    return pd.concat([measure(case) for case in regression(num_tasks, batch, task.device)], ignore_index=True)
+
+
+def _eager(case: Case, methods: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
+    return _beside(case, compare(case.make_step, methods, case.num_tasks, rounds).assign(mode="eager"))
+
+
+def _captured(case: Case, rounds: int) -> pd.DataFrame:
+    rows = [captured_steps.compare(case.make_step, method, case.num_tasks, rounds) for method in CAPTURED]
+    return _beside(case, pd.concat(rows, ignore_index=True).assign(mode="captured"))
+
+
+def _compiled(case: Case, rounds: int) -> pd.DataFrame:
+    trainings = start(case.make_step, UPDATES, case.num_tasks)
+    warm_up(trainings, WARM_UP)
+    of_update = _beside(case, times(trainings, UPDATES, rounds).assign(mode="compiled update"))
+    return pd.concat([of_update, compiled.rows(case, rounds).assign(mode="compiled")], ignore_index=True)
+
+
+def _beside(case: Case, rows: pd.DataFrame) -> pd.DataFrame:
+    """Put the columns that identify the case before the others."""
+    return pd.concat([pd.DataFrame([case.about] * len(rows)), rows], axis=1)
+
+
+def methods(task: PartTask) -> None:
+    """Measure every method's step next to equal weighting's: ``methods.csv``, eager, and then captured where it can be.
+
+    Each method is measured at the cheapest place that it is defined for, as `method_costs` does.
+    """
+    rounds = DRY if task.dry else ROUNDS
+    names = DRY_METHODS if task.dry else sorted({*balancers.names()} - {EQUAL.name})
+    eager: dict[str, Measure] = {}
+    captured: dict[str, Measure] = {}
+    for num_tasks in NUM_TASKS[:1] if task.dry else NUM_TASKS:
+        sigmas = np.geomspace(1, 100, num_tasks).tolist()
+        problem = tasks.create("regression", sigmas=sigmas, train_samples=BATCH)
+        data = problem.data(generator(SEED, "data"), task.device)
+        make_step = of_problem(problem, [next(problem.batches(data, generator(SEED, "batches"), BATCH))], task.device)
+        eager[f"{AGAIN.name}, T={num_tasks}"] = partial(_method, AGAIN, "", make_step, num_tasks, rounds)
+        for name in names:
+            wrt = method_costs.place(name)
+            options = {"weights": [1.0] * num_tasks} if name == "static" else {}
+            method = TimedMethod(name, partial(_balancer, Method(name, wrt, options), problem))
+            label = f"{name}, T={num_tasks}"
+            eager[label] = partial(_method, method, wrt or "", make_step, num_tasks, rounds)
+            captured[f"{label}, captured"] = partial(_captured_method, method, wrt or "", make_step, num_tasks, rounds)
+    with single_thread():
+        task.collect("methods", eager | captured)
+
+
+def _balancer(method: Method, problem: Problem[object], subject: Subject, _: int) -> balancers.LossBalancer:
+    return build.balancer(method, problem, subject.model)
+
+
+def _method(method: TimedMethod, wrt: str, make_step: MakeStep, num_tasks: int, rounds: int) -> pd.DataFrame:
+    rows = compare(make_step, [EQUAL, method], num_tasks, rounds).iloc[1:].reset_index(drop=True)
+    return _about(rows, num_tasks, wrt, "eager")
+
+
+def _captured_method(method: TimedMethod, wrt: str, make_step: MakeStep, num_tasks: int, rounds: int) -> pd.DataFrame:
+    return _about(captured_steps.compare(make_step, method, num_tasks, rounds), num_tasks, wrt, "captured")
+
+
+def _about(rows: pd.DataFrame, num_tasks: int, wrt: str, mode: str) -> pd.DataFrame:
+    for column, value in (("mode", mode), ("wrt", wrt), ("tasks", num_tasks)):
+        rows.insert(0, column, value)
+    return rows
+
+
+def peers(task: PartTask) -> None:
+    """Run ``python -m bench.peers``, which measures on one CPU thread; peers that are not installed are left out."""
+    command = [sys.executable, "-m", "bench.peers", "--results", str(task.folder), "--seconds", str(SECONDS)]
+    if task.dry:
+        task.note("a dry run: the command was started with --help only")
+        command.append("--help")
+    code = subprocess.run(command, cwd=machine_facts.ROOT, check=False).returncode
+    if code:
+        raise RuntimeError(f"bench.peers ended with {code}; log.txt has what it printed")
+    if not task.dry:
+        note_missing(task, task.folder / "peers.csv")
+
+
+def note_missing(task: PartTask, path: Path) -> None:
+    """Leave out the peers that the table says could not be measured."""
+    table = pd.read_csv(path, dtype={"missing": str}, keep_default_na=False)
+    missing = table[table["missing"] != ""].drop_duplicates("contender")
+    for name, reason in json.loads(missing.set_index("contender")["missing"].to_json()).items():
+        task.leave_out(name, reason)
+    task.note("measured on one CPU thread of this machine: the command has no other device")

@@ -1,0 +1,25 @@
+"""``python -m bench.gpu.measure_part NAME``: measure one part; `part_runner` starts it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from .gpu_parts import MEASURE
+from .part_task import PartTask
+
+
+def main(
+    name: str,
+    folder: Annotated[Path, typer.Option()],
+    device: Annotated[str, typer.Option()],
+    seconds: Annotated[float, typer.Option()],
+    dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
+) -> None:
+    """Measure the part NAME."""
+    MEASURE[name](PartTask(folder, torch.device(device), dry_run, seconds))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,319 @@
+"""One command for a GPU: parts end by themselves, are kept as they come, and the next call goes on."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from bench.gpu import captured_steps, device_tests, gpu_costs, gpu_suite, gpu_summary, outcome_log
+from bench.gpu.__main__ import NAMES, REFERENCE, main
+from bench.gpu.gpu_parts import MEASURE, PARTS
+from bench.gpu.gpu_summary import GpuSummary, OtherMachineError
+from bench.gpu.part_runner import Part, run
+from bench.gpu.part_task import Findings, NotMeasurableError, PartTask
+from bench.report import gpu_tables
+from bench.suite import suite_file
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+DONE, FAILS, HANGS = "print('here')", "raise ValueError('no luck')", "import time; time.sleep(60)"
+
+
+def part(name: str, least: float = 0.0, most: float = 30.0) -> Part:
+    return Part(name, "a part", least, most)
+
+
+def run_all(folder: Path, codes: dict[str, str], parts: Sequence[Part], seconds: float = 60.0) -> list[str]:
+    """Run parts whose processes run ``codes``, and return the names of those that were started."""
+    started = []
+
+    def command(each: Part, _: float) -> list[str]:
+        started.append(each.name)
+        return [sys.executable, "-c", codes[each.name]]
+
+    run(parts, folder, GpuSummary(folder, dry=True), seconds, command, lambda line: None)
+    return started
+
+
+def records(folder: Path) -> dict[str, gpu_summary.PartRecord]:
+    return GpuSummary(folder, dry=True).records
+
+
+def lossbench_gpu(*arguments: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, arguments)
+    return done.exit_code, done.output
+
+
+# Parts
+
+
+def test_a_part_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
+    parts = [part("a"), part("b"), part("c")]
+    assert run_all(tmp_path, {"a": DONE, "b": FAILS, "c": DONE}, parts) == ["a", "b", "c"]
+    assert {name: record.status for name, record in records(tmp_path).items()} == {
+        "a": "done",
+        "b": "failed",
+        "c": "done",
+    }
+    assert "ValueError: no luck" in records(tmp_path)["b"].reason
+    assert "ValueError" in (tmp_path / "b" / "log.txt").read_text()
+    assert run_all(tmp_path, {"b": DONE}, parts) == ["b"]
+    assert {record.status for record in records(tmp_path).values()} == {"done"}
+    assert records(tmp_path)["b"].reason == ""
+
+
+def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
+    assert run_all(tmp_path, {"a": HANGS, "b": DONE}, [part("a", most=0.5), part("b")]) == ["a", "b"]
+    assert records(tmp_path)["a"].status == "stopped"
+    assert records(tmp_path)["b"].status == "done"
+
+
+def test_a_part_that_would_not_fit_is_not_begun_and_named(tmp_path: Path) -> None:
+    assert run_all(tmp_path, {"b": DONE}, [part("a", least=100), part("b")], seconds=50) == ["b"]
+    record = records(tmp_path)["a"]
+    assert record.status == "not begun"
+    assert "it needs at least 100 s" in record.reason
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_part_that_is_killed_with_the_command_is_no_success(tmp_path: Path) -> None:
+    """The record is written before the part begins."""
+
+    def command(each: Part, _: float) -> list[str]:
+        assert records(tmp_path)[each.name].status == "stopped"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([part("a")], tmp_path, GpuSummary(tmp_path, dry=True), 60, command, lambda line: None)
+    assert records(tmp_path)["a"].status == "stopped"
+
+
+@pytest.mark.parametrize("key", ["gpu", "torch"])
+def test_results_of_another_machine_are_not_continued(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_all(tmp_path, {"a": DONE}, [part("a")])
+    here = gpu_summary.machine(dry=True)
+    monkeypatch.setattr(gpu_summary, "machine", lambda dry: {**here, key: "another"})
+    with pytest.raises(OtherMachineError, match=f"holds results with {key} .* but here it is 'another'"):
+        GpuSummary(tmp_path, dry=True)
+
+
+def test_a_dry_run_and_a_real_one_are_kept_apart(tmp_path: Path) -> None:
+    run_all(tmp_path, {"a": DONE}, [part("a")])
+    with pytest.raises(OtherMachineError, match="dry_run True"):
+        GpuSummary(tmp_path, dry=False)
+
+
+def test_every_part_has_its_function() -> None:
+    assert [each.name for each in PARTS] == list(MEASURE)
+    assert sum(each.most for each in PARTS if each.name != "suite") + 30 < 60 * 8
+
+
+# The pieces of a part
+
+
+def test_pieces_are_kept_as_they_come_and_measured_once(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def piece(name: str, works: bool) -> pd.DataFrame:
+        calls.append(name)
+        if not works:
+            raise ArithmeticError(f"{name} can't be\nmeasured")
+        return pd.DataFrame({"value": [len(calls)]})
+
+    def collect(*working: str) -> PartTask:
+        task = PartTask(tmp_path, CPU, dry=True, seconds=10)
+        task.collect("table", {name: lambda name=name: piece(name, name in working) for name in "abc"})
+        return task
+
+    assert collect("b", "c").findings.failed == {"a": "ArithmeticError: a can't be"}
+    assert list(pd.read_csv(tmp_path / "table.csv")["piece"]) == ["b", "c"]
+    assert not collect("a").findings.failed
+    assert calls == ["a", "b", "c", "a"]
+    assert list(pd.read_csv(tmp_path / "table.csv")["piece"]) == ["b", "c", "a"]
+    assert not Findings.load(tmp_path).failed
+
+
+def test_what_failed_before_comes_last(tmp_path: Path) -> None:
+    PartTask(tmp_path, CPU, dry=True, seconds=10).fail("a", "it crashed")
+    order = []
+    pieces = {name: lambda name=name: order.append(name) or pd.DataFrame({"x": [1]}) for name in "ab"}
+    PartTask(tmp_path, CPU, dry=True, seconds=10).collect("table", pieces)
+    assert order == ["b", "a"]
+
+
+def test_what_can_not_be_measured_is_left_out(tmp_path: Path) -> None:
+    def piece() -> pd.DataFrame:
+        raise NotMeasurableError("it has no brakes")
+
+    task = PartTask(tmp_path, CPU, dry=True, seconds=10)
+    task.collect("table", {"a": piece})
+    assert task.findings.left_out == {"a": "it has no brakes"}
+    assert not task.findings.failed
+
+
+@pytest.mark.parametrize(
+    ("measure", "module", "package"),
+    [
+        (device_tests.run, device_tests, "pytest"),
+        (gpu_costs.norm_step, gpu_costs, "pytest"),
+        (gpu_costs.norm_step, gpu_costs, "pytest_benchmark"),
+    ],
+)
+def test_a_missing_package_is_named(measure, module, package: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else object())
+    task = PartTask(tmp_path, CPU, dry=True, seconds=10)
+    measure(task)
+    assert f"{package.replace('_', '-')} is not installed" in task.findings.left_out.values()
+    assert not task.findings.failed
+
+
+def test_peers_that_are_not_installed_are_named(tmp_path: Path) -> None:
+    rows = [(2, "ours", ""), (2, "LibMTL", "not installed"), (10, "LibMTL", "not installed")]
+    path = tmp_path / "peers.csv"
+    pd.DataFrame(rows, columns=["num_tasks", "contender", "missing"]).to_csv(path, index=False)
+    task = PartTask(tmp_path, CPU, dry=False, seconds=10)
+    gpu_costs.note_missing(task, path)
+    assert task.findings.left_out == {"LibMTL": "not installed"}
+
+
+# Tests on the device
+
+
+def test_outcomes_are_kept_and_tests_that_passed_are_not_run_again(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 1 == 2, 'unequal'\n"
+        "def test_skipped(): pytest.skip('no wheels')\n"
+    )
+    path = tmp_path / "outcomes.jsonl"
+    command = [sys.executable, "-m", "pytest", str(tmp_path / "test_some.py"), "-q", "-c", "/dev/null"]
+    command += ["-p", "bench.gpu.outcome_log", "--outcomes", str(path), "-p", "no:cacheprovider"]
+
+    def outcomes() -> list[str]:
+        subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+        return [json.loads(line)["test"].rpartition("::")[2] for line in path.read_text().splitlines()]
+
+    assert outcomes() == ["test_good", "test_bad", "test_skipped"]
+    assert outcomes() == ["test_good", "test_bad", "test_skipped", "test_bad", "test_skipped"]
+    path.write_text(path.read_text() + '{"test": "cut o')
+    found = {test.rpartition("::")[2]: outcome for test, outcome in outcome_log.load(path).items()}
+    assert {test: outcome["outcome"] for test, outcome in found.items()} == {
+        "test_good": "passed",
+        "test_bad": "failed",
+        "test_skipped": "skipped",
+    }
+    assert "unequal" in str(found["test_bad"]["reason"])
+    assert "no wheels" in str(found["test_skipped"]["reason"])
+
+
+def test_the_files_of_tests_exist() -> None:
+    files = [ROOT / "tests" / "balancers" / f"test_{name}.py" for name in device_tests.FILES]
+    assert all(file.is_file() for file in files)
+    own = ("test_later.py", "test_capture.py")  # these name their devices
+    assert all("mark.on_device" in file.read_text() for file in files if file.name not in own)
+
+
+# Steps and the suite
+
+
+def test_a_captured_step_on_the_cpu_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    (case, _) = gpu_costs.regression(2, 8, CPU)
+    rows = captured_steps.compare(case.make_step, gpu_costs.LAYER, 2, rounds=3)
+    assert list(rows["method"]) == ["gradnorm layer"]
+    assert (rows["ratio"] > 0).all()
+    with pytest.raises(NotMeasurableError, match=r"it can't be captured in a CUDA graph: with update_every=10"):
+        captured_steps.compare(case.make_step, gpu_costs.EVERY_TEN, 2, rounds=3)
+
+
+@pytest.mark.parametrize("size", [*gpu_suite.SIZES, gpu_suite.DRY])
+def test_the_suite_is_made_as_small_as_asked(size: gpu_suite.SuiteSize, tmp_path: Path) -> None:
+    path = tmp_path / "default-cpu.toml"
+    path.write_text(gpu_suite.text(size, "cpu"))
+    whole, made = suite_file.load(suite_file.find("default")), suite_file.load(path)
+    assert made.device == "cpu"
+    assert made.reported_seeds == whole.reported_seeds[: size.seeds]
+    for entry, of_whole in zip(made.problems, whole.problems, strict=True):
+        steps = max(made.evaluations, round(size.steps * of_whole.recipe.steps))
+        assert (entry.label, entry.options, entry.recipe.steps) == (of_whole.label, of_whole.options, steps)
+    assert [entry.methods for entry in made.balancers] == [entry.methods for entry in whole.balancers]
+    assert ("whole" in made.description) == (size == gpu_suite.SIZES[0])
+
+
+def test_the_suite_for_cuda_names_cuda() -> None:
+    top = tomllib.loads(gpu_suite.text(gpu_suite.SIZES[-1], "cuda"))
+    assert (top["device"], top["cost"]["devices"]) == ("cuda", ["cuda"])
+
+
+# The command, and what reports show
+
+
+def test_without_cuda_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, output = lossbench_gpu("--out", str(tmp_path / "gpu"))
+    assert code == 2
+    assert output.count("\n") == 1
+    assert "PyTorch finds no CUDA device" in output
+    assert not (tmp_path / "gpu").exists()
+
+
+def test_bad_arguments_are_told_in_a_sentence(tmp_path: Path) -> None:
+    assert "there is no part limit" in lossbench_gpu("limit", "--dry-run", "--out", str(tmp_path))[1]
+    code, output = lossbench_gpu("--dry-run")
+    assert code == 2
+    assert "a dry run needs a folder of its own" in output
+    assert REFERENCE.name == "gpu"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_a_dry_run_goes_through_all_parts(tmp_path: Path) -> None:
+    """It measures nothing worth keeping, and takes about a minute."""
+    code, output = lossbench_gpu("--dry-run", "--out", str(tmp_path / "gpu"))
+    assert code == 0, output
+    stored = json.loads((tmp_path / "gpu" / "summary.json").read_text())
+    assert list(stored["parts"]) == NAMES
+    assert {record["status"] for record in stored["parts"].values()} == {"done"}
+    limits = pd.read_csv(tmp_path / "gpu" / "limits" / "limits.csv")
+    assert set(limits["mode"]) == {"eager", "captured"}
+    assert (tmp_path / "gpu" / "suite" / "report.html").is_file()
+    assert not (tmp_path / "gpu" / "suite" / "unfinished").exists()
+    assert str(ROOT) not in (tmp_path / "gpu" / "tests" / "log.txt").read_text()
+    assert gpu_tables.find(tmp_path / "mine") is None  # results of a dry run are not shown
+    assert "done before" in lossbench_gpu("--dry-run", "--out", str(tmp_path / "gpu"))[1]
+
+
+@pytest.mark.parametrize("place", ["gpu", "reference/gpu"])
+def test_reports_show_the_ratio_of_cpu_and_cuda(place: str, tmp_path: Path) -> None:
+    assert gpu_tables.find(tmp_path / "mine") is None
+    folder = tmp_path / place
+    (folder / "norm-step").mkdir(parents=True)
+    (folder / "limits").mkdir()
+    machine = {"gpu": "A GPU", "driver": "1.2", "torch": "2.11", "dry_run": False}
+    (folder / "summary.json").write_text(json.dumps({"machine": machine, "parts": {}}))
+    times = pd.DataFrame(
+        [(2, "whole step", 3.0, 1.5, 2.0)], columns=["num_tasks", "what", "cpu_ms", "cuda_ms", "ratio"]
+    )
+    times.to_csv(folder / "norm-step" / "norm-step.csv", index=False)
+    of_case = ("regression T=2", "batched", 100)
+    rows = [(*of_case, "gradnorm layer", "eager", 1.5), (*of_case, "gradnorm layer", "captured", 1.2)]
+    columns = ["problem", "heads", "batch", "method", "mode", "ratio"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "limits" / "limits.csv", index=False)
+    found = gpu_tables.find(tmp_path / "mine")
+    assert found is not None
+    assert found["machine"] == "A GPU, driver 1.2, PyTorch 2.11"
+    norm_step, limits = found["grids"]
+    assert norm_step["rows"] == [["whole step", "2", "3.00", "1.50", "2.00"]]
+    assert limits["rows"][0][:6] == ["regression T=2", "100", "batched", "gradnorm layer", "1.50", "1.20"]
