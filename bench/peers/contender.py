@@ -58,7 +58,7 @@ class Contender(ABC):
         return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-class Equal(Contender):
+class EqualStep(Contender):
     """Minimises the sum of the losses."""
 
     name = "equal weighting"
@@ -71,7 +71,7 @@ class Equal(Contender):
         self._balancer(losses).backward()
 
 
-class Ours(Contender):
+class OurStep(Contender):
     """Combines gradients with our ``method``, used as its documentation says, with its default options."""
 
     name = "ours"

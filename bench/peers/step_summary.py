@@ -5,14 +5,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .contender import Ours
+from .contender import OurStep
 from .step_table import TORCHJD, Cell
 
 FASTER = 0.9
 """Our step over TorchJD's, up to which ours counts as faster."""
 
 
-class Summary(NamedTuple):
+class RatioSummary(NamedTuple):
     """Two figures on all cells.
 
     Attributes:
@@ -32,14 +32,14 @@ def over_torchjd(table: pd.DataFrame) -> "pd.Series[float]":
     Each side's time is its ratio to the steps of equal weighting that it took turns with.
     """
     measured = table[table["missing"] == ""].set_index([*Cell._fields, "contender"])["ratio"].unstack("contender")
-    sides = measured.reindex(columns=[Ours.name, TORCHJD.name]).dropna()
-    return (sides[Ours.name] / sides[TORCHJD.name]).rename("over_torchjd")
+    sides = measured.reindex(columns=[OurStep.name, TORCHJD.name]).dropna()
+    return (sides[OurStep.name] / sides[TORCHJD.name]).rename("over_torchjd")
 
 
-def summarise(ratios: "pd.Series[float]") -> Summary:
+def summarise(ratios: "pd.Series[float]") -> RatioSummary:
     """Return the figures on the ratios that `over_torchjd` returned."""
     at_parameters = ratios[ratios.index.get_level_values("place") == "parameters"]
-    return Summary(
+    return RatioSummary(
         len(ratios),
         float((ratios <= FASTER).mean()) if len(ratios) else float("nan"),
         float(np.exp(np.log(at_parameters).mean())) if len(at_parameters) else float("nan"),

@@ -32,7 +32,7 @@ from bench.cost.subject import MakeStep
 from bench.run import atomic_file, code_hash, machine_facts
 
 from . import libmtl_steps
-from .contender import Contender, Equal, Ours
+from .contender import Contender, EqualStep, OurStep
 from .trunk_networks import NETWORKS
 
 PLACES: tuple[Wrt, ...] = get_args(Wrt)
@@ -192,11 +192,11 @@ def measure(cell: Cell, seconds: float, packages: Sequence[Package] = PACKAGES) 
         packages: the packages to compare with.
     """
     make_step = NETWORKS[cell.network](cell.num_tasks)
-    equal, ours = Equal(make_step, cell.num_tasks), Ours(make_step, cell.method, cell.place)
+    equal, ours = EqualStep(make_step, cell.num_tasks), OurStep(make_step, cell.method, cell.place)
     equal.first_gradient()
     gradient = ours.first_gradient()
-    measured: dict[str, Contender] = {Ours.name: ours}
-    rows: dict[str, Row] = {Ours.name: {"version": "", "way": "", "gradient_deviation": 0.0, "missing": ""}}
+    measured: dict[str, Contender] = {OurStep.name: ours}
+    rows: dict[str, Row] = {OurStep.name: {"version": "", "way": "", "gradient_deviation": 0.0, "missing": ""}}
     for package in packages:
         if not package.has(cell):
             continue
@@ -271,7 +271,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def _figures(equal: Equal, contenders: Mapping[str, Contender], seconds: float) -> dict[str, Row]:
+def _figures(equal: EqualStep, contenders: Mapping[str, Contender], seconds: float) -> dict[str, Row]:
     """Time each contender next to equal weighting, and return its figures; of another package's that fails, why."""
     rest, figures, rounds = dict(contenders), dict[str, Row](), dict[str, int]()
     blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in rest}
@@ -282,7 +282,7 @@ def _figures(equal: Equal, contenders: Mapping[str, Contender], seconds: float) 
                 with _reported():
                     call(name, contender)
             except UnmeasuredError as error:
-                if name == Ours.name:
+                if name == OurStep.name:
                     raise
                 del rest[name]
                 figures[name] = {"missing": str(error)}

@@ -9,7 +9,7 @@ from rich.text import Text
 from bench.style.console import new_console
 from bench.style.numbers import NOTHING, counted
 
-from .contender import Ours
+from .contender import OurStep
 from .gradient_check import CLEAN
 from .step_summary import FASTER, over_torchjd, summarise
 from .step_table import LEFT_OUT, LIBMTL, TORCHJD, Cell
@@ -52,7 +52,7 @@ def show(table: pd.DataFrame) -> None:
 
 def _figures(rows: pd.DataFrame, ratios: "pd.Series[float]") -> Table:
     """Return a table with a row for each method, and columns for each number of tasks."""
-    shown = [name for name in (Ours.name, TORCHJD.name, LIBMTL.name) if name in set(rows["contender"])]
+    shown = [name for name in (OurStep.name, TORCHJD.name, LIBMTL.name) if name in set(rows["contender"])]
     num_tasks = sorted(rows["num_tasks"].unique())
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method")

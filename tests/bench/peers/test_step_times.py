@@ -16,7 +16,7 @@ import balancers
 from balancers.engine.gradients import Wrt
 from bench.cost.subject import MakeStep, make
 from bench.peers import libmtl_steps, step_table, step_times
-from bench.peers.contender import Contender, Ours, PeerContender
+from bench.peers.contender import Contender, OurStep, PeerContender
 from bench.peers.step_summary import over_torchjd, summarise
 from bench.peers.step_table import COLUMNS, LEFT_OUT, METHODS, PLACES, Cell, Package, cells, measure, measure_all
 from bench.peers.step_terminal import show
@@ -61,7 +61,7 @@ def test_each_way_of_torchjd_gives_our_gradient(cell: Cell, monkeypatch: pytest.
     if cell.method in finer:
         monkeypatch.setitem(AGGREGATORS, cell.method, finer[cell.method])
     make_step = NETWORKS["tiny"](cell.num_tasks)
-    ours = Ours(make_step, cell.method, cell.place).first_gradient()
+    ours = OurStep(make_step, cell.method, cell.place).first_gradient()
     found = ways(cell.method, cell.place, make_step, cell.num_tasks)
     assert found
     for name, way in found.items():
@@ -84,7 +84,7 @@ def test_heads_get_what_the_docstring_says(place: Wrt) -> None:
         return torch.cat([each.grad.flatten() for each in heads.parameters() if each.grad is not None])
 
     make_step = NETWORKS["tiny"](2)
-    ours = of_heads(Ours(make_step, "mgda", place))
+    ours = of_heads(OurStep(make_step, "mgda", place))
     for name, way in ways("mgda", place, make_step, 2).items():
         same = torch.allclose(of_heads(way()), ours, rtol=1e-4, atol=1e-6)
         assert same == (place != "layer" and name != "autogram"), name
@@ -96,7 +96,7 @@ def test_excess_mtl_stays_the_same_over_steps() -> None:
     from bench.peers.torchjd_steps import ways
 
     make_step = NETWORKS["tiny"](4)
-    ours = Ours(make_step, "excess-mtl", "parameters")
+    ours = OurStep(make_step, "excess-mtl", "parameters")
     theirs = ways("excess-mtl", "parameters", make_step, 4)["mtl_backward, one by one"]()
     for _ in range(6):
         theirs.subject.model.load_state_dict(ours.subject.model.state_dict())
@@ -116,7 +116,7 @@ def test_the_methods_are_those_of_torchjd() -> None:
 @pytest.mark.parametrize("method", libmtl_steps.WEIGHTINGS)
 def test_libmtl_gives_our_gradient(method: str) -> None:
     make_step = NETWORKS["tiny"](2)
-    ours = Ours(make_step, method, "parameters").first_gradient()
+    ours = OurStep(make_step, method, "parameters").first_gradient()
     [way] = libmtl_steps.ways(method, make_step, 2).values()
     assert step_table.deviation_from(way().first_gradient(), ours, Cell("tiny", 2, "parameters", method)) < 1e-3
 
