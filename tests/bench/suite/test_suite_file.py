@@ -70,13 +70,13 @@ def test_the_suites_that_come_along_can_be_run(name: str) -> None:
         (
             {"balancers": [{"name": "gradnorm", "options": {"update_evry": 10}}]},
             "mine.toml: balancers[0].options.update_evry: unknown key; did you mean 'update_every'? "
-            "Known: 'accumulate', 'alpha', 'check_finite', 'exact', 'freeze_after', 'initial_losses', 'lr', "
+            "Known: 'accumulate', 'alpha', 'check_finite', 'compile', 'exact', 'freeze_after', 'initial_losses', 'lr', "
             "'optimizer', 'update_every'",
         ),
         (
             {"balancers": [{"name": "uncertainty", "options": {"update_every": 10}}]},
             "mine.toml: balancers[0].options.update_every: unknown key; "
-            "known: 'accumulate', 'check_finite', 'likelihoods', 'lr', 'optimizer'",
+            "known: 'accumulate', 'check_finite', 'compile', 'likelihoods', 'lr', 'optimizer'",
         ),
         (
             {"balancers": [{"name": "gradnorm", "options": {"process_group": False}}]},
