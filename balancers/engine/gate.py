@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from .torch_internals import in_transform, static_model, without_hooks
+from .torch_internals import REENTRANT, in_transform, static_model, without_hooks
 
 if TYPE_CHECKING:
     from .fork import Passage
@@ -66,7 +66,7 @@ def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object]) -> li
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
-        if node is None or mark_of(node) is not None or static_model(node) is not None:
+        if node is None or mark_of(node) is not None or static_model(node) is not None or node.name() == REENTRANT:
             return []
         for following, _ in node.next_functions:
             if following is None or following in seen:

@@ -82,7 +82,11 @@ def a_second_pass_changes_nothing(case: Case) -> None:
             with pytest.raises(RuntimeError, match="second backward pass"):
                 subject.differentiated(total)
         else:
-            assert_traces([subject.differentiated(total)], [first], f"the second pass of step {t}")
+            # Of a whole trunk, the first pass sums the tasks' gradients of parameters, the second those of features.
+            why = f"the second pass of step {t}"
+            assert_traces(
+                [subject.differentiated(total)], [first], why, lambda a, b: torch.allclose(a, b, 1e-10, 1e-13)
+            )
         assert_state(subject.balancer, state, why="in a second pass")
         if (t + 1) % case.passes == 0:
             subject.after_step(step)

@@ -71,15 +71,16 @@ class Net(nn.Module):
 )
 def test_a_compiled_update_is_the_update(name: str) -> None:
     """Also after a step that is not valid, and after one in which a task is left out."""
+    rtol = 1e-6 if name in ("upgrad", "dual-proj") else 1e-9  # not compiled, these have another solver on the CPU
     plain, other = (Net(name, torch.float64, compile=compile) for compile in (False, True))
     for k, scale in enumerate((1.0, 1.0, float("nan"), 1.0, 1.0)):
         x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
         plain.step(x, scale)
         other.step(x, scale)
-        torch.testing.assert_close(other.seen(), plain.seen(), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(other.balancer.weights, plain.balancer.weights, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(other.seen(), plain.seen(), rtol=rtol, atol=rtol / 1000)
+        torch.testing.assert_close(other.balancer.weights, plain.balancer.weights, rtol=rtol, atol=rtol / 1000)
     for key, value in plain.balancer.statistics.items():
-        torch.testing.assert_close(other.balancer.statistics[key], value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(other.balancer.statistics[key], value, rtol=rtol, atol=rtol / 1000)
 
 
 def test_in_single_precision() -> None:
