@@ -57,8 +57,9 @@ class GradientBalancer(LossBalancer):
         tasks: the tasks' names, or without a fork their number.
         update_every: k, to measure and to update the weights in every k-th window only. The steps between cost next to
             nothing.
-        exact: form each gradient whose norm is read. Otherwise norms at a layer are taken without it where that is less
-            arithmetic: they are then off by up to 1e-7 of what a gradient's terms, one for each row, measure together.
+        exact: form each gradient whose norm or inner product is read. Otherwise norms at a layer are taken without it
+            where that is less arithmetic: they are then off by up to 1e-7 of what a gradient's terms, one for each row,
+            measure together.
         accumulate, check_finite, compile, process_group, options: see `LossBalancer`.
 
     Raises:

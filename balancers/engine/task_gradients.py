@@ -1,10 +1,10 @@
 r"""All tasks' gradients of the trunk's parameters: their inner products, and the weighted sum once weights are known.
 
-The tasks' gradients of the features are taken through the trunk one after another. Of a linear layer each such pass
-takes the gradient of its outputs, :math:`d_i`, and no weight gradient. Inner products are :math:`\langle x x^\top d_i,
-d_j \rangle` or those of :math:`d_i^\top x`, whichever is less arithmetic (see `ghost_norms`), and the weighted sum is
-one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution where the first way is the cheaper
-one. Other parameters' gradients are formed by autograd, and summed leaf by leaf.
+The tasks' gradients of the features are taken through the trunk one after another. At a linear layer, such a pass
+yields the gradient of the layer's outputs, :math:`d_i`, and no weight gradient. Where that is less arithmetic (see
+`ghost_norms`), the inner products of two tasks are :math:`\langle x x^\top d_i, d_j \rangle`, and the weighted sum is
+one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, all tasks' weight
+gradients of a linear layer are formed by one batched product; other parameters' gradients are formed by autograd.
 """
 
 from collections.abc import Collection, Sequence
