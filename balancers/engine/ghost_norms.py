@@ -6,8 +6,9 @@ its outputs, and
 .. math:: \lVert d^\top x \rVert^2 = \sum_{nm} (x x^\top)_{nm} (d d^\top)_{nm}
 
 With ``x x^T``, which is the same for all tasks, a task's norm takes N^2 out multiplications in place of N in out. A
-convolution is a linear map of its inputs' patches. Of a layer that is applied several times, the rows of all
-applications count together.
+convolution is a linear map of its inputs' patches; since patches overlap, the product of two is summed from products of
+single positions, which are fewer. Of a layer that is applied several times, the rows of all applications count
+together.
 
 Rows are taken in double precision: the sum may be much smaller than its terms.
 
@@ -34,9 +35,20 @@ Purpose = Literal["norms", "gramian", "sum"]
 """What tasks' gradients are wanted for: their norms, their inner products, or these and then a weighted sum."""
 
 
-def is_less(num_rows: int, inputs: int, outputs: int, num_tasks: int, purpose: Purpose = "norms") -> bool:
-    """Return whether ``x x^T`` takes less arithmetic, and no more memory, than products of ``in * out``."""
-    by_rows = num_rows**2 * (inputs + num_tasks * outputs)
+def is_less(
+    num_rows: int,
+    inputs: int,
+    outputs: int,
+    num_tasks: int,
+    purpose: Purpose = "norms",
+    kernel_products: int | None = None,
+) -> bool:
+    """Return whether ``x x^T`` takes less arithmetic, and no more memory, than products of ``in * out``.
+
+    ``kernel_products`` is the number of multiplications in ``x x^T``: by default that of rows with rows.
+    """
+    by_rows = num_rows**2 * inputs if kernel_products is None else kernel_products
+    by_rows += num_rows**2 * num_tasks * outputs
     by_products = num_tasks * num_rows * inputs * outputs
     if purpose != "norms":
         by_rows += num_tasks**2 * num_rows * outputs
@@ -105,6 +117,47 @@ class Use:
         rows: Tensor = x.movedim(1 + len(sizes), 0).movedim(2 + len(sizes), -1)  # (G, B, positions, patch, in / G)
         return rows.reshape(conv.groups, -1, prod(self.weight.shape[1:]))
 
+    def positions_products(self) -> int | None:
+        """Return the number of multiplications in `kernel_of_positions` of a group; None where it does not apply.
+
+        It does to a convolution, within the bound on memory that rows have: see `is_less`.
+        """
+        if isinstance(self.found, LinearNode):
+            return None
+        x, leaf, (_, _, inputs, outputs) = self.found.inputs(), self.weight.shape, self.shape()
+        padded = (size + 2 * pad for size, pad in zip(x.shape[2:], self.found.padding, strict=True))
+        if (len(x) * prod(padded)) ** 2 > inputs * outputs:
+            return None
+        return (len(x) * prod(x.shape[2:])) ** 2 * leaf[1]
+
+    def kernel_of_positions(self) -> Tensor:
+        """Return ``x x^T`` of a convolution's patches, ``(G, N, N)``, from inner products of the inputs' positions.
+
+        Two patches' product is the sum of that of their first positions, of their second, and so on.
+        """
+        assert isinstance(self.found, Convolution)
+        conv, x = self.found, self.found.inputs().double()
+        spatial, batch = x.shape[2:], len(x)
+        rows = x.unflatten(1, (conv.groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
+        products = (rows @ rows.mT).view(conv.groups, batch, *spatial, batch, *spatial)
+        if any(conv.padding):
+            around = [width for padding in reversed(conv.padding) for width in (padding, padding)]
+            products = F.pad(products, [*around, 0, 0, *around])
+        steps, dims = products.stride(), len(spatial)
+        first, second = steps[2 : 2 + dims], steps[3 + dims :]
+        positions = self._positions()
+        shape = [conv.groups, batch, *positions, batch, *positions, *self.weight.shape[2:]]
+        strides = [
+            *steps[:2],
+            *(step * stride for step, stride in zip(first, conv.stride, strict=True)),
+            steps[2 + dims],
+            *(step * stride for step, stride in zip(second, conv.stride, strict=True)),
+            *((a + b) * dilation for a, b, dilation in zip(first, second, conv.dilation, strict=True)),
+        ]
+        num_rows = batch * prod(positions)
+        summed: Tensor = products.as_strided(shape, strides).sum(tuple(range(-dims, 0)))
+        return summed.view(conv.groups, num_rows, num_rows)
+
     def outputs(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the outputs as rows of each group, ``(G, N, out)``."""
         if isinstance(self.found, LinearNode):
@@ -145,8 +198,27 @@ class Layer:
     def kernel(self) -> Tensor:
         """Return ``x x^T`` of the rows of all applications, ``(G, N, N)``."""
         if self._kernel is None:
-            self._kernel = kernel(_joined([use.inputs() for use in self.uses]), self.bias is not None)
+            if self._by_positions() is not None:
+                self._kernel = self.uses[0].kernel_of_positions()
+                self._kernel += float(self.bias is not None)
+            else:
+                self._kernel = kernel(_joined([use.inputs() for use in self.uses]), self.bias is not None)
         return self._kernel
+
+    def _by_positions(self) -> int | None:
+        """Return the number of multiplications of the kernel by positions; None where rows take fewer."""
+        products = self.uses[0].positions_products() if len(self.uses) == 1 else None
+        _, num_rows, inputs, _ = self.uses[0].shape()
+        return products if products is not None and products < num_rows**2 * inputs else None
+
+    def kernel_products(self) -> int:
+        """Return the number of multiplications in `kernel`, of one group."""
+        products = self._by_positions()
+        return self.num_rows() ** 2 * self.uses[0].shape()[2] if products is None else products
+
+    def num_rows(self) -> int:
+        """Return the number of rows of a group, of all applications."""
+        return sum(num_rows for _, num_rows, _, _ in (use.shape() for use in self.uses))
 
     def rows(self, of_node: Mapping[Node, Tensor | None]) -> Tensor:
         """Return the gradients of the outputs of all applications, ``(G, N, out)``, from those of each node.
@@ -165,9 +237,8 @@ class Layer:
 
     def is_less(self, num_tasks: int, purpose: Purpose) -> bool:
         """Return whether `kernel` is the cheaper way."""
-        shapes = [use.shape() for use in self.uses]
-        _, _, inputs, outputs = shapes[0]
-        return is_less(sum(num_rows for _, num_rows, _, _ in shapes), inputs, outputs, num_tasks, purpose)
+        _, _, inputs, outputs = self.uses[0].shape()
+        return is_less(self.num_rows(), inputs, outputs, num_tasks, purpose, self.kernel_products())
 
 
 def _joined(rows: list[Tensor]) -> Tensor:

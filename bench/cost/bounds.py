@@ -45,10 +45,8 @@ def _by_rows(z: Sequence[Tensor], layer: Sequence[nn.Parameter], num_tasks: int)
     found, rest = layers_behind(z, layer, lambda each: each.is_less(num_tasks, "norms"))
     if len(found) != 1 or rest:
         return math.inf
-    shapes = [use.shape() for use in found[0].uses]
-    num_rows = sum(rows for _, rows, _, _ in shapes)
-    groups, _, inputs, outputs = shapes[0]
-    return 2 * groups * num_rows**2 * (inputs + num_tasks * outputs)
+    groups, _, _, outputs = found[0].uses[0].shape()
+    return 2 * groups * (found[0].kernel_products() + found[0].num_rows() ** 2 * num_tasks * outputs)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -157,9 +157,46 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         made.append(kernel(*arguments))
         return made[-1]
 
+    def recorded_of_positions(use: ghosts.Use) -> Tensor:
+        made.append(of_positions(use))
+        return made[-1]
+
+    of_positions = ghosts.Use.kernel_of_positions
     monkeypatch.setattr(ghosts, "kernel", recorded)
     monkeypatch.setattr(measure, "kernel", recorded)
+    monkeypatch.setattr(ghosts.Use, "kernel_of_positions", recorded_of_positions)
     return made
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(6, 10, 3, padding=1), (2, 6, 4, 5)),
+        (nn.Conv2d(6, 10, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2), (3, 6, 5, 4)),
+        (nn.Conv2d(4, 4, 3, groups=4), (1, 4, 5, 5)),
+        (nn.Conv1d(6, 10, 4, stride=3, padding=2), (2, 6, 7)),
+        (nn.Conv3d(3, 5, (2, 1, 3), padding=(1, 0, 1), dilation=(1, 1, 2)), (2, 3, 3, 2, 5)),
+    ],
+)
+def test_kernel_of_positions_is_that_of_patches(layer: nn.Module, shape: tuple[int, ...]):
+    layer.double()
+    out = layer(torch.randn(shape, dtype=torch.float64))
+    [found], rest = ghosts.layers_behind([out], list(layer.parameters()), lambda _: True)
+    [use] = found.uses
+    assert rest == []
+    torch.testing.assert_close(use.kernel_of_positions(), kernel(use.inputs(), False), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_convolution_takes_the_cheaper_kernel(stride: int, kernels: list[Tensor]):
+    """Rows are fewer than positions where patches do not overlap."""
+    layer = nn.Conv2d(64, 64, 3, stride=stride, padding=1 if stride == 1 else 0)
+    [found], _ = ghosts.layers_behind([layer(torch.randn(1, 64, 6, 6))], list(layer.parameters()), lambda _: True)
+    rows, positions = (36 if stride == 1 else 4), 36
+    with FlopCounterMode(display=False) as counter:
+        found.kernel()
+    assert found.kernel_products() == min(rows**2 * 64 * 9, positions**2 * 64) == counter.get_total_flops() / 2
+    assert len(kernels) == 1
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["separate", "batched"])
