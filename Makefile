@@ -16,6 +16,7 @@
 # make smoke       a small suite, in a minute
 # make test-slow   the tests that `make test` leaves out
 # make test-torch  every test with another PyTorch, in an environment of its own: VERSION=2.12.1 names it
+# make test-peers  methods beside other people's implementations, in the environment of bench-peers
 #
 # Each makes its own .venv on first use. With PYTHON=/path/to/python3, that interpreter is used as it is.
 
@@ -43,7 +44,7 @@ PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist load
 TORCH_VENV = $(VENV)-torch-$(or $(VERSION),$(error give the version of PyTorch: make test-torch VERSION=2.12.1))
 
 .PHONY: bench problems reference evidence paper bench-cost bench-peers bench-gpu smoke test test-slow test-all \
-	test-torch check clean
+	test-torch test-peers check clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -52,17 +53,20 @@ bench: $(ENVIRONMENT)
 	$(PY) -m bench report default
 
 test: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m "not slow"
+	$(PY) -m pytest $(PARALLEL) -m "not slow and not peers"
 
 test-slow: $(ENVIRONMENT)
 	$(PY) -m pytest $(PARALLEL) -m slow
 
 test-all: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL)
+	$(PY) -m pytest $(PARALLEL) -m "not peers"
 
 test-torch:
 	$(MAKE) $(TORCH_VENV)/.installed
 	$(MAKE) test-all PYTHON=$(TORCH_VENV)/bin/python
+
+test-peers: $(PEERS_ENVIRONMENT)
+	$(PEERS_PY) -m pytest tests/peers -m peers --no-skips
 
 check: $(ENVIRONMENT)
 	$(PY) -m ruff check .
@@ -132,9 +136,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
 	touch $@
 
-$(VENV)-peers/.installed: pyproject.toml constraints.txt
+$(VENV)-peers/.installed: pyproject.toml constraints.txt tests/peers/requirements.txt
 	python3 -m venv $(VENV)-peers
-	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peers,micro]'
+	$(VENV)-peers/bin/python -m pip install --quiet --no-deps --requirement tests/peers/requirements.txt
 	touch $@
 
 # The project is installed without its dependencies, so that a PyTorch older than pyproject.toml allows can be tried.

@@ -10,14 +10,19 @@ Each method has a file of its own in this folder. `engine` holds the code that a
 small optimisation problems inside some methods. Nothing in this package imports `tasks` or `bench`.
 """
 
+from .adaptive_adversarial import AdaptiveAdversarialWeight
 from .aligned_mtl import AlignedMTL
 from .analytic_uncertainty import AnalyticUncertaintyWeighting
+from .auto_lambda import AutoLambda
 from .cagrad import CAGrad
+from .coba import CoBa
 from .coefficient_of_variation import CoefficientOfVariation
 from .conflict_free import ConFIG
+from .cosmos import COSMOS
 from .db_mtl import DBMTL
 from .dual_proj import DualProj
 from .dynamic_average import DynamicWeightAverage
+from .encodec import EnCodecBalancer
 from .engine.base import LossBalancer
 from .engine.captured_step import CapturedStep
 from .engine.declared import Range, option, state
@@ -29,11 +34,13 @@ from .engine.loss_input import Losses
 from .engine.method_registry import create, get, names, register
 from .engine.readings import Read, Result, State
 from .engine.rng import Draws
+from .epo import EPO
 from .equal import EqualWeighting
 from .excess_risk import ExcessMTL
 from .fair_grad import FairGrad
 from .famo import FAMO
 from .geometric_loss import GeometricLossStrategy
+from .go4align import GO4Align
 from .grad_drop import GradDrop
 from .grad_vac import GradVac
 from .gradnorm import GradNorm
@@ -41,41 +48,62 @@ from .imtl import IMTL
 from .imtl_gradient import IMTLGradient
 from .imtl_loss import IMTLLoss
 from .inverse_dirichlet import InverseDirichlet
+from .inverse_norm import InverseGradientNorm
+from .ldc_mtl import LDCMTL
 from .lr_annealing import LearningRateAnnealing
+from .metabalance import MetaBalance
 from .mgda import MGDA
 from .moco import MoCo
+from .modo import MoDo
+from .momentum_conflict_free import MomentumConFIG
 from .nash_mtl import NashMTL
+from .neural_tangent import NTKWeighting
+from .pcd import PCD
 from .pcgrad import PCGrad
+from .penalty_boundary import PBI
 from .random_loss import RandomLossWeighting
 from .relobralo import ReLoBRaLo
 from .revised_uncertainty import RevisedUncertaintyWeighting
 from .scale_invariant import ScaleInvariant
+from .sdmgrad import SDMGrad
+from .self_adaptive import SelfAdaptiveWeighting
 from .smooth_tchebycheff import SmoothTchebycheff
 from .soft_adapt import SoftAdapt
 from .static import StaticWeighting
 from .tchebycheff import Tchebycheff
 from .uncertainty import UncertaintyWeighting
+from .unit_norm import UnitNorm
 from .upgrad import UPGrad
 
 __all__ = [
+    "COSMOS",
     "DBMTL",
+    "EPO",
     "FAMO",
     "IMTL",
+    "LDCMTL",
     "MGDA",
+    "PBI",
+    "PCD",
+    "AdaptiveAdversarialWeight",
     "AlignedMTL",
     "AnalyticUncertaintyWeighting",
+    "AutoLambda",
     "CAGrad",
     "CapturedStep",
+    "CoBa",
     "CoefficientOfVariation",
     "ConFIG",
     "Draws",
     "DualProj",
     "DynamicWeightAverage",
+    "EnCodecBalancer",
     "EqualWeighting",
     "ExcessMTL",
     "FairGrad",
     "Fork",
     "ForkError",
+    "GO4Align",
     "GeometricLossStrategy",
     "GradDrop",
     "GradNorm",
@@ -84,11 +112,16 @@ __all__ = [
     "IMTLGradient",
     "IMTLLoss",
     "InverseDirichlet",
+    "InverseGradientNorm",
     "LearningRateAnnealing",
     "LinearHeads",
     "LossBalancer",
     "Losses",
+    "MetaBalance",
     "MoCo",
+    "MoDo",
+    "MomentumConFIG",
+    "NTKWeighting",
     "NashMTL",
     "PCGrad",
     "RandomLossWeighting",
@@ -97,7 +130,9 @@ __all__ = [
     "Read",
     "Result",
     "RevisedUncertaintyWeighting",
+    "SDMGrad",
     "ScaleInvariant",
+    "SelfAdaptiveWeighting",
     "SmoothTchebycheff",
     "SoftAdapt",
     "State",
@@ -105,6 +140,7 @@ __all__ = [
     "Tchebycheff",
     "UPGrad",
     "UncertaintyWeighting",
+    "UnitNorm",
     "create",
     "get",
     "names",

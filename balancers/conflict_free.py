@@ -35,14 +35,19 @@ class ConFIG(GradientBalancer):
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
-        norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-        inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
-        if gramian.shape[-1] == 2:  # the direction is the bisector
-            present = (norms > 0).sum(-1, keepdim=True).clamp(min=1)
-            return norms.sum(-1, keepdim=True) / present * inverse_norms
-        cosines = inverse_norms.unsqueeze(-1) * gramian * inverse_norms.unsqueeze(-2)
-        shares = pseudo_solve(cosines, (norms > 0).to(gramian.dtype))
-        alignments = torch.einsum("...ij,...j->...i", cosines, shares)
-        squared_norm = (shares * alignments).sum(-1, keepdim=True)
-        length = (norms * alignments).sum(-1, keepdim=True) / squared_norm
-        return torch.where(squared_norm > 0, length * shares * inverse_norms, 0.0)
+        return conflict_free(gramian)
+
+
+def conflict_free(gramian: Tensor) -> Tensor:
+    """Return ConFIG's weights, ``(..., T)``, for Gramians ``(..., T, T)``."""
+    norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
+    if gramian.shape[-1] == 2:  # the direction is the bisector
+        present = (norms > 0).sum(-1, keepdim=True).clamp(min=1)
+        return norms.sum(-1, keepdim=True) / present * inverse_norms
+    cosines = inverse_norms.unsqueeze(-1) * gramian * inverse_norms.unsqueeze(-2)
+    shares = pseudo_solve(cosines, (norms > 0).to(gramian.dtype))
+    alignments = torch.einsum("...ij,...j->...i", cosines, shares)
+    squared_norm = (shares * alignments).sum(-1, keepdim=True)
+    length = (norms * alignments).sum(-1, keepdim=True) / squared_norm
+    return torch.where(squared_norm > 0, length * shares * inverse_norms, 0.0)

@@ -40,16 +40,10 @@ class LearningRateAnnealing(GradientBalancer):
     use_when = "For physics-informed networks whose residual has far larger gradients than the boundary and data terms."
     default_wrt = "parameters"
     undefined_for = {"features": "the mean of feature gradients falls with the number of samples, the maximum does not"}
-    reference: int | str = option(0, free=True)
+    reference: int | str = option(0, task=True)
     alpha: float = option(0.1, above=0, at_most=1, tune=Range(1e-2, 1.0, log=True))
     multipliers: Tensor = state(1.0)
     r""":math:`\lambda_i`, ``(T,)``."""
-
-    def prepare(self) -> None:
-        places = range(self.num_tasks) if isinstance(self.reference, int) else self.tasks or ()
-        if self.reference not in places:
-            raise ValueError(f"reference is {self.reference!r}, but {self.made_for()}")
-        self.constant("is_reference", [float(place == self.reference) for place in places])
 
     def update(self, read: Read, state: State) -> Result:
         before, is_reference = state["multipliers"], state["is_reference"] > 0

@@ -1,9 +1,9 @@
 """MoCo: combine gradients tracked over steps, to remove the bias of small batches."""
 
-import torch
 from torch import Tensor
 
 from .engine import GradientBalancer, Range, Read, Result, State, option, register, state
+from .solvers.simplex import project
 
 
 @register
@@ -72,13 +72,3 @@ class MoCo(GradientBalancer):
         slope = read.tracked @ before + self.rho * before
         shares = project(before - self.gamma * k**-self.sigma * slope, before.sum())
         return Result(shares, {"shares": shares, "steps": k, "kept": 1 - self.beta * (k + 1) ** -self.sigma})
-
-
-def project(point: Tensor, total: Tensor) -> Tensor:
-    r"""Return the point nearest to ``point``, ``(T,)``, among all :math:`\lambda_i \ge 0` whose sum is ``total``.
-
-    Source: Held, Wolfe and Crowder, "Validation of subgradient optimization", Mathematical Programming 1974.
-    """
-    counts = torch.arange(1, len(point) + 1, dtype=point.dtype, device=point.device)
-    thresholds = (point.sort(descending=True).values.cumsum(0) - total) / counts
-    return (point - thresholds.amax()).clamp(min=0)

@@ -86,16 +86,11 @@ class Burgers(PhysicsProblem):
     def model(self) -> TanhNetwork:
         return TanhNetwork(32, 4, self.box, scale=(2.0, 2.0))
 
-    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return each task's mean square over the batch's points.
-
-        Raises:
-            TypeError: If ``model`` is not a `Field`.
-        """
+    def residuals(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
         of_residual = residual(known(model), batch["residual"])
         start, sides = batch["initial"], batch["boundary"]
         of_start = model(start) + torch.sin(math.pi * start[:, 1])
-        return [of_residual.square().mean(), of_start.square().mean(), model(sides).square().mean()]
+        return [of_residual, of_start, model(sides)]
 
     def draw(self, figure: "Figure", data: Domain, model: nn.Module | None = None) -> str:
         """Draw the solution beside the training points or the trained ``model``'s solution; below, u at three times."""

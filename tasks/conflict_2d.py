@@ -154,6 +154,10 @@ class Conflict2D(Problem[None]):
         while True:
             yield None
 
+    def split(self, data: None, generator: Generator, batch_size: int) -> tuple[None, None]:
+        """Return nothing twice: there are no samples."""
+        return None, None
+
     def model(self) -> Point:
         """Return a point at the start. Nothing about it is random."""
         return Point(self.start)

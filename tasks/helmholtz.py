@@ -73,14 +73,8 @@ class Helmholtz(PhysicsProblem):
     def model(self) -> TanhNetwork:
         return TanhNetwork(32, 3, self.box, scale=(2.0, 4.0))
 
-    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return each task's mean square over the batch's points.
-
-        Raises:
-            TypeError: If ``model`` is not a `Field`.
-        """
-        of_residual = residual(known(model), batch["residual"])
-        return [of_residual.square().mean(), model(batch["boundary"]).square().mean()]
+    def residuals(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        return [residual(known(model), batch["residual"]), model(batch["boundary"])]
 
     def draw(self, figure: "Figure", data: Domain, model: nn.Module | None = None) -> str:
         """Draw the solution beside the training points, or beside the trained ``model``'s solution and its error."""

@@ -10,7 +10,7 @@ Every loss is computed at points of its own. So the tasks share all parameters b
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .batch_order import batches
+from .held_out import split_indices
 from .problem import Metric, Problem, Shared, Split, evaluating
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class Domain:
 class PhysicsProblem(Problem[Domain]):
     """Base class for a differential equation in two coordinates.
 
-    A subclass defines ``box``, ``pools``, ``solution``, ``model``, ``losses`` and the usual facts of a problem.
+    A subclass defines ``box``, ``pools``, ``solution``, ``model``, ``residuals`` and the usual facts of a problem.
 
     Data: random training points without labels, drawn anew for every seed; for validation and test, two fixed grids
     that have no point in common.
@@ -207,6 +208,31 @@ class PhysicsProblem(Problem[Domain]):
             {task: pool.index_select(0, chosen) for (task, pool), chosen in zip(data.pools.items(), every, strict=True)}
             for every in zip(*orders, strict=True)
         )
+
+    def split(self, data: Domain, generator: Generator, batch_size: int) -> tuple[Domain, Domain]:
+        """Hold out some of each task's points."""
+        chosen = {task: split_indices(len(pool), generator, batch_size) for task, pool in data.pools.items()}
+        kept, held = (
+            {task: pool.index_select(0, chosen[task][k].to(pool.device)) for task, pool in data.pools.items()}
+            for k in (0, 1)
+        )
+        return replace(data, pools=kept), replace(data, pools=held)
+
+    @abstractmethod
+    def residuals(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return what each task's condition leaves over at the batch's points, shape ``(N,)``.
+
+        Raises:
+            TypeError: If ``model`` is not a `Field`.
+        """
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return each task's mean square over the batch's points.
+
+        Raises:
+            TypeError: If ``model`` is not a `Field`.
+        """
+        return [residuals.square().mean() for residuals in self.residuals(model, batch)]
 
     def shared(self, model: nn.Module) -> Shared:
         """Return all parameters as shared, without a fork and without a layer."""

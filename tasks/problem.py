@@ -19,6 +19,8 @@ from torch import Generator, Tensor, nn
 
 from balancers import Fork
 
+from .held_out import split_data
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -163,6 +165,20 @@ class Problem(ABC, Generic[Data]):
         A batch is what `losses` takes as its argument, on the data's device. Making one copies nothing from the host.
         """
 
+    def split(self, data: Data, generator: Generator, batch_size: int) -> tuple[Data, Data]:
+        """Split the training set, for methods that learn from a second batch; the other splits stay as they are.
+
+        One sample in ten is held out, chosen by ``generator`` (on the CPU), or as many as a batch needs.
+
+        Returns:
+            The data without these samples, and the data with these alone, as their training set.
+
+        Raises:
+            TypeError: If the data have no training set by the name ``train``: the problem then defines its own `split`.
+            ValueError: If a batch needs more than half of the training set.
+        """
+        return split_data(data, generator, batch_size)
+
     @abstractmethod
     def model(self) -> nn.Module:
         """Return a new model on the CPU. Its initial values come from torch's global generator; the caller seeds it."""
@@ -177,6 +193,13 @@ class Problem(ABC, Generic[Data]):
 
         A model that computes all heads as one product returns the tensor.
         """
+
+    def residuals(self, model: nn.Module, batch: Any) -> Sequence[Tensor] | None:
+        """Return the residuals of each task in the order of ``tasks``, whose mean square is the task's loss.
+
+        Return None if the losses are no mean squares. Some methods for physics-informed networks need them.
+        """
+        return None
 
     @abstractmethod
     def evaluate(

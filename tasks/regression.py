@@ -251,20 +251,20 @@ class Regression(Problem[RegressionData]):
         permutation and a stream's new inputs are copied from the host to the device.
 
         Raises:
-            ValueError: If ``batch_size`` is less than 1 or more than ``train_samples``.
+            ValueError: If ``batch_size`` is less than 1 or more than the number of training samples.
         """
-        every = epochs(self.train_samples, batch_size, generator, data.maps.device)
+        every = epochs(len(data.train.inputs), batch_size, generator, data.maps.device)
         return self._batches(data, generator, every)
 
     def _batches(
         self, data: RegressionData, generator: Generator, every: Iterator[tuple[Tensor, ...]]
     ) -> Iterator[Samples]:
-        train = data.train
+        train, number = data.train, len(data.train.inputs)
         for epoch in every:
             for chosen in epoch:
                 yield Samples(*(part.index_select(0, chosen) for part in train))
             if self.stream:
-                train = self._draw(data.maps, self.train_samples, generator)
+                train = self._draw(data.maps, number, generator)
 
     def _draw(self, maps: Tensor, num_samples: int, generator: Generator) -> Samples:
         draw = torch.randn if self.inputs == "normal" else torch.rand
@@ -295,6 +295,12 @@ class Regression(Problem[RegressionData]):
         if isinstance(predictions, Tensor):
             return mse_loss(predictions, batch.targets, reduction="none").mean((0, 2))
         return [mse_loss(ours, theirs) for ours, theirs in zip(predictions, batch.targets.unbind(1), strict=True)]
+
+    def residuals(self, model: nn.Module, batch: Samples) -> list[Tensor]:
+        """Return each task's errors, shape ``(N, 100)``."""
+        predictions = model(batch.inputs)
+        each = predictions.unbind(1) if isinstance(predictions, Tensor) else predictions
+        return [ours - theirs for ours, theirs in zip(each, batch.targets.unbind(1), strict=True)]
 
     def evaluate(
         self, model: nn.Module, data: RegressionData, split: Split, start: Mapping[str, float] | None = None

@@ -172,7 +172,7 @@ class SameTasks(Problem[SameTasksData]):
 
     def batches(self, data: SameTasksData, generator: Generator, batch_size: int) -> Iterator[Samples]:
         """Return training batches. An epoch is one permutation of the samples; an incomplete last batch is dropped."""
-        every = batches(TRAIN, batch_size, generator, data.inner.device)
+        every = batches(len(data.train.inputs), batch_size, generator, data.inner.device)
         return (Samples(*(part.index_select(0, chosen) for part in data.train)) for chosen in every)
 
     def model(self) -> Network:

@@ -67,9 +67,20 @@ for name in balancers.names():
             balancer = cls(net.fork, wrt=net.trunk if place == "layer" else None)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         before = net.trunk.weight.clone()
+
+        def residuals(x):
+            return [out - x.sum(1, keepdim=True) for out in net(x)]
+
+        if cls.needs_second_batch:
+            balancer.second_batch(lambda: [r.square().mean() for r in residuals(torch.randn(6, 4))])
+        if cls.needs_optimizer:
+            balancer.follow(optimizer)
         for _ in range(3):
             x = torch.randn(6, 4)
-            losses = [(out - x.sum(1, keepdim=True)).square().mean() for out in net(x)]
+            left = residuals(x)
+            losses = [r.square().mean() for r in left]
+            if hasattr(balancer, "residuals"):
+                balancer.residuals(left)
             optimizer.zero_grad()
             balancer(losses).backward()
             optimizer.step()

@@ -8,7 +8,9 @@ from .loss_input import Losses
 from .method_registry import register
 from .period_means import PeriodMeans
 from .readings import Read, Result, State
+from .residuals import ResidualBalancer
 from .rng import Draws
+from .second_batch import SecondBatchBalancer
 
 __all__ = [
     "Draws",
@@ -19,7 +21,9 @@ __all__ = [
     "PeriodMeans",
     "Range",
     "Read",
+    "ResidualBalancer",
     "Result",
+    "SecondBatchBalancer",
     "State",
     "option",
     "register",

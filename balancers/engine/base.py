@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, saved_tensors_hooks
 
 from .declared import Option, Range, option, state
 from .loss_input import Entries, Losses, LossReader, stack
@@ -26,11 +26,12 @@ from .ranks import GroupOption, Ranks
 from .readings import NOTHING, Read, Result, State
 from .rng import Draws
 from .saved_state import DeclaredState
+from .scalars import scalars
 from .step import Call, Step
-from .torch_internals import COMPILED, compiled, in_transform, not_compiled
+from .torch_internals import COMPILED, as_it_is, compiled, current_pass, in_transform, not_compiled
 from .window import Window
 
-Reads = Literal["nothing", "losses", "norms", "gramian", "gradients"]
+Reads = Literal["nothing", "losses", "norms", "gramian", "gradients", "second batch", "residuals"]
 DROPPED = 50
 """Number of windows or passes in a row without an update after which a warning says so; a GradScaler skips some."""
 SEED = Option(default=0, at_least=0, below=2**63, whole=True)
@@ -83,9 +84,15 @@ class LossBalancer(DeclaredState):
     use_when: ClassVar[str] = ""
     """One sentence that says when to use it."""
     reads: ClassVar[Reads] = "losses"
-    """The input of the weights: nothing, the losses, or the gradients' norms, their inner products, or all entries."""
-    when: ClassVar[Literal["backward", "after_step"]] = "backward"
-    """When `update` runs: after the backward pass, or when `after_step` is called."""
+    """The input of the weights: nothing, the losses, the gradients' norms, their inner products or all entries, what a
+    `second_batch` shows, or the gradients of residuals."""
+    when: ClassVar[Literal["forward", "backward", "after_step"]] = "backward"
+    """When `update` runs: before the losses are weighed, with the weights that it leads to; after the backward pass; or
+    when `after_step` is called."""
+    needs_second_batch: ClassVar[bool] = False
+    """Whether it needs `second_batch`."""
+    needs_optimizer: ClassVar[bool] = False
+    """Whether it needs to `follow` the network's optimiser, whose step it foresees."""
     needs_positive_losses: ClassVar[bool] = False
     """Whether it is defined for positive losses alone. In a step where one is not, the weights stay as they were."""
     needs_nonnegative_losses: bool = False
@@ -94,13 +101,17 @@ class LossBalancer(DeclaredState):
     """Whether it accepts losses below zero, but goes astray where they stay there: a warning says so."""
     sees_all_tasks: ClassVar[bool] = False
     """Whether `update` gets all T tasks' losses and state, and ``read.present``; false: those that take part."""
+    takes_turns: bool = False
+    """Whether a step with the losses of all tasks trains on one of them, in turn."""
     tunable: ClassVar[Mapping[str, Range]] = MappingProxyType({})
     """Its hyper-parameters, as its arguments name them, and the ranges worth tuning."""
+    may_ascend: ClassVar[bool] = False
+    """Whether weights may be below zero: such a step raises that task's loss."""
     random: ClassVar[bool] = False
     """Whether it draws random numbers: it then takes ``seed``."""
-    looks_again: ClassVar[bool] = False
+    looks_again: bool = False
     """Whether it needs `after_step`."""
-    heads: ClassVar[Literal["weighted", "plain"]] = "weighted"
+    heads: Literal["weighted", "plain"] = "weighted"
     """Whether heads are trained on the losses as `weigh` multiplies them, or as they are."""
     combines: ClassVar[bool] = False
     """Whether it decides in each backward pass what that pass's gradients are multiplied by."""
@@ -123,12 +134,13 @@ class LossBalancer(DeclaredState):
         super().__init_subclass__(**options)
         cls._weigh_takes = _arguments(cls, "weigh", ("losses", "state", "draws"))
         cls._update_takes = _arguments(cls, "update", ("read", "state", "draws"))
-        cls.random = "draws" in cls._weigh_takes + cls._update_takes
+        cls.random = vars(cls).get("random", False) or "draws" in cls._weigh_takes + cls._update_takes
         if cls.random:
             cls._options = cls._options | {"seed": SEED}
+        cls.combines = cls.reads in ("gramian", "gradients")
+        cls._options = {name: each for name, each in cls._options.items() if cls.combines or not each.combining}
         cls.__signature__ = _signature(cls)
         cls.looks_again = cls.when == "after_step"
-        cls.combines = cls.reads in ("gramian", "gradients")
         cls.heads = "plain" if cls.combines and not cls._weigh_takes else "weighted"
         cls.tunable = {name: each.tune for name, each in cls._options.items() if each.tune is not None}
 
@@ -148,6 +160,16 @@ class LossBalancer(DeclaredState):
         self._dropped = 0
         """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
+        self._step_valid: Tensor | None = None
+        """A bool scalar: whether the pass before `after_step` was valid to the method whose weighting this is."""
+        self._closure: Callable[[], Losses] | None = None
+        self._network_optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        self._ahead: _Ahead | None = None
+        """What was learnt before the step under way, until its backward pass begins."""
+        self._took_turn = False
+        """Whether the last call chose the task of its step."""
+        self._told_of: tuple[bool, ...] | None = None
+        """The tasks that the statistics are of; None: all."""
         self.warnings = LossWarnings()
         self._settles = self.settled(self.state()) is not None
 
@@ -173,6 +195,10 @@ class LossBalancer(DeclaredState):
         transformed = in_transform()
         learning = self.training and torch.is_grad_enabled() and not transformed
         in_order, given = self._read(losses, learning)
+        if self.takes_turns and learning and given is None:
+            given = tuple(i == self.turn for i in range(self.num_tasks))
+            in_order = [loss if on else None for loss, on in zip(in_order, given, strict=True)]
+            self._took_turn = True
         stacked = stack(in_order)
         detached = stacked.detach()
         if transformed:
@@ -187,12 +213,19 @@ class LossBalancer(DeclaredState):
             self._check_finite(self._mean_losses(detached, given)[0] if together else detached)
         held, valid = self._held, None
         if held is not None:
-            weights = held.weights = self.weights
             learning, held.begun = learning and not held.begun, held.begun or learning
-            if learning and "losses" in self._weigh_takes and not self.combines:
+        ahead = self._ahead = self._looked_ahead(in_order, detached, given) if learning else None
+        if held is not None:
+            weights = held.weights = self.weights
+            if ahead is not None:
+                held.new = ahead.weights
+            elif learning and "losses" in self._weigh_takes and not self.combines:
                 held.new, _ = self._weighed(detached.to(weights.dtype), given, learning)
         else:
-            weights, valid = self._weighed(detached.to(self.last_weights.dtype), given, learning)
+            if ahead is not None:
+                weights, valid = ahead.weights, ahead.valid
+            else:
+                weights, valid = self._weighed(detached.to(self.last_weights.dtype), given, learning)
             if not self.combines:
                 weights = self.last_weights.copy_(weights).clone()  # of which autograd keeps one, and a user another
         total = torch.dot(stacked, weights.to(stacked.dtype))
@@ -235,7 +268,8 @@ class LossBalancer(DeclaredState):
         both = torch.stack([each.to(self.last_weights.dtype) for each in (before, stack(in_order).detach())])
         if self._ranks.size > 1:
             both, given = self._mean_losses(both, given)
-        self._learn(Read(both[1], self.last_weights, losses_before=both[0]), given)
+        finite, self._step_valid = self._step_valid, None
+        self._learn(Read(both[1], self.last_weights, losses_before=both[0]), given, finite)
 
     @not_compiled(COMPILED)
     def close_window(self) -> None:
@@ -249,6 +283,9 @@ class LossBalancer(DeclaredState):
     def _close(self, finite: Tensor | None) -> None:
         """Update from the window; ``finite`` is a bool scalar that says whether its step was made, or None."""
         window, given = self._window, self._window.given
+        if self.when == "forward":
+            window.clear()
+            return
         try:
             if self._ranks.size > 1:
                 window.add_other_ranks(self._ranks)
@@ -269,6 +306,7 @@ class LossBalancer(DeclaredState):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer is of type {type(optimizer).__name__}; expected an optimiser of torch.optim")
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps them
+        self._network_optimizer = weakref.ref(optimizer)
         if self._followed is not None:
             self._followed.remove()
         balancer = weakref.ref(self)
@@ -282,6 +320,37 @@ class LossBalancer(DeclaredState):
                 one._close(None if overflow is None else overflow == 0)
 
         self._followed = optimizer.register_step_post_hook(after_step)
+
+    def second_batch(self, closure: Callable[[], Losses]) -> None:
+        """Give a method that learns from a second batch the function that computes its losses.
+
+        The closure draws another batch, such as the next one of a validation loader, and returns the losses of the
+        same tasks with the model as it is when it is called. In training, each call of the balancer that begins an
+        accumulation window calls it: once, or as often as the method says::
+
+            balancer.second_batch(lambda: losses_of(model, next(validation)))
+
+        A balancer that is copied or unpickled does not have the closure: give it again. Under DistributedDataParallel,
+        compute the losses with the wrapped model, ``model.module``: DDP expects one forward pass per backward pass.
+        Running statistics, such as batch norm's, take the batch in if the model is in train mode.
+
+        Raises:
+            TypeError: the method needs no second batch, or ``closure`` can't be called.
+        """
+        if not self.needs_second_batch:
+            raise TypeError(f"{type(self).__name__} learns from no second batch")
+        if not callable(closure):
+            raise TypeError(f"closure is of type {type(closure).__name__}; expected a function that returns losses")
+        self._closure = closure
+
+    def scalars(self) -> dict[str, float]:
+        """Return what the last step showed, by names for a logger, such as ``weight/depth``.
+
+        These are each task's ``weight``, ``loss`` and, where they were measured, ``gradient_norm``; the ``cosine`` of
+        two tasks' gradients; and what else the method has in `statistics`. Tasks without a name are numbered from 0.
+        Waits for the device, once.
+        """
+        return scalars(self.statistics | {"weights": self.weights}, self.tasks, self.num_tasks, self._told_of)
 
     @contextmanager
     def held(self) -> Iterator[Self]:
@@ -320,7 +389,26 @@ class LossBalancer(DeclaredState):
             return "it draws random numbers, which the host seeds anew for each step"
         if self.looks_again:
             return "it looks at the losses again after the optimiser's step"
+        if self.needs_second_batch:
+            return "it calls a function that draws another batch"
         return None
+
+    @property
+    def weighs(self) -> bool:
+        """Whether losses are multiplied before the backward pass."""
+        return bool(self._weigh_takes) or not self.combines
+
+    def join(self, other: "LossBalancer") -> None:
+        """Know the same tasks and learn on the same ranks as another balancer, whose weighting this one becomes.
+
+        Raises:
+            ValueError: the two were made for other tasks.
+        """
+        mine, its = self._reader, other._reader
+        if mine.num_tasks != its.num_tasks or (mine.names and its.names and mine.names != its.names):
+            raise ValueError(f"weighting is for other tasks: {mine.made_for()}, and {its.made_for()}")
+        its.names = its.names or mine.names
+        self._reader, self._ranks = its, other._ranks
 
     # Before the backward pass.
 
@@ -349,7 +437,7 @@ class LossBalancer(DeclaredState):
 
     @property
     def _learns(self) -> bool:
-        return bool(self._update_takes) and self.when == "backward"
+        return bool(self._update_takes) and self.when != "after_step"
 
     def _in_transform(self, stacked: Tensor, losses: Tensor, given: tuple[bool, ...] | None) -> Tensor:
         """Return the total under `torch.func` or in forward mode, where nothing is recorded."""
@@ -393,10 +481,12 @@ class LossBalancer(DeclaredState):
         given = None if given is None else self._ranks.union(given, self.tasks)
         return losses / count.clamp(min=1.0), None if given is None or all(given) else given
 
-    def _arguments(self, takes: Sequence[str], index: Tensor | None = None, **more: object) -> dict[str, Any]:
-        """Return the arguments that a method's function takes, with state of the tasks at ``index``."""
+    def _arguments(
+        self, takes: Sequence[str], index: Tensor | None = None, new: State | None = None, **more: object
+    ) -> dict[str, Any]:
+        """Return the arguments that a method's function takes, with state of the tasks at ``index``, or ``new``."""
         if "state" in takes:
-            more["state"] = self.state(index)
+            more["state"] = self.state(index, new)
         if "draws" in takes:
             more["draws"] = Draws(self.seed, self.drawn, self.last_weights)
         return {name: more[name] for name in takes}
@@ -409,7 +499,9 @@ class LossBalancer(DeclaredState):
     def _watch(self, node: Node, losses: Entries, call: Call) -> None:
         """Have the backward pass measured, if the method learns from it; ``node`` is that of the stacked losses."""
         if self._learns:
-            Step(self, call).watch(node, losses)
+            step = Step(self, call)
+            step.commit, self._ahead = None if self._ahead is None else self._ahead.commit, None
+            step.watch(node, losses)
 
     # After the backward pass.
 
@@ -434,16 +526,7 @@ class LossBalancer(DeclaredState):
     def _learn(self, read: Read, given: tuple[bool, ...] | None, finite: Tensor | None = None) -> None:
         """Update the state from what was read of all T tasks, of which ``given`` took part; see `_updated`."""
         self._dropped = 0
-        index = None if self.sees_all_tasks else self.index(given)
-        if self.sees_all_tasks:
-            read.present = None if given is None else self.mask(given)
-        if index is not None:
-            present = self.mask(given)
-            read.rest = (read.weights * ~present).sum()
-            read.losses, read.weights = read.losses[index], read.weights[index]
-            read.norms = read.norms if read.norms is NOTHING else read.norms[index]
-            if read.losses_before is not NOTHING:
-                read.losses_before = read.losses_before[index]
+        index = self._select(read, given)
         arguments = self._arguments(self._update_takes, index, read=read)
         if self.compiles and index is None:
             valid, new, statistics = self.compiled("_new_state")(read, arguments, finite)
@@ -453,10 +536,126 @@ class LossBalancer(DeclaredState):
             self._commit(result, read, index, valid)
             statistics = result.statistics
         self._count_draws()
-        self.statistics.update(statistics)
+        self._tell(statistics, given)
         given_at = self.index(given)
         losses = read.losses[given_at] if self.sees_all_tasks and given_at is not None else read.losses
         self._after_update(valid, losses, given_at)
+
+    def _tell(self, statistics: State, given: tuple[bool, ...] | None) -> None:
+        """Show the statistics of the tasks that took part."""
+        self.statistics.update(statistics)
+        self._told_of = None if self.sees_all_tasks else given
+
+    def _select(self, read: Read, given: tuple[bool, ...] | None) -> Tensor | None:
+        """Reduce ``read`` to the tasks that took part; return their indices, or None if ``update`` gets all tasks."""
+        if self.sees_all_tasks:
+            read.present = None if given is None else self.mask(given)
+            return None
+        index = self.index(given)
+        if index is not None:
+            read.rest = (read.weights * ~self.mask(given)).sum()
+            for name in ("losses", "weights", "norms", "losses_before", "second_losses", "products"):
+                rows = getattr(read, name)
+                if rows is not NOTHING:
+                    setattr(read, name, rows[index])
+            if read.products.ndim == 2:
+                read.products = read.products[:, index]
+        return index
+
+    # Before the losses are weighed, of a method whose ``when`` is "forward".
+
+    @property
+    def begins_window(self) -> bool:
+        """Whether the next call in training begins a window that is learnt from, of a method that does so ahead."""
+        return self.turn == 0 and not 0 < self._window.count < self.accumulate
+
+    def _looked_ahead(self, losses: Entries, values: Tensor, given: tuple[bool, ...] | None) -> "_Ahead | None":
+        """Update the state before a step, at the beginning of each window; None: it stays as it is.
+
+        Args:
+            losses: those of the step.
+            values: ``(T,)``: the same, detached.
+            given: for each task whether it has one.
+
+        Raises:
+            RuntimeError: there is no second batch, but the method needs one.
+        """
+        if self.when != "forward" or not self.begins_window:
+            return None
+        if current_pass() >= 0:  # a checkpoint recomputes the call, in the midst of the backward pass
+            return _Ahead(self.last_weights, None, lambda: None)
+        if self.needs_second_batch and self._closure is None:
+            raise RuntimeError(
+                f"{type(self).__name__} learns from a second batch: before the first step, call "
+                f"balancer.second_batch(closure) with a function that returns the losses of another batch"
+            )
+        own, before = given, self.last_weights
+        read = Read(values.to(before.dtype), before)
+        if self._ranks.size > 1:
+            read.losses, given = self._mean_losses(read.losses, given)
+        self.look(read, losses, own)
+        index = self._select(read, given)
+        update = self.compiled("_updated") if self.compiles and index is None else self._updated
+        valid, result = update(read, self._arguments(self._update_takes, index, read=read), index, None)
+        new = dict(result.state)
+        if result.gradient is not None:
+            new |= self._descended(result.gradient, read, index)
+        merged = self.merged(new, valid, index)
+        if "losses" in self._weigh_takes:
+            weights = self.weigh(**self._arguments(self._weigh_takes, index, merged, losses=read.losses))
+            whole = weights if index is None else before.index_copy(0, index, weights)
+            weights = torch.where(valid & self._valid(read.losses, weights), whole, before)
+        else:
+            weights = self.weigh(**self._arguments(self._weigh_takes, None, merged))
+
+        def commit() -> None:
+            self._dropped = 0
+            self.write(merged)
+            self._count_draws()
+            self._tell(result.statistics, given)
+            self._after_update(valid, read.losses, index)
+
+        return _Ahead(weights, valid, commit)
+
+    def look(self, read: Read, losses: Entries, given: tuple[bool, ...] | None) -> None:
+        """Put into ``read``, which has the losses of all T tasks, what else the method learns from before a step.
+
+        Args:
+            read: to be added to.
+            losses: those of the step, with their graph.
+            given: for each task whether this rank has its loss; None if it has all.
+        """
+        values = stack(self.read_second_batch(given, learning=False)).detach().to(read.losses.dtype)
+        read.second_losses = values if self._ranks.size == 1 else self._mean_losses(values, given)[0]
+
+    def read_second_batch(self, needed: Sequence[bool] | None, learning: bool) -> Entries:
+        """Call the closure of `second_batch`, and return the losses of the tasks that are needed; None: of all.
+
+        Args:
+            needed: for each task whether its loss is needed.
+            learning: whether the losses are to be differentiated.
+
+        Raises:
+            TypeError, ValueError: it does not return the losses of these tasks.
+        """
+        assert self._closure is not None
+        # A checkpoint around the step must not take what the second batch's graph saves for its own.
+        with torch.set_grad_enabled(learning), saved_tensors_hooks(as_it_is, as_it_is):
+            losses = self._closure()
+        try:
+            in_order, there = self._reader.read(losses, learning)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"of the second batch, {error}") from error
+        wanted, had = (each or (True,) * self.num_tasks for each in (needed, there))
+        for i, (need, has) in enumerate(zip(wanted, had, strict=True)):
+            if need and not has:
+                raise ValueError(
+                    f"the second batch has no loss of {self.label(i)}, which the balancer needs in this step: the "
+                    f"closure must return the losses of the same tasks"
+                )
+        if needed is None or all(needed):
+            return in_order
+        return [loss if need else None for loss, need in zip(in_order, needed, strict=True)]
 
     def compiled(self, function: Literal["_new_state", "_updated"]) -> Callable[..., Any]:
         """Return one of this balancer's functions, which is compiled when it is called for the first time."""
@@ -474,8 +673,8 @@ class LossBalancer(DeclaredState):
         valid, result = self._updated(read, arguments, None, finite)
         new = dict(result.state)
         if result.gradient is not None:
-            new |= self._descended(result.gradient, read)
-        return valid, self.merged(new, valid), result.statistics
+            new |= self._descended(result.gradient, read, None)
+        return valid, self.merged(new, valid, None), result.statistics
 
     def _updated(
         self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, finite: Tensor | None = None
@@ -496,8 +695,8 @@ class LossBalancer(DeclaredState):
         else:
             raise NotImplementedError(f"{type(self).__name__} must override update")
         losses = read.losses if read.present is None else torch.where(read.present, read.losses, 1.0)
-        others = [read.norms, read.tracked, read.losses_before, result.weights, result.gradient]
-        valid = self._valid(losses, *others, *result.state.values())
+        others = [read.norms, read.tracked, read.losses_before, read.second_losses, read.products]
+        valid = self._valid(losses, *others, result.weights, result.gradient, *result.state.values())
         if finite is not None:
             valid = valid & finite
         if settled is not None:
@@ -544,12 +743,13 @@ class LossBalancer(DeclaredState):
         """Make the optimiser's step, where ``valid``, of a method that learns its state by gradients."""
         raise TypeError(f"{type(self).__name__} returned a gradient, so it must be a LearnedState")
 
-    def _descended(self, gradient: Tensor, read: Read) -> State:
-        """Return the state after the optimiser's step, of all tasks, as a function that can be compiled."""
+    def _descended(self, gradient: Tensor, read: Read, index: Tensor | None) -> State:
+        """Return the state of the tasks at ``index`` after the optimiser's step, as a function that can be compiled."""
         raise NotImplementedError
 
     def _check_valid(self, valid: Tensor) -> None:
-        if not valid:
+        settled = self.settled(self.state()) if self._settles else None
+        if not valid and not (settled is not None and settled):  # what has settled takes no step for valid
             raise FloatingPointError("this step's losses or gradients are not valid; the balancer's state is unchanged")
 
     def _after_update(self, valid: Tensor, losses: Tensor, index: Tensor | None) -> None:
@@ -558,11 +758,30 @@ class LossBalancer(DeclaredState):
         self.warnings.look(self, losses, index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_followed": None, "_compiled": {}}  # the optimiser calls the original alone
+        # The optimiser calls the original alone, and the closure computes the losses of its model.
+        lost: dict[str, Any] = {
+            "_followed": None,
+            "_network_optimizer": None,
+            "_closure": None,
+            "_ahead": None,
+            "_compiled": {},
+        }
+        return super().__getstate__() | lost
 
     def state_changed(self) -> None:
         self._window.clear()
-        self._before = None
+        self._before = self._ahead = None
+
+
+class _Ahead(NamedTuple):
+    """What a method learnt before a step."""
+
+    weights: Tensor
+    """``(T,)``: those of the step."""
+    valid: Tensor | None
+    """A bool scalar: whether all that it learnt from and arrived at is finite; None if nothing was learnt."""
+    commit: Callable[[], None]
+    """Writes the new state, at the end of the step's backward pass."""
 
 
 class _Held:

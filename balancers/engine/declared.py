@@ -47,6 +47,11 @@ class Option:
     """The strings that it may be; empty if it is a number."""
     per_task: bool = False
     """Whether it is one value for all tasks, one per task, or a dict by task name. Numbers are in ``state`` as well."""
+    task: bool = False
+    """Whether it is one task, by its index from 0 or by its name. The attribute is the index, and ``state`` has
+    ``is_<option>``, which is 1 for this task and 0 for the others."""
+    combining: bool = False
+    """Whether only methods that combine gradients have it."""
     free: bool = False
     """Whether it may be anything; the method checks it in ``prepare``."""
     tune: Range | None = None
@@ -62,6 +67,8 @@ class Option:
             return value
         if isinstance(self.default, bool) and isinstance(value, bool):
             return value
+        if self.task:
+            return _place(name, value, balancer)
         found = _each(name, value, balancer) if self.per_task else [value]
         if any(not self._holds(each) for each in found):
             kind = ("positive, " if self.above == 0 else "") + ("whole number" if self.whole else "finite number")
@@ -98,6 +105,14 @@ class Declared(NamedTuple):
 # A class has the declaration as an attribute, and a balancer the value. `Any` hides the former from type checkers.
 option = cast(Callable[..., Any], Option)
 state = cast(Callable[..., Any], Declared)
+
+
+def _place(name: str, value: object, balancer: "DeclaredState") -> int:
+    """Return the index of the task that ``value`` names."""
+    places = range(balancer.num_tasks) if isinstance(value, int) else balancer.tasks or ()
+    if value not in places or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, but {balancer.made_for()}")
+    return list(places).index(cast(Any, value))
 
 
 def _each(name: str, values: Any, balancer: "DeclaredState") -> list[Any]:

@@ -6,9 +6,10 @@ the shared parameters, before the weighted sum is.
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
+from dataclasses import replace
+from functools import partial, reduce
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from .fork import Fork, Reader
 from .fork_audit import ForkError, audit
 from .host_flag import Later
 from .loss_input import Entries, Losses
+from .prior_weighting import Scaled, adopt, keep, scale, teach
 from .readings import NOTHING, Read, Result, State
 from .shared_parameters import SharedParameters
 from .step import Call, CombiningStep, HeldStep, MeasuringStep, NormsStep, Step
-from .torch_internals import foreach_norm
+from .torch_internals import COMPILED, foreach_norm, not_compiled
 
 Wrt = Literal["features", "layer", "parameters"]
 SETTLED_CHECKS = 10
@@ -44,7 +46,8 @@ class GradientBalancer(LossBalancer):
 
     Besides `update`, a method may keep state of the size of the parameters (`tracks`). It then writes
     ``track(gradient, tracked, state)``, which returns the new state of one parameter, ``(T', ...)``, and a tensor; it
-    may overwrite ``gradient``. The
+    may overwrite ``gradient``. If the method `sees_all_tasks`, ``state["present"]``, ``(T,)``, is 1 for the tasks that
+    take part and 0 for the others, whose gradients are zero. The
     sum of these tensors over all parameters is ``read.tracked``. With `replaces_gradients` the parameters receive the
     weighted sum of the tracked values in place of that of the gradients.
 
@@ -60,12 +63,20 @@ class GradientBalancer(LossBalancer):
         exact: form each gradient whose norm or inner product is read. Otherwise norms at a layer are taken without it
             where that is less arithmetic: they are then off by up to 1e-7 of what a gradient's terms, one for each row,
             measure together.
+        weighting: for a method that combines: a balancer whose weights multiply the losses before their gradients are
+            combined, such as `UncertaintyWeighting`. One that reads norms learns from those of the gradients that are
+            combined, wherever it was made to measure. One that reads inner products, such as `UnitNorm`, scales the
+            gradients within the pass, and leaves the losses of the heads as they are.
+        averaging: :math:`\alpha`, 0 to 1, for a method that combines by weights: use the moving average
+            :math:`\alpha \lambda + (1 - \alpha) \hat\lambda` of its weights, which starts at the first of them
+            (CR-MOGM: Zhou et al., "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond",
+            NeurIPS 2022). There 0.9 and above; 0 is the method itself.
         accumulate, check_finite, compile, process_group, options: see `LossBalancer`.
 
     Raises:
-        TypeError: ``fork`` is no `Fork`, or ``wrt`` no module or parameters.
-        ValueError: ``wrt`` has nothing to train, ``tasks`` are not as many as the fork's, or neither fork nor tasks say
-            how many there are.
+        TypeError: ``fork`` is no `Fork`, ``wrt`` no module or parameters, or ``weighting`` no balancer.
+        ValueError: ``wrt`` has nothing to train, ``tasks`` are not as many as the fork's, neither fork nor tasks say
+            how many there are, or ``weighting`` or ``averaging`` does not fit the method.
         ForkError: on the first step, a loss reaches shared parameters other than through its alias of the features; on
             any step, nothing was measured.
     """
@@ -78,9 +89,13 @@ class GradientBalancer(LossBalancer):
     tracks: ClassVar[str] = ""
     """The name of the state of the size of the parameters, which starts at zero, of a method that writes `track`."""
     track: Callable[[Tensor, Tensor, State], tuple[Tensor, Tensor]]
+    per_parameter: ClassVar[str] = ""
+    """The name of state that has a number for each task and each parameter tensor, ``(T, number of tensors)``."""
 
     update_every: int = option(1, at_least=1, whole=True)
     exact: bool = option(False)
+    weighting: LossBalancer | None = option(None, free=True, combining=True)
+    averaging: float = option(0.0, at_least=0, at_most=1, combining=True)
     fork: Fork | None
     _shared: SharedParameters | None
 
@@ -94,6 +109,8 @@ class GradientBalancer(LossBalancer):
         **options: object,
     ) -> None:
         super().__init__(_tasks_of(fork, tasks), compile=compile, **options)
+        if not self.combines:
+            self.weighting, self.averaging = None, 0.0
         if fork is None and wrt is None:
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         kind: Wrt = "parameters" if fork is None else "features" if wrt is None else "layer"
@@ -114,18 +131,33 @@ class GradientBalancer(LossBalancer):
         self.reached: set[int] = set()
         """The parameters, by place, on which losses depended in the steps so far."""
         self._audited: set[int] = set()
+        self._measures_itself = True
+        """False if this is the weighting of another balancer, which measures for it."""
         self._deciding: weakref.ref[MeasuringStep] | None = None
         """The step that was decided on last."""
         self._settled: Later | None = None
         self._asked: Later | None = None
         self._asks = 0
-        if self.tracks and self.update_every > 1:
-            raise ValueError(f"update_every is {self.update_every}; expected 1: gradients are tracked at every step")
-        self._tracked = self._to_track() if self.tracks else []
+        if (self.tracks or self.per_parameter) and self.update_every > 1:
+            raise ValueError(f"update_every is {self.update_every}; expected 1: every step changes what is tracked")
+        self._tracked = self._to_track() if self.tracks or self.per_parameter else []
+        if self.per_parameter:
+            self.declare(self.per_parameter, 0.0, (self.num_tasks, len(self._tracked)))
         for k, parameter in enumerate((self.measured_parameters() or ()) if self.tracks else ()):
             parts = (2,) if parameter.is_complex() else ()
             self.declare(f"{self.tracks}_{k}", 0.0, (self.num_tasks, *((*parameter.shape, *parts) or (1,))))
+        if self.averaging > 0:
+            if self.replaces_gradients and not self.tracks:
+                raise ValueError(
+                    f"averaging is {self.averaging}; expected 0: {type(self).__name__} combines by no weights"
+                )
+            self.declare("average")
+            self.declare("has_average")
         self._attach()
+        if self.weighting is not None:
+            adopt(self, self.weighting)
+            self.looks_again = self.weighting.looks_again
+            self.heads = "plain" if self.weighting.combines else "weighted"
 
     def audit(self, losses: Losses) -> None:
         """Check, on the graph of this step's losses, that each of them uses the fork as it must.
@@ -141,7 +173,43 @@ class GradientBalancer(LossBalancer):
     def not_capturable(self) -> str | None:
         if self.update_every > 1:
             return f"with update_every={self.update_every} its steps are not all alike"
-        return super().not_capturable()
+        reason = None if self.weighting is None else self.weighting.not_capturable()
+        return super().not_capturable() if reason is None else f"of its weighting: {reason}"
+
+    @not_compiled(COMPILED)
+    def after_step(self, losses: Losses) -> None:
+        """Have the weighting look at the losses after the optimiser's step, if it needs to: see `LossBalancer`."""
+        if self.weighting is None:
+            super().after_step(losses)
+        else:
+            self._before = None
+            self.weighting.after_step(losses)
+
+    def fit(self, losses: Tensor) -> None:
+        super().fit(losses)
+        if self.weighting is not None:
+            self.weighting.fit(losses)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.weighting is not None:
+            self.weighting.reset_parameters()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether losses are multiplied before the backward pass."""
+        return bool(self._weigh_takes) or (self.weighting is not None and not self.weighting.combines)
+
+    def _weighed(self, losses: Tensor, given: tuple[bool, ...] | None, learning: bool) -> tuple[Tensor, Tensor | None]:
+        before = self.weighting
+        if before is None or before.combines:
+            return super()._weighed(losses, given, learning)
+        weights, valid = before._weighed(losses, given, learning)
+        if learning and before.looks_again:
+            before._before = losses, given
+        if self.training:
+            before.last_weights.copy_(weights)
+        return weights.clone(), valid  # which autograd keeps
 
     # When it measures.
 
@@ -163,7 +231,7 @@ class GradientBalancer(LossBalancer):
         return self._shared is not None and self._shared.is_sharded
 
     def _attach(self) -> None:
-        if self.fork is not None:
+        if self.fork is not None and self._measures_itself:
             self._fork_reader = Reader(self.combines, weakref.WeakMethod(self._gated_parameters))
             self.fork.reading.attach(self._fork_reader)
             weakref.finalize(self, self.fork.reading.detach, self._fork_reader)
@@ -182,17 +250,18 @@ class GradientBalancer(LossBalancer):
 
     def _want(self) -> None:
         """Tell the fork whether the next step is measured."""
-        if self.fork is not None:
+        if self.fork is not None and self._measures_itself:
             self.fork.reading.want(self._fork_reader, self.combines or self._measures_next())
 
     def _measures_next(self) -> bool:
         if self._settles and self._settled is None:
             self._ask_if_settled()
-        return self.turn == 0 and not (self._settled is not None and self._settled.is_true())
+        on = self.takes_turns or self.turn == 0
+        return on and not (self._settled is not None and self._settled.is_true())
 
     def state_changed(self) -> None:
         super().state_changed()
-        self.turn %= self.update_every
+        self.turn %= self.num_tasks if self.takes_turns else self.update_every
         self._settled = self._asked = None
         self._want()
 
@@ -241,6 +310,8 @@ class GradientBalancer(LossBalancer):
     def _next_turn(self) -> None:
         if self.update_every > 1:
             self.turn = (self.turn + 1) % self.update_every
+        elif self._took_turn:
+            self.turn, self._took_turn = (self.turn + 1) % self.num_tasks, False
         self._want()
 
     def _after_update(self, valid: Tensor, losses: Tensor, index: Tensor | None) -> None:
@@ -273,9 +344,32 @@ class GradientBalancer(LossBalancer):
             hook.remove()
         self.hooks = []
 
+    def join(self, other: LossBalancer) -> None:
+        super().join(other)
+        self._measures_itself = False
+        if self.fork is not None:
+            self.fork.reading.detach(self._fork_reader)
+
     def last_shares(self, step: CombiningStep) -> Tensor:
         """Return what gradients that have the step's weights already are multiplied by, to have the last weights."""
-        return self.last_weights / step.weights
+        if self.weighting is not None and not self.weighting.combines:
+            losses, given = step.losses.to(self.last_weights.dtype), step.given
+            if self._ranks.size > 1:
+                losses, given = self._mean_losses(losses, given)
+            step.commit = partial(teach, self.weighting, Read(losses, step.weights), given, None)
+        return _ratio(self.last_weights, step.weights)
+
+    def _updated(
+        self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, finite: Tensor | None = None
+    ) -> tuple[Tensor, Result]:
+        valid, result = super()._updated(read, arguments, index, finite)
+        if self.averaging > 0 and result.weights is not None:
+            state = self.state(index)
+            average = torch.lerp(result.weights, state["average"], self.averaging)
+            weights = torch.where(state["has_average"] > 0, average, result.weights)
+            kept = {"average": weights, "has_average": torch.ones_like(weights)}
+            result = result._replace(weights=weights, state={**result.state, **kept})
+        return valid, result
 
     def decide(
         self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None = None
@@ -298,43 +392,23 @@ class GradientBalancer(LossBalancer):
         shapes = [column.shape[1:] for column in columns]
         # Methods flatten the gradients of each parameter, also those of a scalar.
         columns[:] = [column.unsqueeze(-1) if column.ndim == 1 else column for column in columns]
-        shown = self.last_weights
-        losses, used, factors = (each.to(shown.dtype) for each in (step.losses, step.weights, step.factors))
-        index, losses, columns = self._of_all_ranks(step, losses, columns)
-        rest: Tensor | float = 0.0
-        if index is not None:
-            columns, losses = [column[index] for column in columns], losses[index]
-            gramian = None if gramian is None else gramian[index][:, index]
-            rest = shown.index_fill(0, index, 0.0).sum()
-            factors, used, shown = factors[index], used[index], shown[index]
-        # Losses that weigh did not multiply have the factor of the whole pass.
-        scale, held = (factors[0] / used[0], shown / used) if self._weigh_takes else (factors[0], shown)
-        read, tracked = Read(losses, used, rest), None
-        own = self._ranks.size > 1 and step.wrt is None  # a rank's features are variables of its own
-        if self.reads == "gramian":
-            if gramian is None:
-                gramian = reduce(torch.add, [_gramian(column.to(shown.dtype)) for column in columns])
-            finite = self._read_gramian(read, gramian, scale, own)
-        elif self.tracks:
-            tracked = self._track(columns, scale, held, index)
-            read.tracked, finite = tracked.total, _are_finite(tracked.plain)
-        else:
-            read.gradients = [column.to(shown.dtype) / scale for column in columns]
-            finite = _are_finite(read.gradients)
-            if own:
-                finite = self._ranks.mean(finite.to(shown.dtype)) == 1
-        if step.valid is not None:
-            finite = finite & step.valid
+        told, columns, gramian = self._told(step, columns, gramian)
+        index, factor, held = told.chosen, told.factor, told.held
+        seen = self._seen(step, told, columns, gramian)
+        read, tracked, by = seen.read, seen.tracked, None if seen.scaled is None else seen.scaled.weights
+        finite = seen.finite if step.valid is None else seen.finite & step.valid
         update = self.compiled("_updated") if self.compiles and index is None else self._updated
         valid, result = update(read, self._arguments(self._update_takes, index, read=read), index, finite)
         assert result.weights is not None
         shares = torch.where(valid, result.weights, held)
-        replaced = self._directions(step, read, result, scale)
+        replaced = self._directions(step, columns, result, factor)
         if tracked is not None and self.replaces_gradients:
-            replaced = tracked.corrections(shares * scale, valid)
+            replaced = tracked.corrections(shares * factor, valid)
+        if by is not None:
+            shares = torch.where(valid, shares * by, held)
         if replaced is not None:
             replaced = [each.reshape(shape) for each, shape in zip(replaced, shapes, strict=True)]
-        weights = torch.where(valid, result.weights * used, shown) if self._weigh_takes else shares
+        weights = torch.where(valid, result.weights * told.used, told.shown) if self.weighs else shares
         if index is not None:
             weights = self.last_weights.index_copy(0, index, weights)
             shares = torch.zeros_like(weights).index_copy(0, index, shares)
@@ -344,25 +418,93 @@ class GradientBalancer(LossBalancer):
         def end() -> None:
             self._commit(result, read, index, valid)
             self._count_draws()
-            self.statistics.update(result.statistics)
+            self._tell(result.statistics, told.given)
             if tracked is not None:
                 self.commit({f"{self.tracks}_{k}": new for k, new in enumerate(tracked.new)}, index, valid)
             self._record(weights)
-            self._after_update(valid, losses, index)
+            if self.weighting is not None:
+                self._end_weighting(self.weighting, step, told, seen, valid)
+            self._after_update(valid, read.losses, index)
 
         step.commit = end
         return shares, replaced
 
+    def _told(
+        self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None
+    ) -> tuple["_Told", list[Tensor], Tensor | None]:
+        """Return what is known of a pass beside its gradients, and those of the tasks that take part on any rank."""
+        shown = self.last_weights
+        losses, used, factors = (each.to(shown.dtype) for each in (step.losses, step.weights, step.factors))
+        given, losses, columns = self._of_all_ranks(step, losses, columns)
+        index, rest = None if self.sees_all_tasks else self.index(given), cast(Tensor | float, 0.0)
+        if index is not None:
+            columns = [column[index] for column in columns]
+            gramian = None if gramian is None else gramian[index][:, index]
+            rest = shown.index_fill(0, index, 0.0).sum()
+            factors, used, shown = factors[index], used[index], shown[index]
+        # Losses that were not multiplied have the factor of the whole pass; those that were, its multiple.
+        factor, held = factors[0], shown
+        if self._weigh_takes:
+            factor, held = factors[0] / used[0], shown / used
+        elif self.weighs:  # by a weighting, which may leave tasks without weight
+            factor, held = torch.dot(factors, used) / torch.dot(used, used), _ratio(shown, used)
+        return _Told(given, index, losses, used, rest, shown, factor, held), columns, gramian
+
+    def _seen(self, step: MeasuringStep, told: "_Told", columns: list[Tensor], gramian: Tensor | None) -> "_Seen":
+        """Return the gradients of a pass as the method reads them, after its weighting if it has one."""
+        before, index, used = self.weighting, told.chosen, told.used
+        read = Read(told.losses if index is None else told.losses[index], used, told.rest)
+        if self.sees_all_tasks and told.given is not None:
+            read.present = self.mask(told.given)
+        own = self._ranks.size > 1 and step.wrt is None  # a rank's features are variables of its own
+        finite, scaled, tracked = list[Tensor](), cast(Scaled | None, None), None
+        if self.reads == "gramian" or (before is not None and before.reads in ("norms", "gramian")):
+            if gramian is None:
+                gramian = reduce(torch.add, [_gramian(column.to(used.dtype)) for column in columns])
+            finite.append(self._read_gramian(read, gramian, told.factor, own))
+        if before is not None and before.reads == "norms":
+            read.norms = read.gramian.diagonal().clamp(min=0).sqrt() / used.abs()
+        if before is not None and before.combines:
+            scaled = scale(before, replace(read), index, finite[0])
+            finite.append(scaled.valid)
+            read.gramian = read.gramian * torch.outer(scaled.weights, scaled.weights)
+        if self.tracks:
+            self._check_tracked()
+            tracked = self._track(columns, told, read.present, None if scaled is None else scaled.weights)
+            read.tracked = tracked.total
+            finite.append(_are_finite(tracked.plain))
+        elif self.reads == "gradients":
+            if self.per_parameter:
+                self._check_tracked()
+            rows = [column.to(used.dtype) / told.factor for column in columns]
+            are_finite = _are_finite(rows)
+            finite.append(self._ranks.mean(are_finite.to(used.dtype)) == 1 if own else are_finite)
+            read.mean = self._ranks.mean if own else read.mean
+            read.gradients = rows if scaled is None else [_times(each, scaled.weights) for each in rows]
+        return _Seen(read, reduce(torch.logical_and, finite), tracked, scaled)
+
+    def _end_weighting(
+        self, weighting: LossBalancer, step: MeasuringStep, told: "_Told", seen: "_Seen", valid: Tensor
+    ) -> None:
+        """Have the weighting learn from the pass, at its end."""
+        if seen.scaled is not None:
+            keep(weighting, seen.scaled, told.chosen, valid)
+            return
+        norms = seen.read.norms
+        if told.chosen is not None and norms is not NOTHING:
+            norms = torch.zeros_like(told.losses).index_copy(0, told.chosen, norms)
+        teach(weighting, Read(told.losses, step.weights.to(told.losses.dtype), norms=norms), told.given, valid)
+
     def _of_all_ranks(
         self, step: MeasuringStep, losses: Tensor, columns: list[Tensor]
-    ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    ) -> tuple[tuple[bool, ...] | None, Tensor, list[Tensor]]:
         """Return the tasks that take part on any rank, and the mean losses and gradients over all ranks."""
         given = step.given
         if self._ranks.size > 1:
             losses, given = self._mean_losses(losses, given)
             if step.wrt is not None:
                 columns = [self._ranks.mean(column) for column in columns]
-        return self.index(given), losses, columns
+        return given, losses, columns
 
     def _read_gramian(self, read: Read, gramian: Tensor, scale: Tensor, own: bool) -> Tensor:
         """Read the Gramian, zero where it is not finite; return whether it is.
@@ -376,7 +518,9 @@ class GradientBalancer(LossBalancer):
         read.gramian = self.statistics["gramian"] = torch.where(finite, gramian, 0.0)
         return finite
 
-    def _directions(self, step: MeasuringStep, read: Read, result: Result, scale: Tensor) -> list[Tensor] | None:
+    def _directions(
+        self, step: MeasuringStep, columns: Sequence[Tensor], result: Result, scale: Tensor
+    ) -> list[Tensor] | None:
         """Return what replaces the weighted sums, or at parameters is added to the plain sums; None: nothing does."""
         if result.directions is None:
             return None
@@ -388,31 +532,69 @@ class GradientBalancer(LossBalancer):
         replaced = [direction * scale for direction in result.directions]
         if step.wrt is None:
             return replaced
-        return [new - rows.sum(0) * scale for new, rows in zip(replaced, read.gradients, strict=True)]
+        return [new - rows.to(new.dtype).sum(0) for new, rows in zip(replaced, columns, strict=True)]
 
     def _to_track(self) -> list[tuple[str, torch.Size]]:
         """Return the name and the shape of each parameter that is tracked."""
         return [] if self._shared is None else [(name, each.shape) for name, each in self._shared.by_name().items()]
 
-    def _track(self, columns: list[Tensor], scale: Tensor, held: Tensor, index: Tensor | None) -> "_Tracked":
-        """Track the gradients, parameter by parameter, each of which is freed when it has been tracked."""
-        assert self._shared is not None
+    def _check_tracked(self) -> None:
+        """Check that the parameters are those that there is state for."""
         if self._to_track() != self._tracked:
             raise ForkError(
                 f"{type(self).__name__} keeps state for each parameter of wrt, but other parameters of wrt are trained "
                 f"now than when the balancer was made: were some frozen, or replaced? Make another balancer"
             )
-        made, state = _Tracked(), self.state(index)
+
+    def _track(self, columns: list[Tensor], told: "_Told", present: Tensor | None, by: Tensor | None) -> "_Tracked":
+        """Track the gradients times ``by``, parameter by parameter, each of which is freed when it was tracked."""
+        made, state, factor = _Tracked(), dict(self.state(told.chosen)), told.factor
+        if self.sees_all_tasks:
+            state["present"] = torch.ones_like(told.shown) if present is None else present.to(told.shown.dtype)
         for k, column in enumerate(columns):
-            made.plain.append(column.sum(0).flatten().to(scale.dtype))
-            gradient = column.to(scale.dtype).div_(scale)
+            made.plain.append(column.sum(0).flatten().to(factor.dtype))
+            gradient = column.to(factor.dtype).div_(factor)
             if self.replaces_gradients and self.needs_positive_losses:
-                made.held.append(torch.mv(gradient.flatten(1).t(), held * scale))
+                made.held.append(torch.mv(gradient.flatten(1).t(), told.held * factor))
+            if by is not None:
+                gradient = _times(gradient, by)
             new, part = self.track(gradient, state[f"{self.tracks}_{k}"], state)
             made.total = made.total + part if made.total.numel() else part
             made.new.append(new)
             columns[k] = new
         return made
+
+
+class _Told(NamedTuple):
+    """What is known of a pass beside its gradients. T' tasks take part on any rank."""
+
+    given: tuple[bool, ...] | None
+    """For each task whether it takes part; None if all do."""
+    chosen: Tensor | None
+    """The tasks that do, ``(T',)``; None if all do."""
+    losses: Tensor
+    """``(T,)``: the mean over ranks."""
+    used: Tensor
+    """``(T',)``: what the losses were multiplied by."""
+    rest: Tensor | float
+    """The sum of the weights last used of the tasks that take no part."""
+    shown: Tensor
+    """``(T',)``: the weights last used."""
+    factor: Tensor
+    """What the losses have beside ``used``: a scalar."""
+    held: Tensor
+    """``(T',)``: what this pass's gradients are to be multiplied by to have the weights last used."""
+
+
+class _Seen(NamedTuple):
+    """What was read of a pass's gradients."""
+
+    read: Read
+    finite: Tensor
+    """A bool scalar: whether all of them are finite."""
+    tracked: "_Tracked | None"
+    scaled: Scaled | None
+    """What a weighting that reads inner products made of them."""
 
 
 class _Tracked:
@@ -437,6 +619,16 @@ class _Tracked:
                 lacking = torch.where(valid, lacking, self.held[k] - plain)
             found.append(lacking.view(new.shape[1:]))
         return found
+
+
+def _ratio(numerators: Tensor, denominators: Tensor) -> Tensor:
+    """Return the ratios, zero where the denominator is."""
+    return torch.where(denominators == 0, 0.0, numerators / denominators)
+
+
+def _times(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return rows ``(T', ...)``, each times its weight."""
+    return (rows.movedim(0, -1) * weights).movedim(-1, 0)
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> Tensor:

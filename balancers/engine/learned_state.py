@@ -39,8 +39,8 @@ class LearnedState(LossBalancer):
             fused_adam(values, first, second, gradient, self.optimizer_steps, self.lr, skip=valid.logical_not())
         self.commit({self.learns: self.project(values, read), "moments_1": first, "moments_2": second}, index, valid)
 
-    def _descended(self, gradient: Tensor, read: Read) -> State:
-        state, steps = self.state(), self.optimizer_steps + 1
+    def _descended(self, gradient: Tensor, read: Read, index: Tensor | None) -> State:
+        state, steps = self.state(index), self.optimizer_steps + 1
         values, first, second = state[self.learns], state["moments_1"], state["moments_2"]
         if self.optimizer == "sgd":
             values = values - self.lr * gradient

@@ -1,6 +1,6 @@
 """The argument of a method's `update`, and its return value."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,10 @@ NOTHING = torch.empty(0, device="cpu")
 """Stands for what was not read."""
 State = Mapping[str, Tensor]
 """A method's state and constants by name. Rows of per-task state are those of the tasks that take part."""
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @dataclass
@@ -26,14 +30,22 @@ class Read:
     present: Tensor | None = None
     """``(T,)``, bool: the tasks that took part, for methods with ``sees_all_tasks``; None if all did."""
     norms: Tensor = NOTHING
-    """``(T',)``: the norm of each loss's gradient; of the mean gradient where several passes or ranks make a step."""
+    """``(T',)``: the norm of each loss's gradient; of the mean gradient where several passes or ranks make a step. Of a
+    method that reads residuals, the root mean square of their gradients' norms."""
     gramian: Tensor = NOTHING
     """``(T', T')``: the inner products of the gradients of the losses, multiplied by ``weights``."""
     gradients: Sequence[Tensor] = ()
     """Of each tensor of features or parameters, the gradients of the losses, multiplied by ``weights``,
     ``(T', ...)``."""
+    mean: Callable[[Tensor], Tensor] = _itself
+    """Returns the mean over ranks of a tensor that each rank computed from ``gradients`` of its own features."""
     tracked: Tensor = NOTHING
     """The sum over all parameters of the second value that ``track`` returned."""
+    second_losses: Tensor = NOTHING
+    """``(T',)``: of a method that looks at a second batch, its losses."""
+    products: Tensor = NOTHING
+    """Inner products of the gradients of the losses with those of a second batch, ``(T', T')``, or ``(T',)`` with one
+    gradient of it."""
     losses_before: Tensor = NOTHING
     """``(T',)``: of a method that looks at the losses after the optimiser's step, those before it."""
 

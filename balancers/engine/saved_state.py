@@ -87,6 +87,8 @@ class DeclaredState(nn.Module):
             setattr(self, name, value)
             if declared.per_task and not declared.one_of:
                 self.constant(name, value)
+            if declared.task:
+                self.constant(f"is_{name}", [float(i == value) for i in range(self.num_tasks)])
         self.prepare()
         for name, each in self._states.items():
             given = initial.get(name)
@@ -136,9 +138,12 @@ class DeclaredState(nn.Module):
 
     # What the engine does with it.
 
-    def state(self, index: Tensor | None = None) -> State:
-        """Return the state and the constants, with the rows of the tasks at ``index``, ``(T',)``; None: of all."""
-        whole = buffers_of(self)
+    def state(self, index: Tensor | None = None, new: State | None = None) -> State:
+        """Return the state and the constants, with the rows of the tasks at ``index``, ``(T',)``; None: of all.
+
+        ``new`` state takes the place of what is written.
+        """
+        whole = buffers_of(self) if new is None else {**buffers_of(self), **new}
         if self._constants:
             if not self._made:
                 self._make_constants()
@@ -154,15 +159,13 @@ class DeclaredState(nn.Module):
             old, dims = buffers[name], self._task_dims[name]
             if value is old:
                 continue
-            value = value.to(old.dtype)
-            if index is not None and dims:
-                value = old.index_put((index.unsqueeze(-1), index)[2 - len(dims) :], value)
-            torch.where(valid, value, old, out=old)
+            torch.where(valid, _placed(value, old, dims, index), old, out=old)
 
-    def merged(self, new: State, valid: Tensor) -> State:
-        """Return ``new`` state of all tasks as `commit` would write it."""
-        buffers = buffers_of(self)
-        return {name: torch.where(valid, value.to(buffers[name].dtype), buffers[name]) for name, value in new.items()}
+    def merged(self, new: State, valid: Tensor, index: Tensor | None) -> State:
+        """Return ``new`` state, of all tasks, as `commit` would write it."""
+        buffers, dims = buffers_of(self), self._task_dims
+        placed = {name: _placed(value, buffers[name], dims[name], index) for name, value in new.items()}
+        return {name: torch.where(valid, value, buffers[name]) for name, value in placed.items()}
 
     def write(self, new: State) -> None:
         """Write state that `merged` returned."""
@@ -278,6 +281,12 @@ class DeclaredState(nn.Module):
         saved = _parse(state)
         self.turn, self.drawn, self.seed = saved.turn, saved.drawn, saved.seed
         self._reader.names = self._reader.names or saved.names
+
+
+def _placed(value: Tensor, old: Tensor, dims: tuple[int, ...], index: Tensor | None) -> Tensor:
+    """Return new state of all tasks, where ``value`` has those at ``index``."""
+    value = value.to(old.dtype)
+    return value if index is None or not dims else old.index_put((index.unsqueeze(-1), index)[2 - len(dims) :], value)
 
 
 def _digits(number: int, count: int) -> list[float]:

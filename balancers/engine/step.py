@@ -524,6 +524,16 @@ class HeldStep(MeasuringStep):
         self.balancer.decide(self, columns)
 
 
+class Lookahead(MeasuringStep):
+    """Differentiates losses before a step, without a backward pass of its own."""
+
+    def of_losses(self, losses: Entries) -> list[Tensor]:
+        """Return the gradient of each loss with respect to each parameter of ``wrt``, ``(T, ...)``."""
+        measurement = self._measurement(adds_up=True)
+        self._differentiate(losses, measurement, self.weights)
+        return measurement.columns() or self._nothing()
+
+
 class _Rows:
     """The tasks' gradients of the features, held until all are there."""
 

@@ -44,7 +44,9 @@ def widened(rows: Tensor) -> Tensor:
 
 def weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
     """``(...)``: of ``weights`` ``(T,)`` and ``gradients`` ``(T, ...)``."""
-    return torch.mv(flat(gradients).t(), weights.to(gradients.dtype)).view(gradients.shape[1:])
+    # A weight may be larger than half precision holds, where a gradient is small.
+    rows = widened(flat(gradients)) if gradients.dtype is torch.float16 else flat(gradients)
+    return torch.mv(rows.t(), weights.to(rows.dtype)).to(gradients.dtype).view(gradients.shape[1:])
 
 
 def flat(gradients: Tensor) -> Tensor:

@@ -299,9 +299,14 @@ def _has_unpack_hook(node: Node, name: str, unknown: bool) -> bool:
     except RuntimeError:  # freed by an earlier pass
         return unknown
     return any(
-        getattr(each, "unpack_hook", each if unknown else None) is not None
+        getattr(each, "unpack_hook", each if unknown else None) not in (None, as_it_is)
         for each in (saved if isinstance(saved, tuple) else (saved,))
     )
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    """Save a tensor as it is: as a hook, it keeps a graph from a checkpoint around it, and counts as none."""
+    return tensor
 
 
 @contextmanager

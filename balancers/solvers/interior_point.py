@@ -55,13 +55,14 @@ def steps(tasks: int) -> int:
     return 16 + math.isqrt(tasks)
 
 
-def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor:
+def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float, more_steps: int = 0) -> Tensor:
     r"""Return the :math:`x \ge 0`, ``(B, T, 1)``, that minimises :math:`\tfrac12 x^\top Q x + q^\top x`.
 
     Args:
         hessian: :math:`Q`, ``(B, T, T)``, positive semidefinite, with a diagonal of about 1.
         linear: :math:`q`, ``(B, T, 1)``, with a largest entry of about 1.
         indefinite: how far below zero rounding may have moved an eigenvalue of ``hessian``.
+        more_steps: steps beyond the usual number, for solutions far above 1. Half of them drop the ridge.
     """
     batch, tasks = linear.shape[:2]
     matrix = hessian.clone()
@@ -76,9 +77,10 @@ def nonnegative_qp(hessian: Tensor, linear: Tensor, indefinite: float) -> Tensor
     gradient, ratio, pull = linear.new_empty(3, batch, 1, tasks).mT.unbind()
     x_row, floor = x.mT, linear.new_full((1, 1, 1), GAP / tasks)
     target, blocked = linear.new_empty(2, batch, 1, 1).unbind()
-    cholesky, count = Cholesky(matrix), steps(tasks)
+    cholesky, count = Cholesky(matrix), steps(tasks) + more_steps
+    without_ridge = PROXIMAL_STEPS + more_steps // 2
     for step in range(count):
-        torch.baddbmm(linear, hessian if step >= count - PROXIMAL_STEPS else ridged, x, out=gradient)
+        torch.baddbmm(linear, hessian if step >= count - without_ridge else ridged, x, out=gradient)
         torch.div(z, x, out=ratio)
         torch.add(curvature, ratio, out=diagonal)
         # Solve x z = target to first order: (Q + z / x) x_down = gradient - target / x.

@@ -15,6 +15,8 @@ READS = {
     "norms": "gradient norms",
     "gramian": "Gramian",
     "gradients": "gradients",
+    "second batch": "a second batch",
+    "residuals": "residuals",
 }
 
 

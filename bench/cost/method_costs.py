@@ -6,10 +6,10 @@ shared layer, else the parameters. A method that learns is also measured with ``
 ``environment-methods.json`` go to ``results/cost``. Nothing else should be running. It takes ten minutes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,8 @@ from .timed_methods import AGAIN, EQUAL, TimedMethod
 SIZES, QUICK_SIZES = (2, 10, 40), (2,)
 BATCH = 100
 ROUNDS, QUICK = 100, 10
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"ntk": {"update_every": 1, "probes": 1}}
+"""Options without which a step is not like the others: NTK weighting measures in every step here, with one probe."""
 
 
 def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iterator[pd.DataFrame]:
@@ -47,7 +49,7 @@ def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iter
         batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), BATCH)
         methods, compiled, places = [EQUAL, AGAIN], list[TimedMethod](), ["", ""]
         for name in sorted(set(balancers.names()) - {"equal"}):
-            options = {"weights": [1.0] * T} if name == "static" else {}
+            options = {"weights": [1.0] * T} if name == "static" else OPTIONS.get(name, {})
             wrt = place(name)
             methods.append(TimedMethod(name, partial(_make, Method(name, wrt, options), problem)))
             places.append(wrt or "")

@@ -32,11 +32,14 @@ class Subject(NamedTuple):
         model: the model, in train mode.
         losses: computes the losses of this step's batch: a list, a ``{task: loss}`` dict or a tensor ``(T,)``.
         wrt: the last shared layer, or its parameters; None if it isn't named.
+        residuals: computes the residuals of a batch, for methods that read them; None if the losses are no means of
+            their squares.
     """
 
     model: nn.Module
     losses: Callable[[], Losses]
     wrt: nn.Module | nn.Parameter | tuple[nn.Parameter, ...] | None = None
+    residuals: Callable[[], Sequence[Tensor]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +86,7 @@ def make(make_step: MakeStep, seed: int = 0) -> Subject:
         torch.manual_seed(seed)
         made = make_step()
     expected = "expected (model, losses) or (model, losses, wrt)"
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
+    if not isinstance(made, tuple) or len(made) not in (2, 3, 4):
         came = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
         raise SubjectError(f"make_step returned {came}; {expected}")
     subject = Subject(*made)
@@ -117,7 +120,13 @@ def of_problem(problem: Problem[Any], batches: Sequence[Any], device: torch.devi
     def make_step() -> Subject:
         model = problem.model().to(device).train()
         ready = itertools.cycle(batches)
-        return Subject(model, lambda: problem.losses(model, next(ready)), problem.shared(model).layer)
+        has_residuals = type(problem).residuals is not Problem.residuals
+        return Subject(
+            model,
+            lambda: problem.losses(model, next(ready)),
+            problem.shared(model).layer,
+            (lambda: problem.residuals(model, batches[0]) or ()) if has_residuals else None,
+        )
 
     return make_step
 

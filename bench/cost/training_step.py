@@ -5,9 +5,10 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 
 from balancers import LossBalancer
+from balancers.engine import ResidualBalancer
 
 from .step_clock import new_clock
-from .subject import Subject
+from .subject import Subject, SubjectError
 
 PARTS = ("forward", "backward", "optimizer")
 """The timed parts. ``backward`` is the balancer and the backward pass; ``optimizer`` is the optimiser's step, the
@@ -26,10 +27,18 @@ class TrainingStep:
         self.seconds: list[list[float]] = []
         """Seconds of each of `PARTS`, with a row for each step."""
         self._clock = new_clock(subject.device)
+        if balancer.needs_second_batch:
+            balancer.second_batch(subject.losses)
+        if balancer.needs_optimizer:
+            balancer.follow(optimizer)
 
     def __call__(self) -> None:
         clock = self._clock
         clock.start()
+        if isinstance(self.balancer, ResidualBalancer) and self.balancer.needs_residuals:
+            if self.subject.residuals is None:
+                raise SubjectError(f"{self.balancer.name} reads residuals, which this model does not give")
+            self.balancer.residuals(self.subject.residuals())
         losses = self.subject.losses()
         clock.lap()
         loss = self.balancer(losses)

@@ -1,4 +1,4 @@
-"""Derive a run's four random streams from its seed: data, initial values, batch order and balancer.
+"""Derive a run's random streams from its seed: data, initial values, batch order, balancer and second batches.
 
 The streams do not depend on the balancer. All balancers of one seed therefore get the same data, the same initial
 values and the same batches, however many random numbers a balancer draws itself.
@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-Stream = Literal["data", "initial values", "batches", "balancer"]
+Stream = Literal["data", "initial values", "batches", "balancer", "second batches"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 
 

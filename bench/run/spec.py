@@ -48,6 +48,13 @@ class Method:
     wrt: Wrt | None
     options: Options
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The balancer's name, and that of its weighting if it has one."""
+        before = self.options.get("weighting")
+        before = before.get("name") if isinstance(before, Mapping) else before
+        return (self.name, before) if isinstance(before, str) else (self.name,)
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -80,7 +87,7 @@ def provenance(spec: RunSpec) -> dict[str, str]:
     """Return what a result depends on besides its specification: the protocol, the code, the data, PyTorch."""
     return {
         "protocol": protocol_version(),
-        "code": run_code(spec.problem, spec.method.name),
+        "code": run_code(spec.problem, *spec.method.names),
         "data": fingerprint(spec.problem, spec.problem_options),
         "torch": str(torch.__version__),
     }
@@ -110,13 +117,13 @@ def protocol_version() -> str:
 
 
 @cache
-def run_code(problem: str, balancer: str) -> str:
-    """Return a hash of the code that runs of this problem and this balancer go through; see `bench.run.code_hash`.
+def run_code(problem: str, *methods: str) -> str:
+    """Return a hash of the code that runs of this problem and these balancers go through; see `bench.run.code_hash`.
 
-    That code is the training loop, the modules of the two classes and of their bases, and the modules of the same
+    That code is the training loop, the modules of the classes and of their bases, and the modules of the same
     packages that these import from, directly or not. Files are read once a process, when the first key is asked for.
     """
-    classes = (tasks.get(problem), balancers.get(balancer))
+    classes = (tasks.get(problem), *map(balancers.get, methods))
     packages = {"tasks", "balancers", *(_package(cls.__module__) for cls in classes)}
     roots = [base.__module__ for cls in classes for base in cls.__mro__ if _package(base.__module__) in packages]
     files = {*TRAINING, *code_hash.files_of(roots, packages)}

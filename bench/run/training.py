@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import tasks
+from balancers.engine import ResidualBalancer
 from tasks import Split
 
 from . import build
@@ -164,10 +166,13 @@ class Training:
         spec, problem = self.spec, self.problem
         optimizer = build.optimizer(self.model, spec.recipe)
         schedule = build.schedule(optimizer, spec.recipe)
-        batches = problem.batches(self.data, generator(spec.seed, "batches"), spec.recipe.batch_size)
+        data = self.second_batches(optimizer) if self.balancer.needs_second_batch else self.data
+        batches = problem.batches(data, generator(spec.seed, "batches"), spec.recipe.batch_size)
 
         def make_step(before_update: Callable[[], None] | None) -> None:
             batch = next(batches)
+            if isinstance(self.balancer, ResidualBalancer) and self.balancer.needs_residuals:
+                self.balancer.residuals(problem.residuals(self.model, batch) or ())
             losses = problem.losses(self.model, batch)
             loss = self.balancer(losses)
             optimizer.zero_grad()
@@ -183,6 +188,16 @@ class Training:
             self.record.note(losses, self.balancer.weights)
 
         return make_step
+
+    def second_batches(self, optimizer: Optimizer) -> Any:
+        """Give the balancer batches of held-out training data, and return the rest of the data."""
+        problem, size, order = self.problem, self.spec.recipe.batch_size, generator(self.spec.seed, "second batches")
+        rest, held = problem.split(self.data, order, size)
+        batches = problem.batches(held, order, size)
+        self.balancer.second_batch(lambda: problem.losses(self.model, next(batches)))
+        if self.balancer.needs_optimizer:
+            self.balancer.follow(optimizer)
+        return rest
 
     def validate(self, step: int) -> None:
         """Evaluate the model on the validation split, and keep a copy of it if it is the best so far."""

@@ -67,4 +67,22 @@ class TrackedNorms(GradientBalancer):
         return Result(inverse / inverse.sum())
 
 
-PLUGINS: tuple[type[LossBalancer], ...] = (InverseRoots, NormSeeker, MeanProducts, TrackedNorms)
+class SecondShares(LossBalancer):
+    """Looks ahead and weighs by the losses too: averages the losses of a second batch, and weighs by the ratios."""
+
+    name = "plugin-ahead"
+    summary = "Weigh each task by how its loss compares with that of other batches."
+    reads = "second batch"
+    when = "forward"
+    needs_second_batch = True
+    needs_positive_losses = True
+    averages: Tensor = state(1.0)
+
+    def update(self, read: Read, state: State) -> Result:
+        return Result(state={"averages": torch.lerp(state["averages"], read.second_losses, 0.25)})
+
+    def weigh(self, losses: Tensor, state: State) -> Tensor:
+        return torch.softmax((losses / state["averages"]).log(), -1)
+
+
+PLUGINS: tuple[type[LossBalancer], ...] = (InverseRoots, NormSeeker, MeanProducts, TrackedNorms, SecondShares)

@@ -29,11 +29,12 @@ from balancers import (
 )
 
 from . import heads, nets
+from .needs import supply
 
 TASKS = 3
 STEPS = 3
 PLACES = ("features", "layer", "parameters")
-OPTIONS: dict[str, dict[str, Any]] = {"static": {"weights": [0.5, 1.0, 1.5]}}
+OPTIONS: dict[str, dict[str, Any]] = {"ntk": {"update_every": 1}, "static": {"weights": [0.5, 1.0, 1.5]}}
 """What methods need besides the tasks."""
 KINDS = pytest.mark.parametrize("kind", ["separate", "batched"])
 """Heads of their own behind a `Fork`, and `LinearHeads`."""
@@ -69,10 +70,14 @@ def make(name: str, place: str, net: Any) -> LossBalancer:
     method: Callable[..., LossBalancer] = get(name)
     options = {"tasks": TASKS} | OPTIONS.get(name, {})
     if place == "parameters":
-        return method(None, wrt=net.trunk, **options)
-    if place:
-        return method(net.fork, wrt=net.trunk[2] if place == "layer" else None, **options)
-    return method(**options)
+        balancer = method(None, wrt=net.trunk, **options)
+    elif place:
+        balancer = method(net.fork, wrt=net.trunk[2] if place == "layer" else None, **options)
+    else:
+        balancer = method(**options)
+    x = nets.inputs("linear", STEPS + 1)[-1]
+    supply(balancer, lambda: losses_of(net(x), x))
+    return balancer
 
 
 def cases(every_place: bool) -> list[Any]:

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from balancers import Fork, GradientBalancer, GradNorm, LossBalancer, UncertaintyWeighting, get, names
 
+from .needs import supply
+
 TASKS = 4
+OPTIONS: dict[str, dict[str, Any]] = {"coba": {"window": 5, "warm_up": 1}, "ntk": {"update_every": 1}}
+"""Options with which few steps change the weights."""
 FAST = {"dwa", "famo", "gradnorm", "mgda", "pcgrad", "static"}
 """Methods that read losses, look again, learn, solve, draw, or do none of this."""
 pytestmark = [
@@ -34,11 +38,14 @@ class Net(nn.Module):
         self.to(dtype)
         self.optimizer = torch.optim.SGD(self.parameters(), 0.05)
         self.balancer = self._balancer(name, options)
+        other = torch.randn(7, 5, dtype=dtype)
+        supply(self.balancer, lambda: self.losses(other), self.optimizer)
 
     def _balancer(self, name: str, options: dict[str, Any]) -> LossBalancer:
         cls: Any = get(name)
         if name == "static":
             return cls([0.5, 1.0, 1.5, 2.0], **options)
+        options = dict(OPTIONS.get(name, {})) | options
         if not issubclass(cls, GradientBalancer):
             return cls(TASKS, **options)
         places = {"layer": self.trunk[2], "features": None, "parameters": self.trunk}

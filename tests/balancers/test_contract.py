@@ -193,7 +193,7 @@ def test_a_task_left_out_takes_no_part(case: Case):
 # Windows and turns
 
 
-@each(has_windows, lambda case: case.ahead)
+@each(has_windows, lambda case: case.by_state)
 def test_weights_hold_in_a_window(case: Case):
     contract.holds_in_a_window(case)
 

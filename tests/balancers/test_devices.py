@@ -37,6 +37,7 @@ from balancers.engine import rng
 
 from .contract import OPTIONS
 from .device_watch import DEVICES, DeviceWatch, autocast, simulated
+from .needs import supply
 from .nets import NETS, build, inputs, losses_of
 
 TASKS = ("a", "b", "c")
@@ -232,6 +233,7 @@ def holds(case: Case) -> DeviceWatch:
         batch = torch.randn(3, 4), torch.randn(3, len(TASKS), 2)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     balancer = new_balancer(case, net)
+    supply(balancer, lambda: net.losses(*batch, "abc"), optimizer)
     if case.mode == "followed":
         balancer.follow(optimizer)
 

@@ -17,6 +17,7 @@ from balancers import CAGrad, Fork, GradientBalancer, LossBalancer, get, names
 from balancers.engine.host_flag import Later
 
 from .integration import assert_bit_equal
+from .needs import supply
 
 TASKS = ("a", "b", "c")
 SHARED = 5
@@ -70,6 +71,7 @@ class Problem:
         }
         options = {"tasks": TASKS[: len(gradients)]} | options
         self.balancer = make(*positional[place], **options)
+        supply(self.balancer, lambda: self.net.losses([1.0] * len(gradients), forks=False))
 
     def step(self, values: Sequence[float] | Tensor, tasks: Sequence[str] = TASKS) -> None:
         """Train one step on losses of these values."""
@@ -177,6 +179,10 @@ SLOWS = ("moco",)
 """Methods that come to that in the course of time."""
 MEAN = ("cagrad",)
 """Methods that go on along the mean gradient."""
+COMPARES = ("vqgan",)
+"""Methods that leave a task out where another one, to which they compare it, has no gradient."""
+HALTS = ("pcd",)
+"""Methods that follow one task, here the first, and stop where it has no gradient."""
 
 
 def combining(*, but: Sequence[str] = ()) -> pytest.MarkDecorator:
@@ -203,7 +209,7 @@ def parallel(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found / found.norm(), expected / expected.norm(), rtol=1e-7, atol=1e-7)
 
 
-@combining(but=(*STAYS, *STOPS, *SLOWS, *MEAN))
+@combining(but=(*STAYS, *STOPS, *SLOWS, *MEAN, *HALTS))
 @pytest.mark.parametrize("which", SATISFIED)
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_training_goes_on_for_the_others_as_without_the_satisfied_task(
@@ -221,7 +227,7 @@ def test_training_goes_on_for_the_others_as_without_the_satisfied_task(
         assert all(value.isfinite().all() for value in problem.balancer.state_dict().values())
 
 
-@combining(but=(*STOPS, *SLOWS, *STAYS))
+@combining(but=(*STOPS, *SLOWS, *STAYS, *COMPARES, *HALTS))
 @pytest.mark.parametrize("satisfied", [0, 1])
 def test_of_two_tasks_the_other_goes_on_along_its_gradient(name: str, place: str, satisfied: int) -> None:
     problem = Problem(name, place, without([satisfied])[:2])

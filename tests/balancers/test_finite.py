@@ -20,6 +20,7 @@ from balancers import (
     StaticWeighting,
     UncertaintyWeighting,
 )
+from balancers.engine.host_flag import Later
 
 from .nets import Net, build, inputs, losses_of
 
@@ -152,3 +153,18 @@ def test_a_wait_would_be_seen():
         step(balancer, net, 0)
         with NoWait(), pytest.raises(AssertionError, match="waits for the device"):
             step(balancer, net, 1)
+
+
+def test_a_method_that_has_settled_is_valid_before_the_host_knows(monkeypatch: pytest.MonkeyPatch):
+    """Ranks go on measuring for some steps after the method has settled."""
+    monkeypatch.setattr(Later, "is_true", lambda _: False)
+    net = build("linear", 2)
+    balancer = make("layer", net, check_finite=True, freeze_after=2)
+    for t in range(2):
+        step(balancer, net, t)
+    frozen = balancer.state_dict()["next_weights"].clone()
+    for t in range(2, 5):
+        step(balancer, net, t)
+    assert balancer.state_dict()["next_weights"].equal(frozen)
+    with pytest.raises(FloatingPointError):
+        step(balancer, net, 5, "nan loss")

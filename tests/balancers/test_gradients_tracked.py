@@ -8,7 +8,8 @@ import torch
 
 from balancers import ForkError
 from balancers.db_mtl import DBMTL
-from balancers.moco import MoCo, project
+from balancers.moco import MoCo
+from balancers.solvers.simplex import project
 
 from .nets import build, inputs, losses_of
 from .planted import Planted, draw, matrix, random_losses, state

@@ -32,6 +32,7 @@ from .integration import (
     run_reference,
     sgd,
 )
+from .needs import supply
 
 TASKS, SHARED, ROWS = 3, 4, 5
 
@@ -115,6 +116,7 @@ class Problem:
             "": [[0.5, 1.0, 2.0]] if name == "static" else [],
         }
         self.balancer = make(*positional[place], **{"tasks": TASKS} | dict(OPTIONS.get(name, {})) | options)
+        supply(self.balancer, lambda: self.net.losses(forks=False))
 
     def losses(self) -> list[Tensor]:
         return self.net.losses(forks=self.place in ("features", "layer"))
@@ -144,7 +146,13 @@ class Problem:
         return {key: value.clone() for key, value in self.balancer.state_dict().items() if key != "last_weights"}
 
 
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"dwa": {"period": 2}, "softadapt": {"period": 2, "beta": 2.0}}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "coba": {"window": 4, "warm_up": 1},
+    "dwa": {"period": 2},
+    "ntk": {"update_every": 1},
+    "sdmgrad": {"lr": 0.1},
+    "softadapt": {"period": 2, "beta": 2.0},
+}
 """Options with which few steps change the weights."""
 REPLACING = [name for name in names() if get(name).replaces_gradients]
 SOME = ("gradnorm", "mgda", "imtl", "uncertainty", "scale-invariant", "gradvac")
@@ -170,7 +178,8 @@ def methods(
 
 def weighs_by_state(balancer: LossBalancer) -> bool:
     """Return whether a step's weights are known before the step."""
-    return not balancer.combines and "losses" not in inspect.signature(balancer.weigh).parameters
+    by_state = not balancer.combines and "losses" not in inspect.signature(balancer.weigh).parameters
+    return by_state and balancer.when != "forward"
 
 
 def same(found: object, expected: object) -> None:

@@ -13,6 +13,8 @@ from balancers import GradientBalancer, get, names
 from bench.run import build
 from bench.run.spec import Method
 
+from .needs import supply
+
 OURS = [name for name in names() if get(name).__module__.startswith("balancers.")]
 KINDS = [
     (name, wrt)
@@ -46,9 +48,11 @@ def test_trains_without_a_nan(kind, num_tasks, precision):
     model = problem.model()
     if precision == "float64":
         model, batches = model.double(), [type(batch)(*(part.double() for part in batch)) for batch in batches]
-    options = {"weights": [1.0] * num_tasks} if name == "static" else {}
+    # M-ConFIG's shared parameters stay until each task had a turn.
+    options = {"static": {"weights": [1.0] * num_tasks}, "m-config": {"takes_turns": False}}.get(name, {})
     balancer = build.balancer(Method(name, wrt, options), problem, model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    supply(balancer, lambda: problem.losses(model, batches[0]), optimizer)
     autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for batch in batches:

@@ -31,10 +31,11 @@ from balancers import (
     names,
 )
 
+from .needs import supply
 from .nets import Net, build, inputs, losses_of
 
 PLACES = ("features", "layer", "parameters")
-OPTIONS: dict[str, dict[str, Any]] = {"static": {"weights": [0.5, 1.5]}}
+OPTIONS: dict[str, dict[str, Any]] = {"static": {"weights": [0.5, 1.5]}, "m-config": {"takes_turns": False}}
 """What methods need besides the tasks."""
 
 
@@ -42,10 +43,13 @@ def make(name: str, place: str, net: Net) -> LossBalancer:
     method: Callable[..., LossBalancer] = get(name)
     options = {"tasks": 2} | OPTIONS.get(name, {})
     if place == "parameters":
-        return method(None, wrt=net.trunk, **options)
-    if place:
-        return method(net.fork, wrt=net.layer if place == "layer" else None, **options)
-    return method(**options)
+        balancer = method(None, wrt=net.trunk, **options)
+    elif place:
+        balancer = method(net.fork, wrt=net.layer if place == "layer" else None, **options)
+    else:
+        balancer = method(**options)
+    supply(balancer, lambda: plain_losses(net, batch(9)))
+    return balancer
 
 
 def cases(keep: Callable[[type[LossBalancer]], bool] = lambda method: True) -> list[Any]:
@@ -749,6 +753,7 @@ def test_function_transforms_with_a_task_left_out(name: str, place: str):
     net, twin = build("linear", 2), build("linear", 2)
     options = OPTIONS.get(name, {})
     balancer, expected = (get(name)(**options, tasks=["a", "b"]) for _ in range(2))
+    supply(expected, lambda: plain_losses(twin, batch()))
 
     def total(parameters: dict[str, Tensor]) -> Tensor:
         return balancer({"b": losses_of(functional_call(net, parameters, (batch(),)), batch())[1]})

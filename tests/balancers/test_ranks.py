@@ -26,6 +26,9 @@ METHODS = [*names(), *(name for name in PLUGINS if name not in FAULTY)]
 SAYS_NOTHING = ("equal", "static", "random", "graddrop")
 """Methods that tell other ranks nothing that their weights depend on."""
 
+REFUSES_SHARDS = ("auto-lambda", "ntk")
+"""Methods that need whole parameters."""
+
 Tasks = Sequence[Sequence[str]]
 ALL: Tasks = [list(TASKS)] * 2
 LACKING: Sequence[Tasks] = [[["a", "b", "c"], ["a", "c"]], [["b", "c"], ["a", "b", "c"]], [["b"], ["a", "b"]], ALL]
@@ -83,7 +86,12 @@ def replaces_gradients(name: str) -> bool:
 
 
 def takes_turns(name: str) -> bool:
-    return is_measuring(name) and not hasattr(method_of(name), "track")
+    return is_measuring(name) and not hasattr(method_of(name), "track") and name != "metabalance"
+
+
+def takes_shards(name: str) -> bool:
+    """Return whether the method works where FSDP shards the parameters."""
+    return is_measuring(name) and name not in REFUSES_SHARDS
 
 
 def at_its_place(name: str) -> tuple[str, str]:
@@ -196,7 +204,7 @@ def test_check_finite_raises_on_both_ranks_everywhere(ranks: Ranks, name: str, p
 # FSDP
 
 
-@pytest.mark.parametrize(("name", "place"), [at_its_place(name) for name in MEASURING])
+@pytest.mark.parametrize(("name", "place"), [at_its_place(name) for name in MEASURING if takes_shards(name)])
 def test_a_sharded_model_is_one_process(ranks: Ranks, name: str, place: str) -> None:
     agree(ranks, name, place, SHARDED["each layer freed"])
 
@@ -221,7 +229,7 @@ def test_a_sharded_model_is_one_process_where_ranks_lack_tasks(ranks: Ranks, nam
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", SHARDED | MORE_SHARDED)
-@pytest.mark.parametrize(("name", "place"), EVERYWHERE)
+@pytest.mark.parametrize(("name", "place"), [each for each in EVERYWHERE if each[0] not in REFUSES_SHARDS])
 def test_every_method_with_a_model_sharded_in_any_way(ranks: Ranks, name: str, place: str, way: str) -> None:
     agree(ranks, name, place, (SHARDED | MORE_SHARDED)[way])
 
@@ -238,6 +246,13 @@ def test_bare_sharded_parameters_are_refused(ranks: Ranks, place: str) -> None:
     case = {"method": "gradnorm", "place": place, "given": "parameters", "may_be_refused": True}
     for record in ranks.run("worker_ranks", case | SHARDED["each layer freed"], timeout=15):
         assert re.match(r"TypeError: wrt holds a sharded parameter.*give the module", record["refused"])
+
+
+@pytest.mark.parametrize("name", REFUSES_SHARDS)
+def test_methods_that_need_whole_parameters_say_so(ranks: Ranks, name: str) -> None:
+    case = {"method": name, "place": "parameters", "may_be_refused": True}
+    for record in ranks.run("worker_ranks", case | SHARDED["each layer freed"], timeout=15):
+        assert re.match(r"RuntimeError: .*FSDP shards", record["refused"])
 
 
 def check_made_before(ranks: Ranks, name: str, place: str, given: str, way: str) -> None:
@@ -264,7 +279,7 @@ def test_a_balancer_made_before_the_model_is_sharded_works_or_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("way", SHARDED)
 @pytest.mark.parametrize("given", ["module", "parameters"])
-@pytest.mark.parametrize(("name", "place"), [each for each in EVERYWHERE if is_measuring(each[0])])
+@pytest.mark.parametrize(("name", "place"), [each for each in EVERYWHERE if takes_shards(each[0])])
 def test_balancers_made_before_the_model_is_sharded_work_or_are_refused(
     ranks: Ranks, name: str, place: str, given: str, way: str
 ) -> None:

@@ -36,8 +36,11 @@ from balancers import (
 )
 
 from . import heads, nets
+from .needs import supply
 
 TASKS = 3
+OPTIONS: dict[str, dict[str, Any]] = {"ntk": {"update_every": 1}}
+"""Options with which few steps change the weights."""
 KINDS = pytest.mark.parametrize("kind", ["separate", "batched"])
 """Heads of their own behind a `Fork`, and `LinearHeads`."""
 AT_FORK = pytest.mark.parametrize("place", ["features", "layer", "trunk"])
@@ -992,7 +995,8 @@ def test_complex_numbers(method: type[GradientBalancer], place: str, features: s
     for net in twins:
         wrt: Any = {"features": None, "layer": net.trunk[1], "trunk": net.trunk, "parameters": net.trunk}[place]
         fork = None if place == "parameters" else net.fork
-        balancers.append(method(fork, wrt=wrt, tasks=TASKS, accumulate=accumulate))
+        balancers.append(method(fork, wrt=wrt, tasks=TASKS, accumulate=accumulate, **OPTIONS.get(method.name, {})))
+        supply(balancers[-1], lambda net=net: nets.losses_of(net(batch(9)), batch(9)))
     for t in range(2 * accumulate):
         for net, balancer in zip(twins, balancers, strict=True):
             net.zero_grad()
@@ -1064,7 +1068,9 @@ def test_sparse_gradients_of_an_embedding(method: type[GradientBalancer], place:
     balancers = []
     for net in twins:
         wrt: Any = {"features": None, "layer": net.embedding}.get(place, net.trunk)
-        balancers.append(method(None if place == "parameters" else net.fork, wrt=wrt, tasks=TASKS))
+        fork = None if place == "parameters" else net.fork
+        balancers.append(method(fork, wrt=wrt, tasks=TASKS, **OPTIONS.get(method.name, {})))
+        supply(balancers[-1], lambda net=net: nets.losses_of(net(batch(9)), batch(9)))
     if method.replaces_gradients and place == "parameters":
         with pytest.raises(TypeError, match=r"sparse: make the embedding with sparse=False"):
             balancers[0](nets.losses_of(twins[0](batch()), batch())).backward()

@@ -16,13 +16,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from balancers import Fork, GradientBalancer, LinearHeads, LossBalancer, UncertaintyWeighting, get, names
 
 from .integration import assert_bit_equal
+from .needs import supply
 
 TASKS = ("depth", "normals", "labels")
 PLACES: Mapping[str, str] = {"gradnorm": "layer", "gradvac": "layer"}
 """Where some methods measure; the others measure all shared parameters, or the features if they must."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "coba": {"window": 4, "warm_up": 1},
     "dwa": {"period": 2},
     "famo": {"min_losses": [0.0, 0.01, 0.02]},
+    "ntk": {"update_every": 1},
     "softadapt": {"period": 2},
     "uncertainty": {"likelihoods": ["gaussian", "softmax", "softmax"]},
 }
@@ -61,6 +64,7 @@ class Model(nn.Module):
     def run(self, seeds: Sequence[int], named: bool = False) -> list[Tensor]:
         """Train a step for each seed; return each step's weights."""
         shown = []
+        supply(self.balancer, lambda: self.losses(seeds[0] + 100))
         for seed in seeds:
             losses = self.losses(seed)
             self.zero_grad()

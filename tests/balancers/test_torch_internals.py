@@ -628,6 +628,9 @@ def test_an_input_that_is_recomputed_or_offloaded_is_seen() -> None:
         assert internals.recomputes(output.grad_fn), changed(f"SavedTensor.unpack_hook: {kind} is not seen")
         assert internals.recomputes((output * 3).sum().grad_fn), changed(f"the way to a node before {kind}")
         assert internals.linear_node(output.grad_fn) is None, changed(f"SavedTensor.unpack_hook: {kind} is not seen")
+    with torch.autograd.graph.saved_tensors_hooks(internals.as_it_is, internals.as_it_is):
+        kept = run()
+    assert not internals.recomputes(kept.grad_fn), changed("SavedTensor.unpack_hook: it is not the hook itself")
 
 
 def test_a_checkpoint_that_runs_again_records_nodes() -> None:

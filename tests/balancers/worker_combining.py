@@ -1,6 +1,7 @@
 """The job of `test_combining_distributed`: a few steps of one method under DistributedDataParallel."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from balancers import Fork, GradientBalancer, LossBalancer, get
+from balancers.engine import ResidualBalancer
 
 TASKS = "abc"
 STEPS, SHARDS, SAMPLES = 4, 2, 8
@@ -40,32 +42,54 @@ def tasks_of(which: str, step: int) -> list[str]:
     return [TASKS] * SHARDS
 
 
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "auto-lambda": {"optimizer": "sgd", "lr": 0.5},
+    "coba": {"window": 4, "warm_up": 1},
+    "ntk": {"update_every": 1},
+    "sdmgrad": {"lr": 0.1},
+    "m-config": {"takes_turns": False},
+    "static": {"weights": [0.5, 1.0, 2.0]},
+}
+"""What methods need to be made, or for their weights to move within a few steps."""
+
+
 def make(name: str, wrt: str, net: Net, tasks: int | Sequence[str]) -> LossBalancer:
     cls: Any = get(name)
+    options = {"tasks": tasks} | dict(OPTIONS.get(name, {}))
     if not issubclass(cls, GradientBalancer):
-        options = {"weights": [0.5, 1.0, 2.0]} if name == "static" else {}
-        balancer: LossBalancer = cls(tasks=tasks, **options)
+        balancer: LossBalancer = cls(**options)
         return balancer
     if wrt == "parameters":
-        return cls(None, wrt=net.trunk.parameters(), tasks=tasks)
-    return cls(net.fork, wrt=net.trunk[2] if wrt == "layer" else None, tasks=tasks)
+        return cls(None, wrt=net.trunk.parameters(), **options)
+    return cls(net.fork, wrt=net.trunk[2] if wrt == "layer" else None, **options)
 
 
-def losses_of(model: nn.Module, shards: Sequence[Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-    """Return each task's loss on the shards that have it.
-
-    Its value is the mean over these shards. Its gradient is that of the mean over all shards of the batch, in which a
-    shard without the task counts zero.
-    """
+def on_shards(model: nn.Module, shards: Sequence[Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
+    """Return each task's losses on the shards that have it, one for each."""
     outputs = model(torch.cat(list(shards)), "".join(task for task in TASKS if any(task in some for some in tasks)))
     losses = {}
     for task, output in outputs.items():
         i = TASKS.index(task)
         parts = zip(output.split(SAMPLES // SHARDS), tasks, strict=True)
-        on_shards = [(i + 1) * (part - i).square().mean() for part, some in parts if task in some]
-        mean, share = sum(on_shards) / len(on_shards), len(on_shards) / len(shards)
-        losses[task] = share * mean + (1 - share) * mean.detach()
+        losses[task] = torch.stack([(i + 1) * (part - i).square().mean() for part, some in parts if task in some])
     return losses
+
+
+def means(on_shards: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Return each task's loss.
+
+    Its value is the mean over the shards that have it. Its gradient is that of the mean over the ``number`` of shards
+    in the batch, in which a shard without the task counts zero.
+    """
+    shares = {task: len(each) / number for task, each in on_shards.items()}
+    return {
+        task: shares[task] * each.mean() + (1 - shares[task]) * each.mean().detach() for task, each in on_shards.items()
+    }
+
+
+def second_batch(net: Net, shards: Sequence[Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
+    """Return the losses of another batch, which DDP knows nothing of: it takes one forward pass a step."""
+    return means(on_shards(net, [-shard for shard in shards], tasks), len(shards))
 
 
 def run(case: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
@@ -84,6 +108,8 @@ def run(case: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
     balancer = make(case["name"], case["wrt"], net, list(TASKS) if case["form"] == "dict" else len(TASKS))
     model: nn.Module = DistributedDataParallel(net, **case["ddp"]) if world_size > 1 else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    if balancer.needs_optimizer:
+        balancer.follow(optimizer)
     generator = torch.Generator().manual_seed(1)
     record: dict[str, Any] = {"weights": [], "gradients": []}
     for step in range(STEPS):
@@ -92,13 +118,19 @@ def run(case: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
         if world_size > 1:
             shards, tasks = shards[rank : rank + 1], tasks[rank : rank + 1]
 
-        losses = losses_of(model, shards, tasks)
+        residuals = on_shards(model, shards, tasks)
+        losses = means(residuals, len(shards))
         optimizer.zero_grad()
+        if balancer.needs_second_batch:
+            its = [TASKS] * len(shards) if balancer.needs_optimizer else tasks
+            balancer.second_batch(partial(second_batch, net, shards, its))
+        if isinstance(balancer, ResidualBalancer):
+            balancer.residuals(residuals if case["form"] == "dict" else list(residuals.values()))
         balancer(losses if case["form"] == "dict" else list(losses.values())).backward()
         optimizer.step()
         if balancer.looks_again:
             with torch.no_grad():
-                after = losses_of(net, shards, tasks)
+                after = means(on_shards(net, shards, tasks), len(shards))
             balancer.after_step(after if case["form"] == "dict" else list(after.values()))
 
         parameters = list(net.parameters())

@@ -8,6 +8,7 @@ mean loss over the ranks that have it.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from balancers import (
     get,
     state,
 )
+from balancers.engine import ResidualBalancer
 from balancers.engine.host_flag import Later
 from balancers.engine.saved_state import COUNTER_DIGITS
 
@@ -36,9 +38,14 @@ PLACES = ("features", "layer", "parameters")
 RANKS, SAMPLES = 2, 3
 """The number of ranks, and of samples in a pass of each."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "auto-lambda": {"optimizer": "sgd", "lr": 0.5},
+    "coba": {"window": 4, "warm_up": 1},
     "dwa": {"period": 1},
+    "ntk": {"update_every": 1},
     "relobralo": {"alpha": 0.6, "rho": 0.5},
+    "sdmgrad": {"lr": 0.1},
     "softadapt": {"period": 1, "beta": 2.0},
+    "m-config": {"takes_turns": False},
     "static": {"weights": [0.5, 1.0, 1.5]},
 }
 """What methods need to be made, or for their weights to move within a few steps."""
@@ -267,12 +274,23 @@ class OfRank:
             fully_shard(block, reshard_after_forward=again)
         return fully_shard(self.net, reshard_after_forward=again)
 
-    def losses(self, x: Tensor, y: Tensor, tasks: Sequence[Sequence[str]], bad: str = "") -> dict[str, Tensor]:
+    def losses(
+        self, x: Tensor, y: Tensor, tasks: Sequence[Sequence[str]], bad: str = "", model: nn.Module | None = None
+    ) -> dict[str, Tensor]:
         mine = slice(self.rank * SAMPLES, (self.rank + 1) * SAMPLES)
-        losses: dict[str, Tensor] = self._model(x[mine], y[mine], tasks[self.rank], with_zero="shard" in self.case)
+        model = model or self._model
+        losses: dict[str, Tensor] = model(x[mine], y[mine], tasks[self.rank], with_zero="shard" in self.case)
         self.zero = losses.pop("zero", 0.0)
         if bad and self.rank == 1:
             losses["b"] = spoilt(losses["b"], bad)
+        self.residuals = dict(losses)
+        return losses
+
+    def second(self, *batch: Any) -> dict[str, Tensor]:
+        """Return the losses of another batch, which DDP knows nothing of: it takes one forward pass a step."""
+        zero = self.zero
+        losses = self.losses(*batch, model=self.net if "ddp" in self.case else None)
+        self.zero = zero
         return losses
 
     def passing(self, last: bool) -> AbstractContextManager[None]:
@@ -291,14 +309,18 @@ class OfAll:
         self.balancer = make(case, self.net, process_group, GradDropOfRanks if case["method"] == "graddrop" else None)
 
     def losses(self, x: Tensor, y: Tensor, tasks: Sequence[Sequence[str]], bad: str = "") -> dict[str, Tensor]:
-        losses = {}
+        losses, self.residuals = {}, {}
         for task, of_ranks in self.net(x, y, [task for some in tasks for task in some], RANKS).items():
             parts = [loss for loss, some in zip(of_ranks, tasks, strict=True) if task in some]
             if bad and task == "b":
                 parts[-1] = spoilt(parts[-1], bad)
             objective, value = torch.stack(parts).sum() / RANKS, torch.stack(parts).mean()
             losses[task] = objective + (value - objective).detach()
+            self.residuals[task] = torch.stack(parts)
         return losses
+
+    def second(self, *batch: Any) -> dict[str, Tensor]:
+        return self.losses(*batch)
 
     def passing(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -319,7 +341,7 @@ def trained(case: Mapping[str, Any], share: OfRank | OfAll) -> dict[str, list[An
     net, balancer = share.net, share.balancer
     parameters = list(net.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.05)
-    if case.get("follow"):
+    if case.get("follow") or balancer.needs_optimizer:
         balancer.follow(optimizer)
     record: dict[str, list[Any]] = {"weights": [], "gradients": [], "states": [state_of(balancer)]}
     for t, (passes, tasks) in enumerate(zip(batches(case), case["steps"], strict=True)):
@@ -327,6 +349,11 @@ def trained(case: Mapping[str, Any], share: OfRank | OfAll) -> dict[str, list[An
 
         def given(x: Tensor, y: Tensor, tasks: Any = tasks, bad: str = bad) -> Any:
             losses = share.losses(x, y, tasks, bad)
+            if isinstance(balancer, ResidualBalancer):
+                balancer.residuals(share.residuals)
+            if balancer.needs_second_batch:
+                its = [TASKS] * RANKS if balancer.needs_optimizer else tasks
+                balancer.second_batch(partial(share.second, -x, y, its, bad))
             return list(losses.values()) if case.get("lists") else losses
 
         for k, parameter in enumerate(parameters):

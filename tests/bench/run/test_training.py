@@ -12,7 +12,7 @@ import torch
 import tasks
 from bench.run import build, training
 from bench.run.seeds import STREAMS, generator, stream_seed
-from bench.run.spec import Method, RunSpec
+from bench.run.spec import Method, RunSpec, run_code
 from bench.run.training import RunResult
 from bench.suite import plan
 from bench.suite.suite_file import Suite
@@ -217,3 +217,49 @@ def test_the_key_changes_with_the_specification_and_nothing_else(make_suite: Mak
     assert not set(changed[3:]) & set(base)
     assert not set(keys(evaluations=5)) & set(base)
     assert not set(keys(problems=[{"name": "small", "steps": 13}])) & set(base)
+
+
+@pytest.mark.parametrize(
+    ("balancer", "options"), [("modo", {}), ("sdmgrad", {}), ("auto-lambda", {}), ("coba", {"warm_up": 2, "window": 3})]
+)
+def test_a_second_batch_comes_from_held_out_training_data(
+    make_spec: MakeSpec, balancer: str, options: dict[str, Any]
+) -> None:
+    one, other = training.Training(make_spec(balancer, options)), training.Training(make_spec("equal"))
+    one.run()
+    other.run()
+    assert (one.result.status, one.result.reason) == ("ok", "")
+    assert one.result.weights[-1, 0] != one.result.weights[-1, 1]
+    assert one.result.sizes == other.result.sizes
+    assert not np.array_equal(one.result.losses[0], other.result.losses[0])  # of batches of another training set
+    assert same(one.result, training.run(make_spec(balancer, options)))
+
+
+@pytest.mark.parametrize(
+    "weighting", ["uncertainty", {"name": "gradnorm", "alpha": 0.5}, {"name": "dwa", "period": 2}, "unit-norm"]
+)
+def test_a_suite_may_put_a_weighting_before_a_method(make_spec: MakeSpec, weighting: Any) -> None:
+    spec = make_spec("pcgrad", {"weighting": weighting})
+    one, alone = training.run(spec), training.run(make_spec("pcgrad"))
+    assert (one.status, one.reason) == ("ok", "")
+    assert not np.array_equal(one.weights, alone.weights)
+    name = weighting if isinstance(weighting, str) else weighting["name"]
+    assert spec.method.names == ("pcgrad", name)
+    assert len({spec.key, make_spec("pcgrad").key, make_spec("pcgrad", {"weighting": "relobralo"}).key}) == 3
+
+
+def test_the_code_of_a_weighting_is_part_of_the_key() -> None:
+    assert run_code("regression", "pcgrad", "uncertainty") != run_code("regression", "pcgrad")
+
+
+@pytest.mark.parametrize(
+    ("weighting", "message"),
+    [
+        ({"alpha": 1.0}, "weighting is {'alpha': 1.0}; expected a method's name, or a table"),
+        ("imtl", "IMTL weighs the losses before it combines"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_a_suite_is_told_what_is_wrong_with_a_weighting(make_spec: MakeSpec, weighting: Any, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        make_spec("pcgrad", {"weighting": weighting})
