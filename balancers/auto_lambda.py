@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import LearnedState, Range, Read, Result, SecondBatchBalancer, State, option, register, state
+from .engine.before_step import second_losses
 from .engine.loss_input import Entries, stack
 from .engine.second_batch import moved
 from .engine.task_gradients import dense, flat, real_as, weighted_sum
@@ -73,7 +74,7 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
         rows, parameters = self.gradients(losses, given), self.measured_parameters() or ()
         values, rates = self._foreseen(parameters, [weighted_sum(self.lambdas, row) for row in rows])
         with moved(parameters, values):
-            total = stack(self.read_second_batch(self.counts, learning=True)).sum()
+            total = stack(second_losses(self, self.counts, learning=True)).sum()
             found = torch.autograd.grad(total, parameters, allow_unused=True)
         products = torch.zeros_like(read.losses)
         for parameter, rate, row, slope in zip(parameters, rates, rows, found, strict=True):

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, saved_tensors_hooks
+from torch.autograd.graph import Node
 
+from .before_step import Ahead, learn_ahead, second_losses
 from .declared import Option, Range, option, state
 from .loss_input import Entries, Losses, LossReader, stack
 from .loss_warnings import LossWarnings
@@ -28,7 +29,7 @@ from .rng import Draws
 from .saved_state import DeclaredState
 from .scalars import scalars
 from .step import Call, Step
-from .torch_internals import COMPILED, as_it_is, compiled, current_pass, in_transform, not_compiled
+from .torch_internals import COMPILED, compiled, in_transform, not_compiled
 from .window import Window
 
 Reads = Literal["nothing", "losses", "norms", "gramian", "gradients", "second batch", "residuals"]
@@ -164,7 +165,7 @@ class LossBalancer(DeclaredState):
         """A bool scalar: whether the pass before `after_step` was valid to the method whose weighting this is."""
         self._closure: Callable[[], Losses] | None = None
         self._network_optimizer: weakref.ref[torch.optim.Optimizer] | None = None
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
         """What was learnt before the step under way, until its backward pass begins."""
         self._took_turn = False
         """Whether the last call chose the task of its step."""
@@ -214,7 +215,7 @@ class LossBalancer(DeclaredState):
         held, valid = self._held, None
         if held is not None:
             learning, held.begun = learning and not held.begun, held.begun or learning
-        ahead = self._ahead = self._looked_ahead(in_order, detached, given) if learning else None
+        ahead = self._ahead = learn_ahead(self, in_order, detached, given) if learning else None
         if held is not None:
             weights = held.weights = self.weights
             if ahead is not None:
@@ -562,60 +563,12 @@ class LossBalancer(DeclaredState):
                 read.products = read.products[:, index]
         return index
 
-    # Before the losses are weighed, of a method whose ``when`` is "forward".
+    # Before the losses are weighed, of a method whose ``when`` is "forward": see `before_step`.
 
     @property
     def begins_window(self) -> bool:
         """Whether the next call in training begins a window that is learnt from, of a method that does so ahead."""
         return self.turn == 0 and not 0 < self._window.count < self.accumulate
-
-    def _looked_ahead(self, losses: Entries, values: Tensor, given: tuple[bool, ...] | None) -> "_Ahead | None":
-        """Update the state before a step, at the beginning of each window; None: it stays as it is.
-
-        Args:
-            losses: those of the step.
-            values: ``(T,)``: the same, detached.
-            given: for each task whether it has one.
-
-        Raises:
-            RuntimeError: there is no second batch, but the method needs one.
-        """
-        if self.when != "forward" or not self.begins_window:
-            return None
-        if current_pass() >= 0:  # a checkpoint recomputes the call, in the midst of the backward pass
-            return _Ahead(self.last_weights, None, lambda: None)
-        if self.needs_second_batch and self._closure is None:
-            raise RuntimeError(
-                f"{type(self).__name__} learns from a second batch: before the first step, call "
-                f"balancer.second_batch(closure) with a function that returns the losses of another batch"
-            )
-        own, before = given, self.last_weights
-        read = Read(values.to(before.dtype), before)
-        if self._ranks.size > 1:
-            read.losses, given = self._mean_losses(read.losses, given)
-        self.look(read, losses, own)
-        index = self._select(read, given)
-        update = self.compiled("_updated") if self.compiles and index is None else self._updated
-        valid, result = update(read, self._arguments(self._update_takes, index, read=read), index, None)
-        new = dict(result.state)
-        if result.gradient is not None:
-            new |= self._descended(result.gradient, read, index)
-        merged = self.merged(new, valid, index)
-        if "losses" in self._weigh_takes:
-            weights = self.weigh(**self._arguments(self._weigh_takes, index, merged, losses=read.losses))
-            whole = weights if index is None else before.index_copy(0, index, weights)
-            weights = torch.where(valid & self._valid(read.losses, weights), whole, before)
-        else:
-            weights = self.weigh(**self._arguments(self._weigh_takes, None, merged))
-
-        def commit() -> None:
-            self._dropped = 0
-            self.write(merged)
-            self._count_draws()
-            self._tell(result.statistics, given)
-            self._after_update(valid, read.losses, index)
-
-        return _Ahead(weights, valid, commit)
 
     def look(self, read: Read, losses: Entries, given: tuple[bool, ...] | None) -> None:
         """Put into ``read``, which has the losses of all T tasks, what else the method learns from before a step.
@@ -625,37 +578,8 @@ class LossBalancer(DeclaredState):
             losses: those of the step, with their graph.
             given: for each task whether this rank has its loss; None if it has all.
         """
-        values = stack(self.read_second_batch(given, learning=False)).detach().to(read.losses.dtype)
+        values = stack(second_losses(self, given, learning=False)).detach().to(read.losses.dtype)
         read.second_losses = values if self._ranks.size == 1 else self._mean_losses(values, given)[0]
-
-    def read_second_batch(self, needed: Sequence[bool] | None, learning: bool) -> Entries:
-        """Call the closure of `second_batch`, and return the losses of the tasks that are needed; None: of all.
-
-        Args:
-            needed: for each task whether its loss is needed.
-            learning: whether the losses are to be differentiated.
-
-        Raises:
-            TypeError, ValueError: it does not return the losses of these tasks.
-        """
-        assert self._closure is not None
-        # A checkpoint around the step must not take what the second batch's graph saves for its own.
-        with torch.set_grad_enabled(learning), saved_tensors_hooks(as_it_is, as_it_is):
-            losses = self._closure()
-        try:
-            in_order, there = self._reader.read(losses, learning)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"of the second batch, {error}") from error
-        wanted, had = (each or (True,) * self.num_tasks for each in (needed, there))
-        for i, (need, has) in enumerate(zip(wanted, had, strict=True)):
-            if need and not has:
-                raise ValueError(
-                    f"the second batch has no loss of {self.label(i)}, which the balancer needs in this step: the "
-                    f"closure must return the losses of the same tasks"
-                )
-        if needed is None or all(needed):
-            return in_order
-        return [loss if need else None for loss, need in zip(in_order, needed, strict=True)]
 
     def compiled(self, function: Literal["_new_state", "_updated"]) -> Callable[..., Any]:
         """Return one of this balancer's functions, which is compiled when it is called for the first time."""
@@ -771,17 +695,6 @@ class LossBalancer(DeclaredState):
     def state_changed(self) -> None:
         self._window.clear()
         self._before = self._ahead = None
-
-
-class _Ahead(NamedTuple):
-    """What a method learnt before a step."""
-
-    weights: Tensor
-    """``(T,)``: those of the step."""
-    valid: Tensor | None
-    """A bool scalar: whether all that it learnt from and arrived at is finite; None if nothing was learnt."""
-    commit: Callable[[], None]
-    """Writes the new state, at the end of the step's backward pass."""
 
 
 class _Held:

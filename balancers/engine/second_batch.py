@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .ahead import AheadBalancer
+from .before_step import second_losses
 from .loss_input import Entries
 from .readings import Read
 from .step import Call, Lookahead
@@ -35,9 +36,9 @@ class SecondBatchBalancer(AheadBalancer):
     def look(self, read: Read, losses: Entries, given: tuple[bool, ...] | None) -> None:
         self._audit(losses)
         if self.second_batches > 1:
-            losses = self.read_second_batch(given, learning=True)
+            losses = second_losses(self, given, learning=True)
         rows = self.gradients(losses, given)
-        others = self.gradients(self.read_second_batch(given, learning=True), given)
+        others = self.gradients(second_losses(self, given, learning=True), given)
         dtype = read.losses.dtype
         products = [flat(a).to(dtype) @ flat(b).to(dtype).mT for a, b in zip(rows, others, strict=True)]
         read.products = reduce(torch.add, products)
