@@ -27,7 +27,7 @@ from .engine.base import LossBalancer
 from .engine.captured_step import CapturedStep
 from .engine.declared import Range, option, state
 from .engine.fork import Fork
-from .engine.fork_audit import ForkError
+from .engine.fork_error import ForkError
 from .engine.gradients import GradientBalancer
 from .engine.linear_heads import LinearHeads
 from .engine.loss_input import Losses

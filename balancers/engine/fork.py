@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from .attached_heads import AttachedHeads
 from .gate import close
 from .torch_internals import not_compiled, run_early, tree_flatten, tree_unflatten
 
@@ -180,6 +181,10 @@ class Reading:
             passage.gated = ends is not None
         return list(zip(features if ends is None else ends, passages, strict=True))
 
+    def now(self) -> object:
+        """Return an object that is another one after the next call of a balancer that reads the fork."""
+        return self._now
+
     def _shared(self) -> Sequence[nn.Parameter] | None:
         """Return the parameters that the only balancer which reads the fork combines the gradients of."""
         combine = self._readers[0].shared() if len(self._readers) == 1 else None
@@ -227,6 +232,39 @@ class Fork(nn.Module):
             raise ValueError(f"num_tasks is {num_tasks}; a fork needs at least one task")
         self.num_tasks = num_tasks
         self.reading = Reading()
+        self._attached: AttachedHeads | None = None
+
+    @classmethod
+    def attach(cls, heads: Sequence[nn.Module], *, apart: bool = False) -> "Fork":
+        """Return a fork for a model whose code has none: hooks hand each head its own alias of what it is called with.
+
+        The result is that of a fork written into the model just before its heads::
+
+            fork = Fork.attach([model.cls_head, model.box_head])
+            balancer = GradNorm(fork, wrt=model.trunk[-1], tasks=["class", "box"])
+
+        A head is a module that gets the features, in any nested form, and serves one task. All heads must get the same
+        tensors. A copy of the model has hooks that no balancer reads: attach to it anew.
+
+        Args:
+            heads: the module of each task, in the order of the tasks.
+            apart: whether heads may be called with other tensors than each other in a step, such as each with a batch
+                of its own.
+
+        Raises:
+            TypeError: a head is not a module.
+            ValueError: there is no head, or two heads are one module or share one.
+            ForkError: in a step, heads get different tensors, or one runs twice.
+        """
+        fork = cls(len(heads))
+        fork._attached = AttachedHeads(fork, heads, apart)
+        return fork
+
+    def detach(self) -> None:
+        """Remove the hooks of `attach` from the heads; a fork in a model's code has none."""
+        if self._attached is not None:
+            self._attached.remove()
+            self._attached = None
 
     def forward(self, features: Any) -> tuple[Any, ...]:
         if not (self.reading.recording and torch.is_grad_enabled()):

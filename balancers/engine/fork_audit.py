@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from .fork import Fork, mark_of
+from .fork_error import ForkError
 from .loss_input import Entries, Root, roots
 from .passes import measuring
 from .torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink
 
 Label = Callable[[int], str]
-
-
-class ForkError(ValueError):
-    """The losses depend on the network in a way that makes measurements at the fork wrong."""
 
 
 @dataclass

@@ -18,7 +18,8 @@ from torch.autograd.graph import Node
 from .base import LossBalancer, Reads
 from .declared import option
 from .fork import Fork, Reader
-from .fork_audit import ForkError, audit
+from .fork_audit import audit
+from .fork_error import ForkError
 from .host_flag import Later
 from .loss_input import Entries, Losses
 from .prior_weighting import Scaled, adopt, keep, scale, teach

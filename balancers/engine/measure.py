@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .fork_audit import ForkError
+from .fork_error import ForkError
 from .ghost_norms import GhostNorms, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
 from .task_gradients import TaskGradients, dense

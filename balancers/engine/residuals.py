@@ -10,7 +10,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from .ahead import AheadBalancer
 from .declared import option
-from .fork_audit import ForkError
+from .fork_error import ForkError
 from .loss_input import Entries, entries
 from .passes import measuring
 from .readings import Read

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .fork import Passage
-from .fork_audit import ForkError, feature_gradients
+from .fork_audit import feature_gradients
+from .fork_error import ForkError
 from .gate import differentiate
 from .loss_input import Entries, roots
 from .measure import Measurement, joint_norms

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from .fork_audit import ForkError
+from .fork_error import ForkError
 from .torch_internals import gradients_within
 
 
