@@ -3,8 +3,8 @@ r"""All tasks' gradients of the trunk's parameters: their inner products, and th
 The tasks' gradients of the features are taken through the trunk one after another. At a linear layer, such a pass
 yields the gradient of the layer's outputs, :math:`d_i`, and no weight gradient. Where that is less arithmetic (see
 `ghost_norms`), the inner products of two tasks are :math:`\langle x x^\top d_i, d_j \rangle`, and the weighted sum is
-one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, all tasks' weight
-gradients of a linear layer are formed by one batched product; other parameters' gradients are formed by autograd.
+one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, more than three tasks'
+weight gradients of a linear layer are formed by one batched product; other gradients are formed by autograd.
 """
 
 from collections.abc import Collection, Sequence
@@ -112,7 +112,8 @@ class TaskGradients:
         self._parts += [_Joined(little)] if little else []
 
     def _is_chosen(self, layer: Layer) -> bool:
-        return isinstance(layer.uses[0].found, LinearNode) or layer.is_less(self._tasks, "sum")
+        several = isinstance(layer.uses[0].found, LinearNode) and self._tasks > FEW
+        return several or layer.is_less(self._tasks, "sum")
 
     @property
     def reached(self) -> bool:
