@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from balancers import MGDA, CAGrad, Fork, ForkError, GradientBalancer, GradNorm, MoCo, PCGrad
 
+from .ranks import Ranks
+
 pytestmark = pytest.mark.on_device
 TASKS = ("a", "b", "c")
 
@@ -248,6 +250,18 @@ def test_a_task_that_is_left_out_of_the_forward_pass():
         z = model.trunk(torch.randn(7, 6, generator=torch.Generator().manual_seed(seed)))
         balancer({task: model.heads[i](z).square().mean() for i, task in enumerate("ab")}).backward()
     assert balancer.weights[:2].gt(0).all()
+
+
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("method", "wrt"), [("gradnorm", "layer"), ("mgda", "features"), ("pcgrad", "trunk")])
+def test_equals_it_on_two_ranks(ranks: Ranks, method: str, wrt: str, how: str):
+    case = {"method": method, "wrt": wrt, "how": how}
+    expected = ranks.run("worker_attach", case | {"written": True})
+    found = ranks.run("worker_attach", case | {"written": False})
+    for one, other in zip(found, expected, strict=True):
+        assert all(map(torch.equal, one, other))
+    assert found[0][0].equal(found[1][0])
 
 
 # Refusals.
