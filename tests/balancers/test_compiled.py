@@ -34,7 +34,11 @@ from .needs import supply
 TASKS = 3
 STEPS = 3
 PLACES = ("features", "layer", "parameters")
-OPTIONS: dict[str, dict[str, Any]] = {"ntk": {"update_every": 1}, "static": {"weights": [0.5, 1.0, 1.5]}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "m-config": {"takes_turns": False},
+    "ntk": {"update_every": 1},
+    "static": {"weights": [0.5, 1.0, 1.5]},
+}
 """What methods need besides the tasks."""
 KINDS = pytest.mark.parametrize("kind", ["separate", "batched"])
 """Heads of their own behind a `Fork`, and `LinearHeads`."""

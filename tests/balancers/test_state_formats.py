@@ -22,6 +22,7 @@ TASKS = ("depth", "normals", "labels")
 PLACES: Mapping[str, str] = {"gradnorm": "layer", "gradvac": "layer"}
 """Where some methods measure; the others measure all shared parameters, or the features if they must."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "m-config": {"takes_turns": False},
     "coba": {"window": 4, "warm_up": 1},
     "dwa": {"period": 2},
     "famo": {"min_losses": [0.0, 0.01, 0.02]},
