@@ -33,11 +33,11 @@ class AttachedHeads:
         _check(heads)
         self._fork, self._apart = fork, apart
         self._features: list[Tensor] = []
-        """What the heads of this round got."""
+        """The features that the heads of this step are called with."""
         self._aliases: list[Any] = []
         """For each head its aliases of them; None if it has them already."""
         self._token: object = None
-        """Tells the balancer's step that the round belongs to."""
+        """Changes when a balancer is called, so that an unfinished step is not continued."""
         self._handles = [
             head.register_forward_pre_hook(partial(self._hand, task), prepend=True, with_kwargs=True)
             for task, head in enumerate(heads)

@@ -166,7 +166,7 @@ class LossBalancer(DeclaredState):
         self._closure: Callable[[], Losses] | None = None
         self._network_optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._ahead: Ahead | None = None
-        """What was learnt before the step under way, until its backward pass begins."""
+        """The update that `learn_ahead` made for this call, until its backward pass is hooked."""
         self._took_turn = False
         """Whether the last call chose the task of its step."""
         self._told_of: tuple[bool, ...] | None = None
@@ -196,10 +196,11 @@ class LossBalancer(DeclaredState):
         transformed = in_transform()
         learning = self.training and torch.is_grad_enabled() and not transformed
         in_order, given = self._read(losses, learning)
-        if self.takes_turns and learning and given is None:
-            given = tuple(i == self.turn for i in range(self.num_tasks))
-            in_order = [loss if on else None for loss, on in zip(in_order, given, strict=True)]
-            self._took_turn = True
+        if self.takes_turns:
+            self._took_turn = learning and given is None
+            if self._took_turn:
+                given = tuple(i == self.turn for i in range(self.num_tasks))
+                in_order = [loss if on else None for loss, on in zip(in_order, given, strict=True)]
         stacked = stack(in_order)
         detached = stacked.detach()
         if transformed:

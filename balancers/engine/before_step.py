@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Ahead(NamedTuple):
-    """What a method learnt before a step."""
+    """The weights of a step, and the update that led to them."""
 
     weights: Tensor
     """``(T,)``: those of the step."""

@@ -567,7 +567,7 @@ class GradientBalancer(LossBalancer):
 
 
 class _Told(NamedTuple):
-    """What is known of a pass beside its gradients. T' tasks take part on any rank."""
+    """The tasks, losses and weights of a pass. T' tasks take part on any rank."""
 
     given: tuple[bool, ...] | None
     """For each task whether it takes part; None if all do."""
@@ -582,20 +582,20 @@ class _Told(NamedTuple):
     shown: Tensor
     """``(T',)``: the weights last used."""
     factor: Tensor
-    """What the losses have beside ``used``: a scalar."""
+    """A scalar: what all losses were multiplied by besides ``used``, such as a GradScaler's scale."""
     held: Tensor
     """``(T',)``: what this pass's gradients are to be multiplied by to have the weights last used."""
 
 
 class _Seen(NamedTuple):
-    """What was read of a pass's gradients."""
+    """The measurements of a pass's gradients."""
 
     read: Read
     finite: Tensor
     """A bool scalar: whether all of them are finite."""
     tracked: "_Tracked | None"
     scaled: Scaled | None
-    """What a weighting that reads inner products made of them."""
+    """The result of a weighting that reads inner products; None without one."""
 
 
 class _Tracked:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Scaled(NamedTuple):
-    """What a weighting made of the inner products of a pass."""
+    """The result of a weighting that reads the inner products of a pass."""
 
     read: Read
     result: Result

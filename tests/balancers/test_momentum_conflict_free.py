@@ -180,3 +180,12 @@ def test_weights_are_configs_of_the_corrected_averages():
     corrections = torch.tensor([1 / (1 - BETA ** reference.counts[task]) for task in TASKS], dtype=rows.dtype)
     corrected = rows * corrections[:, None]
     torch.testing.assert_close(balancer.weights, corrections * conflict_free(corrected @ corrected.T))
+
+
+def test_a_call_without_a_backward_pass_takes_no_turn():
+    net = Net()
+    balancer = net.make(False)
+    balancer(net.losses(0, False))  # its backward pass never comes
+    losses = net.losses(1, False)
+    balancer({"b": losses["b"]}).backward()
+    assert balancer.turn == 0
