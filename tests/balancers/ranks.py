@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from datetime import timedelta
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -24,6 +25,10 @@ import torch.distributed as dist
 
 WORLD_SIZE = 2
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class _CrashedError(AssertionError):
+    """A signal ended a rank."""
 
 
 class Ranks:
@@ -43,10 +48,20 @@ class Ranks:
     def run(self, job: str, case: object, timeout: float = 60.0) -> list[Any]:
         """Return each rank's result.
 
+        A rank that crashes outside of Python is started once more for the same job, with a warning: PyTorch's sharding
+        on gloo ends a process in a job of some ten thousand ("double free"). A job that crashes twice fails.
+
         Raises:
             AssertionError: a rank failed, which ends the other as well, or they took longer than ``timeout`` seconds.
                 The message shows what both printed.
         """
+        try:
+            return self._once(job, case, timeout)
+        except _CrashedError as crash:
+            warnings.warn(f"{crash}\nThe job is run again.", RuntimeWarning, stacklevel=2)
+            return self._once(job, case, timeout)
+
+    def _once(self, job: str, case: object, timeout: float) -> list[Any]:
         try:
             if not self._processes:
                 self._start()
@@ -55,9 +70,22 @@ class Ranks:
                 connection.send_bytes(_packed((job, case)))
             return self._results(timeout)
         except (OSError, EOFError, TimeoutError) as error:
+            kind = _CrashedError if self._has_crashed() else AssertionError
             self.stop()
             printed = "\n".join(file.read_text()[-3000:] for file in self._printed)
-            raise AssertionError(f"the ranks did not finish {job}: {error!r}\n{printed}") from error
+            raise kind(f"the ranks did not finish {job}: {error!r}\n{printed}") from error
+
+    def _has_crashed(self) -> bool:
+        """Return whether a signal has ended a rank, as a crash outside of Python does and an exception does not."""
+        end = time.monotonic() + 2.0  # a connection breaks before its process has ended
+        while time.monotonic() < end:
+            ends = [process.poll() for process in self._processes]
+            if any(code is not None and code < 0 for code in ends):
+                return True
+            if None not in ends:
+                break
+            time.sleep(0.02)
+        return False
 
     def stop(self) -> None:
         """End both processes."""

@@ -6,6 +6,7 @@ under FSDP2. `worker_ranks` says what a pair of ranks should amount to.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -376,6 +377,25 @@ def test_an_error_on_one_rank_ends_both(ranks: Ranks) -> None:
     case = {"method": "gradnorm", "place": "layer", "steps": [ALL] * 2, "function": "rank_1_fails"}
     with pytest.raises(AssertionError, match="RuntimeError: planted"):
         ranks.run("worker_ranks", case, timeout=30)
+
+
+def crashing(counted: Path, times: int) -> dict[str, Any]:
+    counted.write_text("")
+    return {"method": "gls", "place": "", "function": "rank_1_crashes", "counted": str(counted), "times": times}
+
+
+def test_a_rank_that_crashes_is_started_once_more(ranks: Ranks, tmp_path: Path) -> None:
+    case = crashing(tmp_path / "crashes", 1)
+    with pytest.warns(RuntimeWarning, match="The job is run again"):
+        assert ranks.run("worker_ranks", case, timeout=30) == ["finished"] * 2
+
+
+@pytest.mark.filterwarnings("ignore:the ranks did not finish")
+def test_a_rank_that_crashes_again_fails(ranks: Ranks, tmp_path: Path) -> None:
+    case = crashing(tmp_path / "crashes", 2)
+    with pytest.raises(AssertionError, match="did not finish worker_ranks"):
+        ranks.run("worker_ranks", case, timeout=30)
+    assert len((tmp_path / "crashes").read_text()) == 2
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ the objective is the mean over the ranks, in which a loss that a rank lacks coun
 mean loss over the ranks that have it.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -411,6 +413,16 @@ def rank_0_alone(case: Mapping[str, Any], rank: int) -> Any:
     return trained(case, share) if rank == 0 else None
 
 
+def rank_1_crashes(case: Mapping[str, Any], rank: int) -> str:
+    """Crash on rank 1 outside of Python, as often as the case says; the file that it names counts the times."""
+    counted = Path(case["counted"])
+    if rank == 1 and (times := len(counted.read_text())) < case["times"]:
+        counted.write_text("x" * (times + 1))
+        os.abort()
+    dist.barrier()
+    return "finished"
+
+
 def rank_1_fails(case: Mapping[str, Any], rank: int) -> None:
     """Fail on rank 1, while the balancer of rank 0 waits for it."""
     if rank == 1:
@@ -508,6 +520,7 @@ FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], int], Any]] = {
     function.__name__: function
     for function in (
         rank_0_alone,
+        rank_1_crashes,
         rank_1_fails,
         rank_1_is_absent,
         named_by_dicts,
