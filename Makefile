@@ -4,6 +4,7 @@
 # make check       ruff, mypy, and the order of the rooms
 #
 # make problems    every problem, beside a constant predictor and each task trained alone
+#                  (reserved problems only with equal and static weights)
 # make reference   both suites, and copies what is kept of them to results/reference
 # make evidence    what docs/results.md rests on: the suites core and tuned, and the paper's claims. Two hours on
 #                  2 cores; an interrupted one continues where it stopped. Copies what is kept to results/reference
@@ -76,6 +77,7 @@ check: $(ENVIRONMENT)
 
 problems: $(ENVIRONMENT)
 	$(PY) -m bench run all
+	$(PY) -m bench run reserved
 
 reference: bench problems
 	$(call keep,default all)

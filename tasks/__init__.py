@@ -12,21 +12,27 @@ A training loop takes everything that it needs from the problem:
         ...
 """
 
+from .apart import Apart
 from .burgers import Burgers
 from .cityscapes import Cityscapes
 from .conflict_2d import Conflict2D
 from .digit_pairs import DigitPairs
 from .flights import Flights
 from .helmholtz import Helmholtz
+from .image_codec import ImageCodec
 from .multi_token import MultiToken
 from .nyuv2 import NYUv2
+from .poisson_l_shape import PoissonLShape
 from .problem import Baseline, Metric, MissingDataError, Problem, Recipe, Shared, Split, evaluating
 from .problem_registry import create, get, names, register
+from .reaction_diffusion import ReactionDiffusion
+from .recommender import Recommender
 from .regression import Regression
 from .same_tasks import SameTasks
 from .scenes import Scenes
 
 __all__ = [
+    "Apart",
     "Baseline",
     "Burgers",
     "Cityscapes",
@@ -34,12 +40,16 @@ __all__ = [
     "DigitPairs",
     "Flights",
     "Helmholtz",
+    "ImageCodec",
     "Metric",
     "MissingDataError",
     "MultiToken",
     "NYUv2",
+    "PoissonLShape",
     "Problem",
+    "ReactionDiffusion",
     "Recipe",
+    "Recommender",
     "Regression",
     "SameTasks",
     "Scenes",

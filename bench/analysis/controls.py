@@ -37,10 +37,11 @@ def controls(tables: SuiteTables, roles: Roles) -> pd.DataFrame:
           better.
         - "second name": equal weighting under a second name, one row per problem. ``pairs`` counts the pairs of scores
           with the same learning rate and seed, ``different`` those that differ, however little. Holds if none differs.
-        - "same tasks": static weights against the tasks trained alone, one row per problem that is itself a control.
-          ``relative`` compares the primary score with the mean of the tasks' own scores, seed by seed. ``lr`` and
-          ``baseline_lr`` are the learning rates of the two sides. Holds if the interval includes no difference, or is a
-          tie.
+        - "same tasks": static weights against the tasks trained alone, one row per problem that is itself a control,
+          because fixed weights cannot matter there. On ``same-tasks`` all tasks are the same; on ``apart`` they share
+          nothing. ``relative`` compares the primary score with the mean of the tasks' own scores, seed by seed.
+          ``lr`` and ``baseline_lr`` are the learning rates of the two sides. Holds if the interval includes no
+          difference, or is a tie.
     """
     facts = tables.problems.set_index("problem")
     rows: list[Row] = []

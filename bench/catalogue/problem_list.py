@@ -1,5 +1,6 @@
 """List the problems for the terminal: tasks, metrics, numbers of samples, and how long a run takes on this machine."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -9,11 +10,14 @@ import tasks
 from bench.run.pace import pace
 from bench.run.seeds import generator
 from bench.run.spec import Method, RunSpec
+from bench.run.training import reason
 from bench.style.numbers import in_words
 from tasks import Metric, MissingDataError, Problem
 
 EVALUATIONS = 10
 """Number of evaluations after step 0 in the run whose time is estimated."""
+
+RESERVED = "for the evidence; until that has run, only equal and static weights may be compared on it"
 
 
 class ListedProblem(NamedTuple):
@@ -28,13 +32,21 @@ class ListedProblem(NamedTuple):
     """The other metrics, written in the same way."""
     sizes: str
     """Number of samples in each split."""
+    reserved: str
+    """Which methods may be compared on the problem, if it is reserved; else empty."""
     run: str
     """Number of steps of the default recipe and its time on this machine, or why that cannot be estimated."""
 
 
-def entries() -> list[ListedProblem]:
-    """Return all registered problems, each with its default options."""
-    return [_entry(name) for name in tasks.names()]
+def entries(names: Sequence[str] | None = None) -> list[ListedProblem]:
+    """Return the registered problems of these names, each with its default options; None: all problems."""
+    return [_entry(name) for name in (tasks.names() if names is None else names)]
+
+
+def line(name: str) -> str:
+    """Return the summary of a problem, and a second sentence if the problem is reserved."""
+    cls = tasks.get(name)
+    return f"{cls.summary} Reserved for the evidence." if cls.reserved else cls.summary
 
 
 def table(problems: list[ListedProblem]) -> Table:
@@ -44,7 +56,8 @@ def table(problems: list[ListedProblem]) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for e in problems:
-        lines = {"tasks": e.tasks, "score": e.score, "other metrics": e.metrics, "samples": e.sizes, "one run": e.run}
+        lines = {"tasks": e.tasks, "score": e.score, "other metrics": e.metrics, "samples": e.sizes}
+        lines |= {"reserved": e.reserved, "one run": e.run}
         grid.add_row(Text(e.name), "", Text(e.summary))
         for what, text in lines.items():
             if text:
@@ -55,13 +68,15 @@ def table(problems: list[ListedProblem]) -> Table:
 
 def _entry(name: str) -> ListedProblem:
     cls = tasks.get(name)
+    reserved = RESERVED if cls.reserved else ""
     try:
         problem = tasks.create(name)
     except (TypeError, ValueError) as error:  # an option has no default
-        return ListedProblem(name, cls.summary, "", "", "", "", str(error))
+        return ListedProblem(name, cls.summary, "", "", "", "", reserved, str(error))
     score = next(_written(metric) for metric in problem.metrics if metric.name == problem.primary)
     others = ", ".join(_written(metric) for metric in problem.metrics if metric.name != problem.primary)
-    return ListedProblem(name, cls.summary, ", ".join(problem.tasks), score, others, *_sizes_and_run(problem))
+    sizes, run = _sizes_and_run(problem)
+    return ListedProblem(name, cls.summary, ", ".join(problem.tasks), score, others, sizes, reserved, run)
 
 
 def _written(metric: Metric) -> str:
@@ -79,8 +94,11 @@ def _sizes_and_run(problem: Problem[Any]) -> tuple[str, str]:
     except MissingDataError as error:
         return "", str(error)
     spec = RunSpec(problem.name, {}, problem.recipe, Method("equal", None, {}), 0, "tuning", "cpu", EVALUATIONS)
-    measured = pace(spec)
-    sizes = problem.sizes(problem.data(generator(0, "data"), "cpu"))
+    try:
+        measured = pace(spec)
+        sizes = problem.sizes(problem.data(generator(0, "data"), "cpu"))
+    except Exception as error:  # of a problem that a user is writing
+        return "", f"its first steps fail: {reason(error)}"
     samples = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
     seconds = measured.run(spec)
     return samples, f"{problem.recipe.steps:,} steps, {in_words(seconds, seconds)} on this machine"

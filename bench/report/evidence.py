@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import mean_change
-from bench.analysis.roles import CORE
 from bench.style.numbers import NOTHING, join, number, quantity, rate, relative
 from bench.style.short_label import short
 
@@ -26,12 +25,12 @@ class Control(TypedDict):
 
 
 def claims(results: Results) -> str:
-    """Return a sentence that names the confirmatory and the exploratory methods; empty if there are no verdicts."""
+    """Return a sentence that names confirmatory and exploratory methods; empty if no verdict is confirmatory."""
     if not results.ranking:
         return ""
     named = [label for label, role in results.roles.by_label.items() if role == "confirmatory"]
     if not named:
-        return f"Everything here is exploratory: only the suite {CORE} supports confirmatory claims."
+        return ""
     others = [label for label, role in results.roles.by_label.items() if role == "exploratory"]
     rest = f" Verdicts on {join(short(label, 40) for label in others)} are exploratory." if others else ""
     return (
@@ -46,7 +45,7 @@ def controls(results: Results) -> list[Control]:
     names = {
         "random": "Random weights",
         "second name": "Equal weighting under a second name",
-        "same tasks": "Tasks that are all the same",
+        "same tasks": "Problems on which fixed weights cannot matter",
     }
     outcomes: list[Control] = []
     for control, text in texts.items():

@@ -7,6 +7,7 @@ What is hashed is the parsed source without
 
 - comments, positions, docstrings and the strings that document attributes,
 - the class attributes `WORDING`, which only describe a method or a problem,
+- the class attributes `PERMISSION`, which only say which suites may compare methods on a problem,
 - the paths of modules of the packages in question: ``from .engine.base import Range`` counts as importing ``Range``,
 - the order of neighbouring import statements.
 
@@ -26,7 +27,9 @@ from pathlib import Path
 OURS = ("balancers", "tasks", "bench")
 """The packages of this project."""
 WORDING = ("summary", "use_when")
-"""Class attributes that are left out."""
+"""Class attributes that are left out if their value is a text."""
+PERMISSION = ("reserved",)
+"""Class attributes that are left out if their value is true or false."""
 _NOT_HASHED = ("kind", "type_comment", "ctx")
 
 
@@ -207,7 +210,7 @@ def _statements(field: object, node: ast.AST, packages: frozenset[str]) -> objec
 
 
 def _is_wording(statement: ast.stmt, node: ast.AST) -> bool:
-    """Tell whether a statement does nothing, or only describes a class."""
+    """Tell whether a statement does nothing, or only describes a class or says who may use it."""
     if isinstance(statement, ast.Pass):
         return True
     if isinstance(statement, ast.Expr):
@@ -215,12 +218,11 @@ def _is_wording(statement: ast.stmt, node: ast.AST) -> bool:
     if not (isinstance(node, ast.ClassDef) and isinstance(statement, ast.Assign | ast.AnnAssign)):
         return False
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    described = all(isinstance(target, ast.Name) and target.id in WORDING for target in targets)
-    return described and _is_text(statement.value)
-
-
-def _is_text(value: ast.expr | None) -> bool:
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+    if not isinstance(statement.value, ast.Constant):
+        return False
+    value = statement.value.value
+    left_out = WORDING if isinstance(value, str) else PERMISSION if isinstance(value, bool) else ()
+    return all(isinstance(target, ast.Name) and target.id in left_out for target in targets)
 
 
 def _names(statement: ast.stmt, packages: frozenset[str]) -> Iterator[list[str]]:

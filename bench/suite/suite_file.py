@@ -34,11 +34,14 @@ FROM_PROBLEM = "problem:"
 SEARCH = "search"
 """The weights of static weighting in a suite that searches for them."""
 
+ALWAYS_COMPARED = ("equal", "static")
+"""The methods whose scores on a reserved problem may be looked at before the evidence has run."""
+
 NOT_OPTIONS = ("fork", "wrt", "tasks", "process_group")
 """Arguments of balancers that are no options: the problem decides on the first three, and a run is one process."""
 
 TOP = (
-    *("description", "device", "evaluations", "baselines", "plugins"),
+    *("description", "device", "evaluations", "baselines", "plugins", "reserved"),
     *("seeds", "learning_rates", "search", "cost", "problems", "balancers"),
 )
 PROBLEM = ("name", "label", "recipe", "steps", "batch_size", "options")
@@ -179,6 +182,11 @@ def find(suite: str, results: Path | None = None) -> Path:
         SuiteError: There is no such suite.
     """
     path = Path(suite)
+    if path.suffix == ".py":
+        raise SuiteError(
+            f"{suite} is a Python file, and a suite is a .toml file. To compare methods on the problem that the file "
+            f"registers: lossbench try {suite}"
+        )
     if path.suffix == ".toml" or len(path.parts) > 1:
         if not path.is_file():
             raise SuiteError(f"there is no file {suite}")
@@ -225,6 +233,8 @@ def load(path: Path) -> Suite:
     for tables in (problem_tables, balancer_tables):
         _require_unique_labels(tables)
     problems = [_problem(table) for table in problem_tables]
+    if not top.take("reserved", YES_OR_NO, False):
+        _refuse_reserved(problem_tables, problems, balancer_tables)
     left_out = {entry.label: missing for entry in problems if (missing := _missing(entry.problem))}
     problems = [entry for entry in problems if entry.label not in left_out]
     if not problems:
@@ -252,6 +262,22 @@ def load(path: Path) -> Suite:
         balancers=tuple(methods),
         left_out=left_out,
     )
+
+
+def _refuse_reserved(
+    problem_tables: list[TomlTable], problems: list[ProblemEntry], balancer_tables: list[TomlTable]
+) -> None:
+    """Raise a `SuiteError` if a suite that is not the evidence compares methods on a reserved problem."""
+    names = (table.take("name", TEXT) for table in balancer_tables)
+    others = [name for name in dict.fromkeys(names) if name in balancers.names() and name not in ALWAYS_COMPARED]
+    for table, entry in zip(problem_tables, problems, strict=True):
+        if entry.problem.reserved and others:
+            table.fail(
+                "name",
+                f"{entry.name} is reserved: until the evidence has run, no method's score on it may be looked at, "
+                f"except those of {' and '.join(ALWAYS_COMPARED)}. Take this problem out of the suite, or "
+                f"{', '.join(others)}. Only in a suite that is the evidence, write reserved = true at the top",
+            )
 
 
 def _missing(problem: Problem[Any]) -> str | None:

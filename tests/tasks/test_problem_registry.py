@@ -84,7 +84,7 @@ def test_what_is_no_problem_is_refused():
 def test_an_unknown_name_lists_the_nearest_and_all():
     with pytest.raises(ValueError, match=r"no problem is named 'regresion' \(did you mean 'regression'\?\); known: .*"):
         tasks.get("regresion")
-    with pytest.raises(ValueError, match=r"no problem is named 'zzz'; known: burgers, .*regression, "):
+    with pytest.raises(ValueError, match=r"no problem is named 'zzz'; known: apart, burgers, .*regression, "):
         tasks.create("zzz")
 
 

@@ -1,7 +1,8 @@
-"""Test the suite `all`, cut short: every problem trains with every method; data folders hold small made-up files."""
+"""Test the suites `all` and `reserved`, cut short: every problem trains; data folders hold small made-up files."""
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -15,59 +16,67 @@ from ...tasks.dense_files import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
+METHODS = {"all": {"equal", "uncertainty", "gradnorm"}, "reserved": {"equal", "static"}}
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the results of `all` with three steps per run, computed beside small data folders."""
-    work = tmp_path_factory.mktemp("all")
+
+class Ran(NamedTuple):
+    """A suite that has run."""
+
+    suite: str
+    folder: Path
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "tables" / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def ran(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Ran:
+    """Run a suite with three steps per run, beside small data folders."""
+    suite = request.param
+    work = tmp_path_factory.mktemp(suite)
     write(work / "data" / "nyuv2")
     write(work / "data" / "cityscapes", train=20, classes=7, normals=False, farthest=0.4)
-    text = suite_file.find("all").read_text()
-    text = re.sub(
-        r"^name = (.*)\n(?=(label.*\n)?(options.*\n)?\n)", r"name = \1\nsteps = 3\n", text, flags=re.MULTILINE
-    )
-    text = (
-        text.split("[[balancers]]", 1)[0]
-        + "[[balancers]]"
-        + text.split("[[balancers]]", 1)[1].replace("steps = 3\n", "")
-    )
+    problems, methods = suite_file.find(suite).read_text().split("[[balancers]]", 1)
+    problems = re.sub(r"^(name = .*)$", r"\1\nsteps = 3", problems, flags=re.MULTILINE)
+    text = f"{problems}[[balancers]]{methods}"
     text = text.replace("evaluations = 10", "evaluations = 1").replace("reported = [1, 2, 3]", "reported = [1]")
     text = re.sub(r'root = "(data/\w+)"', r'root = "\1", width = 4, num_workers = 0', text)
-    (work / "all.toml").write_text(text)
+    (work / f"{suite}.toml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
-        done = CliRunner().invoke(app, ["run", "all.toml", "--jobs", "1"])
+        done = CliRunner().invoke(app, ["run", f"{suite}.toml", "--jobs", "1"])
     assert done.exit_code == 0, done.output
-    return work / "results" / "all"
+    return Ran(suite, work / "results" / suite)
 
 
-def table(folder: Path, name: str) -> pd.DataFrame:
-    return pd.read_parquet(folder / "tables" / f"{name}.parquet")
-
-
-def test_every_problem_but_illustrations_is_in_it(folder: Path) -> None:
-    ours = {name for name in tasks.names() if tasks.get(name).__module__.startswith("tasks.")}
-    illustrations = {name for name in ours if tasks.get(name).illustration}
+def ours() -> set[str]:
+    """Return the names of this project's problems, other than illustrations."""
+    names = {name for name in tasks.names() if tasks.get(name).__module__.startswith("tasks.")}
+    illustrations = {name for name in names if tasks.get(name).illustration}
     assert illustrations == {"conflict-2d"}
-    assert set(table(folder, "problems")["name"]) == ours - illustrations
+    return names - illustrations
 
 
-def test_every_problem_trains_with_every_method(folder: Path) -> None:
-    runs = table(folder, "runs")
+def test_every_problem_is_in_the_suite_for_its_kind(ran: Ran) -> None:
+    expected = {name for name in ours() if tasks.get(name).reserved == (ran.suite == "reserved")}
+    assert set(ran.table("problems")["name"]) == expected
+
+
+def test_every_problem_trains_with_every_method(ran: Ran) -> None:
+    runs = ran.table("runs")
     assert (runs["status"] == "ok").all()
     assert (runs["steps"] == 3).all()
     reported = runs[runs["phase"] == "reported"]
     for _, of_problem in reported.groupby("problem"):
-        assert set(of_problem["balancer"]) == {"equal", "uncertainty", "gradnorm"}
+        assert set(of_problem["balancer"]) == METHODS[ran.suite]
 
 
-def test_every_task_has_its_baselines(folder: Path) -> None:
-    found = table(folder, "baselines")
-    held = found[~found["problem"].isin(["helmholtz", "burgers"])]
-    assert held[["constant", "equal", "single_task"]].notna().all().all()
-    assert len(found) == len(held)  # those two have metrics of the whole solution alone
+def test_every_task_that_is_measured_has_its_baselines(ran: Ran) -> None:
+    found, metrics = ran.table("baselines"), ran.table("metrics")
+    assert set(found["problem"]) == set(metrics.loc[metrics["task"].notna(), "problem"])
+    assert found[["constant", "equal", "single_task"]].notna().all().all()
 
 
-def test_every_problem_has_a_picture(folder: Path) -> None:
-    source = (folder / "report.html").read_text()
-    assert source.count("data:image/png;base64,") == len(table(folder, "problems"))
+def test_every_problem_has_a_picture(ran: Ran) -> None:
+    source = (ran.folder / "report.html").read_text()
+    assert source.count("data:image/png;base64,") == len(ran.table("problems"))

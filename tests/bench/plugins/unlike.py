@@ -16,10 +16,10 @@ class Absent(Small):
 
 
 @tasks.register
-class Apart(Small):
+class Unforked(Small):
     """A problem that declares shared parameters but no shared features, and no baselines."""
 
-    name = "apart"
+    name = "unforked"
     summary = "Without a fork to name."
     baselines = frozenset()
     full = None
@@ -38,6 +38,13 @@ class Looks(Small):
     name = "looks"
     summary = "To be looked at."
     illustration = True
+
+
+@tasks.register
+class KeptBack(Small):
+    name = "kept-back"
+    summary = "Kept for the evidence."
+    reserved = True
 
 
 @tasks.register

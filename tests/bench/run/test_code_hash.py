@@ -79,6 +79,7 @@ def test_every_python_computes_the_same_hash() -> None:
         ('"""Weigh."""', '"""Return the weights."""\n        # of all tasks'),
         ('summary = "A method."', 'summary = "The best method."'),
         ('use_when: str = "Always."', 'use_when = "Never."'),
+        ('summary = "A method."', "reserved = True"),
         ("from .engine.base import", "from .base import"),
         ("from .engine.base import", "from balancers.engine.base import"),
         (
@@ -123,6 +124,8 @@ def test_wording_and_place_change_nothing(old: str, new: str) -> None:
         (":.3f", ":.4f"),
         (" of", " for"),
         ('summary = "A method."', "summary: int = 1"),
+        ('summary = "A method."', 'reserved = "A method."'),
+        ('summary = "A method."', "summary = True"),
         ('summary = "A method."', 'limit = summary = "A method."'),
         ("LIMIT = 3\n", "from .limits import LIMIT\n\nLIMIT = 3\n"),
     ],

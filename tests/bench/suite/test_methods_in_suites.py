@@ -74,12 +74,19 @@ def test_every_method_trains_the_regression_family(make_suite: MakeSuite, num_ta
     check(loaded, len(OURS))
 
 
-@pytest.mark.parametrize("problem", ["burgers", pytest.param("helmholtz", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "burgers",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("helmholtz", "reaction-diffusion")),
+    ],
+)
 def test_methods_train_a_differential_equation(make_suite: MakeSuite, problem: str) -> None:
     names = in_parameters()
-    num_tasks = {"burgers": 3, "helmholtz": 2}[problem]
+    num_tasks = 2 if problem == "helmholtz" else 3
     loaded = make_suite(
         plugins=[],
+        reserved=True,  # six steps, and no score is looked at
         problems=[{"name": problem, "steps": STEPS, "batch_size": BATCH}],
         balancers=entries(num_tasks, names),
         learning_rates=None,

@@ -20,7 +20,7 @@ from bench.cli import app
 from bench.execute import forecast, run_suite
 from bench.report import report_page
 from bench.run import pace, spec
-from bench.suite import plan
+from bench.suite import plan, suite_file
 from bench.suite.suite_file import Suite
 from bench.suite.toml_table import SuiteError
 
@@ -41,7 +41,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
 
 
 def test_each_task_is_trained_alone_beside_equal_weighting(make_suite: MakeSuite, tmp_path: Path) -> None:
-    problems = [{"name": "small"}, {"name": "apart"}]
+    problems = [{"name": "small"}, {"name": "unforked"}]
     loaded = make_suite(
         plugins=PLUGINS, problems=problems, balancers=[{"name": "equal"}], learning_rates=[0.01, 0.1], baselines=True
     )
@@ -65,7 +65,7 @@ def test_each_task_is_trained_alone_beside_equal_weighting(make_suite: MakeSuite
         assert row["equal"] == pytest.approx(of_task.loc[of_task["balancer"] == "equal", "value"].mean())
         assert row["single_task"] < row["constant"]
         assert (row["seeds"], row["unit"]) == (3, "m")
-    assert found.loc[("apart", "loss of a"), ["constant", "single_task"]].isna().all()
+    assert found.loc[("unforked", "loss of a"), ["constant", "single_task"]].isna().all()
     assert not set(alone["balancer"]) & set(table(tmp_path / "results", "curves")["balancer"])
 
 
@@ -108,12 +108,12 @@ def test_problems_without_their_data_are_left_out(make_suite: MakeSuite, tmp_pat
 
 def test_where_gradients_are_measured_unless_it_is_said(make_suite: MakeSuite) -> None:
     """Measure at the method's own place; if tasks share no features, at all shared parameters."""
-    problems = [{"name": "small"}, {"name": "apart"}]
+    problems = [{"name": "small"}, {"name": "unforked"}]
     methods = [{"name": name} for name in ("equal", "gradnorm", "mgda")]
     loaded = make_suite(plugins=PLUGINS, problems=problems, balancers=methods)
-    places = {entry.label: [entry.methods[name].wrt for name in ("small", "apart")] for entry in loaded.balancers}
+    places = {entry.label: [entry.methods[name].wrt for name in ("small", "unforked")] for entry in loaded.balancers}
     assert places == {"equal": [None] * 2, "gradnorm": ["layer", "parameters"], "mgda": ["features", "parameters"]}
-    with pytest.raises(SuiteError, match=r"balancers\[0\].wrt: wrt is 'layer', but the model of apart has no fork"):
+    with pytest.raises(SuiteError, match=r"balancers\[0\].wrt: wrt is 'layer', but the model of unforked has no fork"):
         make_suite(plugins=PLUGINS, problems=problems, balancers=[{"name": "gradnorm", "wrt": "layer"}])
 
 
@@ -125,11 +125,82 @@ def test_recipes_and_first_weights(make_suite: MakeSuite) -> None:
     assert loaded.balancers[0].methods["full"].options["weights"] == [1.8, 0.2]
     for wrong, message in [
         ({"name": "small", "recipe": "fast"}, r'problems\[0\].recipe: expected "default" or "full"'),
-        ({"name": "apart", "recipe": "full"}, r"problems\[0\].recipe: apart has no full recipe"),
+        ({"name": "unforked", "recipe": "full"}, r"problems\[0\].recipe: unforked has no full recipe"),
         ({"name": "looks"}, r"problems\[0\].name: looks is an illustration.*`lossbench show looks`"),
     ]:
         with pytest.raises(SuiteError, match=message):
             make_suite(plugins=PLUGINS, problems=[wrong])
+
+
+@pytest.mark.slow
+def test_static_weights_on_tasks_that_share_nothing_score_as_each_task_alone(
+    make_suite: MakeSuite, tmp_path: Path
+) -> None:
+    static = [{"name": "static", "options": {"weights": "problem:first"}}]
+    problems = [{"name": "apart", "steps": 100}]
+    loaded = make_suite(
+        problems=problems, balancers=[{"name": "equal"}, *static], learning_rates=None, baselines=True, evaluations=1
+    )
+    run_suite.run(loaded, tmp_path / "results", 0, Console(file=io.StringIO()))
+    (row,) = table(tmp_path / "results", "controls").to_dict("records")
+    assert (row["control"], row["problem"], row["pairs"], row["holds"]) == ("same tasks", "apart", 3, True)
+    assert row["relative"] == pytest.approx(1, abs=1e-3)
+
+
+OPEN = [{"name": "equal"}, {"name": "static", "options": {"weights": "problem:first"}}]
+"""Methods that may be compared on a reserved problem."""
+
+
+def test_a_suite_that_compares_other_methods_on_a_reserved_problem_is_refused(make_suite: MakeSuite) -> None:
+    parts = {"plugins": PLUGINS, "problems": [{"name": "small"}, {"name": "kept-back"}]}
+    others = [{"name": "gradnorm"}, {"name": "uncertainty"}, {"name": "gradnorm", "label": "again"}]
+    message = (
+        r"mine.toml: problems\[1\].name: kept-back is reserved: until the evidence has run, no method's score on it "
+        r"may be looked at, except those of equal and static. Take this problem out of the suite, or gradnorm, "
+        r"uncertainty. Only in a suite that is the evidence, write reserved = true at the top"
+    )
+    for said in ({}, {"reserved": False}):
+        with pytest.raises(SuiteError, match=message):
+            make_suite(balancers=[*OPEN, *others], **parts, **said)
+    with pytest.raises(SuiteError, match=r"mine.toml: reserved: expected true or false, got 'yes'"):
+        make_suite(balancers=OPEN, reserved="yes", **parts)
+    evidence = make_suite(balancers=[*OPEN, *others], reserved=True, **parts)
+    assert [entry.label for entry in evidence.problems] == ["small", "kept-back"]
+    assert len(plan.reported(evidence, None)) == 2 * 5 * 3
+
+
+def test_equal_and_static_weights_may_be_compared_on_a_reserved_problem(make_suite: MakeSuite, tmp_path: Path) -> None:
+    loaded = make_suite(
+        plugins=PLUGINS,
+        problems=[{"name": "kept-back"}],
+        balancers=OPEN,
+        learning_rates=None,
+        reported=[1],
+        baselines=True,
+    )
+    run_suite.run(loaded, tmp_path / "results", 0, Console(file=io.StringIO()))
+    runs = table(tmp_path / "results", "runs")
+    assert (runs["status"] == "ok").all()
+    assert set(runs["balancer"]) == {"equal", "static", "a", "b"}
+
+
+def test_no_suite_that_comes_along_compares_methods_on_a_reserved_problem() -> None:
+    """Only a later suite, the evidence, may say that it does."""
+    for name in suite_file.names():
+        loaded = suite_file.load(suite_file.find(name))
+        methods = {entry.name for entry in loaded.balancers}
+        reserved = [entry.label for entry in loaded.problems if entry.problem.reserved]
+        assert methods <= {"equal", "static"} or not reserved, (name, reserved)
+
+
+def test_reserved_problems_are_marked_in_lists_and_can_be_shown(make_suite: MakeSuite, tmp_path: Path) -> None:
+    make_suite(plugins=PLUGINS)  # registers them
+    assert listing.line("kept-back") == "Kept for the evidence. Reserved for the evidence."
+    assert listing.line("small") == "Linear maps of different scales."
+    path = tmp_path / "kept-back.png"
+    result = CliRunner().invoke(app, ["show", "kept-back", "--train", "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    assert imread(path).std() > 0.05
 
 
 def test_other_data_are_another_run(make_suite: MakeSuite, tmp_path: Path) -> None:
@@ -238,7 +309,7 @@ def test_problems_are_listed_with_all_that_is_known_of_them(
     make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_suite(plugins=PLUGINS)  # registers them
-    monkeypatch.setattr("tasks.names", lambda: ["absent", "looks", "nyuv2", "small"])
+    monkeypatch.setattr("tasks.names", lambda: ["absent", "kept-back", "looks", "nyuv2", "small"])
     listed = {entry.name: entry for entry in listing.entries()}
     small = listed["small"]
     assert (small.tasks, small.score) == ("a, b", "error ↓")
@@ -248,6 +319,8 @@ def test_problems_are_listed_with_all_that_is_known_of_them(
     assert listed["absent"].run == "absent needs a file that no one has"
     assert listed["looks"].run == "drawn only: lossbench show looks"
     assert listed["nyuv2"].run.startswith("nyuv2 needs the option root")
+    assert listed["kept-back"].reserved.startswith("for the evidence; until that has run, only equal")
+    assert listed["small"].reserved == ""
     shown = " ".join(CliRunner().invoke(app, ["list", "problems"]).output.split())
-    for part in (small.name, small.summary, "samples train 64", "score error ↓"):
+    for part in (small.name, small.summary, "samples train 64", "score error ↓", "reserved for the evidence"):
         assert part in shown

@@ -16,7 +16,7 @@ from bench.run.training import Training
 from bench.suite import plan, suite_file, try_suite
 from bench.suite.toml_table import SuiteError
 
-from ..report.made_up_results import build
+from ..report.made_up_results import BALANCERS, build
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -70,7 +70,9 @@ def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
 
 def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
-    assert said[-1].startswith(f"the suite is in {tmp_path / 'results' / 'mine.toml'}")
+    path = tmp_path / "results" / "mine.toml"
+    command = f"lossbench run {path} --results {tmp_path}"
+    assert said[-1] == f"the suite is in {path}; to go on from there, edit it and run: {command}"
     again = suite_file.load(tmp_path / "results" / "mine.toml")
     assert again.written == made.written
     assert labels(again) == labels(made)
@@ -102,7 +104,8 @@ def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path, monkeyp
     without_weights(file)
     file.write_text(
         file.read_text().replace(
-            "    def losses(", "    def losses(self, *_):\n        return -torch.ones(2)\n\n    def unused("
+            "    def losses(",
+            "    def losses(self, *given):\n        return [-loss for loss in self.unused(*given)]\n\n    def unused(",
         )
     )
     monkeypatch.setattr(try_suite, "METHODS", ("equal", "static"))
@@ -112,6 +115,45 @@ def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path, monkeyp
     assert said[0].startswith(
         "static is left out: the problem states no static_weights, and not all of its first losses"
     )
+
+
+KEPT_BACK = """
+
+@register
+class KeptBack(Small):
+    name = "{name}-kept-back"
+    reserved = True
+"""
+
+
+def test_reserved_problems_are_left_out(file, tmp_path):
+    file.write_text(file.read_text() + KEPT_BACK.format(name="beside"))
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+    assert [entry.name for entry in made.problems] == ["test_reserved_problems_are_left_out"]
+    assert said[0] == "beside-kept-back is left out: it is reserved, so methods may not be compared on it yet"
+
+
+def test_a_file_of_reserved_problems_alone_is_refused(file, tmp_path):
+    text = file.read_text()
+    file.write_text(text.replace("    summary = ", "    reserved = True\n    summary = ", 1))
+    with pytest.raises(SuiteError, match=r"mine\.py registers only reserved problems, on which"):
+        try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+
+
+def test_a_problem_without_metrics_of_single_tasks_is_told_what_the_report_lacks(file, tmp_path):
+    _, said = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+    assert "declares no metric of a single task" not in " ".join(said)
+    text = file.read_text().replace(', task="a"', "").replace(', task="b"', "")
+    other = tmp_path / "other.py"
+    other.write_text(text.replace('name = "test', 'name = "untold'))
+    _, said = try_suite.make(other, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+    assert "declares no metric of a single task, so the report can't show which task a method helps" in said[0]
+
+
+def test_a_model_that_cannot_be_made_is_the_problems_fault(file, tmp_path):
+    file.write_text(file.read_text().replace("return Net(len(self.tasks))", "return Net()"))
+    with pytest.raises(SuiteError, match=r"mine\.py: the model of \S+ can't be used: TypeError: .*num_tasks"):
+        try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +178,42 @@ def test_the_command_ends_with_an_answer(file, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["try", str(file), "--minutes", "0", "--results", str(tmp_path), "--jobs", "1"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "mine" / "report.html").is_file()
-    assert re.search(r"^test_\S+: (try \S+, |stay with equal\.)", done.output, re.MULTILINE)
+    assert re.search(r"^test_\S+: (try \S+, |stay with equal\.|undecided on 3 seeds\.)", done.output, re.MULTILINE)
+    assert "4 methods were compared on 1 problem" in done.output
+    assert "Task by task, means over seeds" in done.output
+    assert "suite core" not in done.output
+
+
+BREAKS = {
+    "no score": ('return {"error": sum(relative), **metrics}', "return metrics"),
+    "nothing": ('return {"error": sum(relative), **metrics}', "print(relative)"),
+    "losses": (
+        "return [nn.functional.mse_loss",
+        "raise RuntimeError('no such layer')\n        return [nn.functional.mse_loss",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "cause"),
+    [
+        ("no score", r"evaluate of test_\S+ gives no 'error', which its metrics declare"),
+        ("nothing", r"evaluate of test_\S+ returns nothing; expected a dict of its metrics"),
+        ("losses", r"RuntimeError: no such layer \(mine\.py, line \d+\)"),
+    ],
+)
+def test_a_problem_that_cannot_work_ends_the_command_before_any_run(file, tmp_path, broken, cause):
+    text, wrong = BREAKS[broken]
+    assert text in file.read_text()
+    file.write_text(file.read_text().replace(text, wrong))
+    done = CliRunner().invoke(app, ["try", str(file), "--minutes", "60", "--results", str(tmp_path), "--jobs", "1"])
+    assert done.exit_code == 2, done.output
+    assert re.search(
+        rf"^error: nothing was run\.\ntest_\S+: every method fails in its first steps\. {cause}", done.output
+    )
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "mine" / "runs").exists()
 
 
 @pytest.fixture
@@ -161,12 +238,59 @@ def test_a_cheaper_one_that_is_better_too_is_named(results):
     assert "at 3.00× the time of a step. The cheapest better method: GradNorm" in said
 
 
+VERDICTS = {"equal": "", "static 1/sigma²": "tie", "uncertainty": "worse", "GradNorm": "not settled"}
+
+
+def compared(results: Results, gradnorm: tuple[float, float, float], scale: str = "ratio") -> Results:
+    """Return the results with these `VERDICTS`, and with this estimate of GradNorm compared with equal weighting."""
+    board = results.board.assign(verdict=results.board["balancer"].map(VERDICTS), scale=scale)
+    board.loc[board["balancer"] == "GradNorm", ["relative", "relative_low", "relative_high"]] = gradnorm
+    return replace(results, board=board)
+
+
 def test_where_nothing_is_better_the_answer_is_to_stay(results):
-    verdicts = {"equal": "", "static 1/sigma²": "tie", "uncertainty": "worse", "GradNorm": "not settled"}
-    board = results.board.assign(verdict=results.board["balancer"].map(verdicts))
-    assert answer(replace(results, board=board)) == [
-        "regression, 2 tasks: stay with equal. No method is better beyond noise (1 worse, 1 tie, 1 not settled)."
+    """A mean that is better by less than the margin of a tie is no reason to go on."""
+    for estimate in ((0.99, 0.91, 1.08), (1.2, 0.9, 1.5)):
+        assert answer(compared(results, estimate)) == [
+            "regression, 2 tasks: stay with equal. No method is better beyond noise (1 worse, 1 tie, 1 not settled)."
+        ]
+
+
+def test_a_lead_within_the_noise_is_undecided(results):
+    assert answer(compared(results, (0.57, 0.26, 1.21))) == [
+        "regression, 2 tasks: undecided on 5 seeds. The best mean is that of GradNorm, 0.57× [0.26, 1.21] of equal's "
+        "score. Add seeds under [seeds] reported in the suite; finished runs are kept."
     ]
+
+
+@pytest.mark.parametrize(
+    ("higher", "gain", "said"), [(True, 0.4, "undecided"), (True, -0.4, "stay"), (False, -0.4, "undecided")]
+)
+def test_a_lead_is_one_in_the_direction_of_the_score(results, higher, gain, said):
+    problems = results.tables["problems"].assign(higher_is_better=higher)
+    results = replace(results, tables=results.tables | {"problems": problems})
+    (text,) = answer(compared(results, (gain, gain - 1, gain + 1), scale="difference"))
+    assert text.startswith(f"regression, 2 tasks: {said}")
+
+
+def test_a_rate_at_the_edge_of_the_grid_is_told(results):
+    board = results.board.copy()
+    board.loc[board["balancer"] == "static 1/sigma²", "grid_edge"] = True
+    (said,) = answer(replace(results, board=board))
+    assert said.endswith(
+        " At the edge of the grid of learning rates, beyond which a better one may lie: static 1/sigma² (0.001*)."
+    )
+    board["grid_edge"] = board["balancer"] == "uncertainty"  # no method of the answer
+    (said,) = answer(replace(results, board=board))
+    assert "edge" not in said
+
+
+def test_a_control_is_never_recommended(tmp_path):
+    made = {"equal": BALANCERS["equal"], "random": ("random", 0.2, 1.0, 0), "GradNorm": BALANCERS["GradNorm"]}
+    results = load(build(tmp_path / "made-up", num_tasks=(2,), failing="", balancers=made))
+    assert results.board["balancer"].iloc[0] == "random"
+    (said,) = answer(results)
+    assert said.startswith("regression, 2 tasks: try GradNorm")
 
 
 def test_defaults_and_single_seeds_get_no_answer(results):

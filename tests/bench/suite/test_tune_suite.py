@@ -25,6 +25,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 MakeSuite = Callable[..., Suite]
 LOSSBENCH = CliRunner()
+SMALL = Path(__file__).parents[1] / "plugins" / "small.py"
 SEARCH = {"trials": 6, "rates": [0.003, 0.1]}
 STATIC = {"name": "static", "options": {"weights": "search"}}
 SEARCHING = {
@@ -241,6 +242,21 @@ def test_tune_keeps_the_methods_of_the_suite(base: Path, tmp_path: Path) -> None
     assert len(made.learning_rates) == 5
     other, _ = tune_suite.make(folder / "suite.toml", tmp_path, 8)  # from a suite that searches already
     assert len(other.learning_rates) == 8
+
+
+def test_tune_compares_no_more_on_a_reserved_problem_than_the_suite_may(
+    tmp_path: Path, suite_text: Callable[..., str]
+) -> None:
+    path, unlike = tmp_path / "mine.toml", Path(__file__).parents[1] / "plugins" / "unlike.py"
+    parts = {"plugins": [SMALL, unlike], "problems": [{"name": "kept-back"}], "balancers": [{"name": "equal"}]}
+    path.write_text(suite_text(**parts))
+    made, _ = tune_suite.make(path, tmp_path, 4)
+    assert [entry.label for entry in made.balancers] == ["equal", "static"]
+    with pytest.raises(SuiteError, match=r"kept-back is reserved: .*, or gradnorm"):
+        tune_suite.make(path, tmp_path, 4, methods=["gradnorm"])
+    path.write_text(suite_text(reserved=True, **parts))
+    made, _ = tune_suite.make(path, tmp_path, 4, methods=["gradnorm"])
+    assert [entry.label for entry in made.balancers] == ["equal", "static", "gradnorm"]
 
 
 def test_a_suite_without_a_grid_is_searched_around_its_problems_rates(
