@@ -27,6 +27,7 @@ LINKED_DOCUMENTS = [
     *DOCUMENTS,
     *(ROOT / path for path in ("CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "bench/PROTOCOL.md")),
     ROOT / "bench" / "cost" / "NOTES.md",
+    ROOT / "examples" / "README.md",
 ]
 LONGEST_README = 150
 METHODS_MARKER = "<!-- lossbench list balancers --markdown -->"
