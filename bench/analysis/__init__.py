@@ -12,6 +12,7 @@ from .derived_tables import derived_tables
 from .imputed_scores import impute_failures
 from .intervals import (
     CONFIDENCE,
+    EQUIVALENCE,
     Comparison,
     Estimate,
     compare,
@@ -30,10 +31,12 @@ from .roles import CORE_METHODS, Role, Roles, assign_roles
 from .static_front import beyond, front_points
 from .suite_tables import SuiteTables
 from .target_time import time_to_target
+from .task_scores import task_scores
 
 __all__ = [
     "CONFIDENCE",
     "CORE_METHODS",
+    "EQUIVALENCE",
     "Comparison",
     "Estimate",
     "Role",
@@ -62,5 +65,6 @@ __all__ = [
     "repeated_verdicts",
     "summarise",
     "t_interval",
+    "task_scores",
     "time_to_target",
 ]

@@ -1,4 +1,7 @@
-"""Forecast how long a suite will take, from a few timed steps of each kind of run."""
+"""Forecast how long a suite will take, from a few timed steps of each kind of run.
+
+These steps also show whether a problem works at all: if every method fails in its first steps, the problem is at fault.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,11 +11,15 @@ from bench.run.spec import RunSpec
 from bench.style.numbers import core_time, counted, in_words
 from bench.suite.plan import Planned
 from bench.suite.suite_file import Suite
+from bench.suite.toml_table import SuiteError
 
 from . import workers
+from .workers import FailedStart
 
 Place = tuple[str, str]
 """Labels of a problem and a balancer. Runs of the same place take the same time per step."""
+Paces = Mapping[Place, Pace | FailedStart | None]
+"""What is known of each place: its pace, or how it fails; None if it could not be timed for another reason."""
 
 
 def place(run: Planned) -> Place:
@@ -40,19 +47,57 @@ class Forecast:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self._paces: dict[Place, Pace | None] = {}
+        self._paces: dict[Place, Pace | FailedStart | None] = {}
 
     def __call__(self, suite: Suite, runs: Sequence[Planned]) -> float:
-        """Return the seconds that ``runs`` of ``suite`` take; a run that cannot be timed counts as 0."""
+        """Return the seconds that ``runs`` of ``suite`` take; a run that cannot be timed counts as 0.
+
+        Raises:
+            SuiteError: every method fails in its first steps on every problem.
+        """
         new = {where: spec for where, spec in to_try(runs).items() if where not in self._paces}
         self._paces |= zip(new, workers.paces(list(new.values()), suite.plugins, self.jobs), strict=True)
+        require_a_start(suite, self._paces)
         known = ((run, self._paces[place(run)]) for run in runs)
-        return sum(pace.run(run.spec) for run, pace in known if pace is not None) / self.jobs
+        return sum(pace.run(run.spec) for run, pace in known if isinstance(pace, Pace)) / self.jobs
 
 
-def sentence(
-    suite: Suite, missing: Sequence[Planned], timed: Sequence[Planned], jobs: int, paces: Mapping[Place, Pace | None]
-) -> str:
+def broken_problems(suite: Suite, paces: Paces) -> dict[str, str]:
+    """Return the problems on which every method of ``suite`` fails in its first steps, and a sentence on each.
+
+    A problem is left out if a method was not timed on it, because its runs are done already.
+    """
+    sentences = {}
+    for problem in suite.problems:
+        starts = {entry.label: paces.get((problem.label, entry.label)) for entry in suite.balancers}
+        failed = {label: start.reason for label, start in starts.items() if isinstance(start, FailedStart)}
+        if len(failed) == len(starts):
+            sentences[problem.label] = f"{problem.label}: every method fails in its first steps. {_causes(failed)}"
+    return sentences
+
+
+def require_a_start(suite: Suite, paces: Paces) -> None:
+    """Check that some method of ``suite`` gets beyond its first steps on some problem.
+
+    Raises:
+        SuiteError: every method fails on every problem.
+    """
+    broken = broken_problems(suite, paces)
+    if broken and len(broken) == len(suite.problems):
+        raise SuiteError("nothing was run.\n" + "\n".join(broken.values()))
+
+
+def _causes(reasons: Mapping[str, str]) -> str:
+    """Return the reasons, each with the methods that it stopped; these are left out if there is one reason."""
+    stopped: dict[str, list[str]] = {}
+    for label, reason in reasons.items():
+        stopped.setdefault(reason, []).append(label)
+    if len(stopped) == 1:
+        return next(iter(stopped))
+    return "; ".join(f"{', '.join(labels)}: {reason}" for reason, labels in stopped.items())
+
+
+def sentence(suite: Suite, missing: Sequence[Planned], timed: Sequence[Planned], jobs: int, paces: Paces) -> str:
     """Return the forecast as a sentence: ``315 runs and 42 step timings: about 14 to 17 minutes, ...``.
 
     The longer time holds if the best learning rates lie at both edges of every grid, which extends the grids. The
@@ -64,14 +109,14 @@ def sentence(
         missing: runs to do, ``jobs`` at a time.
         timed: runs whose steps will be timed, one after another.
         jobs: number of runs at a time.
-        paces: the pace of each place among these runs; None if it could not be timed.
+        paces: the pace of each place among these runs.
     """
     seconds, tuning, work = 0.0, 0.0, 0.0
     distinct = {run.key: run for run in missing}
     loads: dict[str, float] = {}
     for run in (*distinct.values(), *timed):
         pace = paces[place(run)]
-        if pace is None:
+        if not isinstance(pace, Pace):
             continue
         loads[run.problem] = max(loads.get(run.problem, 0.0), pace.load)
         if run.spec.phase == "cost":

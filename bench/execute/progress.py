@@ -23,7 +23,7 @@ class Progress:
         self._console = console
         self._exit = ExitStack()
         self._stage = ""
-        self._total = self._done = self._reused = self._failed = 0
+        self._total = self._stored = self._done = self._reused = self._failed = 0
         self._workers = self._stage_left = 0
         self._begun = self._printed = time.monotonic()
 
@@ -36,9 +36,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._exit.close()
 
-    def expect(self, jobs: int) -> None:
-        """Add ``jobs`` to the total number of jobs."""
+    def expect(self, jobs: int, stored: int = 0) -> None:
+        """Add ``jobs`` to the total number of jobs, of which ``stored`` need not be done again."""
         self._total += jobs
+        self._stored += stored
 
     def begin(self, stage: str, jobs: int, workers: int, reused: int = 0) -> None:
         """Begin a stage of ``jobs``, ``workers`` of them at a time, and count ``reused`` more jobs as already done."""
@@ -66,7 +67,8 @@ class Progress:
         running = min(self._workers, self._stage_left)
         line = f"{self._stage}: {self._done} of {self._total} done, {running} running, {self._failed} failed"
         computed = self._done - self._reused
-        if computed and self._done < self._total:
-            seconds = (time.monotonic() - self._begun) / computed * (self._total - self._done)
+        left = self._total - self._done - max(0, self._stored - self._reused)
+        if computed and left > 0:
+            seconds = (time.monotonic() - self._begun) / computed * left
             line += f", {round(seconds) // 60}:{round(seconds) % 60:02d} left"
         return line

@@ -54,6 +54,7 @@ def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
 
     Raises:
         BusyError: another process is running a suite in ``folder``.
+        SuiteError: every method fails in its first steps on every problem.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,19 +88,23 @@ class _Work:
         for problem, missing in suite.left_out.items():
             self.console.print(Text(f"{problem} is left out: {missing}"))
         costs = plan.costs(suite) if suite.cost_rounds else []
-        tuning = plan.tuning(suite, plan.grids(suite))
-        fresh = plan.reported(suite, None)
-        at_most = {entry.label: suite.learning_rates[:MOST_POINTS] for entry in suite.problems}
-        fresh += [*plan.repeated(suite, fresh), *plan.baselines(suite, fresh), *plan.front(suite, at_most)]
-        self.progress.expect(_distinct(tuning))
-        self.progress.expect(_distinct(fresh) + len(costs))
+        first = plan.tuning(suite, plan.grids(suite))
+        tuning, chosen = self.stored_choice()
+        fresh = plan.reported(suite, chosen)
+        points: plan.Grids = {entry.label: suite.learning_rates[:MOST_POINTS] for entry in suite.problems}  # at most
+        if self.stored(tuning) == _distinct(tuning):
+            points = self.front(tuning)
+        fresh += [*plan.repeated(suite, fresh), *plan.baselines(suite, fresh), *plan.front(suite, points)]
+        timed = [run for run in costs if self.cost_path(run).is_file()]
+        self.progress.expect(_distinct(first), self.stored(first))
+        self.progress.expect(_distinct(fresh) + len(costs), self.stored(fresh) + len(timed))
         self.foretell(tuning, fresh, costs)
 
         tuning, selection = self.tune() if suite.learning_rates else ([], None)
         reported = plan.reported(suite, selection)
         repeated, baselines = plan.repeated(suite, reported), plan.baselines(suite, reported)
         front = plan.front(suite, self.front(tuning))
-        self.progress.expect(_distinct(front) - _distinct(plan.front(suite, at_most)))
+        self.progress.expect(_distinct(front) - _distinct(plan.front(suite, points)))
         self.compute("reported runs", [*reported, *baselines, *front])
         if repeated:
             self.compute("repeated runs on other seeds", repeated)
@@ -116,12 +121,13 @@ class _Work:
     def foretell(self, tuning: Sequence[Planned], fresh: Sequence[Planned], costs: Sequence[Planned]) -> None:
         """Print how long the suite will take, estimated from a few steps of each method on each problem.
 
-        The learning rates of the ``fresh`` runs are not known yet. If any tuning run is missing, all of them count as
-        missing.
+        The learning rates of ``fresh`` runs are not known yet if their tuning runs are missing: they count as missing.
+        A problem on which every method fails in these steps is named, with the cause.
+
+        Raises:
+            SuiteError: every method fails in its first steps on every problem.
         """
-        missing = [run for run in tuning if not self.is_done(run)]
-        if missing or not tuning:
-            missing += [run for run in fresh if not self.is_done(run)]
+        missing = [run for run in (*tuning, *fresh) if not self.is_done(run)]
         timed = [run for run in costs if not self.cost_path(run).is_file()]
         if not missing and not timed:
             return
@@ -132,12 +138,38 @@ class _Work:
             )
         paces = workers.paces(list(specs.values()), self.suite.plugins, self.jobs)
         pace_of = dict(zip(specs, paces, strict=True))
+        forecast.require_a_start(self.suite, pace_of)
+        for broken in forecast.broken_problems(self.suite, pace_of).values():
+            self.console.print(Text(broken))
         self.console.print(Text(forecast.sentence(self.suite, missing, timed, self.at_a_time, pace_of)))
 
     def is_done(self, run: Planned) -> bool:
         """Return whether the run's result is stored, and its picture if it is to have one."""
         has_picture = not run.pictured or result_picture.path(self.folder, run.key).is_file()
         return has_picture and result_file.run_path(self.folder, run.key).is_file()
+
+    def stored(self, runs: Sequence[Planned]) -> int:
+        """Return the number of distinct results of ``runs`` that are stored."""
+        return _distinct([run for run in runs if self.is_done(run)])
+
+    def stored_choice(self) -> tuple[list[Planned], pd.DataFrame | None]:
+        """Return the tuning runs as far as they are known, and the learning rates that stored ones choose.
+
+        These are rates of those methods on those problems whose tuning runs are all stored; None if there are none.
+        """
+        grids, selection = plan.grids(self.suite), None
+        for extends in (not self.suite.searches, False):
+            runs = plan.tuning(self.suite, grids)
+            missing = {forecast.place(run) for run in runs if not self.is_done(run)}
+            stored = [run for run in runs if forecast.place(run) not in missing]
+            if not stored:
+                return runs, selection
+            selection = result_tables.selection(result_tables.load(self.suite, stored, self.folder), self.suite)
+            extended = plan.extended(grids, selection) if extends and not missing else grids
+            if extended == grids:
+                break
+            grids = extended
+        return runs, selection
 
     def cost_path(self, run: Planned) -> Path:
         """Return the path of the file with the cost of a step of ``run``."""
@@ -155,7 +187,8 @@ class _Work:
         extended = plan.extended(grids, selection)
         if extended == grids:
             return runs, selection
-        self.progress.expect(_distinct(plan.tuning(self.suite, extended)) - _distinct(runs))
+        more = plan.tuning(self.suite, extended)
+        self.progress.expect(_distinct(more) - _distinct(runs), self.stored(more) - self.stored(runs))
         return self.try_rates("learning rates beyond the grid", extended)
 
     def try_rates(self, stage: str, grids: plan.Grids) -> tuple[list[Planned], pd.DataFrame]:
@@ -189,7 +222,8 @@ class _Work:
 
     def time_steps(self, costs: Sequence[Planned]) -> list[result_tables.Row]:
         """Return the rows of the table of step costs; time each step that was not timed on this kind of machine yet."""
-        self.progress.begin("step timing", len(costs), workers=1)
+        missing = [path for path in map(self.cost_path, costs) if not path.is_file()]
+        self.progress.begin("step timing", len(missing), workers=1, reused=len(costs) - len(missing))
         rows: list[result_tables.Row] = []
         for run in costs:
             path = self.cost_path(run)
@@ -197,7 +231,8 @@ class _Work:
                 atomic_file.write(path, json.dumps(self.measure(run)).encode())
             facts = json.loads(path.read_text(encoding="utf-8"))
             rows += ({"problem": run.problem, "balancer": run.balancer, **row} for row in facts["rows"])
-            self.progress.finish(failed=not facts["rows"])
+            if path in missing:
+                self.progress.finish(failed=not facts["rows"])
         return rows
 
     def measure(self, run: Planned) -> dict[str, object]:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -23,6 +24,7 @@ from joblib.externals.loky.process_executor import ShutdownExecutorError, _Execu
 import tasks
 from bench.cost import measure_step
 from bench.run import plugins, result_file, result_picture
+from bench.run.evaluation_check import EvaluationError
 from bench.run.pace import Pace, pace
 from bench.run.spec import RunSpec
 from bench.run.training import RunResult, Training
@@ -46,6 +48,13 @@ Given = TypeVar("Given")
 
 class WorkerError(Exception):
     """The workers cannot go on; finished runs are kept."""
+
+
+@dataclass(frozen=True)
+class FailedStart:
+    """A run that failed in its first steps; ``reason`` says why, as for a stored run."""
+
+    reason: str
 
 
 def compute(runs: Sequence[Planned], folder: Path, plugin_files: Sequence[Path], jobs: int) -> Iterator[bool]:
@@ -86,11 +95,11 @@ def compute(runs: Sequence[Planned], folder: Path, plugin_files: Sequence[Path],
             raise WorkerError("the workers end as soon as they start; finished runs are kept") from None
 
 
-def paces(specs: Sequence[RunSpec], plugin_files: Sequence[Path], jobs: int) -> list[Pace | None]:
+def paces(specs: Sequence[RunSpec], plugin_files: Sequence[Path], jobs: int) -> list[Pace | FailedStart | None]:
     """Time a few steps of each of ``specs``, ``jobs`` at a time.
 
     Returns:
-        One pace per specification, None for a run that fails. If a run kills its worker, all paces are None.
+        One pace per specification, a `FailedStart` for a run that fails. If a run kills its worker, all are None.
     """
     if jobs == IN_THIS_PROCESS:
         return [_pace(spec, plugin_files, os.getpid()) for spec in specs]
@@ -98,7 +107,7 @@ def paces(specs: Sequence[RunSpec], plugin_files: Sequence[Path], jobs: int) -> 
         futures = [_submit(jobs, _pace, spec, plugin_files, os.getpid()) for spec in specs]
         return [future.result() for future in futures]
     except (BrokenProcessPool, ShutdownExecutorError):
-        return [None] * len(specs)
+        return [None for _ in specs]
 
 
 def step_cost(spec: RunSpec, rounds: int, plugin_files: Sequence[Path], jobs: int) -> list[dict[str, Any]]:
@@ -182,12 +191,16 @@ def _work(run: Planned, key: str, folder: Path, plugin_files: Sequence[Path], pa
     return training.result.status == "failed"
 
 
-def _pace(spec: RunSpec, plugin_files: Sequence[Path], parent: int) -> Pace | None:
+def _pace(spec: RunSpec, plugin_files: Sequence[Path], parent: int) -> Pace | FailedStart:
     _begin(plugin_files, parent)
     try:
         return pace(spec)
-    except Exception:
-        return None
+    except EvaluationError as error:
+        return FailedStart(str(error))
+    except Exception as error:
+        failed = Training(spec)
+        failed.fail(error)  # this words the reason
+        return FailedStart(failed.result.reason)
 
 
 def _step_cost(spec: RunSpec, rounds: int, plugin_files: Sequence[Path], parent: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Print the leaderboard in the terminal: one table per problem, 100 columns wide where the width is unknown."""
+"""Print the leaderboard in the terminal, 100 columns wide where the width is unknown: a table or two per problem."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,8 @@ from rich.text import Text
 from bench.style.numbers import NOTHING, interval, rate, relative, step_ratio
 from bench.style.short_label import short
 
-from . import evidence
+from . import evidence, task_tables
+from .answer import caveat, far_apart
 from .front_report import print_search
 from .results_folder import Results, load
 from .verdict_wording import seeds, title
@@ -43,13 +44,14 @@ def print_leaderboard(results: Path) -> None:
         facts = loaded.facts(str(problem))
         head = f"{problem}: {facts.score} on test at the last checkpoint ({facts.direction}), {seeds(rows)}"
         console.print("", Text(head), _table(rows, loaded, console.width), sep="\n", end="")
+        if len(loaded.problems_in(loaded.board)) <= task_tables.MOST_PROBLEMS:
+            task_tables.print_tasks(loaded.only(str(problem)), console)
     print_search(loaded, console)
     outcomes = evidence.controls(loaded)
     notes = [f"Control {'holds' if control['holds'] else 'FAILED'}: {control['text']}" for control in outcomes]
     if changed := evidence.repeated(loaded):
         notes.append(f"Repeated on other seeds: {changed}")
-    if claimed := evidence.claims(loaded):
-        notes.append(claimed)
+    notes += [sentence for sentence in (evidence.claims(loaded), caveat(loaded), *far_apart(loaded)) if sentence]
     if notes:
         console.print("")
     for note in notes:

@@ -11,6 +11,7 @@ from bench.style.short_label import short
 
 from . import evidence
 from .results_folder import Facts, Results
+from .task_tables import TaskTable, task_table
 from .text_grid import TextGrid
 from .verdict_wording import finding, seeds
 
@@ -52,6 +53,7 @@ class Sheet(TypedDict):
     finding: str
     seeds: str
     board: list[dict[str, str]]
+    tasks: TaskTable | None
     baselines: TextGrid | None
     target: TextGrid | None
     target_score: str
@@ -75,6 +77,7 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
         "finding": finding(problem, results.board, results),
         "seeds": seeds(results.board) if len(results.board) else "",
         "board": [_board_row(row) for _, row in results.board.iterrows()],
+        "tasks": task_table(results),
         "baselines": _baselines(results),
         "target": evidence.target_grid(results),
         "target_score": evidence.target_value(results),

@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-  const MOST = 8;
+  const MOST = Number(document.body.dataset.colours);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const methods = all("[data-follow]").map((chip) => chip.dataset.follow);
   const followed = new Set();

@@ -6,9 +6,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from bench.style.figure_style import FAINT, GRID, INK, PAPER, PIXELS_PER_POINT, styles
+from bench.style.figure_style import FAINT, GRID, INK, NUM_COLOURS, PAPER, PIXELS_PER_POINT, styles
 
-from . import evidence, front_report, gpu_tables, page_tables
+from . import answer, evidence, front_report, gpu_tables, page_tables
 from .report_figures import draw
 from .results_folder import Results, load
 from .verdict_wording import reading, title
@@ -34,7 +34,11 @@ def write(results: Path) -> Path:
         results=loaded,
         title=title(loaded),
         reading=reading(loaded),
-        colours={label: style.colour for label, style in styles(loaded.balancers).items()},
+        answers=answer.answer(loaded),
+        caveat=answer.caveat(loaded),
+        far_apart=answer.far_apart(loaded),
+        looks=styles(loaded.balancers),
+        num_colours=NUM_COLOURS,
         places={label: place for place, label in enumerate(loaded.balancers)},
         drawn=drawn,
         overviews=page_tables.overviews(loaded),

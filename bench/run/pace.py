@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 import tasks
+from tasks import Split
 
+from .evaluation_check import checked, require_score
 from .seeds import generator
 from .spec import RunSpec
-from .training import Training, reproducible
+from .training import Metrics, Training, reproducible
 
 LONGEST = 0.2
 """Seconds of timed steps after which no further step is timed; the first steps do not count."""
@@ -40,10 +43,26 @@ class Pace:
         return self.prepare + spec.recipe.steps * self.step + evaluations * self.evaluation
 
 
+class _FirstSteps(Training):
+    """The first steps of a run, with a strict check of what the problem's ``evaluate`` returns."""
+
+    def evaluate(self, model: nn.Module, split: Split, start: Metrics | None) -> Metrics:
+        """Return all metrics that the problem declares.
+
+        Raises:
+            EvaluationError: The problem's ``evaluate`` returns something else.
+        """
+        return checked(self.problem, self.problem.evaluate(model, self.data, split, start))
+
+
 def pace(spec: RunSpec) -> Pace:
-    """Run a few steps of ``spec`` and return how long its parts take. Errors of its problem or method propagate."""
+    """Run a few steps of ``spec`` and return how long its parts take. Errors of its problem or method propagate.
+
+    Raises:
+        EvaluationError: The problem's ``evaluate`` does not return the declared metrics, or no finite score.
+    """
     spec = replace(spec, phase="tuning")
-    training = Training(spec)
+    training = _FirstSteps(spec)
     problem = tasks.create(spec.problem, **spec.problem_options)
     with reproducible(spec.device):
         load = _seconds(lambda: problem.data(generator(spec.seed, "data"), training.device))
@@ -54,7 +73,9 @@ def pace(spec: RunSpec) -> Pace:
         times: list[float] = []
         while len(times) < min(MOST, spec.recipe.steps - steps) and sum(times) < LONGEST:
             times.append(_seconds(lambda: make_step(None)))
-        evaluation = _seconds(lambda: training.evaluate(training.model, "validation", training.starts["validation"]))
+        before, after = training.starts["validation"], Metrics()
+        evaluation = _seconds(lambda: after.update(training.evaluate(training.model, "validation", before)))
+        require_score(problem, before, after)
     step = sorted(times)[len(times) // 2] if times else first
     return Pace(max(0.0, load - prepare), prepare, step, evaluation)
 

@@ -28,28 +28,52 @@ PIXELS_PER_POINT = 1.45
 INK, FAINT, GRID, PAPER = "#262626", "#8a8a8a", "#e3e3e3", "#ffffff"
 """Colours of text, of axes, of grid lines and of the background."""
 
-# Okabe and Ito's hues in seaborn's order, without pale pink and yellow, which are barely visible on white.
-_PALETTE = [colour for i, colour in enumerate(sns.color_palette("colorblind").as_hex()) if i not in (6, 8)]
-_DASHES: list[tuple[float, ...]] = [(), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5)]
-_MARKERS = "osD^vPX*"
+# First Okabe and Ito's hues in seaborn's order, without pale pink and yellow, which are barely visible on white. The
+# other eight are at least as far from these and from each other as these are among themselves (25 in CIELAB), and have
+# a contrast of 2.2 or more with white and with the page's dark background.
+_PALETTE = [
+    *(colour for i, colour in enumerate(sns.color_palette("colorblind").as_hex()) if i not in (6, 8)),
+    *("#a8244f", "#8a8f00", "#6a4fe0", "#0e7c7b", "#e0359b", "#80512a", "#7bbf3a", "#50627a"),
+]
+# The numbers of dashes and of markers are chosen so that labels of one colour differ in both, see `styles`.
+_DASHES: list[tuple[float, ...]] = [
+    *((), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5)),
+    *((9, 3), (6, 1.5, 1.2, 1.5, 1.2, 1.5)),
+]
+_MARKERS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
+NUM_COLOURS = len(_PALETTE)
+"""Number of colours: as many methods differ in colour alone."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """A method's colour and, for readers who cannot see it, its dashes (lengths on and off, in points) and marker."""
+    """A method's colour, its dashes (lengths on and off, in points) and its marker.
+
+    The dashes and the marker are for readers who cannot see the colour, and for methods that share it.
+    """
 
     colour: str
     dashes: tuple[float, ...]
     marker: str
 
+    @property
+    def glyph(self) -> str:
+        """The character that looks like the marker, for text."""
+        return _MARKERS[self.marker]
+
 
 def styles(balancers: Sequence[str]) -> dict[str, Style]:
-    """Return the style of each label. It depends on the label's place in the suite; up to 32 styles are distinct."""
+    """Return the style of each label, which depends on the label's place in the suite.
+
+    Up to 16 labels differ in colour. Up to 96 labels that share a colour differ both in dashes and in marker, so that
+    they differ in figures of lines and in figures of marks.
+    """
+    markers = list(_MARKERS)
     return {
         label: Style(
-            _PALETTE[i % len(_PALETTE)],
-            _DASHES[(i + i // len(_PALETTE)) % len(_DASHES)],
-            _MARKERS[(i + i // len(_PALETTE)) % len(_MARKERS)],
+            _PALETTE[i % NUM_COLOURS],
+            _DASHES[(i + i // NUM_COLOURS) % len(_DASHES)],
+            markers[(i + i // NUM_COLOURS) % len(markers)],
         )
         for i, label in enumerate(balancers)
     }

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis import SuiteTables, choose_learning_rates, derived_tables, front_points, impute_failures
+from bench.analysis import (
+    SuiteTables,
+    choose_learning_rates,
+    derived_tables,
+    front_points,
+    impute_failures,
+    suite_tables,
+)
 from bench.run import atomic_file, result_file, spec
 from bench.run.training import Checkpoint, RunResult
 from tasks import Split
@@ -151,7 +158,7 @@ def curves(done: Sequence[Done]) -> pd.DataFrame:
         for evaluation in run.result.curves
         for metric in run.entry.problem.metrics
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(suite_tables.COLUMNS["curves"]))
 
 
 def dynamics(done: Sequence[Done]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Make a suite for a user's own problem, as large as fits a given time: ``lossbench try my_problem.py``."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 
 import balancers
 import tasks
+from bench.analysis import loss_scales
 from bench.run import build, plugins
+from bench.run.plugins import PluginError
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import Method
 from bench.style.numbers import in_words, rounded
@@ -66,11 +69,22 @@ def make(
         The suite, and sentences for the user about how it was made.
 
     Raises:
-        SuiteError: ``file`` can't be loaded or registers no problem, or a problem can't be made without options.
+        SuiteError: ``file`` can't be loaded or registers no problem, a problem or its model can't be made without
+            options, or every method fails in its first steps, as far as ``seconds_of`` checks that.
     """
-    names = _registered(file)
     notes: list[str] = []
-    methods = _methods(file, [_problem(file, name) for name in names], notes)
+    names = _registered(file, notes)
+    problems = [_problem(file, name) for name in names]
+    _require_models(file, problems)
+    notes += [
+        f"{problem.name} declares no metric of a single task, so the report can't show which task a method helps; "
+        "give its metrics a `task`"
+        for problem in problems
+        if not any(metric.task for metric in problem.metrics)
+    ]
+    first_losses = {problem.name: _first_losses(problem) for problem in problems}
+    notes += filter(None, (loss_scales.advice(losses, name) for name, losses in first_losses.items()))
+    methods = _methods(file, problems, first_losses, notes)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{file.stem}.toml"
     for size in SIZES:
@@ -81,22 +95,28 @@ def make(
             break
     else:
         notes.append(f"the smallest comparison takes longer than {minutes:g} minutes: {in_words(seconds, seconds)}")
-    notes.append(f"the suite is in {path}; edit a copy of it to go on from there")
+    elsewhere = "" if folder.parent == Path("results") else f" --results {folder.parent}"
+    notes.append(f"the suite is in {path}; to go on from there, edit it and run: lossbench run {path}{elsewhere}")
     return loaded, notes
 
 
-def _registered(file: Path) -> list[str]:
-    """Load ``file`` and return the names of the problems that it registers, illustrations excepted."""
-    if not file.is_file():
-        raise SuiteError(f"there is no file {file}")
+def _registered(file: Path, notes: list[str]) -> list[str]:
+    """Load ``file`` and return the names of the problems that it registers on which methods may be compared.
+
+    Illustrations are left out, and so are reserved problems; for each of these, a sentence is appended to ``notes``.
+    """
     try:
-        plugins.load([file])
-    except Exception as error:
-        raise SuiteError(f"{file.name} can't be loaded: {type(error).__name__}: {error}") from error
-    names = [name for name in tasks.names() if _is_from(tasks.get(name), file) and not tasks.get(name).illustration]
+        found = plugins.registered(file)
+    except PluginError as error:
+        raise SuiteError(str(error)) from error
+    names = [name for name in found.problems if not tasks.get(name).illustration]
     if not names:
         raise SuiteError(f"{file.name} registers no problem; docs/add-a-problem.md shows how a file does that")
-    return names
+    reserved = [name for name in names if tasks.get(name).reserved]
+    notes += [f"{name} is left out: it is reserved, so methods may not be compared on it yet" for name in reserved]
+    if reserved == names:
+        raise SuiteError(f"{file.name} registers only reserved problems, on which methods may not be compared yet")
+    return [name for name in names if name not in reserved]
 
 
 def _problem(file: Path, name: str) -> Problem[Any]:
@@ -107,18 +127,30 @@ def _problem(file: Path, name: str) -> Problem[Any]:
         raise SuiteError(f"{file.name}: {name} can't be made: {type(error).__name__}: {error}") from error
 
 
-def _methods(file: Path, problems: Sequence[Problem[Any]], notes: list[str]) -> dict[str, Mapping[str, Any]]:
+def _require_models(file: Path, problems: Sequence[Problem[Any]]) -> None:
+    """Raise a `SuiteError` if not even equal weighting can be made on a problem: the problem is then at fault."""
+    for problem in problems:
+        try:
+            _make("equal", problem)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise SuiteError(f"{file.name}: the model of {problem.name} can't be used: {reason}") from error
+
+
+def _methods(
+    file: Path, problems: Sequence[Problem[Any]], first_losses: Mapping[str, Mapping[str, float]], notes: list[str]
+) -> dict[str, Mapping[str, Any]]:
     """Return the options of each method that can be made on all ``problems``, by the method's name.
 
     For each method that can't be made, a sentence with the reason is appended to ``notes``.
     """
-    own = [name for name in balancers.names() if _is_from(balancers.get(name), file)]
+    own = plugins.registered(file).balancers
     methods: dict[str, Mapping[str, Any]] = {}
     for name in (*METHODS, *own):
         options: Mapping[str, Any] = {}
         try:
             if name == "static":
-                options = {"weights": _weights(problems, notes)}
+                options = {"weights": _weights(problems, first_losses, notes)}
             for problem in problems:
                 _make(name, problem)
         except Exception as error:
@@ -128,7 +160,9 @@ def _methods(file: Path, problems: Sequence[Problem[Any]], notes: list[str]) -> 
     return methods
 
 
-def _weights(problems: Sequence[Problem[Any]], notes: list[str]) -> str | list[float]:
+def _weights(
+    problems: Sequence[Problem[Any]], first_losses: Mapping[str, Mapping[str, float]], notes: list[str]
+) -> str | list[float]:
     """Return the static weights of the suite: those that the problems state, else one over an untrained model's losses.
 
     If the weights are made from losses, a sentence that says so is appended to ``notes``.
@@ -141,17 +175,29 @@ def _weights(problems: Sequence[Problem[Any]], notes: list[str]) -> str | list[f
     if len(problems) > 1:
         raise ValueError("not every problem in the file states static_weights")
     (problem,) = problems
-    data = problem.data(generator(TUNING, "data"), "cpu")
-    batch = next(problem.batches(data, generator(TUNING, "batches"), problem.recipe.batch_size))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(stream_seed(TUNING, "initial values"))
-        losses = problem.losses(problem.model(), batch)
-    values = torch.stack([*(losses.values() if isinstance(losses, Mapping) else losses)]).double()
-    if not ((values > 0) & values.isfinite()).all():
+    values = [first_losses[problem.name].get(task, math.nan) for task in problem.tasks]
+    if not all(0 < value < math.inf for value in values):
         raise ValueError("the problem states no static_weights, and not all of its first losses are positive")
     notes.append("static has weights of one over an untrained model's losses: the problem states no static_weights")
-    weights: list[float] = (len(values) / values / (1 / values).sum()).tolist()
-    return [float(f"{weight:.4g}") for weight in weights]
+    inverse = [1 / value for value in values]
+    return [float(f"{len(values) * each / sum(inverse):.4g}") for each in inverse]
+
+
+def _first_losses(problem: Problem[Any]) -> dict[str, float]:
+    """Return an untrained model's loss of each task on one batch; empty if the problem raises an error.
+
+    The first steps of the methods, which come later, show what the error is.
+    """
+    try:
+        data = problem.data(generator(TUNING, "data"), "cpu")
+        batch = next(iter(problem.batches(data, generator(TUNING, "batches"), problem.recipe.batch_size)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(TUNING, "initial values"))
+            losses = problem.losses(problem.model(), batch)
+        names, values = (losses, losses.values()) if isinstance(losses, Mapping) else (problem.tasks, losses)
+        return {str(task): float(loss.detach()) for task, loss in zip(names, values, strict=True)}
+    except Exception:
+        return {}
 
 
 def _make(name: str, problem: Problem[Any]) -> None:
@@ -161,11 +207,6 @@ def _make(name: str, problem: Problem[Any]) -> None:
         model = problem.model()
         options = {"weights": [1.0] * len(problem.tasks)} if name == "static" else {}
         build.balancer(Method(name, build.default_wrt(cls, problem.shared(model)), options), problem, model)
-
-
-def _is_from(cls: type, file: Path) -> bool:
-    """Check whether the plugin ``file`` defines ``cls``."""
-    return cls.__module__ == plugins.module_name(file)
 
 
 def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, Any]], size: ComparisonSize) -> str:

@@ -1,5 +1,6 @@
 """Test the report of a made-up results folder: what the page shows and leaves out, its figures, and the terminal."""
 
+import html
 import re
 import shutil
 from dataclasses import replace
@@ -11,14 +12,42 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
+import balancers
 from bench.report import leaderboard_terminal, report_figures, report_page, verdict_wording
+from bench.report.answer import answer, caveat
 from bench.report.evidence import repeated
 from bench.report.results_folder import load
+from bench.run import suite_text
 from bench.style import numbers
-from bench.style.figure_style import spread, styles
+from bench.style.figure_style import NUM_COLOURS, spread, styles
 from bench.style.short_label import short
+from bench.suite import suite_file
 
 from .made_up_results import BALANCERS, CORE, HOSTILE, OPTIONS, SECOND, build, core
+
+
+def labels_of(suite: str) -> list[str]:
+    """Return the labels of the methods of a suite that comes with the benchmark."""
+    entries = suite_text.read(suite_file.find(suite)).values["balancers"]
+    return [entry.get("label", entry["name"]) for entry in entries]
+
+
+def linear(colour: str) -> np.ndarray:
+    """Return the linear red, green and blue of a colour in sRGB (IEC 61966-2-1)."""
+    values = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of a colour, from which WCAG 2 computes contrast."""
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+def lab(colour: str) -> np.ndarray:
+    """Return the place of a colour in CIELAB, where equal distances look about equal."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear(colour) / [0.9505, 1.0, 1.089])  # of no colour here is a part below 0.0089
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 class Page(HTMLParser):
@@ -269,8 +298,33 @@ class TestEvidence:
         assert "1 flipped between better and worse (pcgrad on problem of 3)" in repeated(flipped)
         assert "none flipped" in repeated(results)
 
-    def test_another_suite_is_exploratory(self, whole):
-        assert "Everything here is exploratory" in Page(whole / "report.html").text
+    def test_another_suite_is_not_told_about_the_suite_core(self, whole, capsys):
+        leaderboard_terminal.print_leaderboard(whole)
+        for text in (Page(whole / "report.html").text, capsys.readouterr().out):
+            assert "suite core" not in text
+            assert "confirmatory" not in text
+
+
+class TestAnswer:
+    def test_it_heads_the_page(self, whole):
+        source = Page(whole / "report.html").source
+        said = answer(load(whole))
+        assert len(said) == 2
+        shown = re.findall(r'<p class="answer">(.*?)</p>', source)
+        assert [html.unescape(text) for text in shown] == said
+        assert source.index(shown[0]) < source.index('class="reading"')
+
+    def test_the_best_of_several_is_to_be_confirmed(self, whole, capsys):
+        said = caveat(load(whole))
+        assert said.startswith("4 methods were compared on 2 problems, so the best may owe a part of its lead to luck")
+        assert said in " ".join(Page(whole / "report.html").text.split())
+        leaderboard_terminal.print_leaderboard(whole)
+        assert said in " ".join(capsys.readouterr().out.split())
+
+    def test_defaults_and_repeated_runs_need_no_such_caveat(self, bare, evidence):
+        for folder in (bare, evidence):
+            assert caveat(load(folder)) == ""
+        assert "answer" not in {attributes.get("class") for _, attributes in Page(bare / "report.html").tags}
 
 
 class TestFigures:
@@ -306,10 +360,31 @@ class TestFigures:
         assert places.max() <= 1
         assert places[2] == pytest.approx(0.1)
 
-    def test_no_two_methods_look_alike(self):
-        looks = styles([f"method {i}" for i in range(32)])
-        assert len(set(looks.values())) == 32
-        assert len({look.colour for look in list(looks.values())[:8]}) == 8
+    @pytest.mark.parametrize("labels", [*map(labels_of, suite_file.names()), balancers.names(), range(96)])
+    def test_no_two_methods_look_alike(self, labels):
+        """Neither in figures of lines, which have dashes, nor in figures and tables with marks."""
+        looks = list(styles([str(label) for label in labels]).values())
+        assert len(looks) == len(labels) > 1
+        assert len({(look.colour, look.dashes) for look in looks}) == len(looks)
+        assert len({(look.colour, look.marker) for look in looks}) == len(looks)
+        assert len({(look.colour, look.glyph) for look in looks}) == len(looks)
+        assert len({look.colour for look in looks}) == min(len(looks), NUM_COLOURS)
+
+    def test_colours_are_far_apart_and_seen_on_light_and_dark_pages(self):
+        colours = [look.colour for look in styles([str(i) for i in range(NUM_COLOURS)]).values()]
+        assert len(colours) == 16
+        for colour in colours:
+            for background in ("#ffffff", "#17191c"):
+                light = sorted((luminance(colour), luminance(background)))
+                assert (light[1] + 0.05) / (light[0] + 0.05) > 2.2
+        places = np.array([lab(colour) for colour in colours])
+        distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+        assert distances[~np.eye(len(colours), dtype=bool)].min() > 25
+
+    def test_a_method_has_its_mark_beside_its_name(self, whole):
+        source = Page(whole / "report.html").source
+        for look in styles(load(whole).balancers).values():
+            assert f'style="color:{look.colour}" data-glyph="{look.glyph}"' in source
 
     def test_many_tasks_and_equal_files_for_equal_results(self, tmp_path):
         folders = [build(tmp_path / name, num_tasks=(40,), seeds=(1, 2), grid=(), timed=False) for name in "ab"]
