@@ -1,10 +1,11 @@
 """Save and load the results of runs: one file per run, named by the run's key.
 
 The file is a Parquet table of the run's steps (``step``, ``task``, ``loss``, ``weight``). Everything else about the
-run is JSON in the file's metadata. The process that does the run writes the file as soon as the run has ended, so that
-a later interruption loses no finished run. Loading a file executes no code.
+run is JSON in the file's metadata, beside a checksum of that JSON and of the table's numbers: Parquet itself reads many
+damaged files without an error. Loading a file executes no code.
 """
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from .spec import RunSpec, provenance
 from .training import Dynamics, Evaluation, RunResult, Score
 
 METADATA = b"lossbench"
+CHECKSUM = b"checksum"
 
 
 def run_path(folder: Path, key: str) -> Path:
@@ -28,13 +30,23 @@ def run_path(folder: Path, key: str) -> Path:
 
 def save(path: Path, spec: RunSpec, result: RunResult) -> None:
     """Write the result of the run ``spec`` to ``path``."""
-    steps = len(result.losses)
-    trajectory = {
-        "step": np.repeat(np.arange(1, steps + 1), len(result.tasks)),
-        "task": pa.array(result.tasks * steps, pa.string()),
-        "loss": result.losses.ravel(),
-        "weight": result.weights.ravel(),
-    }
+    atomic_file.write(path, encode(spec, result))
+
+
+def load(path: Path) -> RunResult:
+    """Read a result.
+
+    Raises:
+        BadFileError: `save` did not write this file, or it has changed since.
+    """
+    try:
+        return decode(path.read_bytes())
+    except BadFileError:
+        raise BadFileError(f"{path} holds no whole result of a run; remove it and run the suite again") from None
+
+
+def encode(spec: RunSpec, result: RunResult) -> bytes:
+    """Return the content of a result's file."""
     facts = {
         "spec": asdict(spec),
         **provenance(spec),
@@ -46,23 +58,34 @@ def save(path: Path, spec: RunSpec, result: RunResult) -> None:
         "curves": [asdict(evaluation) for evaluation in result.curves],
         "dynamics": [asdict(dynamics) for dynamics in result.dynamics],
     }
-    table = pa.table(trajectory).replace_schema_metadata({METADATA: json.dumps(facts)})
+    text = json.dumps(facts).encode()
+    losses, weights = result.losses.ravel(), result.weights.ravel()
+    trajectory = {**_labels(len(result.losses), result.tasks), "loss": losses, "weight": weights}
+    metadata = {METADATA: text, CHECKSUM: _checksum(text, losses, weights)}
     content = pa.BufferOutputStream()
-    pq.write_table(table, content, compression="zstd")
-    atomic_file.write(path, content.getvalue().to_pybytes())
+    pq.write_table(pa.table(trajectory).replace_schema_metadata(metadata), content, compression="zstd")
+    whole: bytes = content.getvalue().to_pybytes()
+    return whole
 
 
-def load(path: Path) -> RunResult:
-    """Read a result.
+def decode(content: bytes) -> RunResult:
+    """Return the result that a file of this ``content`` holds.
 
     Raises:
-        BadFileError: `save` did not write this file.
+        BadFileError: `encode` did not make this content, or it was damaged.
     """
     try:
-        table = pq.read_table(path)
-        facts = json.loads(table.schema.metadata[METADATA])
+        table = pq.read_table(pa.BufferReader(content))
+        text = table.schema.metadata[METADATA]
+        losses, weights = table["loss"].to_numpy(), table["weight"].to_numpy()
+        if table.schema.metadata[CHECKSUM] != _checksum(text, losses, weights):
+            raise BadFileError("the checksum differs")
+        facts = json.loads(text)
         tasks = tuple(facts["tasks"])
         shape = (table.num_rows // max(1, len(tasks)), len(tasks))
+        for name, label in _labels(shape[0], tasks).items():
+            if not table[name].combine_chunks().equals(label):
+                raise BadFileError(f"the column {name} differs")
         return RunResult(
             tasks=tasks,
             sizes=facts["sizes"],
@@ -71,8 +94,24 @@ def load(path: Path) -> RunResult:
             scores=[Score(**score) for score in facts["scores"]],
             curves=[Evaluation(**evaluation) for evaluation in facts["curves"]],
             dynamics=[Dynamics(**dynamics) for dynamics in facts["dynamics"]],
-            losses=table["loss"].to_numpy().reshape(shape),
-            weights=table["weight"].to_numpy().reshape(shape),
+            losses=losses.reshape(shape),
+            weights=weights.reshape(shape),
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise BadFileError(f"{path} holds no result of a run; remove it and run the suite again") from error
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
+        raise BadFileError("this is no whole result of a run") from error
+
+
+def _labels(steps: int, tasks: tuple[str, ...]) -> dict[str, pa.Array]:
+    """Return the columns that say which step and task a row of the table is about."""
+    return {
+        "step": pa.array(np.repeat(np.arange(1, steps + 1), len(tasks))),
+        "task": pa.array(tasks * steps, pa.string()),
+    }
+
+
+def _checksum(text: bytes, losses: np.ndarray, weights: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (text, losses.tobytes(), weights.tobytes()):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest().encode()

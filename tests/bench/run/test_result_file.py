@@ -35,7 +35,7 @@ def test_what_is_no_result_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     for content in (b"", b"PAR1 and nothing more", pickle.dumps({"status": "ok"})):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.parquet holds no result"):
+        with pytest.raises(ValueError, match=r"x\.parquet holds no whole result"):
             result_file.load(path)
 
 
@@ -53,3 +53,27 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
     assert len(list(tmp_path.iterdir())) == 2
     atomic_file.remove_unfinished(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("steps", [1, 200])
+def test_no_flipped_bit_changes_a_number(make_suite: MakeSuite, steps: int) -> None:
+    run = plan.reported(make_suite(balancers=[{"name": "equal"}]), None)[0]
+    result = training.run(run.spec)
+    generator = np.random.default_rng(0)
+    result.losses = np.tile(generator.normal(size=2), (steps, 1))  # what repeats is stored as a dictionary of pages
+    result.weights = generator.normal(size=(steps, 2))
+    whole = result_file.encode(run.spec, result)
+    refused = 0
+    for bit in generator.integers(8 * len(whole), size=1000):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            back = result_file.decode(bytes(damaged))
+        except atomic_file.BadFileError:
+            refused += 1
+            continue
+        assert [vars(score) for score in back.scores] == [vars(score) for score in result.scores]
+        assert (back.tasks, back.status, back.curves) == (result.tasks, result.status, result.curves)
+        np.testing.assert_array_equal(back.losses, result.losses)
+        np.testing.assert_array_equal(back.weights, result.weights)
+    assert refused > 300
