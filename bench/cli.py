@@ -1,5 +1,6 @@
 """Define the command ``lossbench``: run suites, report them, list methods and problems, measure a user's own model."""
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +29,19 @@ from .paper import all_claims, claims_page
 from .paper.all_claims import CLAIMS, judge
 from .paper.experiments import FULL, QUICK
 from .report import answer, folder_comparison, leaderboard_terminal, report_page, results_folder
+from .run import plugins
 from .run.atomic_file import BadFileError
+from .run.plugins import PluginError
 from .style.console import new_console
 from .style.numbers import counted
 from .suite import suite_file, try_suite, tune_suite
 from .suite.suite_file import Suite
 from .suite.toml_table import SuiteError
 
+USER_ERRORS = (SuiteError, SubjectError, PluginError, NothingToDrawError, BusyError, BadFileError, OSError)
+"""Errors whose message tells a user what to change."""
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""The numbers of errors of a file or folder that may not be written."""
 MOST_FAILURES = 20
 """Maximum number of distinct failures to print."""
 
@@ -111,7 +118,8 @@ def try_out(
     for this is stored with the results, so that you can extend it. A stopped
     command continues where it stopped.
 
-    Exit codes: 0, success; 1, some runs failed; 2, nothing can be run.
+    Exit codes: 0, success; 1, some runs failed; 2, nothing can be run, or every
+    method fails in its first steps.
     """
     console = _messages()
     workers = jobs or joblib.cpu_count()
@@ -277,13 +285,17 @@ def compare(
 
 @app.command("list")
 def list_all(
-    kind: Annotated[
-        Listing | None,
-        typer.Argument(metavar="KIND", help="List only this kind, in detail.", show_default=False),
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KIND|FILE.py",
+            help="List only this kind in detail (balancers, problems or suites), or what your file registers.",
+            show_default=False,
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the balancers as a Markdown table.")] = False,
 ) -> None:
-    """List all balancers, problems and suites, or one kind in detail.
+    """List all balancers, problems and suites, or one kind or your own file in detail.
 
     The details of problems are tasks, metrics, numbers of samples, and how long
     a run takes on this machine, which is estimated from a few training steps of
@@ -292,18 +304,25 @@ def list_all(
     if markdown:
         typer.echo(method_list.markdown(method_list.entries()))
         return
+    if what is not None and what.endswith(".py"):
+        with _user_errors(_messages()):
+            found = plugins.registered(Path(what))
+            if not any(found):
+                raise PluginError(f"{what} registers neither a problem nor a balancer")
+        _print_details(found.balancers, found.problems)
+        return
+    if what is not None and what not in list(Listing):
+        raise typer.BadParameter(f"{what!r} is neither a .py file nor one of {', '.join(Listing)}")
+    kind = None if what is None else Listing(what)
     if kind is Listing.BALANCERS:
-        new_console().print(method_list.table(method_list.entries()))
+        _print_details(balancers.names(), [])
         return
     if kind is Listing.PROBLEMS:
-        console = _messages()
-        with console.status("timing a few steps of each problem"):
-            problem_table = problem_list.table(problem_list.entries())
-        new_console().print(problem_table)
+        _print_details([], tasks.names())
         return
     lines = {
         Listing.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
-        Listing.PROBLEMS: [(name, tasks.get(name).summary) for name in tasks.names()],
+        Listing.PROBLEMS: [(name, problem_list.line(name)) for name in tasks.names()],
         Listing.SUITES: [(name, suite_file.description(suite_file.find(name))) for name in suite_file.names()],
     }
     console = Console(highlight=False)
@@ -314,9 +333,25 @@ def list_all(
         console.print(table)
 
 
+def _print_details(methods: list[str], problems: list[str]) -> None:
+    """Print the tables of these methods and problems."""
+    if methods:
+        new_console().print(method_list.table(method_list.entries(methods)))
+    if problems:
+        with _messages().status("timing a few steps of each problem"):
+            listed = problem_list.table(problem_list.entries(problems))
+        new_console().print(listed)
+
+
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="PROBLEM", help="Name of a problem; see `lossbench list problems`.")],
+    problem: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROBLEM|FILE.py",
+            help="Name of a problem, see `lossbench list problems`; or your file, for the problems that it registers.",
+        ),
+    ],
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -337,13 +372,17 @@ def show(
 
     Exit codes: 0, success; 2, there is nothing to draw.
     """
-    with _user_errors(_messages()):
-        picture = show_problem.draw(name, option or [], train)
-        path = out or Path("results") / "show" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture.png)
-    Console(highlight=False).print(Text(picture.caption))
-    Console(soft_wrap=True).print(Text(f"picture: {path}"))
+    with _user_errors(_messages(), writes_to="--out"):
+        names = show_problem.named(problem)
+        if out is not None and len(names) > 1:
+            raise NothingToDrawError(f"{problem} registers {', '.join(names)}, whose pictures can't all be in {out}")
+        for name in names:
+            picture = show_problem.draw(name, option or [], train)
+            path = out or Path("results") / "show" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture.png)
+            Console(highlight=False).print(Text(picture.caption))
+            Console(soft_wrap=True).print(Text(f"picture: {path}"))
 
 
 @app.command()
@@ -370,7 +409,7 @@ def cost(
     Exit codes: 0, success; 2, the model cannot be measured.
     """
     console = _messages()
-    with _user_errors(console):
+    with _user_errors(console, writes_to="--out"):
         measured = own_model.measure(own_model.load(target), devices.find(device), console.print)
         folder = out or Path("results") / "cost" / Path(target.rpartition(":")[0]).stem
         picture = own_model.write(measured, folder)
@@ -420,12 +459,19 @@ def _print_summary(summary: Summary, folder: Path, console: Console) -> None:
 
 
 @contextmanager
-def _user_errors(console: Console) -> Iterator[None]:
-    """Print user errors as one line and exit with 2; if the workers fail, exit with 1."""
+def _user_errors(console: Console, writes_to: str = "--results") -> Iterator[None]:
+    """Print user errors as one line and exit with 2; if the workers fail, exit with 1.
+
+    Args:
+        console: where the line is printed.
+        writes_to: the option that names where the command writes, for a user who may not write there.
+    """
     try:
         yield
-    except (SuiteError, SubjectError, NothingToDrawError, BusyError, BadFileError, OSError) as error:
-        console.print(Text(f"error: {error}"))
+    except USER_ERRORS as error:
+        may_not = isinstance(error, OSError) and error.errno in NO_PERMISSION
+        remedy = f"; if nothing can be written there, {writes_to} names another place" if may_not else ""
+        console.print(Text(f"error: {error}{remedy}"))
         raise typer.Exit(2) from None
     except WorkerError as error:
         console.print(Text(f"error: {error}"))

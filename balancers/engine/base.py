@@ -28,13 +28,15 @@ from .readings import NOTHING, Read, Result, State
 from .rng import Draws
 from .saved_state import DeclaredState
 from .scalars import scalars
-from .step import Call, Step
+from .step import Call, CountedStep, Step
 from .torch_internals import COMPILED, compiled, in_transform, not_compiled
 from .window import Window
 
 Reads = Literal["nothing", "losses", "norms", "gramian", "gradients", "second batch", "residuals"]
 DROPPED = 50
 """Number of windows or passes in a row without an update after which a warning says so; a GradScaler skips some."""
+REQUIRED: Any = object()
+"""The default of an argument that has none to a caller, where a message says more about it than Python's would."""
 SEED = Option(default=0, at_least=0, below=2**63, whole=True)
 
 
@@ -67,7 +69,13 @@ class LossBalancer(DeclaredState):
         accumulate: backward passes per optimiser step: the weights hold within such a window, and are updated from its
             means at its end. `close_window` ends a shorter one, and `follow` does so by itself. A window that a
             checkpoint interrupts begins anew.
-        check_finite: raise where a loss or a measurement is not finite. Waits for the device.
+        check_finite: raise where a loss or a measurement is not finite. Waits for the device. Otherwise the balancer
+            alone skips such a step, and the network takes it. To skip the optimiser's step too, which also waits::
+
+                gradients = [p.grad for p in net.parameters() if p.grad is not None]
+                if torch.nn.utils.get_total_norm(gradients).isfinite():
+                    optimizer.step()
+
         compile: compile the method's `update` with `torch.compile`, at its first call. Steps in which tasks are left
             out are not compiled, nor are random draws.
         options: the method's own. One that draws random numbers takes a ``seed``.
@@ -161,6 +169,8 @@ class LossBalancer(DeclaredState):
         self._dropped = 0
         """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
+        self._expects_look = self.looks_again
+        """Whether `after_step` was never called, and no warning has said so."""
         self._step_valid: Tensor | None = None
         """A bool scalar: whether the pass before `after_step` was valid to the method whose weighting this is."""
         self._closure: Callable[[], Losses] | None = None
@@ -235,7 +245,7 @@ class LossBalancer(DeclaredState):
             self.statistics["losses"] = detached
             if self.looks_again:
                 if self._before is not None:
-                    self._warn_of_dropped("none of the last {} passes was followed by after_step, from which it learns")
+                    self._warn_of_no_second_look()
                 self._before = detached, given
             if not self._update_takes and not self.combines and self.loss_domain:
                 index = self.index(given)
@@ -258,6 +268,7 @@ class LossBalancer(DeclaredState):
         in_order, given = self._read(losses, learning=False)
         if not (self.looks_again and self.training):
             return
+        self._expects_look = False
         if self._before is None:
             raise RuntimeError("after_step needs a pass before it: call the balancer in training mode, then backward")
         before, given_before = self._before
@@ -504,6 +515,8 @@ class LossBalancer(DeclaredState):
             step = Step(self, call)
             step.commit, self._ahead = None if self._ahead is None else self._ahead.commit, None
             step.watch(node, losses)
+        elif self._expects_look:
+            CountedStep(self, call).watch(node, losses)
 
     # After the backward pass.
 
@@ -524,6 +537,20 @@ class LossBalancer(DeclaredState):
         self._dropped += 1
         if self._dropped == DROPPED:
             warnings.warn(f"{self.name}: {message.format(DROPPED)}", RuntimeWarning, stacklevel=2)
+
+    def _warn_of_no_second_look(self) -> None:
+        """Warn that no `after_step` followed the last pass: at once, unless there has been an `after_step` before."""
+        if not self._expects_look:
+            self._warn_of_dropped("none of the last {} passes was followed by after_step, from which it learns")
+        elif self._window.passes >= self.accumulate:
+            self._expects_look, self._dropped = False, DROPPED  # one warning is enough
+            warnings.warn(
+                f"{self.name} learns in after_step, which was not called after the last step, so that its weights stay "
+                f"as they are. After optimizer.step(), with the losses of the same batch computed anew, add:  "
+                f"with torch.no_grad(): balancer.after_step(losses)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _learn(self, read: Read, given: tuple[bool, ...] | None, finite: Tensor | None = None) -> None:
         """Update the state from what was read of all T tasks, of which ``given`` took part; see `_updated`."""
@@ -712,6 +739,9 @@ class _Held:
 def _signature(cls: type[LossBalancer]) -> inspect.Signature:
     """Return the constructor's signature, with the declared options in place of ``**options``."""
     arguments = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    for name, argument in arguments.items():
+        if argument.default is REQUIRED:
+            arguments[name] = argument.replace(default=inspect.Parameter.empty)
     if arguments.pop("options", None) is not None:
         types = dict(item for base in reversed(cls.__mro__) for item in inspect.get_annotations(base).items())
         for name, option in cls._options.items():

@@ -210,8 +210,8 @@ class Reading:
         return (
             "no features of this step went through this balancer's fork. Run the model's forward pass before each call "
             "of the balancer, with gradients enabled. A copied model has another fork: make another balancer for it. "
-            "Two balancers can't measure the same forward pass. A checkpoint with use_reentrant=True around the fork "
-            "hides the features from it"
+            "Two balancers can't measure the same forward pass, and neither can two calls of one: call it once, with "
+            "all losses. A checkpoint with use_reentrant=True around the fork hides the features from it"
         )
 
 

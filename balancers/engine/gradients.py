@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .base import LossBalancer, Reads
+from .base import REQUIRED, LossBalancer, Reads
 from .declared import option
 from .fork import Fork, Reader
 from .fork_audit import audit
@@ -75,7 +75,7 @@ class GradientBalancer(LossBalancer):
         accumulate, check_finite, compile, process_group, options: see `LossBalancer`.
 
     Raises:
-        TypeError: ``fork`` is no `Fork`, ``wrt`` no module or parameters, or ``weighting`` no balancer.
+        TypeError: ``fork`` is missing or no `Fork`, ``wrt`` no module or parameters, or ``weighting`` no balancer.
         ValueError: ``wrt`` has nothing to train, ``tasks`` are not as many as the fork's, neither fork nor tasks say
             how many there are, or ``weighting`` or ``averaging`` does not fit the method.
         ForkError: on the first step, a loss reaches shared parameters other than through its alias of the features; on
@@ -102,14 +102,14 @@ class GradientBalancer(LossBalancer):
 
     def __init__(
         self,
-        fork: Fork | None,
+        fork: Fork | None = REQUIRED,
         wrt: nn.Module | nn.Parameter | Iterable[nn.Parameter] | None = None,
         *,
         tasks: int | Sequence[str] | None = None,
         compile: bool = False,
         **options: object,
     ) -> None:
-        super().__init__(_tasks_of(fork, tasks), compile=compile, **options)
+        super().__init__(_tasks_of(type(self), fork, tasks), compile=compile, **options)
         if not self.combines:
             self.weighting, self.averaging = None, 0.0
         if fork is None and wrt is None:
@@ -134,8 +134,6 @@ class GradientBalancer(LossBalancer):
         self._audited: set[int] = set()
         self._measures_itself = True
         """False if this is the weighting of another balancer, which measures for it."""
-        self._deciding: weakref.ref[MeasuringStep] | None = None
-        """The step that was decided on last."""
         self._settled: Later | None = None
         self._asked: Later | None = None
         self._asks = 0
@@ -157,7 +155,7 @@ class GradientBalancer(LossBalancer):
         self._attach()
         if self.weighting is not None:
             adopt(self, self.weighting)
-            self.looks_again = self.weighting.looks_again
+            self.looks_again = self._expects_look = self.weighting.looks_again
             self.heads = "plain" if self.weighting.combines else "weighted"
 
     def audit(self, losses: Losses) -> None:
@@ -183,7 +181,7 @@ class GradientBalancer(LossBalancer):
         if self.weighting is None:
             super().after_step(losses)
         else:
-            self._before = None
+            self._before, self._dropped, self._expects_look = None, 0, False
             self.weighting.after_step(losses)
 
     def fit(self, losses: Tensor) -> None:
@@ -242,7 +240,7 @@ class GradientBalancer(LossBalancer):
         return None if self.is_sharded() else self.measured_parameters()
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_deciding": None, "_fork_reader": None}
+        return super().__getstate__() | {"_fork_reader": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -334,11 +332,6 @@ class GradientBalancer(LossBalancer):
 
     # Combine gradients.
 
-    def decided_before(self, step: Step) -> MeasuringStep | None:
-        """Return the step of another loss that was decided on in this backward pass; None if there is none."""
-        other = None if self._deciding is None else self._deciding()
-        return other if other is not None and other is not step and other.is_current() else None
-
     def unhook(self) -> None:
         """Remove the hooks of a backward pass."""
         for hook in self.hooks:
@@ -387,9 +380,6 @@ class GradientBalancer(LossBalancer):
             What these gradients are multiplied by, ``(T,)``; and what takes the place of their weighted sums, or at
             parameters is added to their plain sums, where that is not it.
         """
-        if (other := self.decided_before(step)) is not None:
-            other.flush()
-        self._deciding = weakref.ref(step)
         shapes = [column.shape[1:] for column in columns]
         # Methods flatten the gradients of each parameter, also those of a scalar.
         columns[:] = [column.unsqueeze(-1) if column.ndim == 1 else column for column in columns]
@@ -654,13 +644,37 @@ def _given(losses: Entries) -> set[int]:
     return {i for i, loss in enumerate(losses) if loss is not None}
 
 
-def _tasks_of(fork: Fork | None, tasks: int | Sequence[str] | None) -> int | Sequence[str]:
+def _how_to_make(method: type[GradientBalancer]) -> str:
+    """Return how a method is made with a `Fork` and without one, as far as it is defined for them, for messages."""
+    features, layer, parameters = (place not in method.undefined_for for place in ("features", "layer", "parameters"))
+    ways = []
+    if features or layer:
+        ways.append(f"{method.__name__}(net.fork{'' if features else ', wrt=net.trunk'}), where net.fork is a Fork")
+    if parameters:
+        where = " for a model without a Fork" if ways else ""
+        ways.append(f"{method.__name__}(None, wrt=net.trunk, tasks=[...]){where}")
+    return ", or ".join(ways)
+
+
+def _tasks_of(
+    method: type[GradientBalancer], fork: Fork | None, tasks: int | Sequence[str] | None
+) -> int | Sequence[str]:
+    if fork is REQUIRED:
+        raise TypeError(
+            f"{method.__name__} lacks its first argument, fork, by which it knows the tasks and where their gradients "
+            f"are: write {_how_to_make(method)}"
+        )
     if fork is None:
         if tasks is None:
-            raise ValueError("without a fork the number of tasks is not known: give tasks, a number or a list of names")
+            raise ValueError(
+                f"fork is None and tasks is not given, so that the number of tasks is not known: write "
+                f"{_how_to_make(method)}; tasks is a number or a list of names"
+            )
         return tasks
     if not isinstance(fork, Fork):
-        raise TypeError(f"fork is of type {type(fork).__name__}; expected the model's Fork, or None")
+        raise TypeError(
+            f"fork is of type {type(fork).__name__}; expected the model's Fork, or None: write {_how_to_make(method)}"
+        )
     if tasks is None:
         return fork.num_tasks
     if (tasks if isinstance(tasks, int) else len(tasks)) != fork.num_tasks:

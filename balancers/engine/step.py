@@ -24,6 +24,7 @@ from .passes import is_measuring, measuring
 from .task_gradients import TaskGradients, dense, real_as, weighted_sum
 from .torch_internals import (
     COMPILED,
+    NO_PASS,
     after_this_pass,
     before_first_backward,
     current_pass,
@@ -75,7 +76,7 @@ class Step:
         self.squared = self.adds_up = False
         self.commit: Callable[[], None] | None = None
         """Writes what a combining method decided in the pass, at the pass's end."""
-        self._pass = -1
+        self._pass = NO_PASS
 
     def watch(self, node: Node, losses: Entries) -> None:
         """Begin when a backward pass reaches ``node``, that of the losses as one tensor."""
@@ -99,7 +100,11 @@ class Step:
             return self._differentiated()
         if self.ended:
             return self._again(factors[0])
-        self._pass, self.factors = current_pass(), factors[0]
+        window, number = self.balancer._window, current_pass()
+        if window.under_way == number:
+            raise RuntimeError(_called_twice(self.balancer))
+        window.under_way = self._pass = number
+        self.factors = factors[0]
         after_this_pass(self._ended)
         return self._begin(losses)
 
@@ -121,20 +126,31 @@ class Step:
     @not_compiled(COMPILED)
     def _ended(self) -> None:
         self.ended = True
+        window = self.balancer._window
+        window.under_way = NO_PASS
+        window.passes += 1
         self._end()
 
     def _end(self) -> None:
         """Take in the whole pass; nothing is learnt from one in eval mode."""
         if self.balancer.training:
-            self.flush()
+            if self.commit is not None:
+                self.commit()
             self.balancer._finish(self)
         self.commit = None
 
-    def flush(self) -> None:
-        """Write what was decided in this pass."""
-        if self.commit is not None:
-            self.commit()
-            self.commit = None
+
+class CountedStep(Step):
+    """A step of a method that learns in `after_step`. Its pass is counted, and neither refused nor learnt from."""
+
+    @not_compiled(COMPILED)
+    def _reached(self, losses: Entries, factors: tuple[Tensor]) -> None:
+        plain = not (is_measuring() or in_compiled_autograd() or torch.is_grad_enabled() or is_batched(factors[0]))
+        if plain and not self.ended:
+            after_this_pass(self._ended)
+
+    def _end(self) -> None:
+        pass
 
 
 class MeasuringStep(Step):
@@ -273,6 +289,15 @@ class NormsStep(MeasuringStep):
         super()._end()
 
 
+def _called_twice(balancer: "LossBalancer") -> str:
+    return (
+        f"one backward pass goes through losses that two calls of {type(balancer).__name__} returned, and it learns "
+        f"from each as from a step. Call it once, with the losses of all tasks. For several batches in a step of "
+        f"the optimiser, call backward on the loss of each, and give accumulate=the number of batches. To evaluate "
+        f"losses several times in a step, do it in a block `with balancer.held():`"
+    )
+
+
 def nothing_measured(balancer: "GradientBalancer", observed: bool) -> str:
     """Return why a backward pass showed no gradient; ``observed``: whether one came to the fork."""
     if balancer.fork is not None and not observed:
@@ -344,8 +369,7 @@ class CombiningStep(MeasuringStep):
             return None
         if self.balancer.replaces_gradients and current_pass() in _at_fork:
             self._measured_by_another()
-        if self.balancer.decided_before(self) is None:
-            self.balancer.unhook()  # what a pass left that an exception ended
+        self.balancer.unhook()  # what a pass left that an exception ended
         corrections = None
         if self._measures:
             measurement = self._measurement(adds_up=True)

@@ -42,8 +42,12 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor]:
 # Backward passes
 
 
+NO_PASS = -1
+"""The number that stands for no backward pass."""
+
+
 def current_pass() -> int:
-    """Return the number of the backward pass that this code runs in; -1 outside of one.
+    """Return the number of the backward pass that this code runs in; `NO_PASS` outside of one.
 
     A hook must tell the pass that it belongs to from a later one through the same graph, also if an exception ended the
     first. Public hooks get the gradient alone. ``register_multi_grad_hook`` uses the same number.

@@ -8,6 +8,7 @@ from torch import Tensor
 from .measure import joint_norms
 from .ranks import Ranks
 from .readings import NOTHING, Read
+from .torch_internals import NO_PASS
 
 if TYPE_CHECKING:
     from .base import LossBalancer
@@ -21,11 +22,15 @@ class Window:
     _weights: Tensor
 
     def __init__(self) -> None:
+        self.under_way = NO_PASS
+        """The number of the backward pass under way through a loss that the balancer returned."""
         self.clear()
 
     def clear(self) -> None:
         """Begin anew."""
         self.count = 0
+        self.passes = 0
+        """The number of passes that ended, also of those that are not added."""
         self.given: tuple[bool, ...] | None = None
         """For each task whether a pass gave it; None where all passes gave all."""
         self._numbers: Tensor | None = None

@@ -1,6 +1,7 @@
 """List what each method declares about itself, as a table for the terminal or in Markdown."""
 
 import inspect
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.table import Table
@@ -33,9 +34,9 @@ class ListedMethod(NamedTuple):
     use_when: str
 
 
-def entries() -> list[ListedMethod]:
-    """Return all registered methods, sorted by what they read and then by name."""
-    known = [balancers.get(name) for name in balancers.names()]
+def entries(names: Sequence[str] | None = None) -> list[ListedMethod]:
+    """Return the registered methods of these names, sorted by what they read and then by name; None: all methods."""
+    known = [balancers.get(name) for name in (balancers.names() if names is None else names)]
     order = list(READS)
     return [_entry(cls) for cls in sorted(known, key=lambda cls: (order.index(cls.reads), cls.name))]
 

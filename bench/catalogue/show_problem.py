@@ -2,13 +2,14 @@
 
 import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tasks
-from bench.run import result_picture
+from bench.run import plugins, result_picture
 from bench.run.result_picture import Picture
 from bench.run.spec import Method, RunSpec
-from bench.run.training import Training
+from bench.run.training import Training, reason
 from tasks import Conflict2D, MissingDataError
 
 from . import landscape_paths
@@ -18,7 +19,22 @@ SEED = 1
 
 
 class NothingToDrawError(Exception):
-    """The problem does not exist, its data are missing, its training failed, or it draws nothing."""
+    """The problem does not exist, its data are missing, its training or its drawing failed, or it draws nothing."""
+
+
+def named(problem: str) -> list[str]:
+    """Return the name of the problem, or if ``problem`` is the path of a Python file, of those that it registers.
+
+    Raises:
+        NothingToDrawError: the file registers no problem.
+        PluginError: there is no such file, or it can't be loaded.
+    """
+    if not problem.endswith(".py"):
+        return [problem]
+    names = plugins.registered(Path(problem)).problems
+    if not names:
+        raise NothingToDrawError(f"{problem} registers no problem; docs/add-a-problem.md shows how a file does that")
+    return names
 
 
 def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
@@ -30,7 +46,8 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
         trained: True to train the model first. For `conflict-2d`, this draws the paths that several methods take.
 
     Raises:
-        NothingToDrawError: the problem cannot be made, its data are missing, its training fails, or it draws nothing.
+        NothingToDrawError: the problem can't be made, its data are missing, its training or its drawing fails, or it
+            draws nothing.
     """
     try:
         problem = tasks.create(name, **_options(options))
@@ -45,11 +62,14 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
         training.run()
         if training.result.status == "failed":
             raise NothingToDrawError(f"{name} can't be trained: {training.result.reason}")
-    else:
-        training.prepare()
-    picture = result_picture.draw(training.problem, training.data, training.model if trained else None)
+    try:
+        if not trained:
+            training.prepare()
+        picture = result_picture.draw(training.problem, training.data, training.model if trained else None)
+    except Exception as error:  # of a problem that a user is writing
+        raise NothingToDrawError(f"{name} can't be drawn: {reason(error)}") from error
     if not picture.png:
-        raise NothingToDrawError(f"{name} draws nothing")
+        raise NothingToDrawError(f"{name} draws nothing: it does not define draw, or draw returns no caption")
     return picture
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from balancers import Losses
+from bench.analysis import loss_scales
 from bench.style import figure_style
 
 from . import cost_figures, fork_advice
@@ -121,6 +122,8 @@ def measure(make_step: MakeStep, device: torch.device, say: Callable[[str], None
         f"Times are of {rounds} steps of each method, each next to one of equal weighting, after {warm} warm-up steps."
     )
     recorded = f"Gradients are with respect to {gradients.wrt}, over {len(gradients.losses)} steps of Adam at {LR:g}."
+    if scales := loss_scales.advice(dict(zip(gradients.tasks, gradients.losses[0].tolist(), strict=True))):
+        notes.append(scales)
     return Report(costs, gradients, machine(device), [f"{timed} {recorded}", *notes])
 
 

@@ -9,6 +9,21 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+
+import balancers
+import tasks
+
+
+class PluginError(ValueError):
+    """A user's file can't be loaded; the message says why in one sentence."""
+
+
+class Registered(NamedTuple):
+    """The names of the problems and of the balancers that a file registers."""
+
+    problems: list[str]
+    balancers: list[str]
 
 
 def module_name(path: Path) -> str:
@@ -38,3 +53,22 @@ def load(paths: Iterable[Path]) -> None:
         except BaseException:
             del sys.modules[name]
             raise
+
+
+def registered(file: Path) -> Registered:
+    """Load a file, and return what it registers.
+
+    Raises:
+        PluginError: there is no such file, or it raises an exception.
+    """
+    if not file.is_file():
+        raise PluginError(f"there is no file {file}")
+    try:
+        load([file])
+    except Exception as error:
+        raise PluginError(f"{file.name} can't be loaded: {type(error).__name__}: {error}") from error
+    module = module_name(file)
+    return Registered(
+        [name for name in tasks.names() if tasks.get(name).__module__ == module],
+        [name for name in balancers.names() if balancers.get(name).__module__ == module],
+    )

@@ -37,6 +37,10 @@ class DivergenceError(Exception):
     """A loss or the primary score is not a finite number."""
 
 
+class BatchesEndedError(Exception):
+    """A problem's ``batches`` ended before the training did."""
+
+
 @dataclass(frozen=True)
 class Score:
     """All metrics of one checkpoint on one split; the checkpoint ``"constant"`` is the constant predictor."""
@@ -167,7 +171,7 @@ class Training:
         optimizer = build.optimizer(self.model, spec.recipe)
         schedule = build.schedule(optimizer, spec.recipe)
         data = self.second_batches(optimizer) if self.balancer.needs_second_batch else self.data
-        batches = problem.batches(data, generator(spec.seed, "batches"), spec.recipe.batch_size)
+        batches = endless(problem, data, generator(spec.seed, "batches"), spec.recipe.batch_size)
 
         def make_step(before_update: Callable[[], None] | None) -> None:
             batch = next(batches)
@@ -193,7 +197,7 @@ class Training:
         """Give the balancer batches of held-out training data, and return the rest of the data."""
         problem, size, order = self.problem, self.spec.recipe.batch_size, generator(self.spec.seed, "second batches")
         rest, held = problem.split(self.data, order, size)
-        batches = problem.batches(held, order, size)
+        batches = endless(problem, held, order, size)
         self.balancer.second_batch(lambda: problem.losses(self.model, next(batches)))
         if self.balancer.needs_optimizer:
             self.balancer.follow(optimizer)
@@ -290,7 +294,7 @@ class Training:
             error = divergence  # the divergence came before the error that was raised
         except Exception:  # the device is lost, or nothing was recorded yet
             pass
-        self.result.status, self.result.reason = "failed", _reason(error)
+        self.result.status, self.result.reason = "failed", reason(error)
         with suppress(Exception):
             self.score_constant()
 
@@ -305,20 +309,36 @@ class Training:
             self.result.scores.append(Score("constant", split, metrics))
 
 
+def endless(problem: tasks.Problem[Any], data: Any, order: torch.Generator, batch_size: int) -> Iterator[Any]:
+    """Yield the batches of ``problem``, which must not end.
+
+    Raises:
+        BatchesEndedError: they ended.
+    """
+    count = 0
+    for batch in problem.batches(data, order, batch_size):
+        yield batch
+        count += 1
+    raise BatchesEndedError(
+        f"{problem.name}.batches ended after {count} batches, but each step of training draws one: it must not end, so "
+        f"put what it does in a loop `while True:`"
+    )
+
+
 def _distance(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     """Return the Euclidean norm of the change of ``parameters``."""
     changes = [(new.detach() - old).flatten() for new, old in zip(parameters, before, strict=True)]
     return float(torch.linalg.vector_norm(torch.cat(changes)))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Describe the error, with the file and line outside PyTorch where it was raised."""
-    reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, DivergenceError):
-        return reason
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, DivergenceError | BatchesEndedError):
+        return text
     theirs = str(Path(torch.__file__).parent)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(theirs)]
-    return f"{reason} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
 @contextmanager

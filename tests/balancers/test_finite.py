@@ -86,6 +86,22 @@ def test_a_loss_that_is_zero_at_first_starts_later():
     assert ratio == pytest.approx(first.item() / initial, rel=1e-12)
 
 
+def test_the_network_takes_a_step_that_the_balancer_skips():
+    """The norm of all gradients tells; a user who asks for it can skip the optimiser's step too."""
+    net = build("linear", 2)
+    balancer = GradNorm(net.fork, wrt=net.layer)
+    step(balancer, net, 0)
+    before = balancer.next_weights.clone()
+    net.zero_grad()
+    step(balancer, net, 1, "nan loss")
+    assert balancer.next_weights.equal(before)
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    assert not torch.nn.utils.get_total_norm(gradients).isfinite()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer.step()
+    assert not all(parameter.isfinite().all() for parameter in net.parameters())
+
+
 class NoWait(TorchDispatchMode):
     """Refuse operators that would make a program wait for its device: reads of a value, and shapes from values."""
 

@@ -686,6 +686,7 @@ def test_eval_mode_uses_and_shows_the_last_weights_and_commits_nothing(name: str
     """Whatever the method, value and gradient are those of the weighted sum; the fork's mode is no matter."""
     problem = Problem(name, place)
     problem.evaluate()
+    problem.after_step()
     before, weights = copy.deepcopy(problem.balancer.state_dict()), problem.balancer.weights
     problem.balancer.eval()
     for seed in range(2):

@@ -1,5 +1,6 @@
 """Wrong input is refused at once, and the message names the argument, what was expected and what came."""
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from balancers import (
     LossBalancer,
     StaticWeighting,
     UncertaintyWeighting,
+    create,
+    get,
 )
 
 from .nets import build
@@ -164,9 +167,24 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ValueError,
         ["initial_losses", "(a, c)", "2 tasks"],
     ),
-    "no fork": (lambda: GradNorm(NET, wrt=NET.layer), TypeError, ["fork", "Net", "Fork"]),
+    "no fork": (lambda: GradNorm(NET, wrt=NET.layer), TypeError, ["fork", "Net", "Fork", "GradNorm(net.fork)"]),
+    "tasks for a fork": (lambda: GradNorm(["a", "b"]), TypeError, ["fork", "list", "GradNorm(net.fork)"]),
+    "nothing": (lambda: GradNorm(), TypeError, ["GradNorm", "fork", "GradNorm(None, wrt=net.trunk, tasks=[...])"]),
+    "nothing but tasks": (lambda: create("pcgrad", tasks=["a", "b"]), TypeError, ["PCGrad", "PCGrad(net.fork)"]),
+    "nothing, by name": (lambda: get("gradnorm")(), TypeError, ["GradNorm", "fork", "GradNorm(net.fork)"]),
+    "nothing, not at features": (
+        lambda: get("inverse-dirichlet")(),
+        TypeError,
+        ["InverseDirichlet(net.fork, wrt=net.trunk)", "InverseDirichlet(None, wrt=net.trunk, tasks=[...])"],
+    ),
+    "nothing, without a fork": (lambda: get("moco")(), TypeError, ["write MoCo(None, wrt=net.trunk, tasks=[...])"]),
+    "nothing, at a fork alone": (lambda: get("encodec")(), TypeError, ["EnCodecBalancer(net.fork)"]),
     "nothing to measure": (lambda: GradNorm(None, tasks=2), ValueError, ["fork", "wrt", "parameters"]),
-    "no tasks": (lambda: GradNorm(None, wrt=NET.layer), ValueError, ["fork", "tasks", "number"]),
+    "no tasks": (
+        lambda: GradNorm(None, wrt=NET.layer),
+        ValueError,
+        ["fork", "tasks", "number", "GradNorm(net.fork)", "GradNorm(None, wrt=net.trunk, tasks=[...])"],
+    ),
     "tasks of another fork": (
         lambda: GradNorm(Fork(2), tasks=["a", "b", "c"]),
         ValueError,
@@ -219,6 +237,11 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
 def test_arguments(case: str):
     call, error, words = ARGUMENTS[case]
     refused(error, words, call)
+
+
+def test_a_signature_says_that_a_fork_is_required():
+    assert inspect.signature(GradNorm).parameters["fork"].default is inspect.Parameter.empty
+    assert inspect.signature(GradNorm).parameters["wrt"].default is None
 
 
 def test_a_method_that_overrides_nothing_says_what_to_override():

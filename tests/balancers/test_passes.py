@@ -199,6 +199,32 @@ def test_a_second_pass_within_a_window(name: str):
     assert differing(*[state(balancer) for balancer in balancers]) == []
 
 
+# A pass through the losses of two calls.
+
+
+@ALL
+def test_two_calls_in_one_pass(name: str, place: str):
+    """Methods that learn refuse, and the next step is as if nothing had been. The others weigh each call by itself."""
+    (net, balancer), (twin, expected) = trained(name, place), trained(name, place)
+    before = state(balancer)
+    first = balancer(losses_of(net(batch()), batch()))
+    weights = balancer.weights
+    total = first + balancer(losses_of(net(batch(6)), batch(6)))
+    if balancer.when != "after_step" and (balancer.combines or hasattr(type(balancer), "update")):
+        with pytest.raises(RuntimeError, match=rf"two calls of {type(balancer).__name__} .*balancer\.held\(\)"):
+            total.backward()
+        assert differing(before, state(balancer), shown(name)) == []
+        for each, its in ((net, balancer), (twin, expected)):
+            each.zero_grad()
+            its(losses_of(each(batch(7)), batch(7))).backward()
+        close(gradients(net), gradients(twin))
+        assert differing(state(expected), state(balancer)) == []
+    else:
+        total.backward()
+        parts = zip(weighted(net, weights, batch()), weighted(net, balancer.weights, batch(6)), strict=True)
+        close(gradients(net), [one + other for one, other in parts])
+
+
 # A pass that is being differentiated.
 
 
@@ -456,9 +482,9 @@ def test_a_weighting_balancer_within_another(outer: str, inner: str):
 
         # The inner balancer learns what it learns alone: norms don't depend on the factor that comes from outside.
         alone(net.losses(x)[:2]).backward()
-        for each in (other, alone):
+        for each, its in ((other, plain[:2]), (alone, plain[:2]), (one, own)):
             if each.looks_again:
-                each.after_step([0.9 * loss.detach() for loss in plain[:2]])
+                each.after_step([0.9 * loss.detach() for loss in its])
         for key, value in state(alone).items():
             torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-9, atol=1e-12)
 
@@ -477,6 +503,8 @@ def test_a_combining_balancer_within_one_that_measures_nothing(outer: str, inner
         net.zero_grad()
         one([other([first, second]), third]).backward()
         w = one.weights
+        if one.looks_again:
+            one.after_step([torch.ones(()), torch.ones(())])
         twin.zero_grad()
         first, second, third = twin.losses(x)
         (w[0] * alone([first, second]) + w[1] * third).backward()

@@ -16,6 +16,8 @@ from balancers import Fork, GradientBalancer, LossBalancer, create, get, names
 from .gramians import no_waiting
 from .needs import supply
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* learns in after_step:RuntimeWarning")  # a call is no whole step here
+
 quick = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
 OURS = [name for name in names() if get(name).__module__.startswith("balancers.")]

@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -67,15 +68,40 @@ REPLACING = pytest.mark.parametrize("method", [MoCo, DBMTL])
 
 
 @REPLACING
-def test_two_losses_in_one_backward_pass(method: type[GradientBalancer]):
-    """Each is one step of the method. Autograd gets to the later call first."""
-    nets = [Net(), Net()]
-    balancers = [method(None, wrt=net.trunk, tasks=TASKS) for net in nets]
-    balancers[0](nets[0].losses(1)).backward()
-    balancers[0](nets[0].losses(0)).backward()
-    (balancers[1](nets[1].losses(0)) + balancers[1](nets[1].losses(1))).backward()
-    torch.testing.assert_close(nets[1].gradients(), nets[0].gradients(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(balancers[1].state_dict(), balancers[0].state_dict(), rtol=1e-10, atol=1e-12)
+def test_two_losses_of_one_forward_pass(method: type[GradientBalancer]):
+    """Without a fork, too, each call would be a step of the method."""
+    net = Net()
+    balancer = method(None, wrt=net.trunk, tasks=["a", "b", "c"])
+    a, b, c = net.losses()
+    with pytest.raises(RuntimeError, match="Call it once, with the losses of all tasks"):
+        (balancer({"a": a, "b": b}) + balancer({"c": c})).backward()
+
+
+@pytest.mark.parametrize("method", [GradNorm, CAGrad])
+def test_two_losses_of_one_forward_pass_at_a_fork(method: type[GradientBalancer]):
+    """The features are those of the first call. On the first step, the audit of the second call finds none."""
+    net = Net()
+    balancer = method(net.fork, tasks=["a", "b", "c"])
+    for _ in range(2):
+        a, b, c = net.losses()
+        with pytest.raises(ForkError, match=r"neither can two calls of one: call it once, with all losses"):
+            (balancer({"a": a, "b": b}) + balancer({"c": c})).backward()
+
+
+def test_what_the_refusal_of_two_calls_advises_works():
+    """Two batches in a step of the optimiser are two passes of a window; held weights take any number of calls."""
+    net, apart = Net(), Net()
+    balancer = GradNorm(net.fork, accumulate=2)
+    for batch in range(6):
+        balancer(net.losses(batch)).backward()
+    assert balancer.optimizer_steps == 3
+    with balancer.held():
+        weights = balancer.weights
+        net.zero_grad()
+        (balancer(net.losses(0)) + balancer(net.losses(1))).backward()
+    total = sum(w * loss for seed in range(2) for w, loss in zip(weights, apart.losses(seed), strict=True))
+    found = net.gradients()
+    torch.testing.assert_close(found, list(torch.autograd.grad(total, list(apart.parameters()))))
 
 
 @pytest.mark.parametrize("make", [lambda net: GradNorm(net.fork), lambda net: CAGrad(None, wrt=net.trunk, tasks=TASKS)])
@@ -191,9 +217,33 @@ def test_an_optimiser_that_makes_no_step():
         run(balancer, net.losses, 60)
 
 
-def test_after_step_is_never_called():
-    balancer = FAMO(2)
+MISSING_CALL = r"(?s)after_step, which was not called .*balancer\.after_step\(losses\)"
+
+
+def of_weighting(parameter: nn.Parameter, **options: Any) -> LossBalancer:
+    return MGDA(None, wrt=parameter, tasks=2, weighting=FAMO(2), **options)
+
+
+@pytest.mark.parametrize("make", [lambda _, **options: FAMO(2, **options), of_weighting], ids=["alone", "as weighting"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_after_step_is_never_called(make: Callable[..., LossBalancer], accumulate: int):
+    """The second step says so, and no later one does."""
     parameter = nn.Parameter(torch.ones(2))
+    balancer = make(parameter, accumulate=accumulate)
+    run(balancer, parameter.square, accumulate)
+    with pytest.warns(RuntimeWarning, match=MISSING_CALL) as caught:
+        run(balancer, parameter.square, 60)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("make", [lambda _: FAMO(2), of_weighting], ids=["alone", "as weighting"])
+def test_after_step_is_no_longer_called(make: Callable[..., LossBalancer]):
+    """A step that a GradScaler skips may go without; fifty in a row are too many."""
+    parameter = nn.Parameter(torch.ones(2))
+    balancer = make(parameter)
+    for steps in (1, 40, 40):
+        run(balancer, parameter.square, steps)
+        balancer.after_step(parameter.detach().square())
     with pytest.warns(RuntimeWarning, match="none of the last 50 passes was followed by after_step"):
         run(balancer, parameter.square, 60)
 

@@ -1,11 +1,13 @@
 """Test the command line as a user calls it."""
 
+import errno
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,109 @@ def test_bad_input_is_told_in_a_sentence(tmp_path: Path, suite_text: Callable[..
         assert "Traceback" not in output
     assert lossbench("run", str(path), "--jobs", "0")[0] == 2
     assert not (tmp_path / "results").exists()
+
+
+OWN = """
+from balancers import EqualWeighting, register
+
+
+@register
+class Own(EqualWeighting):
+    name = "{name}-balancer"
+    summary = "The user's own balancer."
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, str]:
+    """Return a user's file that registers a problem and a balancer, and the problem's name."""
+    name = f"own-{zlib.crc32(request.node.name.encode())}"
+    path = tmp_path / "mine.py"
+    path.write_text(SMALL.read_text().replace('name = "small"', f'name = "{name}"') + OWN.format(name=name))
+    return path, name
+
+
+def test_a_users_file_is_listed_in_detail(own_file: tuple[Path, str]) -> None:
+    file, name = own_file
+    code, output = lossbench("list", str(file))
+    assert code == 0, output
+    for words in (name, f"{name}-balancer", "Linear maps", "error ↓", "train 64, validation 64, test 64", "12 steps"):
+        assert words in " ".join(output.split()), words
+    assert "uncertainty" not in output
+    assert "regression" not in output
+
+
+def test_a_users_problem_that_fails_is_listed_with_the_cause(own_file: tuple[Path, str]) -> None:
+    file, _ = own_file
+    file.write_text(
+        file.read_text().replace("    def losses(", "    def losses(self, *_):\n        {}['x']\n\n    def _(")
+    )
+    code, output = lossbench("list", str(file))
+    assert code == 0, output
+    assert "its first steps fail: KeyError: 'x' (mine.py, line " in " ".join(output.split())
+
+
+def test_a_users_problem_is_drawn(own_file: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, name = own_file
+    monkeypatch.chdir(tmp_path)
+    code, output = lossbench("show", str(file))
+    assert code == 0, output
+    assert output.startswith("The targets of a.")
+    assert (tmp_path / "results/show" / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_drawing_that_fails_is_told_in_a_sentence(own_file: tuple[Path, str]) -> None:
+    file, name = own_file
+    file.write_text(file.read_text().replace("axes = figure.subplots()", "axes = None"))
+    code, output = lossbench("show", str(file))
+    assert code == 2
+    assert output.startswith(f"error: {name} can't be drawn: AttributeError: ")
+
+
+def test_a_users_file_that_registers_nothing_is_told_so(tmp_path: Path) -> None:
+    empty, broken = tmp_path / "empty.py", tmp_path / "broken.py"
+    empty.write_text("x = 1\n")
+    broken.write_text("import nothing_of_this_name\n")
+    for command, message in [
+        (("list", str(empty)), f"error: {empty} registers neither a problem nor a balancer"),
+        (("show", str(empty)), f"error: {empty} registers no problem"),
+        (("list", str(broken)), "error: broken.py can't be loaded: ModuleNotFoundError"),
+        (("show", str(tmp_path / "none.py")), "error: there is no file"),
+    ]:
+        code, output = lossbench(*command)
+        assert code == 2
+        assert output.startswith(message)
+    code, output = lossbench("list", "problem")
+    assert code == 2
+    assert "'problem' is neither a .py file nor one of balancers, problems, suites" in " ".join(
+        output.replace("│", " ").split()
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_a_python_file_is_no_suite_and_the_message_names_try(command: str) -> None:
+    code, output = lossbench(command, "my_problem.py")
+    assert code == 2
+    assert output.startswith("error: my_problem.py is a Python file")
+    assert output.endswith("lossbench try my_problem.py\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [(("run", "smoke"), "--results"), (("show", "regression"), "--out"), (("try", str(SMALL)), "--results")],
+)
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_not_be_written_names_the_option(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], option: str, number: int
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, output = lossbench(*arguments)
+    assert code == 2
+    assert f"{os.strerror(number)}: 'results" in output
+    assert output.endswith(f"if nothing can be written there, {option} names another place\n")
 
 
 def test_what_it_was_run_on_names_no_person_machine_or_folder() -> None:

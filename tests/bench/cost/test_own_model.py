@@ -76,6 +76,11 @@ def one_head_with_wrt():
     return one_head(wrt=True)
 
 
+def unscaled():
+    net, losses, wrt = make_step()
+    return net, lambda: {task: loss * {"near": 1, "far": 5000}[task] for task, loss in losses().items()}, wrt
+
+
 def swapped():
     return make_step(swap=True)
 
@@ -151,6 +156,14 @@ def test_methods_are_compared_and_gradients_told_of(mine: Path, tmp_path: Path) 
         assert words in output
     assert str(tmp_path / "out/cost.png") in output
     assert ink(tmp_path / "out/cost.png") > 0.03
+
+
+def test_losses_on_unlike_scales_are_told_of(mine: Path, tmp_path: Path) -> None:
+    code, output = cost(f"{mine}:unscaled", "--out", str(tmp_path))
+    assert code == 0, output
+    assert "The first loss of far (" in output
+    assert "Scale the losses first" in " ".join(output.split())
+    assert "Scale" not in cost(f"{mine}:make_step", "--out", str(tmp_path))[1]
 
 
 def test_without_a_fork_it_says_how_to_add_one(mine: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Test that a run is a pure function of its specification, paired by seed, and records what the protocol asks for."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,6 +187,26 @@ def test_a_metric_that_is_declared_but_not_given_is_a_failure(
     assert training.run(spec).reason.startswith(
         "ValueError: small.evaluate did not return f1, which small.metrics lists"
     )
+
+
+@pytest.mark.parametrize("balancer", ["equal", "coba"])
+def test_batches_that_end_are_a_failure_that_says_so(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, balancer: str
+) -> None:
+    spec = make_spec(balancer, {"warm_up": 2, "window": 3} if balancer == "coba" else {})
+    whole, drawn = tasks.get("small").batches, 5
+
+    def one_epoch(self: Any, data: Any, generator: torch.Generator, batch_size: int) -> Any:
+        return itertools.islice(whole(self, data, generator, batch_size), drawn)
+
+    monkeypatch.setattr(tasks.get("small"), "batches", one_epoch)
+    result = training.run(spec)
+    assert result.status == "failed"
+    assert result.reason == (
+        "BatchesEndedError: small.batches ended after 5 batches, but each step of training draws one: it must not end, "
+        "so put what it does in a loop `while True:`"
+    )
+    assert len(result.losses) <= drawn
 
 
 def test_ctrl_c_is_no_failure(make_spec: MakeSpec) -> None:
