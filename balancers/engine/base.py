@@ -181,6 +181,8 @@ class LossBalancer(DeclaredState):
         """Whether the last call chose the task of its step."""
         self._told_of: tuple[bool, ...] | None = None
         """The tasks that the statistics are of; None: all."""
+        self._losses_of: tuple[bool, ...] | None = None
+        """The tasks that the last losses are of; None: all."""
         self.warnings = LossWarnings()
         self._settles = self.settled(self.state()) is not None
 
@@ -211,7 +213,7 @@ class LossBalancer(DeclaredState):
             if self._took_turn:
                 given = tuple(i == self.turn for i in range(self.num_tasks))
                 in_order = [loss if on else None for loss, on in zip(in_order, given, strict=True)]
-        stacked = stack(in_order)
+        stacked = self._stacked(in_order, given) if learning else stack(in_order)
         detached = stacked.detach()
         if transformed:
             return self._in_transform(stacked, detached, given)
@@ -242,7 +244,7 @@ class LossBalancer(DeclaredState):
                 weights = self.last_weights.copy_(weights).clone()  # of which autograd keeps one, and a user another
         total = torch.dot(stacked, weights.to(stacked.dtype))
         if learning:
-            self.statistics["losses"] = detached
+            self.statistics["losses"], self._losses_of = detached, given
             if self.looks_again:
                 if self._before is not None:
                     self._warn_of_no_second_look()
@@ -363,7 +365,8 @@ class LossBalancer(DeclaredState):
         two tasks' gradients; and what else the method has in `statistics`. Tasks without a name are numbered from 0.
         Waits for the device, once.
         """
-        return scalars(self.statistics | {"weights": self.weights}, self.tasks, self.num_tasks, self._told_of)
+        shown = self.statistics | {"weights": self.weights}
+        return scalars(shown, self.tasks, self.num_tasks, self._told_of, self._losses_of)
 
     @contextmanager
     def held(self) -> Iterator[Self]:
@@ -551,6 +554,10 @@ class LossBalancer(DeclaredState):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:
+        """Return the losses as one tensor, whose backward pass is learnt from."""
+        return stack(losses)
 
     def _learn(self, read: Read, given: tuple[bool, ...] | None, finite: Tensor | None = None) -> None:
         """Update the state from what was read of all T tasks, of which ``given`` took part; see `_updated`."""

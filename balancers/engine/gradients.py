@@ -23,6 +23,7 @@ from .fork_error import ForkError
 from .host_flag import Later
 from .loss_input import Entries, Losses
 from .prior_weighting import Scaled, adopt, keep, scale, teach
+from .reach import reaching
 from .readings import NOTHING, Read, Result, State
 from .shared_parameters import SharedParameters
 from .step import Call, CombiningStep, HeldStep, MeasuringStep, NormsStep, Step
@@ -524,6 +525,14 @@ class GradientBalancer(LossBalancer):
         if step.wrt is None:
             return replaced
         return [new - rows.to(new.dtype).sum(0) for new, rows in zip(replaced, columns, strict=True)]
+
+    def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:
+        stacked = super()._stacked(losses, given)
+        if given is None or all(given) or self.fork is not None or not self.replaces_gradients:
+            return stacked
+        # The parameters that only the tasks left out depend on receive the method's direction as well.
+        assert self._shared is not None
+        return stacked if self._shared.is_sharded else reaching(stacked, self._shared.now())
 
     def _to_track(self) -> list[tuple[str, torch.Size]]:
         """Return the name and the shape of each parameter that is tracked."""

@@ -62,6 +62,8 @@ class Measurement:
         """Tasks that were given, but have no gradient of a parameter."""
         self.reached: set[int] = set()
         """The parameters, by place, that a loss was found to depend on when losses were differentiated."""
+        self.has_sparse = False
+        """Whether gradients of parameters are sparse."""
         self.observed = False
         """Whether a gradient of the features came."""
         self._recomputes = False
@@ -189,6 +191,7 @@ class Measurement:
     def _found(self, task: int, gradients: Sequence[Tensor | None]) -> None:
         if len(self.reached) < len(gradients):
             self.reached.update(k for k, gradient in enumerate(gradients) if gradient is not None)
+            self.has_sparse = self.has_sparse or any(each is not None and each.is_sparse for each in gradients)
         if all(gradient is None for gradient in gradients):
             self.missing.add(task)
         else:

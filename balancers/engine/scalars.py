@@ -10,7 +10,11 @@ _KINDS = {"weights": "weight", "losses": "loss", "gradient_norms": "gradient_nor
 
 
 def scalars(
-    tensors: Mapping[str, Tensor], tasks: Sequence[str] | None, num_tasks: int, given: Sequence[bool] | None
+    tensors: Mapping[str, Tensor],
+    tasks: Sequence[str] | None,
+    num_tasks: int,
+    given: Sequence[bool] | None,
+    losses_of: Sequence[bool] | None,
 ) -> dict[str, float]:
     """Return every number in ``tensors`` by name. Waits for the device once.
 
@@ -19,14 +23,21 @@ def scalars(
         tasks: the tasks' names, if they have some; otherwise they are numbered from 0.
         num_tasks: T.
         given: for each task whether the last step had it; None if it had all.
+        losses_of: the same for the last losses, which are those of one pass.
     """
     names = tuple(tasks or map(str, range(num_tasks)))
-    present = [name for i, name in enumerate(names) if given is None or given[i]]
+    of_step, of_losses = _present(names, given), _present(names, losses_of)
     found = {
-        name: value for kind, values in tensors.items() for name, value in _named(kind, values.detach(), names, present)
+        name: value
+        for kind, values in tensors.items()
+        for name, value in _named(kind, values.detach(), names, of_losses if kind == "losses" else of_step)
     }
     flat = torch.stack([value.to(tensors["weights"].dtype) for value in found.values()])
     return dict(zip(found, flat.tolist(), strict=True))
+
+
+def _present(names: Sequence[str], given: Sequence[bool] | None) -> list[str]:
+    return [name for i, name in enumerate(names) if given is None or given[i]]
 
 
 def _named(kind: str, values: Tensor, names: Sequence[str], present: Sequence[str]) -> Iterator[tuple[str, Tensor]]:

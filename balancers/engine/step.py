@@ -241,7 +241,8 @@ class MeasuringStep(Step):
         told = self.balancer.warnings
         if 0 < len(measurement.missing) < len(edges):
             told.tell_missing(self.balancer, measurement.missing)
-        if self.balancer.lists_parameters and measurement.reached:
+        has_all = self.given is None or all(self.given)
+        if self.balancer.lists_parameters and has_all and measurement.reached:
             told.tell_unreached(self.balancer, len(self.balancer.reached - measurement.reached))
         self.balancer.reached |= measurement.reached
 
@@ -374,6 +375,8 @@ class CombiningStep(MeasuringStep):
         if self._measures:
             measurement = self._measurement(adds_up=True)
             self._differentiate(losses, measurement, self.factors)
+            if self.balancer.replaces_gradients and measurement.has_sparse:
+                raise TypeError(_sparse(self.balancer))
             columns = measurement.columns() or self._nothing()
             self._shares, corrections = self.balancer.decide(self, columns)
         else:
@@ -392,8 +395,6 @@ class CombiningStep(MeasuringStep):
         """Add to a parameter's gradient what makes the plain sum of the tasks' gradients the method's direction."""
         if not self.is_current():
             return None
-        if gradient.is_sparse:
-            raise TypeError(_sparse(self.balancer))
         return gradient + real_as(correction, gradient)
 
     def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:

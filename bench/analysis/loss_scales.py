@@ -19,9 +19,9 @@ def first_losses(trajectory: pd.DataFrame) -> dict[str, dict[str, float]]:
     Args:
         trajectory: The table of that name: ``problem``, ``step``, ``task`` and ``loss`` are read.
     """
-    means = trajectory[trajectory["step"] == 1].groupby(["problem", "task"], sort=False)["loss"].mean()
+    means = trajectory[trajectory["step"] == 1].groupby(["problem", "task"], sort=False)["loss"].mean().reset_index()
     found: dict[str, dict[str, float]] = {}
-    for (problem, task), loss in means.items():
+    for problem, task, loss in zip(means["problem"], means["task"], means["loss"], strict=True):
         found.setdefault(str(problem), {})[str(task)] = float(loss)
     return found
 

@@ -86,6 +86,35 @@ def test_tasks_take_turns(forked: bool):
         assert trained == [turn]
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["module", "parameters"])
+def test_a_parameter_that_the_turn_s_loss_does_not_depend_on_is_trained_too(listed: bool, recwarn):
+    """As the bias of an output layer, on which a residual with derivatives alone does not depend."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1).double()
+    parameters = list(net.parameters())
+    balancer = MomentumConFIG(None, wrt=parameters if listed else net, tasks=["residual", "boundary"], beta=BETA)
+    averages, counts = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for step in range(6):
+        turn = step % 2
+        boundary = (net(torch.randn(5, 3, dtype=torch.float64)) - 1).square().mean()
+        losses = {"residual": (net.weight - 2).square().sum(), "boundary": boundary}
+        row = torch.zeros(4, dtype=torch.float64)
+        found = torch.autograd.grad(losses[balancer.tasks[turn]], parameters, retain_graph=True, allow_unused=True)
+        row[:3], row[3] = found[0].flatten(), 0.0 if found[1] is None else found[1].item()
+        averages[turn] = BETA * averages[turn] + (1 - BETA) * row
+        counts[turn] += 1
+        net.zero_grad()
+        balancer(losses).backward()
+        assert net.bias.grad is not None
+        if step:
+            corrected = averages / (1 - BETA**counts).unsqueeze(1)
+            weights = conflict_free(corrected @ corrected.mT)
+            expected = weights @ corrected
+            torch.testing.assert_close(net.weight.grad.flatten(), expected[:3])
+            torch.testing.assert_close(net.bias.grad, expected[3:])
+    assert not [each for each in recwarn if "depends any more" in str(each.message)]
+
+
 @pytest.mark.parametrize("forked", [False, True], ids=["no fork", "whole trunk"])
 def test_a_dict_says_whose_turn_it_is(forked: bool):
     net, reference = Net(), Reference()

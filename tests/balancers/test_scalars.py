@@ -120,3 +120,15 @@ def test_of_a_method_that_looks_again():
     net = Net()
     balancer(net.losses()).backward()
     assert {f"weight/{task}" for task in TASKS} <= names_of(balancer.scalars())
+
+
+def test_of_a_window_whose_passes_have_one_task_each():
+    net = Net()
+    balancer = GradNorm(net.fork, tasks=TASKS, accumulate=3)
+    for task in TASKS:
+        losses = net.losses()
+        balancer({task: losses[task]}).backward()
+        found = balancer.scalars()
+        assert [name for name in found if name.startswith("loss/")] == [f"loss/{task}"]
+        assert found[f"loss/{task}"] == pytest.approx(losses[task].item())
+    assert {f"gradient_norm/{task}" for task in TASKS} <= names_of(found)

@@ -78,7 +78,10 @@ def test_every_method_trains_the_regression_family(make_suite: MakeSuite, num_ta
     "problem",
     [
         "burgers",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("helmholtz", "reaction-diffusion")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("helmholtz", "reaction-diffusion", "poisson-l-shape")
+        ),
     ],
 )
 def test_methods_train_a_differential_equation(make_suite: MakeSuite, problem: str) -> None:
