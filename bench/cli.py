@@ -23,8 +23,9 @@ from .cost import cost_terminal, devices, micro, own_model
 from .cost.devices import DeviceName
 from .cost.subject import SubjectError
 from .execute import forecast, repeat_run, run_suite
-from .execute.run_suite import BusyError, Summary
-from .execute.workers import WorkerError
+from .execute.run_suite import BusyError, NotDoneError, Summary
+from .execute.task import EngineError
+from .execute.workforce import Workforce
 from .paper import all_claims, claims_page
 from .paper.all_claims import CLAIMS, judge
 from .paper.experiments import FULL, QUICK
@@ -46,6 +47,22 @@ MOST_FAILURES = 20
 """Maximum number of distinct failures to print."""
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a suite, or path of its .toml file.")]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of runs at a time here; default: one per core, or one on CUDA.",
+        show_default=False,
+    ),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler: tcp://HOST:8786."),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.py:FUNCTION", help="Run on the Dask cluster that this function of yours returns."),
+]
 ResultsOption = Annotated[Path, typer.Option(help="Folder of all results; each suite has its own folder in it.")]
 
 # Typer keeps the line breaks of a command's docstring, so these lines are short enough for narrow terminals.
@@ -74,12 +91,9 @@ def main() -> None:
 def run(
     name: SuiteArgument,
     results: ResultsOption = Path("results"),
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of runs at a time; default: one per core, or one on CUDA.", show_default=False
-        ),
-    ] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Run a suite, print its leaderboard and write its report.
 
@@ -93,7 +107,8 @@ def run(
     console = _messages()
     with _user_errors(console):
         loaded = suite_file.load(suite_file.find(name))
-    _run(loaded, results / loaded.name, jobs, console)
+    with _workforce(loaded, jobs, scheduler, cluster, console) as workforce:
+        _run(loaded, results / loaded.name, workforce, console)
 
 
 @app.command("try")
@@ -106,9 +121,9 @@ def try_out(
         float, typer.Option(min=0, help="Time limit; the comparison is made as large as fits into it.")
     ] = 15,
     results: ResultsOption = Path("results"),
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of runs at a time; default: one per core.", show_default=False)
-    ] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Find out which method to use for your own problem, and what it costs per step.
 
@@ -122,12 +137,12 @@ def try_out(
     method fails in its first steps.
     """
     console = _messages()
-    workers = jobs or joblib.cpu_count()
-    with _user_errors(console):
-        loaded, notes = try_suite.make(file, results / file.stem, minutes, forecast.Forecast(workers))
-        for note in notes:
-            console.print(Text(note))
-    _run(loaded, results / loaded.name, workers, console)
+    with _workforce(None, jobs, scheduler, cluster, console) as workforce:
+        with _user_errors(console):
+            loaded, notes = try_suite.make(file, results / file.stem, minutes, forecast.Forecast(workforce))
+            for note in notes:
+                console.print(Text(note))
+        _run(loaded, results / loaded.name, workforce, console)
 
 
 @app.command("tune")
@@ -145,12 +160,9 @@ def tune_all(
         ),
     ] = None,
     results: ResultsOption = Path("results"),
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of runs at a time; default: one per core, or one on CUDA.", show_default=False
-        ),
-    ] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Run a suite with every method tuned on the same number of trials, and show which lie beyond static weights.
 
@@ -168,7 +180,8 @@ def tune_all(
     console = _messages()
     with _user_errors(console):
         loaded, folder = tune_suite.make(suite_file.find(name), results, trials, problem or (), balancer or ())
-    _run(loaded, folder, jobs, console)
+    with _workforce(loaded, jobs, scheduler, cluster, console) as workforce:
+        _run(loaded, folder, workforce, console)
 
 
 @app.command("paper")
@@ -179,9 +192,9 @@ def paper_claims(
         typer.Option(min=1, max=len(CLAIMS), help="Number of a claim; can be repeated.", show_default="all"),
     ] = None,
     results: ResultsOption = Path("results"),
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of runs at a time; default: one per core.", show_default=False)
-    ] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Test the claims of the GradNorm paper: one experiment and one verdict for each claim.
 
@@ -196,9 +209,9 @@ def paper_claims(
     console = _messages()
     folder = results / ("paper-full" if full else "paper")
     judged = []
-    with _user_errors(console):
+    with _user_errors(console), _workforce(None, jobs, scheduler, cluster, console) as workforce:
         try:
-            for one in judge(folder, FULL if full else QUICK, jobs or joblib.cpu_count(), console, only or ()):
+            for one in judge(folder, FULL if full else QUICK, workforce, console, only or ()):
                 console.print(f"claim {one.claim.number}, {one.claim.short}: {' / '.join(dict.fromkeys(one.verdicts))}")
                 judged.append(one)
         except KeyboardInterrupt:
@@ -421,12 +434,38 @@ def _messages() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def _run(loaded: Suite, folder: Path, jobs: int | None, console: Console) -> None:
+@contextmanager
+def _workforce(
+    loaded: Suite | None, jobs: int | None, scheduler: str | None, cluster: str | None, console: Console
+) -> Iterator[Workforce]:
+    """Yield whoever does runs: the workers of a cluster if one is named, otherwise processes of this machine."""
+
+    def tell(sentence: str) -> None:
+        console.print(Text(sentence))
+
+    with _user_errors(console):
+        if scheduler and cluster:
+            raise SuiteError("--scheduler and --cluster exclude each other")
+        if jobs and (scheduler or cluster):
+            raise SuiteError(
+                "--jobs is for this machine; on a cluster, the workers say how many at a time (--nthreads)"
+            )
+        if scheduler:
+            made = Workforce.at(scheduler, tell)
+        elif cluster:
+            made = Workforce.made_by(cluster, tell)
+        else:
+            on_cpu = loaded is None or loaded.device == "cpu"
+            made = Workforce.of(jobs or (joblib.cpu_count() if on_cpu else 1), tell)
+    with made:
+        yield made
+
+
+def _run(loaded: Suite, folder: Path, workforce: Workforce, console: Console) -> None:
     """Run a suite, report it, and exit with 1 if any run failed."""
     with _user_errors(console):
-        default = joblib.cpu_count() if loaded.device == "cpu" else 1
         try:
-            summary = run_suite.run(loaded, folder, jobs or default, console)
+            summary = run_suite.run(loaded, folder, workforce, console)
         except KeyboardInterrupt:
             console.print("stopped; the same command continues from here")
             raise typer.Exit(130) from None
@@ -460,7 +499,7 @@ def _print_summary(summary: Summary, folder: Path, console: Console) -> None:
 
 @contextmanager
 def _user_errors(console: Console, writes_to: str = "--results") -> Iterator[None]:
-    """Print user errors as one line and exit with 2; if the workers fail, exit with 1.
+    """Print user errors as one line and exit with 2; if no run can be done, or some are given up, exit with 1.
 
     Args:
         console: where the line is printed.
@@ -473,6 +512,15 @@ def _user_errors(console: Console, writes_to: str = "--results") -> Iterator[Non
         remedy = f"; if nothing can be written there, {writes_to} names another place" if may_not else ""
         console.print(Text(f"error: {error}{remedy}"))
         raise typer.Exit(2) from None
-    except WorkerError as error:
-        console.print(Text(f"error: {error}"))
+    except EngineError as error:
+        console.print(Text(f"error: {error}. What is finished is kept; the same command continues from there."))
+        raise typer.Exit(1) from None
+    except NotDoneError as error:
+        reasons = Counter((run.balancer, run.problem, why) for run, why in error.runs)
+        for (balancer, problem, why), count in list(reasons.items())[:MOST_FAILURES]:
+            console.print(Text(f"not done: {balancer} on {problem}, {counted(count, 'run')}: {why}"))
+        console.print(
+            f"error: {error}. Everything else is kept, and the same command tries them again. To count runs that take "
+            "too long as failed, state [limits] seconds in the suite."
+        )
         raise typer.Exit(1) from None

@@ -13,7 +13,7 @@ import torch
 
 import tasks
 from balancers import EqualWeighting
-from bench.run import build, code_hash, machine_facts
+from bench.run import build, code_hash
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import RunSpec
 
@@ -29,10 +29,10 @@ MEASURED_BY = ("measure_step", "step_comparison", "operation_count", "subject", 
 """Modules of this package whose code a measurement depends on."""
 
 
-def key(spec: RunSpec, rounds: int) -> str:
+def key(spec: RunSpec, rounds: int, processor: str, gpu: str | None) -> str:
     """Return the key that a measurement is stored under, which depends on the machine and on the measuring code."""
     code = code_hash.file_hashes((Path(__file__).with_name(f"{name}.py") for name in MEASURED_BY), code_hash.OURS)
-    return code_hash.digest([spec.key, rounds, machine_facts.processor(), machine_facts.gpu(), code])
+    return code_hash.digest([spec.key, rounds, processor, gpu, code])
 
 
 def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:

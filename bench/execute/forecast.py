@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench.cost.step_comparison import WARM_UP
 from bench.run.pace import Pace
-from bench.run.spec import RunSpec
 from bench.style.numbers import core_time, counted, in_words
 from bench.suite.plan import Planned
 from bench.suite.suite_file import Suite
 from bench.suite.toml_table import SuiteError
 
-from . import workers
-from .workers import FailedStart
+from .run_job import FailedStart
+from .workforce import Workforce
 
 Place = tuple[str, str]
 """Labels of a problem and a balancer. Runs of the same place take the same time per step."""
@@ -30,23 +29,23 @@ def place(run: Planned) -> Place:
     return run.problem, "" if run.spec.phase in ("baseline", "front") else run.balancer
 
 
-def to_try(runs: Iterable[Planned]) -> dict[Place, RunSpec]:
+def to_try(runs: Iterable[Planned]) -> dict[Place, Planned]:
     """Return one run for each place, for timing its steps."""
-    specs: dict[Place, RunSpec] = {}
+    found: dict[Place, Planned] = {}
     for run in runs:
-        specs.setdefault(place(run), run.spec)
-    return specs
+        found.setdefault(place(run), run)
+    return found
 
 
 class Forecast:
-    """A callable that estimates how many seconds runs take on this machine, and times each kind of run only once.
+    """A callable that estimates how many seconds runs take, and times each kind of run only once.
 
     Args:
-        jobs: number of runs at a time.
+        workforce: whoever times them, and does the runs.
     """
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
+    def __init__(self, workforce: Workforce) -> None:
+        self._workforce = workforce
         self._paces: dict[Place, Pace | FailedStart | None] = {}
 
     def __call__(self, suite: Suite, runs: Sequence[Planned]) -> float:
@@ -55,11 +54,11 @@ class Forecast:
         Raises:
             SuiteError: every method fails in its first steps on every problem.
         """
-        new = {where: spec for where, spec in to_try(runs).items() if where not in self._paces}
-        self._paces |= zip(new, workers.paces(list(new.values()), suite.plugins, self.jobs), strict=True)
+        new = {where: run for where, run in to_try(runs).items() if where not in self._paces}
+        self._paces |= zip(new, self._workforce.paces(list(new.values()), suite.plugins), strict=True)
         require_a_start(suite, self._paces)
         known = ((run, self._paces[place(run)]) for run in runs)
-        return sum(pace.run(run.spec) for run, pace in known if isinstance(pace, Pace)) / self.jobs
+        return sum(pace.run(run.spec) for run, pace in known if isinstance(pace, Pace)) / self._workforce.slots
 
 
 def broken_problems(suite: Suite, paces: Paces) -> dict[str, str]:

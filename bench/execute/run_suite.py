@@ -4,10 +4,10 @@ A run whose result is already stored under its key is not done again. The tables
 results, so that they are the same whether or not the suite was interrupted.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pandas as pd
@@ -16,21 +16,35 @@ from rich.text import Text
 
 from bench.analysis.static_front import MOST_POINTS
 from bench.cost import measure_step, micro
-from bench.run import atomic_file, machine_facts, result_file, result_picture
+from bench.run import atomic_file, machine_facts
+from bench.run.pace import Pace
+from bench.run.result_store import ResultStore
 from bench.suite import plan, result_tables
 from bench.suite.plan import Planned
 from bench.suite.result_tables import Done
 from bench.suite.suite_file import Suite
 
-from . import forecast, workers
+from . import forecast, run_job
 from .progress import Progress
+from .task import EngineError
+from .workforce import WorkerLostError, Workforce
 
 MANY = 10
 """Announce the timing trial above this number of kinds of runs, because it then takes noticeably long."""
+LOSSES = 3
+"""The number of lost workers after which steps are not timed anew."""
 
 
 class BusyError(Exception):
     """Another process is running a suite in the same results folder."""
+
+
+class NotDoneError(Exception):
+    """Some runs were given up for a reason that may not be their own; ``runs`` has each with the reason."""
+
+    def __init__(self, runs: Sequence[tuple[Planned, str]]) -> None:
+        super().__init__(f"{len(runs)} runs are not done")
+        self.runs = runs
 
 
 @dataclass(frozen=True)
@@ -42,28 +56,26 @@ class Summary:
     failed: list[Done]
 
 
-def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
+def run(suite: Suite, folder: Path, workforce: Workforce, console: Console) -> Summary:
     """Do the runs of ``suite`` that have no result yet, and write the suite's tables into ``folder``.
 
     Args:
         suite: the suite to run.
         folder: the suite's results folder; it is created if necessary.
-        jobs: number of runs at a time, each in a worker process. With 0, all runs are done in this process, which a
-            run that crashes then ends.
+        workforce: whoever does the runs.
         console: where the forecast and the progress are printed.
 
     Raises:
         BusyError: another process is running a suite in ``folder``.
         SuiteError: every method fails in its first steps on every problem.
+        EngineError: no further run can be done.
+        NotDoneError: some runs were given up.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
             atomic_file.remove_unfinished(folder)
-            try:
-                return _Work(suite, folder, jobs, progress, console).do()
-            finally:
-                workers.stop()
+            return _Work(suite, folder, workforce, progress, console).do()
     except filelock.Timeout:
         raise BusyError(f"another process is running a suite in {folder}") from None
 
@@ -71,16 +83,21 @@ def run(suite: Suite, folder: Path, jobs: int, console: Console) -> Summary:
 class _Work:
     """A suite that is being run."""
 
-    def __init__(self, suite: Suite, folder: Path, jobs: int, progress: Progress, console: Console) -> None:
+    def __init__(self, suite: Suite, folder: Path, workforce: Workforce, progress: Progress, console: Console) -> None:
         self.suite = suite
         self.folder = folder
-        self.jobs = jobs
-        self.at_a_time = max(1, jobs)
+        self.workforce = workforce
+        self.store = ResultStore(folder, self.tell)
         self.progress = progress
         self.console = console
+        self.paces: dict[forecast.Place, Pace] = {}
         self.computed = 0
         self.seen: set[str] = set()
         """Keys of the runs counted so far."""
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence."""
+        self.console.print(Text(sentence))
 
     def do(self) -> Summary:
         """Do all stages of the suite."""
@@ -95,7 +112,7 @@ class _Work:
         if self.stored(tuning) == _distinct(tuning):
             points = self.front(tuning)
         fresh += [*plan.repeated(suite, fresh), *plan.baselines(suite, fresh), *plan.front(suite, points)]
-        timed = [run for run in costs if self.cost_path(run).is_file()]
+        timed = [run for run in costs if self.is_timed(run)]
         self.progress.expect(_distinct(first), self.stored(first))
         self.progress.expect(_distinct(fresh) + len(costs), self.stored(fresh) + len(timed))
         self.foretell(tuning, fresh, costs)
@@ -108,7 +125,6 @@ class _Work:
         self.compute("reported runs", [*reported, *baselines, *front])
         if repeated:
             self.compute("repeated runs on other seeds", repeated)
-        workers.stop()  # nothing else may run while steps are timed
         cost_rows = self.time_steps(costs)
 
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
@@ -128,25 +144,31 @@ class _Work:
             SuiteError: every method fails in its first steps on every problem.
         """
         missing = [run for run in (*tuning, *fresh) if not self.is_done(run)]
-        timed = [run for run in costs if not self.cost_path(run).is_file()]
+        timed = [run for run in costs if not self.is_timed(run)]
         if not missing and not timed:
             return
-        specs = forecast.to_try([*missing, *timed])
-        if len(specs) > MANY:
+        kinds = forecast.to_try([*missing, *timed])
+        if len(kinds) > MANY:
             self.console.print(
-                f"timing a few steps of {len(specs)} kinds of runs, to estimate how long the suite takes"
+                f"timing a few steps of {len(kinds)} kinds of runs, to estimate how long the suite takes"
             )
-        paces = workers.paces(list(specs.values()), self.suite.plugins, self.jobs)
-        pace_of = dict(zip(specs, paces, strict=True))
+        paces = self.workforce.paces(list(kinds.values()), self.suite.plugins)
+        pace_of = dict(zip(kinds, paces, strict=True))
+        self.paces = {where: pace for where, pace in pace_of.items() if isinstance(pace, Pace)}
         forecast.require_a_start(self.suite, pace_of)
         for broken in forecast.broken_problems(self.suite, pace_of).values():
             self.console.print(Text(broken))
-        self.console.print(Text(forecast.sentence(self.suite, missing, timed, self.at_a_time, pace_of)))
+        self.console.print(Text(forecast.sentence(self.suite, missing, timed, self.workforce.slots, pace_of)))
 
     def is_done(self, run: Planned) -> bool:
-        """Return whether the run's result is stored, and its picture if it is to have one."""
-        has_picture = not run.pictured or result_picture.path(self.folder, run.key).is_file()
-        return has_picture and result_file.run_path(self.folder, run.key).is_file()
+        """Return whether the run's result is stored, and its picture if it is to have one.
+
+        A run that failed by another limit than the suite states now is not done.
+        """
+        if not self.store.has(run.key, run.pictured):
+            return False
+        limit = self.store.limit(run.key)
+        return limit is None or limit == self.suite.limits.seconds
 
     def stored(self, runs: Sequence[Planned]) -> int:
         """Return the number of distinct results of ``runs`` that are stored."""
@@ -171,9 +193,14 @@ class _Work:
             grids = extended
         return runs, selection
 
-    def cost_path(self, run: Planned) -> Path:
-        """Return the path of the file with the cost of a step of ``run``."""
-        return self.folder / "costs" / f"{measure_step.key(run.spec, self.suite.cost_rounds)}.json"
+    def is_timed(self, run: Planned) -> bool:
+        """Return whether the cost of a step of ``run`` is stored, for the kind of machine that timed last."""
+        kind = self.store.kind_of_machine() or run_job.kind_of_machine()
+        return self.store.cost(self.cost_key(run, kind)) is not None
+
+    def cost_key(self, run: Planned, kind: tuple[str, str | None]) -> str:
+        """Return the key of the cost of a step of ``run`` on this kind of machine."""
+        return measure_step.key(run.spec, self.suite.cost_rounds, *kind)
 
     def tune(self) -> tuple[list[Planned], pd.DataFrame]:
         """Do the tuning runs; return them and the learning rates that they choose.
@@ -213,39 +240,71 @@ class _Work:
         missing = [run for run in new.values() if not self.is_done(run)]
         self.seen.update(new)
         about = self.folder / "environment.json"
+        slots = self.workforce.slots
         if missing or not about.is_file():
-            machine_facts.write(about, self.at_a_time)
-        self.progress.begin(stage, len(missing), self.at_a_time, reused=len(new) - len(missing))
-        for failed in workers.compute(missing, self.folder, self.suite.plugins, self.jobs):
-            self.computed += 1
-            self.progress.finish(failed)
+            machine_facts.write(about, slots)
+        self.progress.begin(stage, len(missing), slots, reused=len(new) - len(missing))
+        not_done: list[tuple[Planned, str]] = []
+        limits = self.suite.limits
+        for end in self.workforce.do(missing, self.store, self.suite.plugins, limits, self.expected_seconds):
+            self.computed += not end.not_done
+            self.progress.finish(end.failed)
+            if end.not_done:
+                not_done.append((end.run, end.not_done))
+        if not_done:
+            raise NotDoneError(not_done)
+
+    def expected_seconds(self, run: Planned) -> float | None:
+        """Return the seconds that a run is expected to take, with loading its data; None if that is not known."""
+        pace = self.paces.get(forecast.place(run))
+        return None if pace is None else pace.load + pace.run(run.spec)
 
     def time_steps(self, costs: Sequence[Planned]) -> list[result_tables.Row]:
-        """Return the rows of the table of step costs; time each step that was not timed on this kind of machine yet."""
-        missing = [path for path in map(self.cost_path, costs) if not path.is_file()]
+        """Return the rows of the table of step costs; time each step that was not timed on this kind of machine yet.
+
+        All rows are of one kind of machine. If the worker that times is lost, another one times all steps anew.
+        """
+        if not costs:
+            return []
+        for attempt in range(LOSSES):
+            try:
+                with self.workforce.one_worker():
+                    return self.timed_by_one_worker(costs, anew=attempt > 0)
+            except WorkerLostError:
+                self.tell("the worker that timed steps is lost; they are timed anew")
+        raise EngineError(f"{LOSSES} workers that timed steps were lost")
+
+    def timed_by_one_worker(self, costs: Sequence[Planned], anew: bool) -> list[result_tables.Row]:
+        """Return the rows of the table of step costs; with ``anew``, those that were measured before are not used."""
+        kind = self.workforce.kind_of_machine()
+        self.store.keep_kind_of_machine(kind)
+        keys = {run.key: self.cost_key(run, kind) for run in costs}
+        stored = {} if anew else {run.key: self.store.cost(keys[run.key]) for run in costs}
+        missing = [run for run in costs if stored.get(run.key) is None]
         self.progress.begin("step timing", len(missing), workers=1, reused=len(costs) - len(missing))
         rows: list[result_tables.Row] = []
         for run in costs:
-            path = self.cost_path(run)
-            if not path.is_file():
-                atomic_file.write(path, json.dumps(self.measure(run)).encode())
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            rows += ({"problem": run.problem, "balancer": run.balancer, **row} for row in facts["rows"])
-            if path in missing:
+            facts = stored.get(run.key)
+            if facts is None:
+                facts = self.measure(run)
+                self.store.keep_cost(keys[run.key], facts)
                 self.progress.finish(failed=not facts["rows"])
+            rows += ({"problem": run.problem, "balancer": run.balancer, **row} for row in facts["rows"])
         return rows
 
-    def measure(self, run: Planned) -> dict[str, object]:
+    def measure(self, run: Planned) -> dict[str, Any]:
         """Return the cost of a step of ``run`` and its specification; if the step fails, a reason in place of rows."""
         facts = {"spec": asdict(run.spec), "rounds": self.suite.cost_rounds}
         try:
             return {**facts, "rows": self.step_cost(run), "reason": ""}
+        except (WorkerLostError, EngineError):
+            raise
         except Exception as error:
             return {**facts, "rows": [], "reason": f"{type(error).__name__}: {error}"}
 
     def step_cost(self, run: Planned) -> list[result_tables.Row]:
         """Return the rows of the cost of a step of ``run``; errors of the step propagate."""
-        return workers.step_cost(run.spec, self.suite.cost_rounds, self.suite.plugins, self.jobs)
+        return self.workforce.step_cost(run, self.suite.cost_rounds, self.suite.plugins)
 
 
 def _distinct(runs: Sequence[Planned]) -> int:

@@ -16,7 +16,8 @@ from rich.console import Console
 
 import tasks
 from bench.cost import micro
-from bench.execute import forecast, run_suite, workers
+from bench.execute import forecast, run_suite
+from bench.execute.workforce import IN_THIS_PROCESS, Workforce
 from bench.report import report_page
 from bench.suite import plan, suite_file
 
@@ -51,15 +52,20 @@ def run(task: PartTask) -> None:
     name = f"default-{device}"
     work = task.folder / "unfinished" / name
     path = work / f"{name}.toml"
-    jobs = workers.IN_THIS_PROCESS if task.dry else min(MOST_JOBS, joblib.cpu_count())
+    jobs = IN_THIS_PROCESS if task.dry else min(MOST_JOBS, joblib.cpu_count())
+    with Workforce.of(jobs) as workforce:
+        _run(task, work, path, workforce)
+
+
+def _run(task: PartTask, work: Path, path: Path, workforce: Workforce) -> None:
     if not path.is_file():
-        _choose(path, device, jobs, task)
+        _choose(path, task.device.type, workforce, task)
     loaded = suite_file.load(path)
     task.note(loaded.description)
     for problem, missing in loaded.left_out.items():
         task.leave_out(problem, missing)
     _bring_norm_step(task, work)
-    summary = run_suite.run(loaded, work, jobs, Console(soft_wrap=True))
+    summary = run_suite.run(loaded, work, workforce, Console(soft_wrap=True))
     for failed in summary.failed:
         spec = failed.planned.spec
         run_label = f"{failed.planned.balancer} on {failed.planned.problem}, seed {spec.seed}, lr {spec.lr:g}"
@@ -68,11 +74,11 @@ def run(task: PartTask) -> None:
     _keep(work, task.folder)
 
 
-def _choose(path: Path, device: str, jobs: int, task: PartTask) -> None:
+def _choose(path: Path, device: str, workforce: Workforce, task: PartTask) -> None:
     """Write the largest suite that fits into the part's time to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tried = path.with_name("tried.toml")
-    seconds_of = forecast.Forecast(max(1, jobs))
+    seconds_of = forecast.Forecast(workforce)
     for size in (DRY,) if task.dry else SIZES:
         tried.write_text(text(size, device, task.dry), encoding="utf-8")
         if task.dry:
@@ -82,7 +88,6 @@ def _choose(path: Path, device: str, jobs: int, task: PartTask) -> None:
         print(f"{size.seeds} seeds, {size.steps:.0%} of the steps: about {seconds:.0f} s", flush=True)
         if seconds <= SHARE * task.seconds:
             break
-    workers.stop()
     tried.replace(path)
 
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.execute import workers
 from bench.execute.progress import Progress
 from bench.execute.run_suite import BusyError
+from bench.execute.workforce import Workforce
 from bench.run import atomic_file
 from bench.style.figure_style import save, theme
 from bench.style.numbers import NOTHING
@@ -45,34 +45,34 @@ class Judged(NamedTuple):
         return found * (len(SETTINGS) // len(found))
 
 
-def judge(folder: Path, scale: Effort, jobs: int, console: Console, only: Collection[int] = ()) -> Iterator[Judged]:
-    """Run the experiments, ``jobs`` runs at a time, and yield each claim as soon as it is judged.
+def judge(
+    folder: Path, scale: Effort, workforce: Workforce, console: Console, only: Collection[int] = ()
+) -> Iterator[Judged]:
+    """Run the experiments, and yield each claim as soon as it is judged.
 
     Results that are already in ``folder`` are not computed again.
 
     Args:
         folder: folder for the results.
         scale: how much is run.
-        jobs: number of runs at a time; with 0 this process does them all, one after another.
+        workforce: whoever does the runs.
         console: progress is shown here.
         only: numbers of the claims to judge; empty for all.
 
     Raises:
         BusyError: another process is working in ``folder``.
-        WorkerError: no worker can be started, or a source file was changed meanwhile.
+        EngineError: no further run can be done.
+        NotDoneError: some runs were given up.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
             atomic_file.remove_unfinished(folder)
-            lab = Lab(folder, scale, jobs, progress)
-            try:
-                for claim in CLAIMS:
-                    if not only or claim.number in only:
-                        lab.claim = f"claim {claim.number}"
-                        yield Judged(claim, claim.experiment(lab))
-            finally:
-                workers.stop()
+            lab = Lab(folder, scale, workforce, progress)
+            for claim in CLAIMS:
+                if not only or claim.number in only:
+                    lab.claim = f"claim {claim.number}"
+                    yield Judged(claim, claim.experiment(lab))
             if lab.failed:
                 console.print(f"{lab.failed} runs failed and count with an imputed score")
     except filelock.Timeout:

@@ -15,7 +15,6 @@ from bench.cost.step_clock import single_thread
 from bench.cost.step_comparison import compare
 from bench.cost.subject import MakeStep, Subject, of_problem
 from bench.cost.timed_methods import AGAIN, EQUAL, LAYER, TimedMethod
-from bench.execute import workers
 from bench.peers.double_backward import DoubleBackwardGradNorm
 from bench.peers.peer import GradNormSetting as Learned
 from bench.run import code_hash, machine_facts
@@ -48,11 +47,11 @@ MEASURED_BY = ("bench.cost.cases", "bench.cost.step_comparison", "bench.peers.do
 
 def overhead(lab: Lab) -> Outcome:
     """Run the experiment of claim 6. Nothing else should be running."""
-    workers.stop()
     code = code_hash.file_hashes(code_hash.files_of(MEASURED_BY, ("bench",)), code_hash.OURS)
     run = run_code("scenes", "gradnorm")
     depends_on = [run, code, machine_facts.processor(), torch.__version__, lab.scale.rounds]
-    table = pd.DataFrame(lab.once("step timing", depends_on, lambda: _measure(lab.scale.rounds)))
+    with lab.workforce.one_worker():
+        table = pd.DataFrame(lab.once("step timing", depends_on, lambda: _measure(lab.scale.rounds)))
     findings = []
     for row in table.to_dict("records"):
         ratio = Estimate(row["ratio"], row["ratio_low"], row["ratio_high"])

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tasks
-from bench.execute import workers
 from bench.execute.progress import Progress
-from bench.run import atomic_file, code_hash, machine_facts, result_file
+from bench.execute.run_suite import NotDoneError
+from bench.execute.workforce import Workforce
+from bench.run import atomic_file, code_hash, machine_facts
+from bench.run.result_store import ResultStore
 from bench.run.spec import Method, Options, Phase, RunSpec
 from bench.run.training import Checkpoint, RunResult
 from bench.suite import plan
@@ -90,35 +92,41 @@ def bench(label: str, name: str, evaluations: int, steps: int | None = None, **o
 
 
 class Lab:
-    """Does runs, ``jobs`` at a time, and keeps their results in ``folder``.
+    """Does runs and keeps their results in ``folder``.
 
     Attributes:
         folder: folder of the results.
         scale: how much is run.
-        jobs: number of runs at a time.
+        workforce: whoever does the runs.
         claim: name of the current claim, for the progress display.
         failed: number of failed runs among those that were asked for.
     """
 
-    def __init__(self, folder: Path, scale: Effort, jobs: int, progress: Progress) -> None:
+    def __init__(self, folder: Path, scale: Effort, workforce: Workforce, progress: Progress) -> None:
         self.folder = folder
         self.scale = scale
-        self.jobs = jobs
+        self.workforce = workforce
         self.claim = ""
         self.failed = 0
         self._progress = progress
+        self._store = ResultStore(folder, workforce.tell)
         self._seen: set[str] = set()
 
     def results(self, stage: str, specs: Sequence[RunSpec]) -> list[RunResult]:
         """Return the results of ``specs``, in their order, after computing those that aren't stored yet."""
         runs = {run.key: run for run in (Planned(spec.problem, spec.method.name, spec) for spec in specs)}
-        missing = [run for key, run in runs.items() if not result_file.run_path(self.folder, key).is_file()]
+        missing = [run for key, run in runs.items() if not self._store.has(key)]
         self._write_environment(bool(missing))
         self._progress.expect(len(runs))
-        self._progress.begin(f"{self.claim}, {stage}", len(missing), max(1, self.jobs), len(runs) - len(missing))
-        for failed in workers.compute(missing, self.folder, (), self.jobs):
-            self._progress.finish(failed)
-        found = {key: result_file.load(result_file.run_path(self.folder, key)) for key in runs}
+        self._progress.begin(f"{self.claim}, {stage}", len(missing), self.workforce.slots, len(runs) - len(missing))
+        not_done = []
+        for end in self.workforce.do(missing, self._store):
+            self._progress.finish(end.failed)
+            if end.not_done:
+                not_done.append((end.run, end.not_done))
+        if not_done:
+            raise NotDoneError(not_done)
+        found = {key: self._store.load(key) for key in runs}
         self.failed += sum(found[key].status == "failed" for key in runs.keys() - self._seen)
         self._seen |= runs.keys()
         return [found[spec.key] for spec in specs]
@@ -190,7 +198,7 @@ class Lab:
     def _write_environment(self, computing: bool) -> None:
         about = self.folder / "environment.json"
         if computing or not about.is_file():
-            machine_facts.write(about, self.jobs)
+            machine_facts.write(about, self.workforce.slots)
 
 
 def finals(on: Bench, cells: Mapping[Cell, Sequence[RunResult]], split: Split) -> dict[Cell, NDArray[np.float64]]:

@@ -8,6 +8,8 @@ import pandas as pd
 
 UNFINISHED = ".unfinished"
 """End of the name of a file that is being written."""
+DAMAGED = ".damaged"
+"""End of the name of a file that was found damaged."""
 
 
 class BadFileError(ValueError):
@@ -35,6 +37,13 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     table.to_parquet(content, index=False)
     write(path.with_suffix(".parquet"), content.getvalue())
     write(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file so that nobody takes it for a whole one, and return its new path."""
+    aside = path.with_name(f"{path.name}{DAMAGED}")
+    path.replace(aside)
+    return aside
 
 
 def remove_unfinished(folder: Path) -> None:

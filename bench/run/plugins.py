@@ -4,10 +4,15 @@ Such a file registers its classes with the decorators of `balancers` and `tasks`
 ``tasks.py``: it becomes a module with a name of its own, and its folder is not added to the import path.
 """
 
+import atexit
 import hashlib
 import importlib.util
+import shutil
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +31,37 @@ class Registered(NamedTuple):
     balancers: list[str]
 
 
+@dataclass(frozen=True)
+class Source:
+    """A plugin as it is sent to another computer: the file's name without its ending, and its content."""
+
+    stem: str
+    content: bytes
+
+
+def sources(paths: Iterable[Path]) -> tuple[Source, ...]:
+    """Read plugins, to send them."""
+    return tuple(Source(path.stem, path.read_bytes()) for path in paths)
+
+
+def load_sources(given: Sequence[Source]) -> None:
+    """Execute plugins that were sent, once per process. Errors that they raise propagate."""
+    load(_written(source) for source in given)
+
+
+@cache
+def _written(source: Source) -> Path:
+    """Return a file with the plugin's content; Python reads modules, and keys are made, from files."""
+    folder = Path(tempfile.mkdtemp(prefix="lossbench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / f"{source.stem}.py"
+    path.write_bytes(source.content)
+    return path
+
+
 def module_name(path: Path) -> str:
-    """Return the name of the module that the file at ``path`` becomes."""
-    path = path.resolve()
-    return f"lossbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    """Return the name of the module that the file at ``path`` becomes; it depends on the file's name and content."""
+    return f"lossbench_plugin_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
 
 
 def load(paths: Iterable[Path]) -> None:

@@ -1,7 +1,6 @@
 """Save and load the picture of a run: its problem's data and what the trained model predicts, drawn by the problem."""
 
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from torch import nn
 
 from tasks import Problem
 
-from . import atomic_file
+from . import atomic_file, checked_json
+from .atomic_file import BadFileError
 from .training import Training
 
 SIZE = (9.0, 5.0)
@@ -55,30 +55,37 @@ def render(drawn: Callable[[Figure], str]) -> Picture:
     return Picture(content.getvalue(), caption)
 
 
-def save(training: Training, about: Path) -> None:
-    """Draw the data of a finished run's problem and what its model predicts; if the run failed, draw the data alone.
+def of(training: Training) -> Picture:
+    """Draw the data of a finished run's problem and what its model predicts; if the run failed, the data alone.
 
     If drawing raises an error, the caption holds its message, and there is no picture.
     """
     try:
         model = training.model if training.result.status == "ok" else None
-        picture = draw(training.problem, training.data, model)
+        return draw(training.problem, training.data, model)
     except Exception as error:
-        picture = Picture(b"", f"No picture: {type(error).__name__}: {error}")
+        return Picture(b"", f"No picture: {type(error).__name__}: {error}")
+
+
+def save(about: Path, picture: Picture) -> None:
+    """Write a picture, and its caption to ``about``."""
     if picture.png:
         atomic_file.write(about.with_suffix(".png"), picture.png)
-    atomic_file.write(about, json.dumps({"caption": picture.caption}).encode())
-
-
-def save_none(about: Path, why: str) -> None:
-    """Save ``why`` as the caption of a missing picture."""
-    atomic_file.write(about, json.dumps({"caption": why}).encode())
+    facts = {"caption": picture.caption, "png": checked_json.checksum(picture.png) if picture.png else ""}
+    checked_json.write(about, facts)
 
 
 def load(about: Path) -> Picture:
-    """Read a picture; return an empty one if there is no caption at ``about``."""
+    """Read a picture; return an empty one if there is no caption at ``about``.
+
+    Raises:
+        BadFileError: the caption or the picture has changed since it was saved.
+    """
     if not about.is_file():
         return Picture(b"", "")
+    facts = checked_json.read(about)
     png = about.with_suffix(".png")
-    caption = json.loads(about.read_text(encoding="utf-8"))["caption"]
-    return Picture(png.read_bytes() if png.is_file() else b"", caption)
+    content = png.read_bytes() if facts["png"] and png.is_file() else b""
+    if facts["png"] and checked_json.checksum(content) != facts["png"]:
+        raise BadFileError(f"{png} is damaged; remove {about.name} and run the suite again")
+    return Picture(content, facts["caption"])

@@ -81,6 +81,10 @@ class RunResult:
     status: Literal["ok", "failed"] = "ok"
     reason: str = ""
     """Why the run failed; empty if it did not."""
+    limit: float | None = None
+    """The time limit in seconds that a suite states and the run exceeded; None if it failed otherwise, or not."""
+    processor: str = ""
+    """Name of the processor that did the run."""
     scores: list[Score] = field(default_factory=list)
     curves: list[Evaluation] = field(default_factory=list)
     dynamics: list[Dynamics] = field(default_factory=list)

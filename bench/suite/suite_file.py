@@ -42,7 +42,7 @@ NOT_OPTIONS = ("fork", "wrt", "tasks", "process_group")
 
 TOP = (
     *("description", "device", "evaluations", "baselines", "plugins", "reserved"),
-    *("seeds", "learning_rates", "search", "cost", "problems", "balancers"),
+    *("seeds", "learning_rates", "search", "cost", "limits", "problems", "balancers"),
 )
 PROBLEM = ("name", "label", "recipe", "steps", "batch_size", "options")
 BALANCER = ("name", "label", "wrt", "options")
@@ -81,9 +81,28 @@ RATES = ValueKind(
     "a list of different positive numbers, two or more",
     lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
 )
+POSITIVE = ValueKind(
+    "a positive number", lambda value: type(value) in (int, float) and 0 < float(str(value)) < float("inf")
+)
 LIMITS = ValueKind(
     "two positive numbers, the smaller first", lambda value: RATES.accepts(value) and [*value] == sorted(value)[:2]
 )
+
+
+@dataclass(frozen=True)
+class StatedLimits:
+    """The limits of each run that a suite states, by which a run fails. None states none.
+
+    Attributes:
+        seconds: The time of a run.
+        memory: The resident memory of a run's process, in GiB.
+    """
+
+    seconds: float | None = None
+    memory: float | None = None
+
+
+UNLIMITED = StatedLimits()
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,7 @@ class Suite:
         problems: The problems that can be run.
         balancers: The balancers.
         left_out: The problems whose data are missing, by label, and a sentence about what is missing.
+        limits: The limits that a run fails by if it exceeds them.
     """
 
     name: str
@@ -163,6 +183,7 @@ class Suite:
     problems: tuple[ProblemEntry, ...]
     balancers: tuple[BalancerEntry, ...]
     left_out: Mapping[str, str]
+    limits: StatedLimits = UNLIMITED
 
 
 def names() -> list[str]:
@@ -229,6 +250,7 @@ def load(path: Path) -> Suite:
         seeds.fail("tuning", "missing; learning rates are chosen on seeds of their own")
     searches = "search" in top.values
     cost = top.table("cost", ("rounds", "devices"))
+    limits = top.table("limits", ("seconds", "memory"))
     problem_tables, balancer_tables = top.tables("problems", PROBLEM), top.tables("balancers", BALANCER)
     for tables in (problem_tables, balancer_tables):
         _require_unique_labels(tables)
@@ -261,6 +283,7 @@ def load(path: Path) -> Suite:
         problems=tuple(problems),
         balancers=tuple(methods),
         left_out=left_out,
+        limits=StatedLimits(**{name: float(limits.take(name, POSITIVE)) for name in limits.values}),
     )
 
 

@@ -38,6 +38,7 @@ def suite_text() -> Callable[..., str]:
         reported: Sequence[int] = (1, 2, 3),
         plugins: Sequence[Path] = PLUGINS,
         rounds: int = 0,
+        limits: Entry | None = None,
         **top: object,
     ) -> str:
         lines = [f"{key} = {toml(value)}" for key, value in {"evaluations": 4, **top}.items()]
@@ -46,6 +47,8 @@ def suite_text() -> Callable[..., str]:
         if learning_rates is not None:
             lines += ["[learning_rates]", f"grid = {toml(learning_rates)}"]
         lines += ["[cost]", f"rounds = {rounds}"]
+        if limits is not None:
+            lines += ["[limits]", *(f"{key} = {toml(value)}" for key, value in limits.items())]
         for kind, entries in (("problems", problems), ("balancers", balancers)):
             for entry in entries:
                 lines += [f"[[{kind}]]", *(f"{key} = {toml(value)}" for key, value in entry.items())]

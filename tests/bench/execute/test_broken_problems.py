@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from bench.execute import forecast, run_suite
-from bench.execute.workers import FailedStart
+from bench.execute.run_job import FailedStart
+from bench.execute.workforce import Workforce
 from bench.report import report_page
 from bench.run import result_file, result_picture
 from bench.run.pace import Pace
@@ -68,7 +69,7 @@ def test_a_suite_ends_when_every_method_fails_in_its_first_steps(
     name, path = broken(text, other)
     loaded = make_suite(plugins=[path], problems=[{"name": name, "label": "mine"}])
     with pytest.raises(SuiteError) as ended:
-        run_suite.run(loaded, tmp_path / "results", 0, Console(quiet=True))
+        run_suite.run(loaded, tmp_path / "results", Workforce.of(0), Console(quiet=True))
     said = str(ended.value)
     assert said.startswith("nothing was run.\nmine: every method fails in its first steps. ")
     assert re.search(cause.replace("NAME", re.escape(name)), said)
@@ -83,7 +84,7 @@ def test_a_broken_problem_among_others_is_named_and_the_others_are_run(
         plugins=[PLUGINS / "small.py", path], problems=[{"name": "small"}, {"name": name}], learning_rates=None
     )
     output = io.StringIO()
-    summary = run_suite.run(loaded, tmp_path / "results", 0, Console(file=output, width=300))
+    summary = run_suite.run(loaded, tmp_path / "results", Workforce.of(0), Console(file=output, width=300))
     first = output.getvalue().splitlines()[0]
     assert first == (
         f"{name}: every method fails in its first steps. evaluate of {name} gives no 'error', which its metrics declare"
@@ -121,8 +122,8 @@ def test_a_suite_whose_every_stored_run_failed_at_once_is_reported(
         failed = RunResult(tasks=("a", "b"), status="failed", reason="no luck")
         result_file.save(result_file.run_path(folder, run.key), run.spec, failed)
         if run.pictured:
-            result_picture.save_none(result_picture.path(folder, run.key), "No picture")
-    summary = run_suite.run(loaded, folder, 0, Console(quiet=True))
+            result_picture.save(result_picture.path(folder, run.key), result_picture.Picture(b"", "No picture"))
+    summary = run_suite.run(loaded, folder, Workforce.of(0), Console(quiet=True))
     assert summary.computed == 0
     assert {run.result.reason for run in summary.failed} == {"no luck"}
     assert "no luck" in report_page.write(folder).read_text()

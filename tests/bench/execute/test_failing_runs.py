@@ -1,7 +1,5 @@
 """Test suites with methods that raise, diverge or kill their process: they are scored worst, all others normally."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.execute import run_suite, workers
-from bench.execute.workers import KILLED
-from bench.run import result_file
-from bench.suite import plan
+from bench.execute import run_suite
+from bench.execute.workforce import Workforce
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 MakeSuite = Callable[..., Any]
+KILLED = "its process was killed by signal 9; perhaps it ran out of memory, and again when it ran alone"
 METHODS = [
     {"name": "equal"},
     {"name": "failing"},
@@ -79,7 +76,6 @@ def test_everything_else_is_reported_and_the_failed_are_scored_worst(results):
     assert {"equal", "uncertainty"} <= set(costs["balancer"])
     assert "killing" not in set(costs["balancer"])
     assert KILLED in (results / "report.html").read_text()
-    assert not list((results / "running").iterdir())
 
 
 def test_a_process_killed_once_costs_a_repetition_and_no_more(make_suite, tmp_path):
@@ -87,40 +83,8 @@ def test_a_process_killed_once_costs_a_repetition_and_no_more(make_suite, tmp_pa
     methods = [{"name": "equal"}, {"name": "killed-once"}, {"name": "uncertainty"}]
     plugins = [*Path(__file__).parents[1].glob("plugins/small.py"), tmp_path / "once.py"]
     loaded = make_suite(balancers=methods, learning_rates=None, plugins=plugins)
-    summary = run_suite.run(loaded, tmp_path / "results", 2, Console(quiet=True))
+    with Workforce.of(2) as workforce:
+        summary = run_suite.run(loaded, tmp_path / "results", workforce, Console(quiet=True))
     assert (tmp_path / "killed").exists()
     assert summary.computed == 9
     assert summary.failed == []
-
-
-def test_what_was_under_way_when_all_was_killed_is_done_alone_the_next_time(make_suite, tmp_path):
-    """A run that was in progress may have killed the suite, so it must not harm other runs again."""
-    loaded = make_suite(balancers=[{"name": "equal"}, {"name": "killing"}], learning_rates=None)
-    runs = plan.reported(loaded, None)
-    suspect = next(run for run in runs if run.balancer == "killing")
-    (tmp_path / "running").mkdir()
-    (tmp_path / "running" / suspect.key).touch()
-    try:
-        ended = workers.compute(
-            [run for run in runs if run.balancer == "equal" or run is suspect], tmp_path, loaded.plugins, 2
-        )
-        assert next(ended)  # it comes first, and fails
-        assert list(ended) == [False] * 3
-    finally:
-        workers.stop()
-    assert result_file.load(result_file.run_path(tmp_path, suspect.key)).reason == KILLED
-
-
-def test_workers_that_cannot_even_start_end_the_suite_with_a_sentence(make_suite, tmp_path, monkeypatch):
-    loaded = make_suite(learning_rates=None)
-    monkeypatch.setattr(workers, "_work", _die)
-    try:
-        with pytest.raises(workers.WorkerError, match="end as soon as they start"):
-            list(workers.compute(plan.reported(loaded, None), tmp_path, loaded.plugins, 2))
-    finally:
-        workers.stop()
-
-
-def _die(*_: object) -> bool:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return True

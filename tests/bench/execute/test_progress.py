@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bench.execute import progress, run_suite
 from bench.execute.progress import Progress
+from bench.execute.workforce import Workforce
 from bench.suite.suite_file import Suite
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -42,13 +43,13 @@ def test_a_resumed_suite_forecasts_what_is_left(make_suite: Callable[..., Suite]
     """The stored tuning runs choose the learning rates, by which the reported runs that are stored are known."""
     loaded = make_suite(learning_rates=[0.001, 0.01, 1.0], tuning=[11], rounds=1)
     folder = tmp_path / "results"
-    run_suite.run(loaded, folder, 0, Console(quiet=True))
+    run_suite.run(loaded, folder, Workforce.of(0), Console(quiet=True))
     runs = pd.read_parquet(folder / "tables/runs.parquet").query("phase == 'reported' and balancer == 'gradnorm'")
     for key in runs["key"].iloc[:2]:
         (folder / "runs" / f"{key}.parquet").unlink()
     next((folder / "costs").glob("*.json")).unlink()
     output = io.StringIO()
-    summary = run_suite.run(loaded, folder, 0, Console(file=output, width=200))
+    summary = run_suite.run(loaded, folder, Workforce.of(0), Console(file=output, width=200))
     assert summary.computed == 2
     forecast, first, *_, last = output.getvalue().splitlines()
     assert forecast.startswith("2 runs and 1 step timing: ")

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.execute import run_suite
+from bench.execute.workforce import Workforce
 from bench.suite import suite_file
 
 LOSSBENCH = CliRunner()
@@ -16,7 +17,7 @@ LOSSBENCH = CliRunner()
 
 def run(path: Path) -> None:
     """Run the suite in ``path`` in this process, and store its results beside it, in a folder of its name."""
-    run_suite.run(suite_file.load(path), path.with_suffix(""), 0, Console(quiet=True))
+    run_suite.run(suite_file.load(path), path.with_suffix(""), Workforce.of(0), Console(quiet=True))
 
 
 def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) -> None:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from filelock import FileLock
-from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 
-from bench.execute import run_suite, workers
+from bench.execute import run_suite
 from bench.execute.run_suite import BusyError, Summary
-from bench.execute.workers import WorkerError
+from bench.execute.task import EngineError
+from bench.execute.workforce import Workforce
+from bench.run.result_store import ResultStore
 from bench.suite import plan, suite_file
 from bench.suite.suite_file import Suite
 
@@ -39,7 +39,8 @@ def run(make_suite: MakeSuite, tmp_path: Path) -> Run:
     """Return a function that runs such a suite in this process, always in the same folder."""
 
     def run(jobs: int = 0, **parts: Any) -> Summary:
-        return run_suite.run(make_suite(**parts), tmp_path / "results", jobs, Console(quiet=True))
+        with Workforce.of(jobs) as workforce:
+            return run_suite.run(make_suite(**parts), tmp_path / "results", workforce, Console(quiet=True))
 
     return run
 
@@ -93,7 +94,7 @@ def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> N
     output = io.StringIO()
     methods = [{"name": "equal"}, {"name": "failing"}]
     loaded = make_suite(learning_rates=None, balancers=methods, rounds=1)
-    run_suite.run(loaded, tmp_path / "results", 0, Console(file=output, width=200))
+    run_suite.run(loaded, tmp_path / "results", Workforce.of(0), Console(file=output, width=200))
     forecast, *lines = output.getvalue().splitlines()
     assert re.fullmatch(r"6 runs and 2 step timings: about \d+ seconds?, estimated from a few steps .*", forecast)
     assert lines[0] == "reported runs: 0 of 8 done, 1 running, 0 failed"
@@ -225,11 +226,9 @@ def test_a_file_edited_on_the_way_stops_the_suite(make_suite: MakeSuite, tmp_pat
     runs = plan.reported(loaded, None)
     assert len({run.key for run in runs}) == 3
     (tmp_path / "own.py").write_text(source + "    changed = True\n")
-    try:
-        with pytest.raises(WorkerError, match="has changed since the suite was started"):
-            list(workers.compute(runs, tmp_path / "results", loaded.plugins, 2))
-    finally:
-        workers.stop()
+    store = ResultStore(tmp_path / "results", print)
+    with Workforce.of(2) as workforce, pytest.raises(EngineError, match="differs from the client's; start the suite"):
+        list(workforce.do(runs, store, loaded.plugins))
     assert not list((tmp_path / "results").rglob("*.parquet"))
 
 
@@ -314,11 +313,13 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_tables(tmp_path: Path, suit
     results = tmp_path / "results/mine"
     (results / "runs/half.parquet.1.unfinished").write_bytes(b"half")
     loaded = suite_file.load(tmp_path / "mine.toml")
-    resumed = run_suite.run(loaded, results, 1, Console(quiet=True))
+    with Workforce.of(1) as workforce:
+        resumed = run_suite.run(loaded, results, workforce, Console(quiet=True))
     assert resumed.reused > 1
     assert not list(results.rglob("*.unfinished"))
 
-    undisturbed = run_suite.run(loaded, tmp_path / "undisturbed", 1, Console(quiet=True))
+    with Workforce.of(1) as workforce:
+        undisturbed = run_suite.run(loaded, tmp_path / "undisturbed", workforce, Console(quiet=True))
     assert undisturbed.computed == resumed.computed + resumed.reused
     for name in UNTIMED:
         for ending in ("csv", "parquet"):
@@ -335,16 +336,3 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path: Path, suite_text:
     wait_until(lambda: finished_runs(tmp_path) >= 2)
     assert stop(process, signal.SIGINT) == 130
     assert finished_runs(tmp_path) >= 2
-
-
-def test_only_the_thread_that_hands_out_jobs_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    reported: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", lambda failure: reported.append(failure.exc_type))
-    workers._let_jobs_be_taken_away.__wrapped__()
-    executor = get_reusable_executor(max_workers=1)
-    executor.submit(int).result()
-    for thread in (executor._executor_manager_thread, threading.current_thread()):
-        for error in (KeyError(8), ValueError()):
-            threading.excepthook(threading.ExceptHookArgs((type(error), error, None, thread)))
-    workers.stop()
-    assert reported == [ValueError, KeyError, ValueError]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from bench import cli
 from bench.analysis import Comparison, Estimate, compare
 from bench.execute.progress import Progress
+from bench.execute.workforce import Workforce
 from bench.paper import all_claims, claim_alpha, claim_growth, claim_overhead, claim_static, claim_toy
 from bench.paper.all_claims import CLAIMS
 from bench.paper.claim import Finding, Outcome
@@ -180,7 +181,7 @@ def _ended(on: Bench, scores: list[float], weights: np.ndarray) -> RunResult:
 def lab(tmp_path: Path) -> Iterator[Lab]:
     plugins.load([HERE / "plugins" / "small.py", HERE / "plugins" / "methods.py"])
     with Progress(Console(quiet=True)) as progress:
-        yield Lab(tmp_path, SCALE, 0, progress)
+        yield Lab(tmp_path, SCALE, Workforce.of(0), progress)
 
 
 @pytest.fixture
@@ -192,10 +193,10 @@ def test_a_run_is_done_once(lab: Lab, small: Bench, monkeypatch: pytest.MonkeyPa
     specs = [small.run(EQUAL, seed) for seed in (1, 2, 1)]
     first = lab.results("a stage", specs)
 
-    def never(runs, *_):
+    def never(_, runs, *more):
         return iter(runs and pytest.fail("done again"))
 
-    monkeypatch.setattr("bench.paper.experiments.workers.compute", never)
+    monkeypatch.setattr(Workforce, "do", never)
     again = lab.results("a stage", specs)
     assert [one.scores for one in again] == [one.scores for one in first]
     assert first[0].scores == first[2].scores != first[1].scores
@@ -319,11 +320,11 @@ def test_claims_are_judged_told_and_drawn_and_what_was_computed_is_used_again(
         assert (folder / "figures" / f"claim-{number}.png").stat().st_size > 10_000
         assert CLAIMS[number - 1].short in " ".join(done.output.split()) or CLAIMS[number - 1].short in page
 
-    def refuse(runs: list[object], *_: object) -> Iterator[bool]:
+    def refuse(_: Workforce, runs: list[object], *more: object) -> Iterator[bool]:
         assert not runs
         return iter(())
 
-    monkeypatch.setattr("bench.paper.experiments.workers.compute", refuse)
+    monkeypatch.setattr(Workforce, "do", refuse)
     again = CliRunner().invoke(cli.app, command)
     assert again.exit_code == 0, again.output
     pd.testing.assert_frame_equal(pd.read_csv(folder / "tables" / "findings.csv"), findings)

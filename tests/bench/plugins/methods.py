@@ -112,3 +112,20 @@ class Slow(LossBalancer):
     def weigh(self, losses: Tensor) -> Tensor:
         time.sleep(self.seconds)
         return torch.ones_like(losses)
+
+
+@register
+class Hanging(LossBalancer):
+    name = "hanging"
+    summary = "Equal weighting that stops for good after some steps."
+    reads = "nothing"
+
+    def __init__(self, tasks: int | tuple[str, ...], after: int = 30) -> None:
+        super().__init__(tasks)
+        self.after = after
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        self.after -= 1
+        if self.after < 0:
+            time.sleep(3600)
+        return torch.ones_like(losses)

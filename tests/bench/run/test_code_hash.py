@@ -231,12 +231,12 @@ def test_a_measurements_key_survives_wording_too(monkeypatch: pytest.MonkeyPatch
     here = Path(measure_step.__file__).parent
     for name in measure_step.MEASURED_BY:
         (tmp_path / f"{name}.py").write_text((here / f"{name}.py").read_text())
-    before = measure_step.key(spec, rounds=3)
+    before = measure_step.key(spec, 3, "a processor", None)
     monkeypatch.setattr(measure_step, "__file__", str(tmp_path / "measure_step.py"))
     clock = tmp_path / "step_clock.py"
     clock.write_text('"""Reworded."""  # and commented\n' + clock.read_text())
-    assert measure_step.key(spec, rounds=3) == before
+    assert measure_step.key(spec, 3, "a processor", None) == before
     other = tmp_path / "subject.py"
     other.write_text(other.read_text() + "\nMORE = 1\n")
     code_hash._file_hash.cache_clear()
-    assert measure_step.key(spec, rounds=3) != before
+    assert measure_step.key(spec, 3, "a processor", None) != before

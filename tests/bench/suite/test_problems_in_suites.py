@@ -18,6 +18,7 @@ from bench.analysis import Roles, SuiteTables, baselines
 from bench.catalogue import problem_list as listing
 from bench.cli import app
 from bench.execute import forecast, run_suite
+from bench.execute.workforce import Workforce
 from bench.report import report_page
 from bench.run import pace, spec
 from bench.suite import plan, suite_file
@@ -32,7 +33,8 @@ PLUGINS = [Path(__file__).parents[1] / "plugins" / name for name in ("small.py",
 
 def run(suite: Suite, folder: Path) -> str:
     told = io.StringIO()
-    run_suite.run(suite, folder, 1, Console(file=told, width=200))
+    with Workforce.of(1) as workforce:
+        run_suite.run(suite, folder, workforce, Console(file=told, width=200))
     return told.getvalue()
 
 
@@ -141,7 +143,7 @@ def test_static_weights_on_tasks_that_share_nothing_score_as_each_task_alone(
     loaded = make_suite(
         problems=problems, balancers=[{"name": "equal"}, *static], learning_rates=None, baselines=True, evaluations=1
     )
-    run_suite.run(loaded, tmp_path / "results", 0, Console(file=io.StringIO()))
+    run_suite.run(loaded, tmp_path / "results", Workforce.of(0), Console(file=io.StringIO()))
     (row,) = table(tmp_path / "results", "controls").to_dict("records")
     assert (row["control"], row["problem"], row["pairs"], row["holds"]) == ("same tasks", "apart", 3, True)
     assert row["relative"] == pytest.approx(1, abs=1e-3)
@@ -178,7 +180,7 @@ def test_equal_and_static_weights_may_be_compared_on_a_reserved_problem(make_sui
         reported=[1],
         baselines=True,
     )
-    run_suite.run(loaded, tmp_path / "results", 0, Console(file=io.StringIO()))
+    run_suite.run(loaded, tmp_path / "results", Workforce.of(0), Console(file=io.StringIO()))
     runs = table(tmp_path / "results", "runs")
     assert (runs["status"] == "ok").all()
     assert set(runs["balancer"]) == {"equal", "static", "a", "b"}

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from bench.analysis import SuiteTables, derived_tables
 from bench.execute import run_suite
+from bench.execute.workforce import Workforce
 from bench.report import results_folder
 from bench.suite import plan, result_tables
 from bench.suite.suite_file import Suite
@@ -19,7 +20,7 @@ def test_the_tables_of_a_folder_follow_from_its_runs_and_are_read_as_they_are(
     make_suite: MakeSuite, tmp_path: Path
 ) -> None:
     suite, folder = make_suite(baselines=True, learning_rates=None), tmp_path / "mine"
-    run_suite.run(suite, folder, 0, Console(quiet=True))
+    run_suite.run(suite, folder, Workforce.of(0), Console(quiet=True))
     reported = plan.reported(suite, None)
     done = result_tables.load(suite, [*reported, *plan.baselines(suite, reported)], folder)
     tables = result_tables.assemble(suite, done, None, [])

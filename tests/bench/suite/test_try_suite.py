@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.execute.forecast import Forecast
+from bench.execute.workforce import Workforce
 from bench.report.answer import answer
 from bench.report.results_folder import Results, load
 from bench.run.seeds import generator
@@ -50,7 +51,7 @@ def labels(made: suite_file.Suite) -> list[str]:
 
 
 def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
-    made, _ = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=Forecast(jobs=1))
+    made, _ = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=Forecast(Workforce.of(0)))
     assert labels(made)[:-1] == list(try_suite.METHODS)
     assert labels(made)[-1].endswith("-ones")
     assert made.baselines
@@ -61,7 +62,7 @@ def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
 
 
 def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     assert len(made.learning_rates) == 3
     assert len(made.tuning_seeds) == 1
     assert len(made.reported_seeds) == 3
@@ -69,7 +70,7 @@ def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
 
 
 def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     path = tmp_path / "results" / "mine.toml"
     command = f"lossbench run {path} --results {tmp_path}"
     assert said[-1] == f"the suite is in {path}; to go on from there, edit it and run: {command}"
@@ -84,7 +85,7 @@ def without_weights(file: Path) -> None:
 
 def test_without_stated_weights_static_ones_are_one_over_the_first_losses(file, tmp_path):
     without_weights(file)
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     assert said[0].startswith("static has weights of one over an untrained model's losses")
     (problem,) = made.problems
     static = next(entry for entry in made.balancers if entry.label == "static")
@@ -109,7 +110,7 @@ def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path, monkeyp
         )
     )
     monkeypatch.setattr(try_suite, "METHODS", ("equal", "static"))
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     assert labels(made)[0] == "equal"
     assert "static" not in labels(made)
     assert said[0].startswith(
@@ -128,7 +129,7 @@ class KeptBack(Small):
 
 def test_reserved_problems_are_left_out(file, tmp_path):
     file.write_text(file.read_text() + KEPT_BACK.format(name="beside"))
-    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+    made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     assert [entry.name for entry in made.problems] == ["test_reserved_problems_are_left_out"]
     assert said[0] == "beside-kept-back is left out: it is reserved, so methods may not be compared on it yet"
 
@@ -137,7 +138,7 @@ def test_a_file_of_reserved_problems_alone_is_refused(file, tmp_path):
     text = file.read_text()
     file.write_text(text.replace("    summary = ", "    reserved = True\n    summary = ", 1))
     with pytest.raises(SuiteError, match=r"mine\.py registers only reserved problems, on which"):
-        try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+        try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
 
 
 def test_a_problem_without_metrics_of_single_tasks_is_told_what_the_report_lacks(file, tmp_path):
@@ -169,7 +170,7 @@ def test_what_is_no_problem_is_refused_in_a_sentence(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(SuiteError, match=message):
-        try_suite.make(path, tmp_path / "results", minutes=0, seconds_of=Forecast(jobs=1))
+        try_suite.make(path, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from balancers import Range
 from bench.analysis import is_ranking
 from bench.cli import app
 from bench.execute import run_suite
+from bench.execute.workforce import Workforce
 from bench.report import results_folder
 from bench.suite import plan, suite_file, trial_draws, tune_suite
 from bench.suite.suite_file import Suite
@@ -141,7 +142,8 @@ def test_a_trial_with_options_as_they_are_is_the_run_of_a_grid(make_suite: MakeS
 def test_what_was_chosen_is_reported_and_its_front_is_run_too(make_suite: MakeSuite, tmp_path: Path) -> None:
     loaded = make_suite(**SEARCHING)
     folder = tmp_path / "results"
-    first = run_suite.run(loaded, folder, 1, Console(quiet=True))
+    with Workforce.of(1) as workforce:
+        first = run_suite.run(loaded, folder, workforce, Console(quiet=True))
     assert first.failed == []
     tables = {path.stem: pd.read_parquet(path) for path in (folder / "tables").glob("*.parquet")}
     runs, selection, front = tables["runs"], tables["selection"], tables["front"]
@@ -167,7 +169,8 @@ def test_what_was_chosen_is_reported_and_its_front_is_run_too(make_suite: MakeSu
     assert set(results.board["balancer"]) == {"equal", "static", "gradnorm"}
     assert results.ranking
 
-    again = run_suite.run(loaded, folder, 1, Console(quiet=True))
+    with Workforce.of(1) as workforce:
+        again = run_suite.run(loaded, folder, workforce, Console(quiet=True))
     assert (again.computed, again.reused) == (0, first.computed)
     for path in (folder / "tables").glob("*.parquet"):
         pd.testing.assert_frame_equal(pd.read_parquet(path), tables[path.stem])

@@ -1,0 +1,252 @@
+"""Do tasks on a Dask cluster.
+
+The cluster can be anything that Dask has: workers on other computers by ssh, Slurm jobs, Kubernetes pods. Neither the
+scheduler nor the workers see this computer's files: a task brings all that it needs, and its ending brings all that is
+kept. This module is the only one that imports Dask, and only if a cluster is named.
+"""
+
+import importlib.util
+import pickle
+import queue
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .carry_out import LOST
+from .task import CannotRunError, Ending, EngineError, Raised, Task, WorkerLost
+
+PATIENCE = 600.0
+"""Seconds to wait for a first or another worker."""
+LOOKS = 2.0
+"""Seconds between two looks at the workers."""
+
+Tell = Callable[[str], None]
+
+
+class DaskCluster:
+    """The engine of a suite that is run on a cluster.
+
+    Args:
+        client: a `distributed.Client`, which is closed by `stop`.
+        tell: called with a sentence about each worker that is not used.
+        cluster: what else to close, or None.
+        patience: seconds to wait for a worker where there is none.
+    """
+
+    is_here = False
+
+    def __init__(self, client: Any, tell: Tell, cluster: Any = None, patience: float = PATIENCE) -> None:
+        self._client, self._tell, self._cluster, self._patience = client, tell, cluster, patience
+        self._session = uuid.uuid4().hex[:8]
+        self._attempts = 0
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._tasks: dict[str, tuple[Task, Any]] = {}
+        """By Dask's key: each task in flight and its future. A future that is let go is forgotten by the scheduler."""
+        self._refused: dict[str, str] = {}
+        """Why a worker, named by its address, is not used."""
+        self._pinned: str | None = None
+        """The address of the only worker that gets tasks now."""
+        self._threads: dict[str, int] = {}
+        self._looked = self._had_one = time.monotonic()
+        self._look()
+
+    @property
+    def slots(self) -> int:
+        """The number of threads of all workers that are used."""
+        if time.monotonic() - self._looked > LOOKS:
+            self._look()
+        return sum(self._used().values())
+
+    def start(self, task: Task) -> None:
+        """Do the task on a worker that is not refused, as soon as one has a slot free."""
+        self._attempts += 1
+        key = f"{task.key}-{self._attempts}-{self._session}"
+        where = [self._pinned] if self._pinned else list(self._used()) if self._refused else None
+        if where == []:
+            raise EngineError(f"no worker can be used. {self._refusals()}")
+        try:
+            future = self._client.submit(_on_worker(), pickle.dumps(task), key=key, pure=False, workers=where)
+        except (OSError, RuntimeError) as error:
+            raise self._gone() from error
+        self._tasks[key] = task, future
+        future.add_done_callback(self._ended.put)
+
+    def next(self) -> tuple[Task, Ending]:
+        """Wait until an attempt at one of the started tasks ends.
+
+        Raises:
+            EngineError: the scheduler is gone, there was no worker for `PATIENCE` seconds, or no worker can be used.
+        """
+        while True:
+            try:
+                future = self._ended.get(timeout=LOOKS)
+            except queue.Empty:
+                self._look()
+                if self._pinned and self._pinned not in self._threads and self._tasks:
+                    return self._lost_with_pinned()
+                continue
+            if future.key not in self._tasks:  # an attempt that was given up
+                continue
+            task, _ = self._tasks.pop(future.key)
+            ending = self._ending(future)
+            if ending is not None:
+                return task, ending
+            self.start(task)
+
+    def settle(self) -> None:
+        """Do the next tasks on one worker, of the computer that has the fewest."""
+        self._look()
+        hosts = Counter(_host(address) for address in self._used())
+        self._pinned = min(self._used(), key=lambda address: (hosts[_host(address)], address), default=None)
+
+    def spread(self) -> None:
+        """Do tasks on all workers again."""
+        self._pinned = None
+
+    def stop(self) -> None:
+        """Give up all attempts and leave the cluster."""
+        for _, future in self._tasks.values():
+            future.cancel(reason="stopped", force=True) if self._client.status == "running" else None
+        self._tasks.clear()
+        self._client.close(timeout=5)
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _lost_with_pinned(self) -> tuple[Task, Ending]:
+        _, (task, future) = self._tasks.popitem()
+        future.cancel(reason="its worker is lost", force=True)
+        return task, WorkerLost(LOST)
+
+    def _ending(self, future: Any) -> Ending | None:
+        """Return how an attempt ended; None if its worker can't do it, so that another one must."""
+        from distributed import KilledWorker
+
+        if future.status == "cancelled" or self._client.status != "running":
+            raise self._gone()
+        if future.status == "error":
+            error = future.exception()
+            if isinstance(error, KilledWorker):
+                return WorkerLost(error.allowed_failures + 1)
+            raise EngineError(f"a worker of the cluster can't do tasks: {type(error).__name__}: {error}")
+        address, name, kind, content = future.result()
+        if kind == "refused":
+            self._refuse(address, name, content)
+            return None
+        ending: Ending = pickle.loads(content)
+        if isinstance(ending, Raised) and isinstance(ending.error, CannotRunError):
+            self._refuse(address, name, str(ending.error))
+            return None
+        return ending
+
+    def _refuse(self, address: str, name: str, why: str) -> None:
+        if address not in self._refused:
+            self._refused[address] = f"{name} is not used: {why}"
+            self._tell(self._refused[address])
+
+    def _refusals(self) -> str:
+        return " ".join(dict.fromkeys(self._refused.values()))
+
+    def _used(self) -> dict[str, int]:
+        return {address: threads for address, threads in self._threads.items() if address not in self._refused}
+
+    def _look(self) -> None:
+        """Ask the scheduler for its workers.
+
+        Raises:
+            EngineError: it is gone, or there was no worker for too long.
+        """
+        if self._client.status != "running":
+            raise self._gone()
+        try:
+            self._threads = dict(self._client.nthreads())
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise self._gone() from error
+        self._looked = time.monotonic()
+        if self._used():
+            self._had_one = self._looked
+        elif self._threads:
+            raise EngineError(f"no worker can be used. {self._refusals()}")
+        elif self._looked - self._had_one > self._patience:
+            raise EngineError(f"the cluster has had no worker for {self._patience / 60:g} minutes")
+
+    def _gone(self) -> EngineError:
+        return EngineError("the scheduler of the cluster is gone; start it and its workers again")
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+def at(address: str, tell: Tell) -> DaskCluster:
+    """Return the engine of the scheduler at ``address``, such as ``tcp://127.0.0.1:8786``.
+
+    Raises:
+        EngineError: Dask is not installed, or there is no scheduler.
+    """
+    distributed = _dask()
+    try:
+        client = distributed.Client(address, timeout=10, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise EngineError(f"there is no scheduler at {address}: {error}") from None
+    return DaskCluster(client, tell)
+
+
+def made_by(named: str, tell: Tell) -> DaskCluster:
+    """Return the engine of the cluster that a function in a file returns.
+
+    Args:
+        named: ``FILE.py:function``.
+        tell: see `DaskCluster`.
+
+    Raises:
+        EngineError: Dask is not installed, there is no such function, or it raises an exception.
+    """
+    distributed = _dask()
+    file, _, function = named.rpartition(":")
+    if not (file and function):
+        raise EngineError(f"--cluster takes FILE.py:function, not {named}")
+    spec = importlib.util.spec_from_file_location("lossbench_cluster", Path(file).resolve())
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise EngineError(f"there is no Python file {file}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, function, None)
+        if make is None:
+            raise EngineError(f"{file} has no function {function}")
+        cluster = make()
+        return DaskCluster(distributed.Client(cluster, set_as_default=False), tell, cluster)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{named} made no cluster: {type(error).__name__}: {error}") from error
+
+
+def _dask() -> Any:
+    try:
+        import distributed
+    except ImportError:
+        raise EngineError("a cluster needs Dask: pip install 'lossbench[cluster]'") from None
+    return distributed
+
+
+def _on_worker() -> Callable[[bytes], tuple[str, str, str, Any]]:
+    """Return the function that a worker calls. It imports only inside, as the scheduler has to read it too."""
+
+    def call(packed: bytes) -> tuple[str, str, str, Any]:
+        from distributed import get_worker
+
+        worker = get_worker()
+        try:
+            from bench.execute.worker_side import attempt_here
+
+            return worker.address, str(worker.name), "ended", attempt_here(packed)
+        except Exception as error:
+            named = type(error).__name__
+            why = str(error) if named == "CannotRunError" else f"{named}: {error}"
+            return worker.address, str(worker.name), "refused", why
+
+    return call

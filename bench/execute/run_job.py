@@ -1,0 +1,122 @@
+"""Do one run as a task: everything that it needs comes with it, and everything that is kept of it goes back.
+
+Whoever does the run writes no file of the suite. Its results are bytes, which the client stores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tasks
+from bench.cost import measure_step
+from bench.run import plugins, result_file, result_picture
+from bench.run.evaluation_check import EvaluationError
+from bench.run.machine_facts import gpu, processor
+from bench.run.pace import Pace, pace
+from bench.run.plugins import Source
+from bench.run.result_picture import Picture
+from bench.run.spec import provenance
+from bench.run.training import Training, reason
+from bench.suite.plan import Planned
+from tasks import MissingDataError
+
+from .task import CannotRunError
+
+NAMES: Mapping[str, str] = {
+    "protocol": "the protocol",
+    "code": "the code of lossbench or of a plugin",
+    "data": "the data",
+    "torch": "PyTorch",
+}
+"""What a result depends on besides its specification, in words."""
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """A run, what its result depends on at the client, and the plugins that it needs."""
+
+    run: Planned
+    provenance: Mapping[str, str]
+    plugins: Sequence[Source]
+
+    @staticmethod
+    def of(run: Planned, plugins: Sequence[Source]) -> "RunJob":
+        """Return the job that does ``run`` as this process would."""
+        return RunJob(run, provenance(run.spec), plugins)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A run's result as the content of its file, and its picture if it was to have one."""
+
+    result: bytes
+    failed: bool
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class FailedStart:
+    """A run that failed in its first steps; ``reason`` says why, as for a stored run."""
+
+    reason: str
+
+
+def do(job: RunJob) -> RunOutcome:
+    """Do a run.
+
+    Raises:
+        CannotRunError: the run's result would not be that of the client, or this computer lacks the run's data.
+    """
+    _prepare(job)
+    run = job.run
+    training = Training(run.spec)
+    training.run()
+    result = training.result
+    result.processor = processor()
+    picture = result_picture.of(training) if run.pictured else None
+    return RunOutcome(result_file.encode(run.spec, result), result.status == "failed", picture)
+
+
+def first_steps(job: RunJob) -> Pace | FailedStart:
+    """Return how long the parts of a run take here, or why its first steps fail.
+
+    Raises:
+        CannotRunError: see `do`.
+    """
+    _prepare(job)
+    try:
+        return pace(job.run.spec)
+    except EvaluationError as error:
+        return FailedStart(str(error))
+    except Exception as error:
+        return FailedStart(reason(error))
+
+
+def step_cost(job: RunJob, rounds: int) -> list[dict[str, Any]]:
+    """Measure the cost of a step; see `bench.cost.measure_step.measure`, whose errors propagate.
+
+    Raises:
+        CannotRunError: see `do`.
+    """
+    _prepare(job)
+    return measure_step.measure(job.run.spec, rounds)
+
+
+def kind_of_machine() -> tuple[str, str | None]:
+    """Return the names of this computer's processor and GPU."""
+    return processor(), gpu()
+
+
+def _prepare(job: RunJob) -> None:
+    spec = job.run.spec
+    try:
+        plugins.load_sources(job.plugins)
+        tasks.create(spec.problem, **spec.problem_options).require()
+        here = provenance(spec)
+    except MissingDataError as error:
+        raise CannotRunError(str(error)) from None
+    except Exception as error:  # another version of this project may lack the problem, the method or one of its options
+        raise CannotRunError(f"{type(error).__name__}: {error}") from error
+    differing = [NAMES[what] for what, value in job.provenance.items() if here[what] != value]
+    if differing:
+        raise CannotRunError(f"{' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from the client's")

@@ -1,0 +1,158 @@
+"""Do jobs in a child process. A job that crashes, takes too long or needs too much memory ends the child alone.
+
+A slot does one job at a time. Its child is started at the first job, serves all further jobs, and is replaced when it
+ends. Children of this machine and of the workers of a cluster are alike.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import psutil
+from pebble import ProcessExpired, ProcessPool
+
+from .task import Limits
+
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+"""Environment variables of a child. They work only if they are set before the child imports NumPy and PyTorch."""
+OUT_OF_MEMORY = 77
+"""Exit code by which a child says that its job needed more memory than it may."""
+LOOKS = 0.05
+"""Seconds between two looks at the memory of a child."""
+
+Given = TypeVar("Given")
+
+
+class ChildEndedError(Exception):
+    """The child ended during the job; ``exit_code`` is negative if a signal ended it."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+    @property
+    def clause(self) -> str:
+        """How the child ended, as a clause."""
+        if self.exit_code is not None and self.exit_code < 0:
+            return f"its process was killed by signal {-self.exit_code}; perhaps it ran out of memory"
+        return f"its process ended itself with exit code {self.exit_code}"
+
+
+class TimeLimitError(Exception):
+    """The job took longer than it may, and its child was ended."""
+
+
+class MemoryLimitError(Exception):
+    """The job needed more memory than it may, and its child was ended."""
+
+
+class Slot:
+    """A child process that does one job at a time."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPool | None = None
+        self._loaded = ""
+
+    def do(self, limits: Limits, work: Callable[..., Given], *args: object, loads: str = "") -> Given:
+        """Return what ``work`` returns in the child. Errors that it raises propagate.
+
+        Args:
+            limits: limits of the job's time and memory.
+            work: a function that the child can import.
+            args: its arguments.
+            loads: what the job loads into the child besides this project. A child that loaded something else is
+                replaced first.
+
+        Raises:
+            TimeLimitError: the job took too long.
+            MemoryLimitError: the job needed too much memory.
+            ChildEndedError: the child ended for another reason.
+        """
+        if loads and self._loaded not in ("", loads):
+            self.stop()
+        if self._pool is None:
+            self._pool, self._loaded = _started_pool(), ""
+        self._loaded = loads or self._loaded
+        try:
+            self._pool.schedule(_imported, (work,)).result()  # which takes no part of the job's time
+            value, error = self._pool.schedule(_in_child, (limits.memory, work, args), timeout=limits.seconds).result()
+        except TimeoutError:
+            raise TimeLimitError from None
+        except ProcessExpired as expired:
+            if expired.exitcode == OUT_OF_MEMORY:
+                raise MemoryLimitError from None
+            raise ChildEndedError(expired.exitcode) from None
+        if error is not None:
+            raise error
+        done: Given = value
+        return done
+
+    def stop(self) -> None:
+        """End the child at once, whatever it is doing."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+
+def _started_pool() -> ProcessPool:
+    # A child inherits these. Without the last one, its first imports would look in the folder that it is started from.
+    os.environ |= {**ONE_THREAD, "PYTHONSAFEPATH": "1"}
+    context = multiprocessing.get_context("spawn")
+    return ProcessPool(max_workers=1, context=context, initializer=_begin, initargs=[os.getpid()])
+
+
+# What follows runs in the child.
+
+
+def _begin(parent: int) -> None:
+    """Ignore Ctrl-C, which the parent handles, and end this process when the parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _imported(work: Callable[..., object]) -> None:
+    """Do nothing: the child has imported the function when it gets here."""
+
+
+def _in_child(
+    memory: float | None, work: Callable[..., object], args: Sequence[object]
+) -> tuple[Any, Exception | None]:
+    """Return what ``work`` returns, or the exception that it raises in a form that can be sent."""
+    done = threading.Event()
+    if memory is not None:
+        threading.Thread(target=_watch_memory, args=(memory, done), daemon=True).start()
+    try:
+        return work(*args), None
+    except Exception as error:
+        return None, _sendable(error)
+    finally:
+        done.set()
+
+
+def _watch_memory(most: float, done: threading.Event) -> None:
+    process = psutil.Process()
+    while not done.wait(LOOKS):
+        if process.memory_info().rss > most:
+            os._exit(OUT_OF_MEMORY)
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,120 @@
+"""What an engine carries out: tasks, and the ways in which an attempt at one can end.
+
+An engine is this machine (`this_machine`) or a cluster (`cluster`). Both do each task in a slot, see `slot`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a job may use: ``seconds`` of time, ``memory`` bytes of resident memory. None is no limit."""
+
+    seconds: float | None = None
+    memory: float | None = None
+
+
+UNLIMITED = Limits()
+
+
+class CannotRunError(Exception):
+    """The computer that raises this can't do the task, for a reason of its own such as another version of PyTorch."""
+
+
+class EngineError(Exception):
+    """The engine cannot go on; what is finished is kept."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A call that an engine does for the client.
+
+    Attributes:
+        key: name of the task, which no other has.
+        work: a function of the packages of this project.
+        args: its arguments. They and what it returns can be pickled.
+        limits: limits of an attempt's time and memory.
+        stated: whether the suite states the time limit. A task that exceeds it has failed; one that exceeds a limit
+            that nobody stated may have had bad luck.
+        loads: what the call loads into its process besides this project; see `Slot.do`.
+    """
+
+    key: str
+    work: Callable[..., Any]
+    args: tuple[Any, ...]
+    limits: Limits = UNLIMITED
+    stated: bool = False
+    loads: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The call returned ``value``."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The call raised an exception."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """The process of the task ended by itself, while its worker lived. ``why`` is a clause."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class TookTooLong:
+    """The attempt was ended at its time limit."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """Workers that had the task went away: their processes, their computers or their network."""
+
+    times: int
+
+
+Ending: TypeAlias = Finished | Raised | Crashed | TookTooLong | WorkerLost
+
+
+class Engine(Protocol):
+    """Does tasks, several at a time, in any order.
+
+    Attributes:
+        is_here: whether all tasks are done on this computer.
+    """
+
+    is_here: bool
+
+    @property
+    def slots(self) -> int:
+        """The number of tasks that can be done at a time now."""
+
+    def start(self, task: Task) -> None:
+        """Do the task as soon as a slot is free."""
+
+    def next(self) -> tuple[Task, Ending]:
+        """Wait until an attempt at one of the started tasks ends.
+
+        Raises:
+            EngineError: no attempt can be made any more.
+        """
+
+    def settle(self) -> None:
+        """End the processes that wait for tasks, and do the next tasks on one computer, one at a time."""
+
+    def spread(self) -> None:
+        """Do tasks anywhere again."""
+
+    def stop(self) -> None:
+        """End all attempts at once, and everything that was started for them."""

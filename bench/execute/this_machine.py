@@ -1,0 +1,75 @@
+"""Do tasks in child processes of this one: each slot in a thread that waits for its child."""
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+
+from .slot import ChildEndedError, MemoryLimitError, Slot, TimeLimitError
+from .task import Crashed, Ending, Finished, Limits, Raised, Task, TookTooLong
+
+MOST_MEMORY = 0.9
+"""The share of the machine's memory that a task may use where no limit is stated."""
+
+
+class ThisMachine:
+    """The engine of a suite that no cluster is named for.
+
+    Args:
+        slots: number of tasks at a time.
+    """
+
+    is_here = True
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._slots = [Slot() for _ in range(slots)]
+        for slot in self._slots:
+            self._free.put(slot)
+        self._threads = ThreadPoolExecutor(slots, "slot")
+        self._ended: queue.SimpleQueue[tuple[Task, Ending]] = queue.SimpleQueue()
+
+    def start(self, task: Task) -> None:
+        """Do the task as soon as a slot is free."""
+        self._threads.submit(self._attempt, task)
+
+    def next(self) -> tuple[Task, Ending]:
+        """Wait until an attempt at one of the started tasks ends."""
+        return self._ended.get()
+
+    def settle(self) -> None:
+        """End the processes that wait for tasks."""
+        for slot in self._slots:
+            slot.stop()
+
+    def spread(self) -> None:
+        """Do nothing: processes start when they are needed."""
+
+    def stop(self) -> None:
+        """End all attempts at once."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for slot in self._slots:
+            slot.stop()
+
+    def _attempt(self, task: Task) -> None:
+        slot = self._free.get()
+        try:
+            self._ended.put((task, attempt(task, slot)))
+        finally:
+            self._free.put(slot)
+
+
+def attempt(task: Task, slot: Slot) -> Ending:
+    """Do the task in a slot, and return how that ended."""
+    memory = task.limits.memory or MOST_MEMORY * psutil.virtual_memory().total
+    try:
+        return Finished(slot.do(Limits(task.limits.seconds, memory), task.work, *task.args, loads=task.loads))
+    except TimeLimitError:
+        return TookTooLong(task.limits.seconds or 0.0)
+    except MemoryLimitError:
+        return Crashed(f"its process needed more than {memory / 2**30:.3g} GiB of memory")
+    except ChildEndedError as ended:
+        return Crashed(ended.clause)
+    except Exception as error:
+        return Raised(error)

@@ -1,0 +1,157 @@
+"""Both engines, a machine and a Dask cluster, do the same tasks with the same endings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.execute import cluster
+from bench.execute.carry_out import Failed, NotDone, carry_out
+from bench.execute.task import Engine, EngineError, Finished, Limits, Raised, Task
+from bench.execute.this_machine import ThisMachine
+
+from . import engine_jobs
+from .dask_processes import DaskProcesses
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
+    """Return a scheduler with two workers."""
+    pytest.importorskip("distributed")
+    processes = DaskProcesses(tmp_path_factory.mktemp("dask"))
+    for name in ("one", "two"):
+        processes.start_worker(name)
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture(params=["this machine", "cluster"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Return each engine."""
+    if request.param == "this machine":
+        made: Engine = ThisMachine(2)
+    else:
+        made = cluster.at(request.getfixturevalue("dask").address, print)
+    yield made
+    made.stop()
+
+
+def test_all_tasks_are_done(engine: Engine) -> None:
+    todo = [Task(f"{k}", engine_jobs.add, (k, 1)) for k in range(100)]
+    found = {task.key: verdict for task, verdict in carry_out(todo, engine)}
+    assert {key: verdict.value for key, verdict in found.items() if isinstance(verdict, Finished)} == {
+        f"{k}": k + 1 for k in range(100)
+    }
+
+
+def test_a_task_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> None:
+    todo = [
+        Task("exits", engine_jobs.end, (3,)),
+        Task("exits once", engine_jobs.end_once, (tmp_path / "marker",)),
+        Task("raises", engine_jobs.refuse, ()),
+        Task("hangs", engine_jobs.sleep, (600.0,), Limits(seconds=1.0)),
+        Task("is limited", engine_jobs.sleep, (600.0,), Limits(seconds=1.0), stated=True),
+        Task("eats", engine_jobs.eat, (3_000_000_000,), Limits(memory=400e6)),
+        *(Task(f"fine {k}", engine_jobs.sleep, (0.01,)) for k in range(20)),
+    ]
+    found = {task.key: verdict for task, verdict in carry_out(todo, engine)}
+    assert found["exits"] == Failed("its process ended itself with exit code 3, and again when it ran alone")
+    assert isinstance(raised := found["raises"], Raised)
+    assert repr(raised.error) == "TimeoutError('mine')"
+    assert found["hangs"] == NotDone("it took longer than 1 s, 2 times")
+    assert found["is limited"] == Failed("it took longer than the suite's limit of 1 s", 1.0)
+    assert found["eats"] == Failed("its process needed more than 0.373 GiB of memory, and again when it ran alone")
+    fine = {key: verdict for key, verdict in found.items() if key == "exits once" or key.startswith("fine")}
+    assert len(fine) == 21
+    assert all(isinstance(verdict, Finished) for verdict in fine.values())
+
+
+def test_an_engine_can_be_stopped_in_the_midst(engine: Engine) -> None:
+    for k in range(4):
+        engine.start(Task(f"{k}", engine_jobs.sleep, (600.0,)))
+    engine.stop()
+
+
+def test_a_worker_that_may_have_no_children_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    processes = DaskProcesses(tmp_path, daemonic=True)
+    told: list[str] = []
+    try:
+        processes.start_worker("daemonic")
+        engine = cluster.at(processes.address, told.append)
+        with pytest.raises(EngineError, match=r"no worker can be used\. daemonic is not used: its process may have no"):
+            list(carry_out([Task("a", engine_jobs.add, (1, 1))], engine))
+        engine.stop()
+    finally:
+        processes.stop()
+    assert "DASK_DISTRIBUTED__WORKER__DAEMON=False" in told[0]
+
+
+def test_a_lost_worker_fails_no_task(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    processes = DaskProcesses(tmp_path)
+    try:
+        lost = processes.start_worker("lost")
+        engine = cluster.at(processes.address, print)
+        verdicts = carry_out([Task(f"{k}", engine_jobs.sleep, (0.3,)) for k in range(12)], engine)
+        found = [next(verdicts)]
+        lost.kill()
+        processes.start_worker("another")
+        found += verdicts
+        engine.stop()
+    finally:
+        processes.stop()
+    assert sorted(task.key for task, _ in found) == sorted(f"{k}" for k in range(12))
+    assert all(isinstance(verdict, Finished) for _, verdict in found)
+
+
+def test_a_lost_scheduler_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    processes = DaskProcesses(tmp_path)
+    try:
+        processes.start_worker("one")
+        engine = cluster.at(processes.address, print)
+        verdicts = carry_out([Task(f"{k}", engine_jobs.sleep, (0.5,)) for k in range(20)], engine)
+        next(verdicts)
+        assert processes.scheduler is not None
+        processes.scheduler.kill()
+        with pytest.raises(EngineError, match="the scheduler of the cluster is gone"):
+            list(verdicts)
+        engine.stop()
+    finally:
+        processes.stop()
+
+
+def test_no_scheduler_and_no_cluster_are_told_in_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(EngineError, match=r"there is no scheduler at tcp://127\.0\.0\.1:9"):
+        cluster.at("tcp://127.0.0.1:9", print)
+    file = tmp_path / "mine.py"
+    file.write_text("def make():\n    raise OSError('no queue')\n")
+    with pytest.raises(EngineError, match="made no cluster: OSError: no queue"):
+        cluster.made_by(f"{file}:make", print)
+    with pytest.raises(EngineError, match="has no function other"):
+        cluster.made_by(f"{file}:other", print)
+    with pytest.raises(EngineError, match="there is no Python file"):
+        cluster.made_by(f"{tmp_path / 'none.py'}:make", print)
+    with pytest.raises(EngineError, match=r"takes FILE\.py:function"):
+        cluster.made_by("mine", print)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_a_function_makes(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import dask\n"
+        "from distributed import LocalCluster\n\n\n"
+        "def make_cluster():\n"
+        "    dask.config.set({'distributed.worker.daemon': False})\n"
+        "    return LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)\n"
+    )
+    engine = cluster.made_by(f"{file}:make_cluster", print)
+    found = list(carry_out([Task(f"{k}", engine_jobs.add, (k, 1)) for k in range(10)], engine))
+    engine.stop()
+    assert sorted(verdict.value for _, verdict in found if isinstance(verdict, Finished)) == list(range(1, 11))
