@@ -158,12 +158,13 @@ $(VENV)-torch-%/.installed: pyproject.toml constraints.txt
 define TEST_REQUIREMENTS
 import re, tomllib
 extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
-todo = ["lossbench[test]"]
+todo, found = ["lossbench[test]"], set()
 while todo:
     requirement = todo.pop()
     if own := re.match(r"lossbench\[(.*)\]", requirement):
         todo += [one for extra in own[1].split(",") for one in extras[extra]]
     else:
-        print(requirement)
+        found.add(requirement)
+print("\n".join(sorted(found)))
 endef
 export TEST_REQUIREMENTS

@@ -46,6 +46,18 @@ def caveat(results: Results) -> str:
     )
 
 
+def mixed(results: Results) -> str:
+    """Return a sentence that several kinds of processors did the runs; empty if one did."""
+    runs = results.tables["runs"]
+    kinds = [kind for kind in runs["processor"].unique() if kind] if "processor" in runs else []
+    if len(kinds) < 2:
+        return ""
+    return (
+        f"The runs were done by {len(kinds)} kinds of processors ({', '.join(sorted(kinds))}): scores are the same to "
+        "the bit within one kind, and may differ in their last digits between kinds."
+    )
+
+
 def far_apart(results: Results) -> list[str]:
     """Return a sentence for each problem of a user whose first losses are on very different scales.
 

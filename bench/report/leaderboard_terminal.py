@@ -15,7 +15,7 @@ from bench.style.numbers import NOTHING, interval, rate, relative, step_ratio
 from bench.style.short_label import short
 
 from . import evidence, task_tables
-from .answer import caveat, far_apart
+from .answer import caveat, far_apart, mixed
 from .front_report import print_search
 from .results_folder import Results, load
 from .verdict_wording import seeds, title
@@ -51,7 +51,11 @@ def print_leaderboard(results: Path) -> None:
     notes = [f"Control {'holds' if control['holds'] else 'FAILED'}: {control['text']}" for control in outcomes]
     if changed := evidence.repeated(loaded):
         notes.append(f"Repeated on other seeds: {changed}")
-    notes += [sentence for sentence in (evidence.claims(loaded), caveat(loaded), *far_apart(loaded)) if sentence]
+    notes += [
+        sentence
+        for sentence in (evidence.claims(loaded), caveat(loaded), mixed(loaded), *far_apart(loaded))
+        if sentence
+    ]
     if notes:
         console.print("")
     for note in notes:

@@ -37,6 +37,7 @@ def write(results: Path) -> Path:
         answers=answer.answer(loaded),
         caveat=answer.caveat(loaded),
         far_apart=answer.far_apart(loaded),
+        mixed=answer.mixed(loaded),
         looks=styles(loaded.balancers),
         num_colours=NUM_COLOURS,
         places={label: place for place, label in enumerate(loaded.balancers)},

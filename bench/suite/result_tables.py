@@ -111,7 +111,15 @@ def metrics(suite: Suite) -> pd.DataFrame:
 
 def runs(done: Sequence[Done]) -> pd.DataFrame:
     """Return one row per run: how it ended, and after how many steps."""
-    rows = [run.row(status=run.result.status, reason=run.result.reason, steps=len(run.result.losses)) for run in done]
+    rows = [
+        run.row(
+            status=run.result.status,
+            reason=run.result.reason,
+            steps=len(run.result.losses),
+            processor=run.result.processor,
+        )
+        for run in done
+    ]
     return pd.DataFrame(rows)
 
 

@@ -233,3 +233,48 @@ def test_damaged_files_are_made_again(suite_text: SuiteText, tmp_path: Path) -> 
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "tables" / "scores.parquet"), scores, check_exact=True)
     for each in damaged[1:5]:
         result_file.load(each)
+
+
+SLURM = """
+import dask
+from dask_jobqueue import SLURMCluster
+
+
+def make_cluster():
+    dask.config.set({"distributed.worker.daemon": False})
+    cluster = SLURMCluster(
+        cores=1,
+        processes=1,
+        memory="3GB",
+        walltime="00:10:00",
+        interface="lo",
+        log_directory=LOGS,
+        scheduler_options={"dashboard_address": None},
+        job_script_prologue=["export DASK_DISTRIBUTED__WORKER__DAEMON=False"],
+    )
+    cluster.scale(jobs=2)
+    return cluster
+"""
+
+
+def has_slurm() -> bool:
+    """Return whether Slurm's commands are there, and a node that they can use."""
+    try:
+        nodes = subprocess.run(
+            ["sinfo", "--noheader", "-o", "%t"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return bool({"idle", "mix"} & {*nodes.stdout.split()})
+
+
+@pytest.mark.skipif(not has_slurm(), reason="needs Slurm with a node")
+def test_a_suite_on_slurm(suite_text: SuiteText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dask_jobqueue")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    file, path = tmp_path / "slurm.py", tmp_path / "mine.toml"
+    file.write_text(f"LOGS = {str(tmp_path)!r}\n{SLURM}")
+    path.write_text(suite_text(rounds=2))
+    done = CliRunner().invoke(app, command(path, tmp_path / "slurm", "--cluster", f"{file}:make_cluster"))
+    assert done.exit_code == 0, done.output
+    same_tables(tmp_path / "slurm" / "mine", here(path, tmp_path / "here"))

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 import balancers
 from bench.report import leaderboard_terminal, report_figures, report_page, verdict_wording
-from bench.report.answer import answer, caveat
+from bench.report.answer import answer, caveat, mixed
 from bench.report.evidence import repeated
 from bench.report.results_folder import load
 from bench.run import suite_text
@@ -320,6 +320,14 @@ class TestAnswer:
         assert said in " ".join(Page(whole / "report.html").text.split())
         leaderboard_terminal.print_leaderboard(whole)
         assert said in " ".join(capsys.readouterr().out.split())
+
+    def test_several_kinds_of_processors_are_named(self, whole):
+        results = load(whole)
+        assert mixed(results) == ""  # these results do not say what did them
+        results.tables["runs"]["processor"] = ["one", "other"] * (len(results.tables["runs"]) // 2)
+        assert mixed(results).startswith("The runs were done by 2 kinds of processors (one, other): scores are")
+        results.tables["runs"]["processor"] = "one"
+        assert mixed(results) == ""
 
     def test_defaults_and_repeated_runs_need_no_such_caveat(self, bare, evidence):
         for folder in (bare, evidence):
