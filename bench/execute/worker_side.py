@@ -6,6 +6,7 @@ Tasks arrive as bytes and endings leave as bytes, so that the scheduler needs no
 import multiprocessing
 import pickle
 import queue
+from multiprocessing.util import Finalize
 
 from .slot import Slot
 from .task import CannotRunError
@@ -32,6 +33,7 @@ def attempt_here(packed: bytes) -> bytes:
         slot = _free.get_nowait()
     except queue.Empty:
         slot = Slot()
+        Finalize(None, slot.stop, exitpriority=1)  # before this process waits for its children, at its end
     try:
         return pickle.dumps(attempt(task, slot))
     finally:
