@@ -25,7 +25,7 @@ from .cost.subject import SubjectError
 from .execute import forecast, repeat_run, run_suite
 from .execute.run_suite import BusyError, NotDoneError, Summary
 from .execute.task import EngineError
-from .execute.workforce import Workforce
+from .execute.workforce import Workforce, visible_gpus
 from .paper import all_claims, claims_page
 from .paper.all_claims import CLAIMS, judge
 from .paper.experiments import FULL, QUICK
@@ -51,7 +51,7 @@ JobsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Number of runs at a time here; default: one per core, or one on CUDA.",
+        help="Number of runs at a time here; default: one per core, or on CUDA as the suite says.",
         show_default=False,
     ),
 ]
@@ -455,8 +455,9 @@ def _workforce(
         elif cluster:
             made = Workforce.made_by(cluster, tell)
         else:
-            on_cpu = loaded is None or loaded.device == "cpu"
-            made = Workforce.of(jobs or (joblib.cpu_count() if on_cpu else 1), tell)
+            gpus = visible_gpus() if loaded is not None and loaded.device == "cuda" else []
+            at_a_time = len(gpus) * loaded.runs_per_gpu if loaded is not None and gpus else joblib.cpu_count()
+            made = Workforce.of(jobs or at_a_time, tell, gpus)
     with made:
         yield made
 

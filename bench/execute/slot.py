@@ -54,9 +54,14 @@ class MemoryLimitError(Exception):
 
 
 class Slot:
-    """A child process that does one job at a time."""
+    """A child process that does one job at a time.
 
-    def __init__(self) -> None:
+    Args:
+        gpu: what the child's ``CUDA_VISIBLE_DEVICES`` is set to, so that it sees one GPU; None leaves it as it is.
+    """
+
+    def __init__(self, gpu: str | None = None) -> None:
+        self._gpu = gpu
         self._pool: ProcessPool | None = None
         self._loaded = ""
 
@@ -78,7 +83,7 @@ class Slot:
         if loads and self._loaded not in ("", loads):
             self.stop()
         if self._pool is None:
-            self._pool, self._loaded = _started_pool(), ""
+            self._pool, self._loaded = _started_pool(self._gpu), ""
         self._loaded = loads or self._loaded
         try:
             self._pool.schedule(_imported, (work,)).result()  # which takes no part of the job's time
@@ -102,18 +107,20 @@ class Slot:
             self._pool = None
 
 
-def _started_pool() -> ProcessPool:
+def _started_pool(gpu: str | None) -> ProcessPool:
     # A child inherits these. Without the last one, its first imports would look in the folder that it is started from.
     os.environ |= {**ONE_THREAD, "PYTHONSAFEPATH": "1"}
     context = multiprocessing.get_context("spawn")
-    return ProcessPool(max_workers=1, context=context, initializer=_begin, initargs=[os.getpid()])
+    return ProcessPool(max_workers=1, context=context, initializer=_begin, initargs=[os.getpid(), gpu])
 
 
 # What follows runs in the child.
 
 
-def _begin(parent: int) -> None:
-    """Ignore Ctrl-C, which the parent handles, and end this process when the parent has ended."""
+def _begin(parent: int, gpu: str | None) -> None:
+    """Ignore Ctrl-C, which the parent handles, see one GPU, and end this process when the parent has ended."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

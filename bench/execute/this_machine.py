@@ -1,6 +1,7 @@
 """Do tasks in child processes of this one: each slot in a thread that waits for its child."""
 
 import queue
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -17,14 +18,15 @@ class ThisMachine:
 
     Args:
         slots: number of tasks at a time.
+        gpus: the GPUs, as ``CUDA_VISIBLE_DEVICES`` names them. Slots take them in turns, and each sees its own alone.
     """
 
     is_here = True
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
         self.slots = slots
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        self._slots = [Slot() for _ in range(slots)]
+        self._slots = [Slot(gpus[k % len(gpus)] if gpus else None) for k in range(slots)]
         for slot in self._slots:
             self._free.put(slot)
         self._threads = ThreadPoolExecutor(slots, "slot")

@@ -4,6 +4,7 @@ Whoever does a run sends its results back; only the process that started the sui
 finished run is therefore safe whatever happens afterwards.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import torch
 
 import tasks
 from bench.run import code_hash, plugins, result_file
@@ -69,9 +72,10 @@ class Workforce:
         self._engine, self.tell = engine, tell
 
     @classmethod
-    def of(cls, jobs: int, tell: Tell = print) -> Self:
+    def of(cls, jobs: int, tell: Tell = print, gpus: Sequence[str] = ()) -> Self:
         """Return ``jobs`` processes of this machine, or with `IN_THIS_PROCESS` this process.
 
+        The processes take ``gpus`` in turns, and each sees its own alone; see `visible_gpus`.
         Without the package pebble it is this process too, and ``tell`` is called with a sentence that says so.
         """
         if jobs == IN_THIS_PROCESS:
@@ -81,7 +85,7 @@ class Workforce:
             return cls(InThisProcess(), tell)
         from .this_machine import ThisMachine  # here, as it needs pebble
 
-        return cls(ThisMachine(jobs), tell)
+        return cls(ThisMachine(jobs, gpus), tell)
 
     @classmethod
     def at(cls, scheduler: str, tell: Tell = print) -> Self:
@@ -191,6 +195,13 @@ class Workforce:
                 raise WorkerLostError(why)
             case Failed(why):
                 raise StepFailedError(why)
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process sees, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = torch.cuda.device_count()
+    return named.split(",")[:number] if named else [str(k) for k in range(number)]
 
 
 class _Load:

@@ -41,7 +41,7 @@ NOT_OPTIONS = ("fork", "wrt", "tasks", "process_group")
 """Arguments of balancers that are no options: the problem decides on the first three, and a run is one process."""
 
 TOP = (
-    *("description", "device", "evaluations", "baselines", "plugins", "reserved"),
+    *("description", "device", "evaluations", "baselines", "plugins", "reserved", "runs_per_gpu"),
     *("seeds", "learning_rates", "search", "cost", "limits", "problems", "balancers"),
 )
 PROBLEM = ("name", "label", "recipe", "steps", "batch_size", "options")
@@ -164,6 +164,7 @@ class Suite:
         balancers: The balancers.
         left_out: The problems whose data are missing, by label, and a sentence about what is missing.
         limits: The limits that a run fails by if it exceeds them.
+        runs_per_gpu: How many runs share a GPU.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Suite:
     balancers: tuple[BalancerEntry, ...]
     left_out: Mapping[str, str]
     limits: StatedLimits = UNLIMITED
+    runs_per_gpu: int = 1
 
 
 def names() -> list[str]:
@@ -283,6 +285,7 @@ def load(path: Path) -> Suite:
         problems=tuple(problems),
         balancers=tuple(methods),
         left_out=left_out,
+        runs_per_gpu=top.take("runs_per_gpu", COUNT, 1),
         limits=StatedLimits(**{name: float(limits.take(name, POSITIVE)) for name in limits.values}),
     )
 

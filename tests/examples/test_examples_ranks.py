@@ -18,6 +18,9 @@ if not (dist.is_available() and dist.is_gloo_available()):
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 PROGRAMS = ["data_parallel", "fully_sharded"]
+CRASHED_AT_ITS_END = "terminate called without an active exception"
+"""What a process prints if a thread of gloo frees a tensor, which has a Python object, while the interpreter ends."""
+TRIES = 4
 
 
 class Runs:
@@ -27,16 +30,22 @@ class Runs:
         self._program, self._folder = program, folder
 
     def run(self, *arguments: str) -> dict[tuple[int, int], list[float]]:
-        """Return the weights that the program prints, by rank and step."""
+        """Return the weights that the program prints, by rank and step.
+
+        PyTorch 2.13 can crash when a program that used gloo has ended (`CRASHED_AT_ITS_END`): then it is run again.
+        """
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = subprocess.run(
-            [*torchrun, str(EXAMPLES / f"{self._program}.py"), *arguments],
-            cwd=self._folder,
-            env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        for _ in range(TRIES):
+            done = subprocess.run(
+                [*torchrun, str(EXAMPLES / f"{self._program}.py"), *arguments],
+                cwd=self._folder,
+                env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            if CRASHED_AT_ITS_END not in done.stderr:
+                break
         assert done.returncode == 0, done.stderr[-3000:]
         printed = re.findall(r"rank (\d+), step (\d+): weights (\[.*?\])", done.stdout)
         return {(int(rank), int(step)): literal_eval(weights) for rank, step, weights in printed}

@@ -13,6 +13,7 @@ import pytest
 
 from bench.execute.slot import ChildEndedError, MemoryLimitError, Slot, TimeLimitError
 from bench.execute.task import Limits
+from bench.execute.this_machine import ThisMachine
 
 from . import engine_jobs
 
@@ -34,6 +35,15 @@ def test_one_child_does_all_jobs_on_one_thread(slot: Slot) -> None:
     assert slot.do(NONE, engine_jobs.add, 1, 2) == 3
     assert slot.do(NONE, engine_jobs.process) == first
     assert slot.do(NONE, engine_jobs.environment, "OMP_NUM_THREADS") == "1"
+
+
+def test_slots_take_gpus_in_turns_and_see_one_alone() -> None:
+    engine = ThisMachine(4, ["5", "7"])
+    try:
+        seen = [slot.do(NONE, engine_jobs.environment, "CUDA_VISIBLE_DEVICES") for slot in engine._slots]
+    finally:
+        engine.stop()
+    assert seen == ["5", "7", "5", "7"]
 
 
 def test_errors_of_the_job_propagate(slot: Slot) -> None:
