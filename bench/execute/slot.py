@@ -62,6 +62,9 @@ class Slot:
 
     def __init__(self, gpu: str | None = None) -> None:
         self._gpu = gpu
+        self._closed = False
+        self._lock = threading.Lock()
+        """Held while the child is started, so that none is started after `close`."""
         self._pool: ProcessPool | None = None
         self._loaded = ""
 
@@ -82,12 +85,10 @@ class Slot:
         """
         if loads and self._loaded not in ("", loads):
             self.stop()
-        if self._pool is None:
-            self._pool, self._loaded = _started_pool(self._gpu), ""
-        self._loaded = loads or self._loaded
+        pool = self._ready(loads)
         try:
-            self._pool.schedule(_imported, (work,)).result()  # which takes no part of the job's time
-            value, error = self._pool.schedule(_in_child, (limits.memory, work, args), timeout=limits.seconds).result()
+            pool.schedule(_imported, (work,)).result()  # which takes no part of the job's time
+            value, error = pool.schedule(_in_child, (limits.memory, work, args), timeout=limits.seconds).result()
         except TimeoutError:
             raise TimeLimitError from None
         except ProcessExpired as expired:
@@ -105,6 +106,21 @@ class Slot:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+
+    def close(self) -> None:
+        """End the child, and start no other."""
+        with self._lock:
+            self._closed = True
+        self.stop()
+
+    def _ready(self, loads: str) -> ProcessPool:
+        with self._lock:
+            if self._closed:
+                raise ChildEndedError(None)
+            if self._pool is None:
+                self._pool, self._loaded = _started_pool(self._gpu), ""
+            self._loaded = loads or self._loaded
+            return self._pool
 
 
 def _started_pool(gpu: str | None) -> ProcessPool:

@@ -1,8 +1,8 @@
 """Do tasks in child processes of this one: each slot in a thread that waits for its child."""
 
 import queue
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
@@ -25,16 +25,16 @@ class ThisMachine:
 
     def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
         self.slots = slots
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         self._slots = [Slot(gpus[k % len(gpus)] if gpus else None) for k in range(slots)]
-        for slot in self._slots:
-            self._free.put(slot)
-        self._threads = ThreadPoolExecutor(slots, "slot")
+        self._todo: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[tuple[Task, Ending]] = queue.SimpleQueue()
+        self._stopped = False
+        for slot in self._slots:  # as daemons, they don't keep a process alive that is to end
+            threading.Thread(target=self._serve, args=(slot,), name="slot", daemon=True).start()
 
     def start(self, task: Task) -> None:
         """Do the task as soon as a slot is free."""
-        self._threads.submit(self._attempt, task)
+        self._todo.put(task)
 
     def next(self) -> tuple[Task, Ending]:
         """Wait until an attempt at one of the started tasks ends."""
@@ -50,16 +50,14 @@ class ThisMachine:
 
     def stop(self) -> None:
         """End all attempts at once."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._stopped = True
         for slot in self._slots:
-            slot.stop()
+            self._todo.put(None)
+            slot.close()
 
-    def _attempt(self, task: Task) -> None:
-        slot = self._free.get()
-        try:
+    def _serve(self, slot: Slot) -> None:
+        while (task := self._todo.get()) is not None and not self._stopped:
             self._ended.put((task, attempt(task, slot)))
-        finally:
-            self._free.put(slot)
 
 
 def attempt(task: Task, slot: Slot) -> Ending:

@@ -33,7 +33,7 @@ def attempt_here(packed: bytes) -> bytes:
         slot = _free.get_nowait()
     except queue.Empty:
         slot = Slot()
-        Finalize(None, slot.stop, exitpriority=1)  # before this process waits for its children, at its end
+        Finalize(None, slot.close, exitpriority=1)  # before this process waits for its children, at its end
     try:
         return pickle.dumps(attempt(task, slot))
     finally:
