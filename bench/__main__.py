@@ -22,7 +22,10 @@ NEEDED = (
     "rich",
     "typer",
 )
-"""Import names of the packages in the extra ``bench``."""
+"""Import names of the packages in the extra ``bench`` that every command needs.
+
+Without the others, pebble and psutil, a suite's runs are done in the command's own process.
+"""
 
 
 def main() -> None:

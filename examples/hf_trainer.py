@@ -2,7 +2,8 @@
 
 A batch shows one task alone, so the balancer compares tasks over the batches that the Trainer accumulates: it follows
 the Trainer's optimiser. It is a module of the model, so the Trainer's checkpoints have its state, and `from_pretrained`
-loads it with a model that is a `PreTrainedModel`:
+loads it with a model that is a `PreTrainedModel`. Look for missing keys in the log when you resume such a model:
+transformers 5.24 renames parameters of some trunks, ViT's among them, and does not find them in its checkpoints.
 
     python examples/hf_trainer.py
 """

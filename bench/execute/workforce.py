@@ -76,12 +76,13 @@ class Workforce:
         """Return ``jobs`` processes of this machine, or with `IN_THIS_PROCESS` this process.
 
         The processes take ``gpus`` in turns, and each sees its own alone; see `visible_gpus`.
-        Without the package pebble it is this process too, and ``tell`` is called with a sentence that says so.
+        Without the packages pebble and psutil it is this process too, and ``tell`` is called with a sentence on it.
         """
         if jobs == IN_THIS_PROCESS:
             return cls(InThisProcess(), tell)
-        if find_spec("pebble") is None:
-            tell("pebble is not installed (pip install pebble): runs are done in this process, one after another")
+        if missing := [name for name in ("pebble", "psutil") if find_spec(name) is None]:
+            named = " and ".join(missing)
+            tell(f"{named} not found (pip install pebble psutil): runs are done in this process, one after another")
             return cls(InThisProcess(), tell)
         from .this_machine import ThisMachine  # here, as it needs pebble
 

@@ -9,6 +9,7 @@ from bench.execute import cluster
 from bench.execute.carry_out import Failed, NotDone, carry_out
 from bench.execute.task import Engine, EngineError, Finished, Limits, Raised, Task
 from bench.execute.this_machine import ThisMachine
+from bench.execute.workforce import Workforce
 
 from . import engine_jobs
 from .dask_processes import DaskProcesses
@@ -122,6 +123,14 @@ def test_a_lost_scheduler_is_told(tmp_path: Path) -> None:
         engine.stop()
     finally:
         processes.stop()
+
+
+def test_without_the_packages_for_processes_runs_are_done_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.execute.workforce.find_spec", lambda name: None if name == "pebble" else name)
+    told: list[str] = []
+    with Workforce.of(4, told.append) as workforce:
+        assert workforce.slots == 1
+    assert told == ["pebble not found (pip install pebble psutil): runs are done in this process, one after another"]
 
 
 def test_no_scheduler_and_no_cluster_are_told_in_a_sentence(tmp_path: Path) -> None:
