@@ -184,32 +184,32 @@ def test_runs_that_exit_and_hang_harm_no_other(
     path = tmp_path / "mine.toml"
     methods = [{"name": "equal"}, {"name": "killing"}, {"name": "hanging"}, {"name": "gradnorm"}]
     problems = [{"name": "small", "steps": 60}]
-    text = suite_text(problems, learning_rates=None, balancers=methods, reported=[1], limits={"seconds": 5})
+    text = suite_text(problems, learning_rates=None, balancers=methods, reported=[1], limits={"seconds": 12})
     path.write_text(text)
     done = CliRunner().invoke(app, command(path, tmp_path / "results", *more))
     assert done.exit_code == 1, done.output
-    assert "hanging on small, 1 run: it took longer than the suite's limit of 5 s" in done.output
+    assert "hanging on small, 1 run: it took longer than the suite's limit of 12 s" in done.output
     assert "killing on small, 1 run: its process was killed by signal 9" in done.output
     assert "4 runs computed, 0 already stored, 2 failed" in done.output
 
-    path.write_text(text.replace("seconds = 5", "seconds = 6"))  # the run that failed by the limit is tried again
+    path.write_text(text.replace("seconds = 12", "seconds = 13"))  # the run that failed by the limit is tried again
     done = CliRunner().invoke(app, command(path, tmp_path / "results", *more))
     assert "1 runs computed, 3 already stored, 2 failed" in done.output
-    assert "the suite's limit of 6 s" in done.output
+    assert "the suite's limit of 13 s" in done.output
 
 
 def test_a_hanging_run_is_not_done_where_no_limit_is_stated(
     suite_text: SuiteText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.execute.workforce.LEAST_SECONDS", 3.0)
-    monkeypatch.setattr("bench.execute.workforce.WITHOUT_FORECAST", 3.0)
+    monkeypatch.setattr("bench.execute.workforce.LEAST_SECONDS", 8.0)
+    monkeypatch.setattr("bench.execute.workforce.WITHOUT_FORECAST", 8.0)
     path = tmp_path / "mine.toml"
     methods = [{"name": "equal"}, {"name": "hanging"}]
     problems = [{"name": "small", "steps": 60}]
     path.write_text(suite_text(problems, learning_rates=None, balancers=methods, reported=[1]))
     done = CliRunner().invoke(app, command(path, tmp_path / "results"))
     assert done.exit_code == 1
-    assert "not done: hanging on small, 1 run: it took longer than 3 s, 2 times" in done.output
+    assert "not done: hanging on small, 1 run: it took longer than 8 s, 2 times" in done.output
     assert "1 runs are not done" in done.output
     assert finished(tmp_path / "results") == 1
 
