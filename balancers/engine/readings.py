@@ -64,4 +64,4 @@ class Result(NamedTuple):
     """What replaces the gradients' weighted sum, one for each tensor in ``Read.gradients``, without the first
     dimension."""
     statistics: State = {}
-    """What else is worth logging."""
+    """Further tensors to log, by name."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _KINDS = {"weights": "weight", "losses": "loss", "gradient_norms": "gradient_norm"}
-"""What one of several numbers is called."""
+"""The name in the singular of each statistic that has a number for each task."""
 
 
 def scalars(

@@ -43,7 +43,7 @@ _at_fork = set[int]()
 
 
 class Call(NamedTuple):
-    """What a balancer was called with, and the weights it used."""
+    """The losses of one call of a balancer, and the weights that it used."""
 
     losses: Tensor
     """``(T,)``, detached; zero where a task was left out."""
@@ -72,7 +72,7 @@ class Step:
         self.factors = call.weights
         """``(T,)``: what each loss is multiplied by in the pass, its weight and the scale of the pass."""
         self.gradients: list[Tensor] = []
-        """What was measured, in the form that `Window` sums."""
+        """The measurements, in the form that `Window` sums."""
         self.squared = self.adds_up = False
         self.commit: Callable[[], None] | None = None
         """Writes what a combining method decided in the pass, at the pass's end."""
@@ -568,7 +568,7 @@ class _Rows:
         self.features: list[Tensor] = []
         """Those of each passage."""
         self.combined: list[Tensor] | None = None
-        """What goes on into the trunk, once it is decided."""
+        """The gradients that go on into the trunk, once they are decided."""
         self._num_tasks = num_tasks
         self._gradients: list[list[Tensor | None] | Tensor] = []
 

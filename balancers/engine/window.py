@@ -1,4 +1,4 @@
-"""What backward passes showed, summed over the window between two updates and over all ranks."""
+"""Sum the measurements of backward passes over the window between two updates, and over all ranks."""
 
 from typing import TYPE_CHECKING
 
