@@ -27,9 +27,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class NotDone:
-    """The task was given up, for a reason that may not be its own."""
+    """The task was given up, for a reason that may not be its own; ``lost`` says whether that is lost workers."""
 
     why: str
+    lost: bool = False
 
 
 Verdict = Finished | Raised | Failed | NotDone
@@ -58,7 +59,8 @@ class _Attempts:
                 return NotDone(f"it took longer than {seconds:g} s, {LATE} times") if self.late == LATE else None
             case WorkerLost(times):
                 if self.must_be_alone and self.lost:
-                    return NotDone("the workers that had it went away, the last one while nothing else ran")
+                    why = "the workers that had it went away, the last one while nothing else ran"
+                    return NotDone(why, lost=True)
                 self.lost += times
                 return None
 

@@ -60,6 +60,11 @@ class DaskCluster:
             self._look()
         return sum(self._used().values())
 
+    @property
+    def workers(self) -> int:
+        """The number of workers that are used, as `slots` saw them."""
+        return len(self._used())
+
     def start(self, task: Task) -> None:
         """Do the task on a worker that is not refused, as soon as one has a slot free."""
         self._attempts += 1
@@ -205,6 +210,8 @@ def made_by(named: str, tell: Tell) -> DaskCluster:
         EngineError: Dask is not installed, there is no such function, or it raises an exception.
     """
     distributed = _dask()
+    import dask
+
     file, _, function = named.rpartition(":")
     if not (file and function):
         raise EngineError(f"--cluster takes FILE.py:function, not {named}")
@@ -217,7 +224,9 @@ def made_by(named: str, tell: Tell) -> DaskCluster:
         make = getattr(module, function, None)
         if make is None:
             raise EngineError(f"{file} has no function {function}")
-        cluster = make()
+        # Dask would give a task to three more workers before it tells that one was lost; `carry_out` counts itself.
+        with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+            cluster = make()
         return DaskCluster(distributed.Client(cluster, set_as_default=False), tell, cluster)
     except EngineError:
         raise

@@ -1,6 +1,7 @@
-"""Show the progress of a suite in one line: runs done, running and failed, and the time left."""
+"""Show the progress of a suite in one line: runs done, running and failed, workers, rate, and the time left."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -8,6 +9,10 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from bench.style.numbers import counted
+
+Hands = Callable[[], tuple[int, int]]
 
 SECONDS = 10
 """Seconds between two lines where the output is not a terminal."""
@@ -24,7 +29,8 @@ class Progress:
         self._exit = ExitStack()
         self._stage = ""
         self._total = self._stored = self._done = self._reused = self._failed = 0
-        self._workers = self._stage_left = 0
+        self._hands: Hands = lambda: (0, 0)
+        self._slots = self._workers = self._stage_left = 0
         self._begun = self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -41,11 +47,19 @@ class Progress:
         self._total += jobs
         self._stored += stored
 
-    def begin(self, stage: str, jobs: int, workers: int, reused: int = 0) -> None:
-        """Begin a stage of ``jobs``, ``workers`` of them at a time, and count ``reused`` more jobs as already done."""
+    def begin(self, stage: str, jobs: int, hands: Hands, reused: int = 0) -> None:
+        """Begin a stage of ``jobs``, and count ``reused`` more jobs as already done.
+
+        Args:
+            stage: its name.
+            jobs: the number of jobs to do.
+            hands: returns the numbers of jobs at a time and of workers.
+            reused: the number of jobs of the stage that were done before.
+        """
         if self._done == self._reused:
             self._begun = time.monotonic()
-        self._stage, self._stage_left, self._workers = stage, jobs, workers
+        self._stage, self._stage_left, self._hands = stage, jobs, hands
+        self._slots, self._workers = hands()
         self._done += reused
         self._reused += reused
         if jobs and not self._console.is_terminal:
@@ -56,6 +70,7 @@ class Progress:
         self._done += 1
         self._failed += failed
         self._stage_left -= 1
+        self._slots, self._workers = self._hands()
         if not self._console.is_terminal and (self._stage_left == 0 or time.monotonic() - self._printed > SECONDS):
             self._print()
 
@@ -64,11 +79,17 @@ class Progress:
         self._console.print(Text(self._line()))
 
     def _line(self) -> str:
-        running = min(self._workers, self._stage_left)
-        line = f"{self._stage}: {self._done} of {self._total} done, {running} running, {self._failed} failed"
+        running = f"{min(self._slots, self._stage_left)} running on {counted(self._workers, 'worker')}"
+        line = f"{self._stage}: {self._done} of {self._total} done, {running}, {self._failed} failed"
         computed = self._done - self._reused
         left = self._total - self._done - max(0, self._stored - self._reused)
-        if computed and left > 0:
-            seconds = (time.monotonic() - self._begun) / computed * left
-            line += f", {round(seconds) // 60}:{round(seconds) % 60:02d} left"
+        spent = time.monotonic() - self._begun
+        if computed and spent > 0 and left > 0:
+            seconds = spent / computed * left
+            line += f", {_rate(computed / spent)}, {round(seconds) // 60}:{round(seconds) % 60:02d} left"
         return line
+
+
+def _rate(per_second: float) -> str:
+    """Return a rate in words, per second or per minute: ``2.3 a second``."""
+    return f"{per_second:.2g} a second" if per_second >= 1 else f"{per_second * 60:.2g} a minute"

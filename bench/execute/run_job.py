@@ -29,6 +29,10 @@ NAMES: Mapping[str, str] = {
     "torch": "PyTorch",
 }
 """What a result depends on besides its specification, in words."""
+TIMES_FORECAST = 20.0
+"""A run is given up after so many times its forecast."""
+BUSY = 0.3
+"""The number of cores that other programs may use while steps are timed, without a warning."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,16 @@ def first_steps(job: RunJob) -> Pace | FailedStart:
         return FailedStart(reason(error))
 
 
+def time_limit(job: RunJob) -> float:
+    """Return the seconds after which a run is given up on this computer; 0 if its first steps fail.
+
+    Raises:
+        CannotRunError: see `do`.
+    """
+    start = first_steps(job)
+    return TIMES_FORECAST * (start.load + start.run(job.run.spec)) if isinstance(start, Pace) else 0.0
+
+
 def step_cost(job: RunJob, rounds: int) -> list[dict[str, Any]]:
     """Measure the cost of a step; see `bench.cost.measure_step.measure`, whose errors propagate.
 
@@ -105,6 +119,15 @@ def step_cost(job: RunJob, rounds: int) -> list[dict[str, Any]]:
 def kind_of_machine() -> tuple[str, str | None]:
     """Return the names of this computer's processor and GPU."""
     return processor(), gpu()
+
+
+def busy_cores() -> float:
+    """Return the number of this computer's cores that its programs use now; 0 if that is not known."""
+    try:
+        import psutil
+    except ImportError:
+        return 0.0
+    return float(psutil.cpu_percent(interval=1.0)) / 100 * (psutil.cpu_count() or 1)
 
 
 def _prepare(job: RunJob) -> None:

@@ -243,7 +243,7 @@ class _Work:
         slots = self.workforce.slots
         if missing or not about.is_file():
             machine_facts.write(about, slots)
-        self.progress.begin(stage, len(missing), slots, reused=len(new) - len(missing))
+        self.progress.begin(stage, len(missing), self.workforce.hands, reused=len(new) - len(missing))
         not_done: list[tuple[Planned, str]] = []
         limits = self.suite.limits
         for end in self.workforce.do(missing, self.store, self.suite.plugins, limits, self.expected_seconds):
@@ -281,7 +281,9 @@ class _Work:
         keys = {run.key: self.cost_key(run, kind) for run in costs}
         stored = {} if anew else {run.key: self.store.cost(keys[run.key]) for run in costs}
         missing = [run for run in costs if stored.get(run.key) is None]
-        self.progress.begin("step timing", len(missing), workers=1, reused=len(costs) - len(missing))
+        self.progress.begin("step timing", len(missing), lambda: (1, 1), reused=len(costs) - len(missing))
+        if missing and (busy := self.workforce.busy_cores()) > run_job.BUSY:
+            self.tell(f"steps are timed while other programs use {busy:.1f} cores: the times may be too long")
         rows: list[result_tables.Row] = []
         for run in costs:
             facts = stored.get(run.key)

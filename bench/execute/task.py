@@ -39,6 +39,8 @@ class Task:
         stated: whether the suite states the time limit. A task that exceeds it has failed; one that exceeds a limit
             that nobody stated may have had bad luck.
         loads: what the call loads into its process besides this project; see `Slot.do`.
+        own_limit: a function of ``args`` that returns the seconds that an attempt may take on the computer that calls
+            it. An attempt that exceeds the time limit is made once more there if that computer may take longer.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Task:
     limits: Limits = UNLIMITED
     stated: bool = False
     loads: str = ""
+    own_limit: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,10 @@ class Engine(Protocol):
     @property
     def slots(self) -> int:
         """The number of tasks that can be done at a time now."""
+
+    @property
+    def workers(self) -> int:
+        """The number of processes or computers that do tasks now."""
 
     def start(self, task: Task) -> None:
         """Do the task as soon as a slot is free."""

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import psutil
 
@@ -24,7 +25,7 @@ class ThisMachine:
     is_here = True
 
     def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
-        self.slots = slots
+        self.slots = self.workers = slots
         self._slots = [Slot(gpus[k % len(gpus)] if gpus else None) for k in range(slots)]
         self._todo: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[tuple[Task, Ending]] = queue.SimpleQueue()
@@ -62,11 +63,21 @@ class ThisMachine:
 
 def attempt(task: Task, slot: Slot) -> Ending:
     """Do the task in a slot, and return how that ended."""
+    ending = _attempt(task, slot, task.limits.seconds)
+    if not isinstance(ending, TookTooLong) or task.own_limit is None:
+        return ending
+    timed = _attempt(replace(task, work=task.own_limit), slot, ending.seconds)
+    if isinstance(timed, Finished) and timed.value > ending.seconds:  # a slower computer than the one that timed
+        return _attempt(task, slot, timed.value)
+    return ending
+
+
+def _attempt(task: Task, slot: Slot, seconds: float | None) -> Ending:
     memory = task.limits.memory or MOST_MEMORY * psutil.virtual_memory().total
     try:
-        return Finished(slot.do(Limits(task.limits.seconds, memory), task.work, *task.args, loads=task.loads))
+        return Finished(slot.do(Limits(seconds, memory), task.work, *task.args, loads=task.loads))
     except TimeLimitError:
-        return TookTooLong(task.limits.seconds or 0.0)
+        return TookTooLong(seconds or 0.0)
     except MemoryLimitError:
         return Crashed(f"its process needed more than {memory / 2**30:.3g} GiB of memory")
     except ChildEndedError as ended:

@@ -9,7 +9,7 @@ class InThisProcess:
     """The engine that does each task in this process, one after another. A task that crashes ends the process."""
 
     is_here = True
-    slots = 1
+    slots = workers = 1
 
     def __init__(self) -> None:
         self._todo: deque[Task] = deque()

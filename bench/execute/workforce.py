@@ -7,7 +7,7 @@ finished run is therefore safe whatever happens afterwards.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -28,15 +28,14 @@ from bench.suite.suite_file import StatedLimits
 
 from . import cluster, run_job
 from .carry_out import Failed, NotDone, Verdict, carry_out
-from .run_job import FailedStart, RunJob, RunOutcome
+from .run_job import TIMES_FORECAST, FailedStart, RunJob, RunOutcome
 from .task import UNLIMITED, CannotRunError, Engine, EngineError, Finished, Limits, Raised, Task
 from .this_process import InThisProcess
 
 IN_THIS_PROCESS = 0
 """The number of jobs that means: run everything in this process, one run after another."""
-LEAST_SECONDS, TIMES_FORECAST, WITHOUT_FORECAST = 60.0, 20.0, 3600.0
-"""A run is given up after so many times its forecast, but not before the first of these seconds; without a forecast
-after the last."""
+LEAST_SECONDS, WITHOUT_FORECAST = 60.0, 3600.0
+"""A run is not given up before the first of these seconds; without a forecast it is after the second."""
 FIRST_STEPS = 600.0
 """Seconds after which the first steps of a run are given up."""
 
@@ -57,7 +56,7 @@ class WorkerLostError(Exception):
 
 
 class StepFailedError(Exception):
-    """A step that was measured ended its process."""
+    """A step that was measured ended its process, or did not end."""
 
 
 class Workforce:
@@ -109,6 +108,10 @@ class Workforce:
         """The number of runs at a time."""
         return max(1, self._engine.slots)
 
+    def hands(self) -> tuple[int, int]:
+        """Return the number of runs at a time, and of the processes or computers that do them, both of now."""
+        return self.slots, self._engine.workers
+
     def do(
         self,
         runs: Sequence[Planned],
@@ -131,9 +134,12 @@ class Workforce:
         """
         load = _Load(plugin_files)
         by_key = {run.key: run for run in runs}
+        stated = limits.seconds is not None
         todo = [
-            load.task(
-                run.key, run_job.do, run, limits=_limits(limits, forecast(run)), stated=limits.seconds is not None
+            replace(
+                load.task(run.key, run_job.do, run, limits=_limits(limits, forecast(run))),
+                stated=stated,
+                own_limit=None if stated else run_job.time_limit,
             )
             for run in runs
         ]
@@ -172,15 +178,23 @@ class Workforce:
         kind: tuple[str, str | None] = self._call(Task("machine", run_job.kind_of_machine, ()))
         return kind
 
+    def busy_cores(self) -> float:
+        """Return the number of cores that are in use where steps are timed, before they are; see `one_worker`."""
+        if self._engine.is_here:
+            return run_job.busy_cores()
+        busy: float = self._call(Task("busy", run_job.busy_cores, ()))
+        return busy
+
     def step_cost(self, run: Planned, rounds: int, plugin_files: Sequence[Path] = ()) -> list[dict[str, Any]]:
         """Measure the cost of a step; errors of the step propagate.
 
         Raises:
-            StepFailedError: the step ended its process.
+            StepFailedError: the step ended its process, or it did not end within an hour.
             WorkerLostError: the worker went away.
         """
+        limits = Limits(WITHOUT_FORECAST)
         rows: list[dict[str, Any]] = self._call(
-            _Load(plugin_files).task(f"cost-{run.key}", run_job.step_cost, run, rounds)
+            _Load(plugin_files).task(f"cost-{run.key}", run_job.step_cost, run, rounds, limits=limits)
         )
         return rows
 
@@ -192,9 +206,9 @@ class Workforce:
                 return value
             case Raised(error):
                 raise error
-            case NotDone(why):
+            case NotDone(why, lost=True):
                 raise WorkerLostError(why)
-            case Failed(why):
+            case NotDone(why) | Failed(why):
                 raise StepFailedError(why)
 
 
@@ -219,10 +233,9 @@ class _Load:
         run: Planned,
         *more: object,
         limits: Limits = UNLIMITED,
-        stated: bool = False,
     ) -> Task:
         job = RunJob.of(run, self._sources)
-        return Task(key, work, (job, *more), limits, stated, self._loads)
+        return Task(key, work, (job, *more), limits, loads=self._loads)
 
 
 def _limits(stated: StatedLimits, forecast: float | None) -> Limits:

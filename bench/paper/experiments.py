@@ -118,7 +118,7 @@ class Lab:
         missing = [run for key, run in runs.items() if not self._store.has(key)]
         self._write_environment(bool(missing))
         self._progress.expect(len(runs))
-        self._progress.begin(f"{self.claim}, {stage}", len(missing), self.workforce.slots, len(runs) - len(missing))
+        self._progress.begin(f"{self.claim}, {stage}", len(missing), self.workforce.hands, len(runs) - len(missing))
         not_done = []
         for end in self.workforce.do(missing, self._store):
             self._progress.finish(end.failed)
@@ -188,7 +188,7 @@ class Lab:
         path = self.folder / "costs" / f"{code_hash.digest(about)}.json"
         self._write_environment(not path.is_file())
         self._progress.expect(1)
-        self._progress.begin(f"{self.claim}, {stage}", 1, workers=1)
+        self._progress.begin(f"{self.claim}, {stage}", 1, lambda: (1, 1))
         if not path.is_file():
             atomic_file.write(path, json.dumps(measure()).encode())
         self._progress.finish()

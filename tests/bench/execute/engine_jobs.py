@@ -49,6 +49,16 @@ def sleep(seconds: float) -> str:
     return "awake"
 
 
+def half_a_second(seconds: float) -> float:
+    """Return a time limit that is shorter than the one which the tests state."""
+    return 0.5
+
+
+def ten_seconds(seconds: float) -> float:
+    """Return a time limit that is longer than the one which the tests state."""
+    return 10.0
+
+
 def eat(most: int) -> None:
     """Take memory, at most so many bytes."""
     pieces = []

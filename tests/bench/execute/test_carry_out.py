@@ -8,6 +8,7 @@ from bench.execute.carry_out import IN_FLIGHT, Failed, NotDone, Verdict, carry_o
 from bench.execute.task import Crashed, Ending, Finished, Raised, Task, TookTooLong, WorkerLost
 
 DONE = Finished(1)
+LOST = NotDone("the workers that had it went away, the last one while nothing else ran", lost=True)
 CRASH = Crashed("its process ended")
 LATE = TookTooLong(60.0)
 
@@ -72,9 +73,9 @@ def test_an_exception_is_the_caller_s_to_judge() -> None:
         ([LATE, CRASH], DONE),
         ([CRASH, LATE, CRASH], Failed("its process ended, and again when it ran alone")),
         ([WorkerLost(1)] * 2, DONE),
-        ([WorkerLost(1)] * 3, NotDone("the workers that had it went away, the last one while nothing else ran")),
+        ([WorkerLost(1)] * 3, LOST),
         ([WorkerLost(4)], DONE),
-        ([WorkerLost(4)] * 2, NotDone("the workers that had it went away, the last one while nothing else ran")),
+        ([WorkerLost(4)] * 2, LOST),
         ([WorkerLost(1), CRASH, WorkerLost(1), WorkerLost(1)], None),
     ],
 )

@@ -53,6 +53,8 @@ def test_a_task_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> No
         Task("exits once", engine_jobs.end_once, (tmp_path / "marker",)),
         Task("raises", engine_jobs.refuse, ()),
         Task("hangs", engine_jobs.sleep, (600.0,), Limits(seconds=1.0)),
+        Task("hangs here too", engine_jobs.sleep, (600.0,), Limits(seconds=1.0), own_limit=engine_jobs.half_a_second),
+        Task("is slow here", engine_jobs.sleep, (1.5,), Limits(seconds=1.0), own_limit=engine_jobs.ten_seconds),
         Task("is limited", engine_jobs.sleep, (600.0,), Limits(seconds=1.0), stated=True),
         Task("eats", engine_jobs.eat, (3_000_000_000,), Limits(memory=400e6)),
         *(Task(f"fine {k}", engine_jobs.sleep, (0.01,)) for k in range(20)),
@@ -62,6 +64,8 @@ def test_a_task_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> No
     assert isinstance(raised := found["raises"], Raised)
     assert repr(raised.error) == "TimeoutError('mine')"
     assert found["hangs"] == NotDone("it took longer than 1 s, 2 times")
+    assert found["hangs here too"] == NotDone("it took longer than 1 s, 2 times")
+    assert found["is slow here"] == Finished("awake")
     assert found["is limited"] == Failed("it took longer than the suite's limit of 1 s", 1.0)
     assert found["eats"] == Failed("its process needed more than 0.373 GiB of memory, and again when it ran alone")
     fine = {key: verdict for key, verdict in found.items() if key == "exits once" or key.startswith("fine")}

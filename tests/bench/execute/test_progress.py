@@ -23,19 +23,19 @@ def test_stored_runs_of_later_stages_are_not_left(monkeypatch: pytest.MonkeyPatc
     with Progress(Console(file=output, width=200)) as line:
         line.expect(10, stored=6)
         line.expect(20, stored=15)
-        line.begin("learning rates", 4, workers=1, reused=6)
+        line.begin("learning rates", 4, lambda: (1, 1), reused=6)
         now = 11.0
         line.finish()
         now = 44.0
         for _ in range(3):
             line.finish()
-        line.begin("reported runs", 5, workers=1, reused=15)
+        line.begin("reported runs", 5, lambda: (6, 2), reused=15)
     assert output.getvalue().splitlines() == [
-        "learning rates: 6 of 30 done, 1 running, 0 failed",
-        "learning rates: 7 of 30 done, 1 running, 0 failed, 1:28 left",  # 8 runs of 11 seconds
-        "learning rates: 8 of 30 done, 1 running, 0 failed, 2:34 left",  # 7 runs of 22 seconds
-        "learning rates: 10 of 30 done, 0 running, 0 failed, 0:55 left",
-        "reported runs: 25 of 30 done, 1 running, 0 failed, 0:55 left",
+        "learning rates: 6 of 30 done, 1 running on 1 worker, 0 failed",
+        "learning rates: 7 of 30 done, 1 running on 1 worker, 0 failed, 5.5 a minute, 1:28 left",  # 8 runs of 11 s
+        "learning rates: 8 of 30 done, 1 running on 1 worker, 0 failed, 2.7 a minute, 2:34 left",  # 7 runs of 22 s
+        "learning rates: 10 of 30 done, 0 running on 1 worker, 0 failed, 5.5 a minute, 0:55 left",
+        "reported runs: 25 of 30 done, 5 running on 2 workers, 0 failed, 5.5 a minute, 0:55 left",
     ]
 
 
@@ -55,4 +55,4 @@ def test_a_resumed_suite_forecasts_what_is_left(make_suite: Callable[..., Suite]
     assert forecast.startswith("2 runs and 1 step timing: ")
     done, total = (int(number) for number in first.removeprefix("reported runs: ").split(" done")[0].split(" of "))
     assert total - done == 2 + 2  # the runs, and two step timings, of which one is stored
-    assert last == f"step timing: {total} of {total} done, 0 running, 0 failed"
+    assert last == f"step timing: {total} of {total} done, 0 running on 1 worker, 0 failed"
