@@ -48,6 +48,7 @@ from .imtl import IMTL
 from .imtl_gradient import IMTLGradient
 from .imtl_loss import IMTLLoss
 from .inverse_dirichlet import InverseDirichlet
+from .inverse_loss import InverseInitialLoss
 from .inverse_norm import InverseGradientNorm
 from .ldc_mtl import LDCMTL
 from .lr_annealing import LearningRateAnnealing
@@ -113,6 +114,7 @@ __all__ = [
     "IMTLLoss",
     "InverseDirichlet",
     "InverseGradientNorm",
+    "InverseInitialLoss",
     "LearningRateAnnealing",
     "LinearHeads",
     "LossBalancer",

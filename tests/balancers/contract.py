@@ -54,6 +54,7 @@ OPTIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "graddrop": [{}, {"leak": [0.0, 0.5, 1.0]}],
     "imtl": [{}, {"optimizer": "sgd"}],
     "imtl-l": [{}, {"optimizer": "sgd"}],
+    "inverse-loss": [{}, {"first_steps": 4}],
     "inverse-norm": [{}, {"first_steps": 4}],
     "ldc-mtl": [{}, {"optimizer": "sgd", "rho": 0.1}],
     "m-config": [{"takes_turns": False}],
