@@ -1,4 +1,4 @@
-"""Hold out part of a training set."""
+"""Hold out part of a training set, or evaluate on part of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -14,24 +14,40 @@ PART = 10
 
 def split_data(data: Data, generator: Generator, batch_size: int) -> tuple[Data, Data]:
     """Return data without some samples of ``data.train``, and with these alone: see `Problem.split`."""
-    if isinstance(data, Mapping):
-        train = data.get("train")
-    else:
-        train = getattr(data, "train", None) if is_dataclass(data) else None
+    train = _part(data, "train")
     if train is None:
         raise TypeError(
             f"data of type {type(data).__name__} have no training set by the name train: for methods that learn from a "
             f"second batch, the problem must define split"
         )
     kept, held = (selected(train, chosen) for chosen in split_indices(_length(train), generator, batch_size))
-    return _with(data, kept), _with(data, held)
+    return _with(data, train=kept), _with(data, train=held)
 
 
-def _with(data: Data, train: Any) -> Data:
-    """Return ``data`` with another training set."""
+def seen_data(data: Data) -> Data | None:
+    """Return data whose validation split is evenly spaced samples of ``data.train``: see `Problem.seen`."""
+    train, validation = _part(data, "train"), _part(data, "validation")
+    if train is None or validation is None:
+        return None
+    try:
+        number = min(_length(train), _length(validation))
+        return _with(data, validation=selected(train, torch.arange(number) * _length(train) // number))
+    except TypeError:  # samples of another type than `selected` knows
+        return None
+
+
+def _part(data: Any, name: str) -> Any:
+    """Return one of the splits of ``data``; None if data of this type have none by that name."""
     if isinstance(data, Mapping):
-        return cast(Data, {**data, "train": train})
-    return cast(Data, replace(cast(Any, data), train=train))
+        return data.get(name)
+    return getattr(data, name, None) if is_dataclass(data) else None
+
+
+def _with(data: Data, **splits: Any) -> Data:
+    """Return ``data`` with other ``splits``."""
+    if isinstance(data, Mapping):
+        return cast(Data, {**data, **splits})
+    return cast(Data, replace(cast(Any, data), **splits))
 
 
 def split_indices(num_samples: int, generator: Generator, batch_size: int) -> tuple[Tensor, Tensor]:

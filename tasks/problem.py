@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from balancers import Fork
 
-from .held_out import split_data
+from .held_out import seen_data, split_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,9 +64,12 @@ class Recipe:
         schedule: the schedule of the learning rate, "constant" or "cosine".
         batch_size: samples per batch.
         steps: number of training steps.
+        betas: how much of itself Adam's averages of the gradient and of its square keep in a step.
+        weight_decay: how much of each parameter is added to its gradient, as by the ``weight_decay`` of PyTorch's Adam
+            and SGD.
 
     Raises:
-        ValueError: If the optimiser or schedule is unknown, or a number is not positive and finite.
+        ValueError: If the optimiser or schedule is unknown, or a number is out of range.
     """
 
     optimizer: Optimizer
@@ -74,6 +77,8 @@ class Recipe:
     schedule: Schedule
     batch_size: int
     steps: int
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule)):
@@ -84,6 +89,10 @@ class Recipe:
         for name, count in (("batch_size", self.batch_size), ("steps", self.steps)):
             if count < 1:
                 raise ValueError(f"{name} is {count}; expected 1 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}; expected two numbers of at least 0 and below 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; expected a finite number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,14 @@ class Problem(ABC, Generic[Data]):
             ValueError: If a batch needs more than half of the training set.
         """
         return split_data(data, generator, batch_size)
+
+    def seen(self, data: Data) -> Data | None:
+        """Return data whose validation split is samples of the training set, as many as there are for validation.
+
+        A model's score on it, beside that on the test split, tells how much better a model does where it has trained.
+        Return None if the data have no splits by the names ``train`` and ``validation``.
+        """
+        return seen_data(data)
 
     @abstractmethod
     def model(self) -> nn.Module:

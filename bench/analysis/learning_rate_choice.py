@@ -1,27 +1,37 @@
 """Choose the learning rate of each method: the best on validation, over the tuning seeds alone."""
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from .intervals import Scale, comparison_scale
 from .primary_metric import primary_rows
 
-COLUMNS = ["problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge"]
+COLUMNS = ["problem", "balancer", "lr", "mean_validation_score", "scale", "chosen", "grid_edge"]
 
 
 def choose_learning_rates(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
     """Choose one learning rate per problem and balancer.
 
-    The learning rate with the best mean primary validation score of the last checkpoint, over the tuning seeds, wins. A
-    failed run counts with its imputed score (see :func:`~bench.analysis.impute_failures`). Of equally good rates, the
-    smallest is chosen; a rate without a finite mean is worse than any other.
+    The learning rate with the best mean primary validation score of the last checkpoint, over the tuning seeds, wins.
+    The mean is the one that comparisons use: geometric where the problem's scores are compared as ratios, arithmetic
+    elsewhere (see :mod:`bench.analysis.intervals`). A failed run counts with its imputed score (see
+    :func:`~bench.analysis.impute_failures`). Of equally good rates, the smallest is chosen; a rate with a score that is
+    not finite is worse than any other.
 
     Args:
         scores: The scores table. Only the rows of tuning runs, last checkpoint, validation and primary metric are read.
         problems: ``problem``, ``primary``, ``higher_is_better``.
 
     Returns:
-        One row per problem, balancer and rate, sorted by them: ``problem``, ``balancer``, ``lr``,
-        ``mean_validation_score``, ``chosen`` (true of exactly one rate per problem and balancer), ``grid_edge`` (the
-        rate is the smallest or the largest of those tried on that problem).
+        One row per problem, balancer and rate, sorted by them:
+
+        - ``problem``, ``balancer``, ``lr``.
+        - ``mean_validation_score``: not-a-number if a score is not finite.
+        - ``scale``: "ratio" if the mean is geometric, "difference" if it is arithmetic. It is the same for all rates of
+          a problem, and follows from all of the problem's finite tuning scores.
+        - ``chosen``: true of exactly one rate per problem and balancer.
+        - ``grid_edge``: the rate is the smallest or the largest of those that this balancer tried on this problem.
 
     Raises:
         ValueError: The rates of a problem were not all tried with the same seeds, or a run has two such rows.
@@ -32,22 +42,32 @@ def choose_learning_rates(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.Da
         return pd.DataFrame(columns=COLUMNS)
     _require_equal_seeds(rows)
 
-    cell = rows.groupby(["problem", "balancer", "lr"])
-    table = cell.agg(mean_validation_score=("value", _mean), higher_is_better=("higher_is_better", "first"))
-    table = table.reset_index().sort_values(["problem", "balancer", "lr"], ignore_index=True)
-
+    table = pd.concat([_means(of_problem) for _, of_problem in rows.groupby("problem")])
+    table = table.sort_values(["problem", "balancer", "lr"], ignore_index=True)
     badness = table["mean_validation_score"].where(~table["higher_is_better"], -table["mean_validation_score"])
     best_first = table.assign(badness=badness).sort_values(["badness", "lr"], na_position="last")
     chosen = best_first.drop_duplicates(["problem", "balancer"]).index
-    grid = table.groupby("problem")["lr"]
+    tried = table.groupby(["problem", "balancer"])["lr"]
     table["chosen"] = table.index.isin(chosen)
-    table["grid_edge"] = (table["lr"] == grid.transform("min")) | (table["lr"] == grid.transform("max"))
+    table["grid_edge"] = (table["lr"] == tried.transform("min")) | (table["lr"] == tried.transform("max"))
     return table[COLUMNS]
 
 
-def _mean(values: pd.Series) -> float:
-    """Return the mean, not-a-number if a value is; pandas' own mean would leave that value out."""
-    return float(values.to_numpy(dtype=float).mean())
+def _means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean score of every balancer and rate on one problem, on the scale of the problem's comparisons."""
+    higher_is_better = bool(rows["higher_is_better"].iloc[0])
+    values = rows["value"].astype(float)
+    scale = comparison_scale(values[np.isfinite(values)], higher_is_better)
+    cells = rows.assign(value=values).groupby(["problem", "balancer", "lr"])["value"]
+    means = cells.agg(lambda cell: _mean(cell.to_numpy(dtype=float), scale)).rename("mean_validation_score")
+    return means.reset_index().assign(scale=scale, higher_is_better=higher_is_better)
+
+
+def _mean(values: NDArray[np.float64], scale: Scale) -> float:
+    """Return the geometric mean for "ratio", else the arithmetic one; not-a-number if a value is not finite."""
+    if not np.isfinite(values).all():
+        return np.nan
+    return float(np.exp(np.log(values).mean())) if scale == "ratio" else float(values.mean())
 
 
 def _require_equal_seeds(rows: pd.DataFrame) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-CORE = "core"
-"""Name of the suite that confirmatory claims are made on."""
+CORE = ("core", "core-published", "core-reserved")
+"""Names of the suites that confirmatory claims are made on."""
 CORE_METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl")
 """The methods that confirmatory claims are about. The protocol named them before the suite was run."""
 FIRST, ONES = "problem:first", "problem:ones"
@@ -39,9 +39,9 @@ class Roles:
 def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
     """Return the roles of the methods of a suite.
 
-    A method is a "control" if it is ``second`` or ``random``. It is "confirmatory" if the suite is `CORE` and the
-    method is one of `CORE_METHODS` with default options; for static weights, the default is the first that a problem
-    states. Any other method is "exploratory".
+    A method is a "control" if it is ``second`` or ``random``. It is "confirmatory" if the suite is one of `CORE` and
+    the method is one of `CORE_METHODS` with default options; for static weights, the default is the first that a
+    problem states. Any other method is "exploratory".
 
     Args:
         suite: The suite's name.
@@ -56,7 +56,7 @@ def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
         if kind in ("second", "random"):
             roles[label] = "control"
         else:
-            confirmatory = suite == CORE and is_first and kind in CORE_METHODS and _has_defaults(entry)
+            confirmatory = suite in CORE and is_first and kind in CORE_METHODS and _has_defaults(entry)
             roles[label] = "confirmatory" if confirmatory else "exploratory"
     return Roles(labels.get("equal"), labels.get("static"), labels.get("second"), labels.get("random"), roles)
 

@@ -55,7 +55,7 @@ class Forecast:
             SuiteError: every method fails in its first steps on every problem.
         """
         new = {where: run for where, run in to_try(runs).items() if where not in self._paces}
-        self._paces |= zip(new, self._workforce.paces(list(new.values()), suite.plugins), strict=True)
+        self._paces |= zip(new, self._workforce.paces(list(new.values()), suite.plugins, suite.limits), strict=True)
         require_a_start(suite, self._paces)
         known = ((run, self._paces[place(run)]) for run in runs)
         return sum(pace.run(run.spec) for run, pace in known if isinstance(pace, Pace)) / self._workforce.slots
@@ -68,7 +68,7 @@ def broken_problems(suite: Suite, paces: Paces) -> dict[str, str]:
     """
     sentences = {}
     for problem in suite.problems:
-        starts = {entry.label: paces.get((problem.label, entry.label)) for entry in suite.balancers}
+        starts = {entry.label: paces.get((problem.label, entry.label)) for entry in suite.balancers_on(problem.label)}
         failed = {label: start.reason for label, start in starts.items() if isinstance(start, FailedStart)}
         if len(failed) == len(starts):
             sentences[problem.label] = f"{problem.label}: every method fails in its first steps. {_causes(failed)}"

@@ -46,13 +46,17 @@ def _all(suite: Suite) -> list[Planned]:
     """Return every run that the suite can lead to."""
     if not suite.learning_rates:
         return _reported(suite, None)
-    rates = suite.learning_rates if suite.searches else plan.widened(suite.learning_rates)
-    runs = plan.tuning(suite, {entry.label: rates for entry in suite.problems})
-    runs += plan.front(suite, {entry.label: rates for entry in suite.problems})
-    return [*runs, *(run for lr in rates for run in _reported(suite, lr))]
+    rates = plan.possible_rates(suite)
+    cells = [(problem.label, entry.label) for problem in suite.problems for entry in suite.balancers_on(problem.label)]
+    runs = plan.tuning(suite, {entry.label: rates for entry in suite.problems}, dict.fromkeys(cells, rates))
+    if suite.searches:
+        runs += plan.front(suite, {entry.label: rates for entry in suite.problems})
+    trials = {lr for entry in suite.balancers for problem in suite.problems for lr in entry.trial_rates(problem.label)}
+    return [*runs, *(run for lr in sorted({*rates, *trials}) for run in _reported(suite, lr))]
 
 
 def _reported(suite: Suite, lr: float | None) -> list[Planned]:
     """Return all runs except tuning runs and the front, at learning rate ``lr``; None means each problem's own rate."""
     reported = plan.reported_at(suite, lambda problem, balancer: lr)
-    return [*reported, *plan.repeated(suite, reported), *plan.baselines(suite, reported)]
+    again = plan.retuning(suite, reported)
+    return [*reported, *again, *plan.repeated(suite, reported), *plan.baselines(suite, reported)]

@@ -19,7 +19,7 @@ from bench.cost import measure_step, micro
 from bench.run import atomic_file, machine_facts
 from bench.run.pace import Pace
 from bench.run.result_store import ResultStore
-from bench.suite import plan, result_tables
+from bench.suite import plan, rate_search, result_tables
 from bench.suite.plan import Planned
 from bench.suite.result_tables import Done
 from bench.suite.suite_file import Suite
@@ -80,6 +80,25 @@ def run(suite: Suite, folder: Path, workforce: Workforce, console: Console) -> S
         raise BusyError(f"another process is running a suite in {folder}") from None
 
 
+def step_costs(suite: Suite, folder: Path, workforce: Workforce, console: Console) -> list[result_tables.Row]:
+    """Time the steps of ``suite``, as `run` does last, and return the rows of the table of costs.
+
+    What was timed before and is stored in ``folder`` is not timed again.
+
+    Raises:
+        BusyError: another process is running a suite in ``folder``.
+        EngineError: nothing more can be timed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
+            costs = plan.costs(suite)
+            progress.expect(len(costs))
+            return _Work(suite, folder, workforce, progress, console).time_steps(costs)
+    except filelock.Timeout:
+        raise BusyError(f"another process is running a suite in {folder}") from None
+
+
 class _Work:
     """A suite that is being run."""
 
@@ -105,13 +124,14 @@ class _Work:
         for problem, missing in suite.left_out.items():
             self.console.print(Text(f"{problem} is left out: {missing}"))
         costs = plan.costs(suite) if suite.cost_rounds else []
-        first = plan.tuning(suite, plan.grids(suite))
+        first = next(rate_search.stages(suite)).runs(suite)
         tuning, chosen = self.stored_choice()
         fresh = plan.reported(suite, chosen)
         points: plan.Grids = {entry.label: suite.learning_rates[:MOST_POINTS] for entry in suite.problems}  # at most
         if self.stored(tuning) == _distinct(tuning):
             points = self.front(tuning)
-        fresh += [*plan.repeated(suite, fresh), *plan.baselines(suite, fresh), *plan.front(suite, points)]
+        retuning = plan.retuning(suite, fresh)
+        fresh += [*retuning, *plan.repeated(suite, fresh), *plan.baselines(suite, fresh), *plan.front(suite, points)]
         timed = [run for run in costs if self.is_timed(run)]
         self.progress.expect(_distinct(first), self.stored(first))
         self.progress.expect(_distinct(fresh) + len(costs), self.stored(fresh) + len(timed))
@@ -119,16 +139,23 @@ class _Work:
 
         tuning, selection = self.tune() if suite.learning_rates else ([], None)
         reported = plan.reported(suite, selection)
-        repeated, baselines = plan.repeated(suite, reported), plan.baselines(suite, reported)
+        retuning, baselines = plan.retuning(suite, reported), plan.baselines(suite, reported)
         front = plan.front(suite, self.front(tuning))
         self.progress.expect(_distinct(front) - _distinct(plan.front(suite, points)))
         self.compute("reported runs", [*reported, *baselines, *front])
+        if retuning:
+            self.compute("learning rates on other seeds", retuning)
+        again = self.selection(retuning).drop(columns="weights", errors="ignore") if retuning else None
+        repeated = plan.repeated(suite, reported, again)
         if repeated:
             self.compute("repeated runs on other seeds", repeated)
         cost_rows = self.time_steps(costs)
 
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
-        result_tables.write(result_tables.assemble(suite, done, selection, cost_rows), folder / "tables")
+        tables = result_tables.assemble(suite, done, selection, cost_rows)
+        if again is not None:
+            tables["retuning"] = again
+        result_tables.write(tables, folder / "tables")
         micro.add_table(folder)
         atomic_file.write(folder / "suite.toml", suite.written.text.encode())
         failed = [run for run in done if run.result.status == "failed"]
@@ -152,7 +179,7 @@ class _Work:
             self.console.print(
                 f"timing a few steps of {len(kinds)} kinds of runs, to estimate how long the suite takes"
             )
-        paces = self.workforce.paces(list(kinds.values()), self.suite.plugins)
+        paces = self.workforce.paces(list(kinds.values()), self.suite.plugins, self.suite.limits)
         pace_of = dict(zip(kinds, paces, strict=True))
         self.paces = {where: pace for where, pace in pace_of.items() if isinstance(pace, Pace)}
         forecast.require_a_start(self.suite, pace_of)
@@ -179,19 +206,20 @@ class _Work:
 
         These are rates of those methods on those problems whose tuning runs are all stored; None if there are none.
         """
-        grids, selection = plan.grids(self.suite), None
-        for extends in (not self.suite.searches, False):
-            runs = plan.tuning(self.suite, grids)
+        search, selection = rate_search.stages(self.suite), None
+        stage = next(search)
+        while True:
+            runs = stage.runs(self.suite)
             missing = {forecast.place(run) for run in runs if not self.is_done(run)}
             stored = [run for run in runs if forecast.place(run) not in missing]
-            if not stored:
+            if stored:
+                selection = self.selection(stored)
+            if missing or selection is None:
                 return runs, selection
-            selection = result_tables.selection(result_tables.load(self.suite, stored, self.folder), self.suite)
-            extended = plan.extended(grids, selection) if extends and not missing else grids
-            if extended == grids:
-                break
-            grids = extended
-        return runs, selection
+            try:
+                stage = search.send(selection)
+            except StopIteration:
+                return runs, selection
 
     def is_timed(self, run: Planned) -> bool:
         """Return whether the cost of a step of ``run`` is stored, for the kind of machine that timed last."""
@@ -203,30 +231,28 @@ class _Work:
         return measure_step.key(run.spec, self.suite.cost_rounds, *kind)
 
     def tune(self) -> tuple[list[Planned], pd.DataFrame]:
-        """Do the tuning runs; return them and the learning rates that they choose.
+        """Do the tuning runs; return them and the learning rates that they choose."""
+        search = rate_search.stages(self.suite)
+        stage, before = next(search), 0
+        while True:
+            runs = stage.runs(self.suite)
+            if before:
+                self.progress.expect(_distinct(runs) - before, self.stored(runs) - before)
+            before = _distinct(runs)
+            self.compute(stage.name, runs)
+            selection = self.selection(runs)
+            try:
+                stage = search.send(selection)
+            except StopIteration:
+                return runs, selection
 
-        A problem's grid is extended once if the best rate of any method lies at its edge.
-        """
-        grids = plan.grids(self.suite)
-        if self.suite.searches:
-            return self.try_rates("trials", grids)
-        runs, selection = self.try_rates("learning rates", grids)
-        extended = plan.extended(grids, selection)
-        if extended == grids:
-            return runs, selection
-        more = plan.tuning(self.suite, extended)
-        self.progress.expect(_distinct(more) - _distinct(runs), self.stored(more) - self.stored(runs))
-        return self.try_rates("learning rates beyond the grid", extended)
-
-    def try_rates(self, stage: str, grids: plan.Grids) -> tuple[list[Planned], pd.DataFrame]:
-        """Do the tuning runs of ``grids``; return them and the learning rates that they choose."""
-        runs = plan.tuning(self.suite, grids)
-        self.compute(stage, runs)
-        return runs, result_tables.selection(result_tables.load(self.suite, runs, self.folder), self.suite)
+    def selection(self, runs: Sequence[Planned]) -> pd.DataFrame:
+        """Return the table of the learning rates that ``runs`` choose, whose results are stored."""
+        return result_tables.selection(result_tables.load(self.suite, runs, self.folder), self.suite)
 
     def front(self, tuning: Sequence[Planned]) -> dict[str, list[float]]:
         """Return the learning rates that identify the points of the front of static weights, by problem."""
-        if not any(entry.searches_weights for entry in self.suite.balancers):
+        if not (self.suite.searches and any(entry.searches_weights for entry in self.suite.balancers)):
             return {}
         points = result_tables.front(result_tables.load(self.suite, tuning, self.folder), self.suite)
         return {str(problem): list(rows["lr"].unique()) for problem, rows in points.groupby("problem")}

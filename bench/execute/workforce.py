@@ -146,14 +146,20 @@ class Workforce:
         for task, verdict in carry_out(todo, self._engine):
             yield _kept(by_key[task.key], verdict, store)
 
-    def paces(self, runs: Sequence[Planned], plugin_files: Sequence[Path] = ()) -> list[Pace | FailedStart | None]:
-        """Time a few steps of each of ``runs``.
+    def paces(
+        self, runs: Sequence[Planned], plugin_files: Sequence[Path] = (), limits: StatedLimits = UNSTATED
+    ) -> list[Pace | FailedStart | None]:
+        """Time a few steps of each of ``runs``, which may use no more than ``limits`` allow a whole run.
 
         Returns:
             One pace per run, a `FailedStart` for one that fails in its first steps, None if that is not known.
         """
-        load, limits = _Load(plugin_files), Limits(FIRST_STEPS)
-        todo = [load.task(f"pace-{k}", run_job.first_steps, run, limits=limits) for k, run in enumerate(runs)]
+        load, stated = _Load(plugin_files), limits.seconds is not None
+        most = replace(_limits(limits, None), seconds=min(FIRST_STEPS, limits.seconds or FIRST_STEPS))
+        todo = [
+            replace(load.task(f"pace-{k}", run_job.first_steps, run, limits=most), stated=stated)
+            for k, run in enumerate(runs)
+        ]
         found: list[Pace | FailedStart | None] = [None] * len(runs)
         for task, verdict in carry_out(todo, self._engine):
             if isinstance(verdict, Finished):

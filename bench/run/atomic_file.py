@@ -33,10 +33,15 @@ def write(path: Path, content: bytes) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write ``table`` twice, as ``path.parquet`` and as ``path.csv``."""
-    content = io.BytesIO()
-    table.to_parquet(content, index=False)
-    write(path.with_suffix(".parquet"), content.getvalue())
+    write_parquet(path.with_suffix(".parquet"), table)
     write(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write ``table`` to ``path`` as Parquet."""
+    content = io.BytesIO()
+    table.to_parquet(content, index=False, compression="zstd")
+    write(path, content.getvalue())
 
 
 def set_aside(path: Path) -> Path:

@@ -82,11 +82,12 @@ def default_wrt(cls: type[LossBalancer], shared: Shared) -> Wrt | None:
 
 
 def optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """Return the network's optimiser: fused, without weight decay, and over the model's parameters alone."""
+    """Return the network's optimiser: fused, and over the model's parameters alone."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adam":
-        return Adam(parameters, lr=recipe.lr, fused=True)
-    return SGD(parameters, lr=recipe.lr, fused=True)
+        decay = recipe.weight_decay
+        return Adam(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=decay, fused=True)
+    return SGD(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
 def schedule(optimizer: Optimizer, recipe: Recipe) -> LRScheduler | None:

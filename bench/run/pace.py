@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,13 +47,13 @@ class Pace:
 class _FirstSteps(Training):
     """The first steps of a run, with a strict check of what the problem's ``evaluate`` returns."""
 
-    def evaluate(self, model: nn.Module, split: Split, start: Metrics | None) -> Metrics:
+    def evaluate(self, model: nn.Module, split: Split, start: Metrics | None, data: Any = None) -> Metrics:
         """Return all metrics that the problem declares.
 
         Raises:
             EvaluationError: The problem's ``evaluate`` returns something else.
         """
-        return checked(self.problem, self.problem.evaluate(model, self.data, split, start))
+        return checked(self.problem, self.problem.evaluate(model, self.data if data is None else data, split, start))
 
 
 def pace(spec: RunSpec) -> Pace:

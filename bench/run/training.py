@@ -34,7 +34,7 @@ Metrics = dict[str, float]
 
 
 class DivergenceError(Exception):
-    """A loss or the primary score is not a finite number."""
+    """A loss, the primary score or a norm is not a finite number."""
 
 
 class BatchesEndedError(Exception):
@@ -43,10 +43,13 @@ class BatchesEndedError(Exception):
 
 @dataclass(frozen=True)
 class Score:
-    """All metrics of one checkpoint on one split; the checkpoint ``"constant"`` is the constant predictor."""
+    """All metrics of one checkpoint on one split.
+
+    The checkpoint ``"constant"`` is the constant predictor. The split ``"train"`` is a sample of the training set.
+    """
 
     checkpoint: Checkpoint
-    split: Split
+    split: Split | Literal["train"]
     metrics: Metrics
 
 
@@ -98,7 +101,7 @@ def run(spec: RunSpec) -> RunResult:
     """Train, then score the last checkpoint and the one with the best validation score after step 0.
 
     The test split is read at the very end, and not at all when tuning. The run fails if the problem or the balancer
-    raises an error, or if a loss or a primary score is not finite.
+    raises an error, or if a loss, a primary score or the norm of an update that is recorded is not finite.
     """
     training = Training(spec)
     training.run()
@@ -166,7 +169,9 @@ class Training:
             if step in validations:
                 self.fetch()
                 weight_sum = float(self.result.weights[-1].sum())
-                self.result.dynamics.append(Dynamics(step, weight_sum, _distance(shared, before)))
+                self.result.dynamics.append(Dynamics(step, weight_sum, norm := _distance(shared, before)))
+                if not math.isfinite(norm):
+                    raise DivergenceError(f"the norm of the shared parameters' update is {norm} at step {step}")
                 self.validate(step)
 
     def stepper(self) -> Callable[[Callable[[], None] | None], None]:
@@ -224,7 +229,7 @@ class Training:
     def score(self) -> None:
         """Score the last and the best checkpoint on the validation split; unless tuning, also on the test split.
 
-        Unless tuning, the constant predictor is scored too.
+        Unless tuning, the last checkpoint is scored on training samples too, and the constant predictor is scored.
         """
         scores = [
             Score("last", "validation", self.result.curves[-1].metrics),
@@ -237,6 +242,9 @@ class Training:
             for checkpoint, state in states:
                 self.model.load_state_dict(state)
                 scores.append(Score(checkpoint, "test", self.evaluate(self.model, "test", start)))
+            if (seen := self.problem.seen(self.data)) is not None:
+                metrics = self.evaluate(self.model, "validation", self.start_on_seen(seen), seen)
+                scores.append(Score("last", "train", metrics))
         for score in scores:
             self.require_finite(score.metrics, f"{score.split} score of the {score.checkpoint} checkpoint")
         self.result.scores = scores
@@ -250,18 +258,27 @@ class Training:
             self.starts[split] = self.evaluate(self.model, split, None)
         return self.starts[split]
 
-    def evaluate(self, model: nn.Module, split: Split, start: Metrics | None) -> Metrics:
+    def start_on_seen(self, seen: Any) -> Metrics:
+        """Return the metrics of the initial model on training samples."""
+        last = copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(self.initial)
+        start = self.evaluate(self.model, "validation", None, seen)
+        self.model.load_state_dict(last)
+        return start
+
+    def evaluate(self, model: nn.Module, split: Split, start: Metrics | None, data: Any = None) -> Metrics:
         """Return all metrics that the problem declares.
 
         Args:
             model: the network or predictor to evaluate.
             split: the split to evaluate on.
             start: metrics of the initial model on this split, for metrics that are relative to them.
+            data: the data that the split is of; None stands for those that the model trains on.
 
         Raises:
             ValueError: the problem's ``evaluate`` leaves out a metric that it declares.
         """
-        metrics = self.problem.evaluate(model, self.data, split, start)
+        metrics = self.problem.evaluate(model, self.data if data is None else data, split, start)
         if missing := [metric.name for metric in self.problem.metrics if metric.name not in metrics]:
             raise ValueError(
                 f"{self.problem.name}.evaluate did not return {', '.join(missing)}, "

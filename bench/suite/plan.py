@@ -3,7 +3,7 @@
 In a suite that searches, a learning rate stands for a trial: it brings the trial's options of the method with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,6 +17,10 @@ from .suite_file import BalancerEntry, ProblemEntry, Suite
 
 Grids = Mapping[str, Sequence[float]]
 """The learning rates to try, by the problem's label."""
+Cell = tuple[str, str]
+"""The labels of a problem and a balancer."""
+OwnRates = Mapping[Cell, Sequence[float]]
+"""Learning rates that a balancer tries on a problem, besides those of the grid or in place of them."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,28 @@ def grids(suite: Suite) -> Grids:
     return {entry.label: suite.learning_rates for entry in suite.problems}
 
 
-def tuning(suite: Suite, grids: Grids) -> list[Planned]:
-    """Return the runs by which learning rates are chosen."""
+def tuning(suite: Suite, grids: Grids, own: OwnRates | None = None) -> list[Planned]:
+    """Return the runs by which learning rates are chosen.
+
+    Args:
+        grids: The rates that every balancer tries, apart from one with trials or with rates around another's.
+        own: The rates that a balancer tries besides.
+    """
+    own = own or {}
     return [
         _planned(suite, problem, balancer, "tuning", lr, seed)
         for problem in suite.problems
-        for balancer in suite.balancers
-        for lr in grids[problem.label]
+        for balancer in suite.balancers_on(problem.label)
+        for lr in sorted({*_common(suite, balancer, problem, grids), *own.get((problem.label, balancer.label), ())})
         for seed in suite.tuning_seeds
     ]
+
+
+def _common(suite: Suite, balancer: BalancerEntry, problem: ProblemEntry, grids: Grids) -> Sequence[float]:
+    """Return the learning rates that ``balancer`` tries without regard to any result, or only to the grid's growth."""
+    if balancer.rates_around:
+        return ()
+    return grids[problem.label] if suite.searches or not balancer.trials else balancer.trial_rates(problem.label)
 
 
 def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
@@ -60,11 +77,7 @@ def reported(suite: Suite, selection: pd.DataFrame | None) -> list[Planned]:
     Args:
         selection: The table with the chosen learning rates. If None, the runs have their problem's own.
     """
-    rates: dict[tuple[str, str], float] = {}
-    if selection is not None:
-        chosen = selection[selection["chosen"]]
-        pairs = zip(chosen["problem"], chosen["balancer"], strict=True)
-        rates = dict(zip(pairs, chosen["lr"].tolist(), strict=True))
+    rates = chosen_rates(selection)
     return reported_at(suite, lambda problem, balancer: rates.get((problem, balancer)))
 
 
@@ -77,21 +90,59 @@ def reported_at(suite: Suite, rate: Callable[[str, str], float | None]) -> list[
     planned = [
         _planned(suite, problem, balancer, "reported", rate(problem.label, balancer.label) or problem.recipe.lr, seed)
         for problem in suite.problems
-        for balancer in suite.balancers
+        for balancer in suite.balancers_on(problem.label)
         for seed in suite.reported_seeds
     ]
     pictured = {run.problem: run for run in reversed(planned) if run.spec.method.name == "equal"}
     return [replace(run, pictured=run is pictured.get(run.problem)) for run in planned]
 
 
-def repeated(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
-    """Return the ``reported`` runs on the suite's repeated seeds."""
+def repeated(suite: Suite, reported: Sequence[Planned], selection: pd.DataFrame | None = None) -> list[Planned]:
+    """Return the ``reported`` runs on the suite's repeated seeds.
+
+    Args:
+        selection: The table with the learning rates that the `retuning` runs choose. If None, the runs have those of
+            the reported runs.
+    """
     cells = {(run.problem, run.balancer): run for run in reported}
+    rates = chosen_rates(selection)
     return [
-        Planned(run.problem, run.balancer, replace(run.spec, phase="repeated", seed=seed))
-        for run in cells.values()
+        Planned(run.problem, run.balancer, replace(run.spec, phase="repeated", seed=seed, recipe=recipe))
+        for cell, run in cells.items()
+        for recipe in [replace(run.spec.recipe, lr=rates.get(cell, run.spec.lr))]
         for seed in suite.repeated_seeds
     ]
+
+
+def chosen_rates(selection: pd.DataFrame | None) -> dict[Cell, float]:
+    """Return the learning rate that a table of that name chooses for each cell; none without a table."""
+    if selection is None:
+        return {}
+    chosen = selection[selection["chosen"]]
+    return dict(zip(zip(chosen["problem"], chosen["balancer"], strict=True), chosen["lr"].tolist(), strict=True))
+
+
+def retuning(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
+    """Return the runs by which the repeated runs' learning rates are chosen; none if the suite has no such seeds.
+
+    Each balancer tries its reported learning rate and both neighbours.
+    """
+    cells = {(run.problem, run.balancer): run for run in reported}
+    return [
+        Planned(
+            run.problem,
+            run.balancer,
+            replace(run.spec, phase="tuning", seed=seed, recipe=replace(run.spec.recipe, lr=lr)),
+        )
+        for run in cells.values()
+        for lr in around(run.spec.lr, suite.finer)
+        for seed in suite.retuning_seeds
+    ]
+
+
+def around(lr: float, factor: float | None) -> tuple[float, ...]:
+    """Return a learning rate and both of its neighbours, at a ``factor``; the rate alone if there is none."""
+    return (lr,) if factor is None else (rounded(lr / factor, 3), lr, rounded(lr * factor, 3))
 
 
 def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
@@ -102,7 +153,7 @@ def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
     """
     if not suite.baselines:
         return []
-    rates = {run.problem: run.spec.lr for run in reported if run.spec.method.name == "equal"}
+    rates = {run.problem: run.spec.lr for run in reversed(reported) if run.spec.method.name == "equal"}
     planned = []
     for problem in suite.problems:
         names = problem.problem.tasks if "single-task" in problem.problem.baselines else ()
@@ -147,19 +198,35 @@ def costs(suite: Suite) -> list[Planned]:
         _planned(replace(suite, device=device), problem, balancer, "cost", problem.recipe.lr, suite.reported_seeds[0])
         for device in devices
         for problem in suite.problems
-        for balancer in suite.balancers
+        for balancer in suite.balancers_on(problem.label)
     ]
 
 
-def extended(grids: Grids, selection: pd.DataFrame) -> Grids:
+def extended(grids: Grids, selection: pd.DataFrame, alone: Iterable[str] = ()) -> Grids:
     """Return the grids, each with one more value beyond every edge that is some method's best learning rate.
 
     The new value continues the ratio of the two values next to it. A method that scores the same at all rates, such as
     one that fails at all of them, has no best.
+
+    Args:
+        alone: Labels of balancers that don't try the grid.
     """
+    selection = selection[~selection["balancer"].isin(list(alone))]
     different = selection.groupby(["problem", "balancer"])["mean_validation_score"].transform("nunique") > 1
     best = selection[selection["chosen"] & different].groupby("problem")["lr"].agg(set).to_dict()
     return {problem: grown(grid, best.get(problem, set())) for problem, grid in grids.items()}
+
+
+def possible_rates(suite: Suite) -> Sequence[float]:
+    """Return every learning rate that the suite can lead to, apart from those of trials in a suite with a grid."""
+    rates: Sequence[float] = suite.learning_rates
+    if suite.searches:
+        return rates
+    for _ in range(suite.growths):
+        rates = widened(rates)
+    for _ in range(2 if suite.finer else 0):  # around the best of the grid, and around the best of these
+        rates = sorted({other for lr in rates for other in around(lr, suite.finer)})
+    return rates
 
 
 def widened(grid: Sequence[float]) -> Sequence[float]:
@@ -180,7 +247,7 @@ def _planned(
     spec = RunSpec(
         problem=problem.name,
         problem_options=problem.options,
-        recipe=replace(problem.recipe, lr=lr),
+        recipe=balancer.recipe(problem.recipe, lr),
         method=balancer.method(problem.label, lr),
         seed=seed,
         phase=phase,

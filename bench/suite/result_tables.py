@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -150,12 +150,14 @@ def _scores(run: Done) -> Iterable[Row]:
     known = {(score.checkpoint, score.split): score.metrics for score in run.result.scores}
     splits: tuple[Split, ...] = ("validation",) if run.planned.spec.phase == "tuning" else ("validation", "test")
     checkpoints: tuple[Checkpoint, ...] = ("last", "best")
-    for split in splits:
-        for checkpoint in checkpoints:
-            metrics = known.get((checkpoint, split), {})
-            for metric in run.entry.problem.metrics:
-                about = {"checkpoint": checkpoint, "split": split, "metric": metric.name, "task": metric.task}
-                yield run.row(**about, value=metrics.get(metric.name, np.nan), imputed=False)
+    places: list[tuple[Checkpoint, Split | Literal["train"]]] = [(each, on) for on in splits for each in checkpoints]
+    if ("last", "train") in known:
+        places.append(("last", "train"))
+    for checkpoint, split in places:
+        metrics = known.get((checkpoint, split), {})
+        for metric in run.entry.problem.metrics:
+            about = {"checkpoint": checkpoint, "split": split, "metric": metric.name, "task": metric.task}
+            yield run.row(**about, value=metrics.get(metric.name, np.nan), imputed=False)
 
 
 def curves(done: Sequence[Done]) -> pd.DataFrame:
@@ -194,7 +196,20 @@ def trajectory(done: Sequence[Done]) -> pd.DataFrame:
 def selection(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
     """Return, for each method and problem, the learning rate that the tuning runs choose; in a search, the trial."""
     table = choose_learning_rates(scores(done, suite), problems(suite))
-    return _with_trials(table, suite) if suite.searches else table
+    if suite.searches:
+        return _with_trials(table, suite)
+    return _with_weights(table, suite) if any(entry.trials for entry in suite.balancers) else table
+
+
+def _with_weights(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:
+    """Return ``table`` with the searched weights of each row as JSON; empty for a method that searches for none."""
+    trials = {entry.label: entry for entry in suite.balancers if entry.trials}
+    rows = zip(table["problem"], table["balancer"], table["lr"], strict=True)
+    weights = [
+        json.dumps(trials[label].method(problem, lr).options["weights"]) if label in trials else ""
+        for problem, label, lr in rows
+    ]
+    return table.assign(weights=weights)
 
 
 def front(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
@@ -238,7 +253,7 @@ def assemble(
     base = SuiteTables(**tables, constants=constants(done))
     tables |= derived_tables(base, suite.written.roles(suite.name))
     tables |= {"trajectory": trajectory(balanced), "dynamics": dynamics(balanced)}
-    if any(entry.searches_weights for entry in suite.balancers):
+    if suite.searches and any(entry.searches_weights for entry in suite.balancers):
         tables["front"] = front(done, suite)
     return tables
 

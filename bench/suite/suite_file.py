@@ -22,6 +22,7 @@ from bench.run import build, plugins, suite_text
 from bench.run.spec import Device, Method, Options
 from bench.run.suite_text import KEPT, SuiteText
 from tasks import MissingDataError, Problem, Recipe
+from tasks.problem import Schedule
 
 from . import trial_draws
 from .toml_table import SuiteError, TomlTable, ValueKind, closest
@@ -42,10 +43,12 @@ NOT_OPTIONS = ("fork", "wrt", "tasks", "process_group")
 
 TOP = (
     *("description", "device", "evaluations", "baselines", "plugins", "reserved", "runs_per_gpu"),
-    *("seeds", "learning_rates", "search", "cost", "limits", "problems", "balancers"),
+    *("seeds", "learning_rates", "search", "recipe", "cost", "limits", "problems", "balancers"),
 )
-PROBLEM = ("name", "label", "recipe", "steps", "batch_size", "options")
-BALANCER = ("name", "label", "wrt", "options")
+SCHEDULED = ("schedule", "betas")
+PROBLEM = ("name", "label", "recipe", "steps", "batch_size", *SCHEDULED, "options")
+GRID = ("grid", "growths", "finer")
+BALANCER = ("name", "label", "wrt", "options", "needs_fork", "times_steps", "weight_decay", "rates_around")
 
 
 def _whole(value: object, least: int) -> bool:
@@ -84,6 +87,17 @@ RATES = ValueKind(
 POSITIVE = ValueKind(
     "a positive number", lambda value: type(value) in (int, float) and 0 < float(str(value)) < float("inf")
 )
+SCHEDULE = ValueKind('"constant" or "cosine"', lambda value: value in get_args(Schedule))
+BETAS = ValueKind(
+    "a list of two numbers of at least 0 and below 1",
+    lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(type(b) in (int, float) and 0 <= b < 1 for b in value)
+    ),
+)
+DECAY = ValueKind(
+    "a number, 0 or more", lambda value: type(value) in (int, float) and 0 <= float(str(value)) < float("inf")
+)
+FACTOR = ValueKind("a number above 1", lambda value: POSITIVE.accepts(value) and float(str(value)) > 1)
 LIMITS = ValueKind(
     "two positive numbers, the smaller first", lambda value: RATES.accepts(value) and [*value] == sorted(value)[:2]
 )
@@ -123,10 +137,14 @@ class BalancerEntry:
     Attributes:
         label: The balancer's label in the suite.
         name: Its registered name.
-        methods: The balancer with its options, by the problem's label.
+        methods: The balancer with its options, by the problem's label; without the problems that it leaves out.
         trials: The balancer with the options of each trial, by the problem's label and the trial's learning rate. Empty
             in a suite that does not search.
         searches_weights: True for static weighting whose weights are searched for.
+        times_steps: The number of training steps, as a multiple of the problem's.
+        weight_decay: The recipe's weight decay.
+        rates_around: The label of the balancer around whose chosen learning rate this one's are tried; empty if it
+            tries the suite's grid.
     """
 
     label: str
@@ -134,10 +152,22 @@ class BalancerEntry:
     methods: Mapping[str, Method]
     trials: Mapping[str, Mapping[float, Method]] = field(default_factory=dict)
     searches_weights: bool = False
+    times_steps: float = 1.0
+    weight_decay: float = 0.0
+    rates_around: str = ""
+
+    def recipe(self, recipe: Recipe, lr: float) -> Recipe:
+        """Return the problem's ``recipe`` with the changes that this entry makes, at a learning rate."""
+        steps = max(1, round(self.times_steps * recipe.steps))
+        return replace(recipe, lr=lr, steps=steps, weight_decay=self.weight_decay)
 
     def method(self, problem: str, lr: float) -> Method:
         """Return the balancer with its options on ``problem``, or with those of the trial that ``lr`` belongs to."""
         return self.trials.get(problem, {}).get(lr, self.methods[problem])
+
+    def trial_rates(self, problem: str) -> tuple[float, ...]:
+        """Return the learning rates of the trials on ``problem``; none if this entry has no trials."""
+        return tuple(self.trials.get(problem, ()))
 
 
 @dataclass(frozen=True)
@@ -155,8 +185,13 @@ class Suite:
         tuning_seeds: The seeds of the runs by which learning rates are chosen.
         reported_seeds: The seeds of the runs that are reported.
         repeated_seeds: Other seeds, on which the reported runs are made again to see which verdicts change.
+        retuning_seeds: The seeds of the runs by which the repeated runs' learning rates are chosen, among the reported
+            runs' and both of its neighbours. If there are none, repeated runs have the reported runs' learning rates.
         learning_rates: The grid. If the suite ``searches``, the learning rates of the trials, all different, in the
             order of trials. If empty, each run has its problem's own learning rate, untuned.
+        growths: How many times the grid may grow beyond an edge.
+        finer: The factor between a method's best learning rate of the grid and two more that it tries; None if it tries
+            no more.
         searches: Whether the suite searches for options and weights.
         cost_rounds: How often each step is timed; 0 for a suite that times nothing.
         cost_devices: The devices on which steps are timed.
@@ -177,7 +212,10 @@ class Suite:
     tuning_seeds: tuple[int, ...]
     reported_seeds: tuple[int, ...]
     repeated_seeds: tuple[int, ...]
+    retuning_seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
+    growths: int
+    finer: float | None
     searches: bool
     cost_rounds: int
     cost_devices: tuple[Device, ...]
@@ -186,6 +224,10 @@ class Suite:
     left_out: Mapping[str, str]
     limits: StatedLimits = UNLIMITED
     runs_per_gpu: int = 1
+
+    def balancers_on(self, problem: str) -> list[BalancerEntry]:
+        """Return the balancers that train the problem with this label."""
+        return [entry for entry in self.balancers if problem in entry.methods]
 
 
 def names() -> list[str]:
@@ -240,7 +282,7 @@ def load(path: Path) -> Suite:
     top = TomlTable(path.name, "", written.values, TOP)
     files = _load_plugins(top, path.parent)
     device = _device(top)
-    seeds = top.table("seeds", ("tuning", "reported", "repeated"))
+    seeds = top.table("seeds", ("tuning", "reported", "repeated", "retuning"))
     tuning, reported = seeds.take("tuning", SEEDS, ()), seeds.take("reported", SEEDS)
     repeated = seeds.take("repeated", SEEDS, ())
     if both := sorted(set(tuning) & {*reported, *repeated}):
@@ -251,19 +293,34 @@ def load(path: Path) -> Suite:
     if rates and not tuning:
         seeds.fail("tuning", "missing; learning rates are chosen on seeds of their own")
     searches = "search" in top.values
+    grid = top.table("learning_rates", GRID)
+    growths, finer = (
+        grid.take("growths", ROUNDS, 1),
+        float(grid.take("finer", FACTOR)) if "finer" in grid.values else None,
+    )
+    retuning = seeds.take("retuning", SEEDS, ())
+    if both := sorted(set(retuning) & {*tuning, *reported, *repeated}):
+        seeds.fail("retuning", f"{both} are other seeds of the suite too, but retuning needs seeds of its own")
+    if retuning and not (repeated and finer):
+        seeds.fail("retuning", "is for a suite with repeated seeds and learning_rates.finer")
     cost = top.table("cost", ("rounds", "devices"))
     limits = top.table("limits", ("seconds", "memory"))
     problem_tables, balancer_tables = top.tables("problems", PROBLEM), top.tables("balancers", BALANCER)
     for tables in (problem_tables, balancer_tables):
         _require_unique_labels(tables)
-    problems = [_problem(table) for table in problem_tables]
+    of_all = _recipe_changes(top.table("recipe", SCHEDULED))
+    problems = [_problem(table, of_all) for table in problem_tables]
     if not top.take("reserved", YES_OR_NO, False):
         _refuse_reserved(problem_tables, problems, balancer_tables)
     left_out = {entry.label: missing for entry in problems if (missing := _missing(entry.problem))}
     problems = [entry for entry in problems if entry.label not in left_out]
     if not problems:
         raise SuiteError(f"{path.name}: no problem can be run: {'; '.join(left_out.values())}")
-    methods = [_balancer(table, problems, rates if searches else ()) for table in balancer_tables]
+    searched = (
+        () if searches or not rates else trial_draws.learning_rates(len(rates) + growths + 2, rates[0], rates[-1])
+    )
+    methods = [_balancer(table, problems, rates if searches else (), searched) for table in balancer_tables]
+    _require_models(methods, balancer_tables, finer)
     searching = [i for i, entry in enumerate(methods) if entry.searches_weights]
     if len(searching) > 1:
         balancer_tables[searching[1]].fail("options.weights", f"balancers[{searching[0]}] searches for weights already")
@@ -278,7 +335,10 @@ def load(path: Path) -> Suite:
         tuning_seeds=tuple(tuning),
         reported_seeds=tuple(reported),
         repeated_seeds=tuple(repeated),
+        retuning_seeds=tuple(retuning),
         learning_rates=rates,
+        growths=0 if searches else growths,
+        finer=finer,
         searches=searches,
         cost_rounds=cost.take("rounds", ROUNDS, 0),
         cost_devices=tuple(cost.take("devices", DEVICES, (device,))),
@@ -349,7 +409,7 @@ def _learning_rates(top: TomlTable) -> tuple[float, ...]:
     if "search" not in top.values:
         if "learning_rates" not in top.values:
             return ()
-        return tuple(sorted(map(float, top.table("learning_rates", ("grid",)).take("grid", RATES))))
+        return tuple(sorted(map(float, top.table("learning_rates", GRID).take("grid", RATES))))
     if "learning_rates" in top.values:
         top.fail("search", "learning_rates is there too; a suite has either a grid or a search")
     table = top.table("search", ("trials", "rates"))
@@ -365,8 +425,18 @@ def _device(top: TomlTable) -> Device:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _problem(table: TomlTable) -> ProblemEntry:
-    """Create the problem of an entry, and return it with its recipe."""
+def _recipe_changes(table: TomlTable) -> dict[str, Any]:
+    """Return the changes to a recipe that a table states, besides numbers of steps and of samples."""
+    changes: dict[str, Any] = {}
+    if "schedule" in table.values:
+        changes["schedule"] = table.take("schedule", SCHEDULE)
+    if "betas" in table.values:
+        changes["betas"] = tuple(map(float, table.take("betas", BETAS)))
+    return changes
+
+
+def _problem(table: TomlTable, of_all: Mapping[str, Any]) -> ProblemEntry:
+    """Create the problem of an entry, and return it with its recipe, which has the changes ``of_all`` problems too."""
     name = table.take("name", TEXT)
     if name not in tasks.names():
         table.fail("name", f"no problem is called {name!r}{closest(name, tasks.names())}")
@@ -381,14 +451,19 @@ def _problem(table: TomlTable) -> ProblemEntry:
     if recipe is None:
         table.fail("recipe", f"{name} has no full recipe")
     changes = {key: table.take(key, COUNT) for key in ("steps", "batch_size") if key in table.values}
+    changes = {**of_all, **_recipe_changes(table), **changes}
     return ProblemEntry(_label(table), name, options, replace(recipe, **changes), problem)
 
 
-def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float, ...]) -> BalancerEntry:
+def _balancer(
+    table: TomlTable, problems: list[ProblemEntry], rates: tuple[float, ...], searched: tuple[float, ...]
+) -> BalancerEntry:
     """Create the balancer of an entry on every problem, and return how it is made.
 
     Args:
         rates: The learning rates of the trials of a search; empty if the suite does not search.
+        searched: In a suite with a grid, the learning rates of the trials of searched static weights. There are as many
+            trials as any method can have learning rates.
     """
     name = table.take("name", TEXT)
     if name not in balancers.names():
@@ -400,9 +475,14 @@ def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float
     options = _options(table, cls)
     searches_weights = issubclass(cls, StaticWeighting) and options.get("weights") == SEARCH
     if searches_weights and not rates:
-        table.fail("options.weights", f'"{SEARCH}" is for a suite that has a table [search]')
+        if not searched:
+            table.fail("options.weights", f'"{SEARCH}" is for a suite that has a table [search] or [learning_rates]')
+        rates = searched
     methods, trials = {}, {}
+    needs_fork = table.take("needs_fork", YES_OR_NO, False)
     for entry in problems:
+        if needs_fork and not _has_fork(entry.problem):
+            continue
         try:
             with torch.random.fork_rng(devices=[]):
                 model = entry.problem.model()
@@ -424,7 +504,32 @@ def _balancer(table: TomlTable, problems: list[ProblemEntry], rates: tuple[float
             key = "wrt" if "wrt" in str(error) else _culprit(options, error)
             table.fail(key, f"{error} (on {entry.label})")
         methods[entry.label], trials[entry.label] = made[0], dict(zip(rates, made[1:], strict=True))
-    return BalancerEntry(_label(table), name, methods, trials if rates else {}, searches_weights)
+    return BalancerEntry(
+        _label(table),
+        name,
+        methods,
+        trials if rates else {},
+        searches_weights,
+        float(table.take("times_steps", POSITIVE, 1.0)),
+        float(table.take("weight_decay", DECAY, 0.0)),
+        table.take("rates_around", TEXT, ""),
+    )
+
+
+def _has_fork(problem: Problem[Any]) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        return problem.shared(problem.model()).fork is not None
+
+
+def _require_models(methods: list[BalancerEntry], tables: list[TomlTable], finer: float | None) -> None:
+    """Raise a `SuiteError` if a balancer's learning rates are tried around those of one that isn't there."""
+    labels = [entry.label for entry in methods if not (entry.rates_around or entry.trials)]
+    for entry, table in zip(methods, tables, strict=True):
+        if entry.rates_around and entry.rates_around not in labels:
+            known = closest(entry.rates_around, labels)
+            table.fail("rates_around", f"no balancer that tries the grid is labelled {entry.rates_around!r}{known}")
+        if entry.rates_around and finer is None:
+            table.fail("rates_around", "is for a suite with learning_rates.finer")
 
 
 def _options(table: TomlTable, cls: type) -> dict[str, Any]:

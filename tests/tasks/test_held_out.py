@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import tasks
-from tasks.held_out import selected, split_data, split_indices
+from tasks.held_out import seen_data, selected, split_data, split_indices
 from tasks.problem import Problem
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -108,3 +108,17 @@ def test_residuals_are_those_of_the_losses(name: str):
         return
     losses = list(problem.losses(model, batch))
     torch.testing.assert_close([each.square().mean() for each in residuals], losses)
+
+
+def test_training_samples_can_take_the_place_of_validation() -> None:
+    data = {"train": torch.arange(10), "validation": torch.arange(100, 104), "test": torch.arange(3)}
+    seen = seen_data(data)
+    assert seen is not None
+    assert seen["validation"].tolist() == [0, 2, 5, 7]
+    assert seen["train"] is data["train"]
+    few = seen_data({"train": (torch.arange(2), torch.ones(2)), "validation": (torch.arange(9), torch.ones(9))})
+    assert few is not None
+    assert few["validation"][0].tolist() == [0, 1]
+    assert seen_data({"train": torch.arange(3)}) is None
+    assert seen_data({"train": {1, 2}, "validation": {3}}) is None
+    assert seen_data(Data(Samples(torch.arange(3)), Samples(torch.arange(3)))) is None

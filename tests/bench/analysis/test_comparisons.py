@@ -153,7 +153,7 @@ class TestSelection:
         rows = [
             score(value, lr=lr, seed=seed, problem=problem)
             for problem in ("loss", "gain")
-            for lr, values in ((0.1, (1, 9)), (0.2, (4, 4)), (0.3, (6, 6)))
+            for lr, values in ((0.1, (2, 9)), (0.2, (4, 4)), (0.3, (6, 6)))
             for seed, value in enumerate(values)
         ]
         assert self.chosen(rows) == {("loss", "equal"): 0.2, ("gain", "equal"): 0.3}
@@ -173,10 +173,41 @@ class TestSelection:
         assert self.chosen([score(np.nan, lr=0.1), score(9.0, lr=0.2)]) == {("loss", "equal"): 0.2}
         assert self.chosen([score(np.nan, lr=0.2), score(np.nan, lr=0.1)]) == {("loss", "equal"): 0.1}
 
-    def test_marks_the_edges_of_each_problems_grid(self):
+    @pytest.mark.parametrize(
+        ("problem", "values", "scale"),
+        [("loss", (1.0, 4.0, 0.5), "ratio"), ("loss", (-1.0, 4.0, 0.5), "difference"), ("gain", (1, 4), "difference")],
+    )
+    def test_scores_are_averaged_as_they_are_compared(self, problem, values, scale):
+        rows = [score(value, seed=seed, problem=problem) for seed, value in enumerate(values)]
+        row = choose_learning_rates(pd.DataFrame(rows), PROBLEMS).iloc[0]
+        assert row["scale"] == scale
+        assert row["mean_validation_score"] == pytest.approx(
+            stats.gmean(values) if scale == "ratio" else sum(values) / len(values)
+        )
+
+    def test_one_bad_seed_among_losses_counts_by_its_factor(self):
+        rows = [score(value, lr=0.1, seed=seed) for seed, value in enumerate((0.1, 0.1, 1.0))]
+        rows += [score(0.3, lr=0.2, seed=seed) for seed in range(3)]
+        assert self.chosen(rows) == {("loss", "equal"): 0.1}
+        # One score of the problem that is no positive loss, and all of its rates are averaged plainly.
+        assert self.chosen([*rows, *(score(0.0, "other", seed=seed) for seed in range(3))])["loss", "equal"] == 0.2
+
+    @pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("problem", ["loss", "gain"])
+    def test_a_score_that_is_not_finite_takes_the_rate_out(self, problem, lost):
+        rows = [score(value, lr=0.1, seed=seed, problem=problem) for seed, value in enumerate((lost, 1.0))]
+        rows += [score(2.0, lr=0.2, seed=seed, problem=problem) for seed in range(2)]
+        assert self.chosen(rows) == {(problem, "equal"): 0.2}
+
+    def test_marks_the_edges_of_the_rates_that_each_method_tried(self):
         rows = [score(lr, lr=lr, balancer=balancer) for lr in (0.1, 0.2, 0.3) for balancer in "ab"]
+        rows += [score(0.4, "b", lr=0.4), score(0.4, lr=0.4, balancer="a", problem="gain")]
         table = choose_learning_rates(pd.DataFrame(rows), PROBLEMS)
-        assert table["grid_edge"].tolist() == [True, False, True] * 2
+        assert table.groupby(["problem", "balancer"])["grid_edge"].agg(list).to_dict() == {
+            ("gain", "a"): [True],
+            ("loss", "a"): [True, False, True],
+            ("loss", "b"): [True, False, False, True],
+        }
 
     def test_refuses_rates_tried_with_other_seeds(self):
         rows = [score(1.0, lr=0.1, seed=1), score(1.0, lr=0.1, seed=2), score(1.0, lr=0.2, seed=1)]

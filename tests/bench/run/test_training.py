@@ -117,7 +117,9 @@ def test_the_test_split_is_read_at_the_end_of_reported_runs_only(make_spec: Make
     evaluated().clear()
     result = training.run(spec)
     validations = ["validation"] * 5
-    ended = ["test", "test", "test", "validation", "test"]  # initial, best and last model; then the constant predictor
+    ended = ["test"] * 3  # initial, best and last model
+    ended += ["validation"] * 2  # last and initial model on training samples
+    ended += ["validation", "test"]  # the constant predictor
     assert evaluated() == [*validations, *ended]
     assert {(score.checkpoint, score.split) for score in result.scores} == {
         (checkpoint, split) for checkpoint in ("last", "best", "constant") for split in ("validation", "test")
@@ -209,6 +211,28 @@ def test_batches_that_end_are_a_failure_that_says_so(
     assert len(result.losses) <= drawn
 
 
+def test_an_update_whose_norm_is_not_finite_is_a_failure(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_distance", lambda shared, before: float("inf"))
+    result = training.run(make_spec())
+    assert result.status == "failed"
+    assert result.reason == "DivergenceError: the norm of the shared parameters' update is inf at step 3"
+
+
+def test_the_last_checkpoint_is_scored_where_it_trained(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    made = training.Training(spec)
+    made.run()
+    scores = {(score.checkpoint, score.split): score.metrics for score in made.result.scores}
+    samples = made.problem.data(generator(spec.seed, "data"), "cpu")["train"]
+    losses = [loss.item() for loss in made.problem.losses(made.model, samples)]
+    assert [scores["last", "train"][f"loss of {task}"] for task in "ab"] == pytest.approx(losses)
+    start = made.start_on_seen(made.problem.seen(made.data))
+    relative = sum(loss / start[f"loss of {task}"] for task, loss in zip("ab", losses, strict=True))
+    assert scores["last", "train"]["error"] == pytest.approx(relative)
+    tuned = training.run(replace(spec, phase="tuning"))
+    assert {score.split for score in tuned.scores} == {"validation"}
+
+
 def test_ctrl_c_is_no_failure(make_spec: MakeSpec) -> None:
     with pytest.raises(KeyboardInterrupt):
         training.run(make_spec("failing", {"interrupt": True}))
@@ -222,7 +246,9 @@ def test_the_optimiser_has_the_networks_parameters_alone(make_spec: MakeSpec) ->
     optimizer = build.optimizer(model, spec.recipe)
     optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert optimized == {id(parameter) for parameter in model.parameters()}
-    assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
+    assert all((group["weight_decay"], group["betas"]) == (0, (0.9, 0.999)) for group in optimizer.param_groups)
+    changed = build.optimizer(model, replace(spec.recipe, betas=(0.9, 0.95), weight_decay=0.01))
+    assert all((group["weight_decay"], group["betas"]) == (0.01, (0.9, 0.95)) for group in changed.param_groups)
 
 
 def test_the_key_changes_with_the_specification_and_nothing_else(make_suite: MakeSuite) -> None:

@@ -99,7 +99,10 @@ def test_a_problems_own_weights_have_the_first_half() -> None:
         ({"learning_rates": None, "search": {"trials": 4}}, "mine.toml: search.rates: missing"),
         ({"learning_rates": None, "search": {**SEARCH, "grid": 1}}, "mine.toml: search.grid: unknown key"),
         ({"learning_rates": None, "search": SEARCH, "tuning": []}, "mine.toml: seeds.tuning: expected"),
-        ({"balancers": [STATIC]}, 'mine.toml: balancers[0].options.weights: "search" is for a suite that has a table'),
+        (
+            {"balancers": [STATIC], "learning_rates": None},
+            'mine.toml: balancers[0].options.weights: "search" is for a suite that has a table',
+        ),
         (
             {**SEARCHING, "balancers": [STATIC, {**STATIC, "label": "also"}]},
             "mine.toml: balancers[1].options.weights: balancers[0] searches for weights already",

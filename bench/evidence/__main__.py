@@ -1,0 +1,120 @@
+"""``python -m bench.evidence``: run the evidence part by part, and time its steps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import joblib
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bench.execute import run_suite
+from bench.execute.run_suite import BusyError, NotDoneError
+from bench.execute.task import EngineError
+from bench.execute.workforce import Workforce
+from bench.run import atomic_file, machine_facts
+from bench.suite import suite_file
+from bench.suite.toml_table import SuiteError
+
+from . import evidence_parts, kept_tables
+from .evidence_parts import TABLES
+
+CORES = joblib.cpu_count()
+KEPT = machine_facts.ROOT / "results" / "reference" / "core"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+PartsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PART...", help="Parts, tables or problems: A/scenes, A, scenes.", show_default="all"),
+]
+ReservedOption = Annotated[bool, typer.Option("--reserved", help="The reserved problems in place of the others.")]
+JobsOption = Annotated[int, typer.Option(min=0, help="Number of runs at a time here; 0: in this process.")]
+SchedulerOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
+]
+ResultsOption = Annotated[Path, typer.Option(help="Folder that holds results folders.")]
+KeptOption = Annotated[Path, typer.Option(help="Folder of the tables that are kept.")]
+
+
+@app.command()
+def run(
+    only: PartsArgument = None,
+    reserved: ReservedOption = False,
+    jobs: JobsOption = CORES,
+    scheduler: SchedulerOption = None,
+    results: ResultsOption = Path("results"),
+    kept: KeptOption = KEPT,
+) -> None:
+    """Do the runs of the evidence, and keep the tables of each part as it ends.
+
+    A stopped command continues where it stopped. Scores do not depend on what
+    else the machine does; steps are timed by `costs`.
+
+    Exit codes: 0, success; 1, some runs are not done; 2, nothing can be run.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with _errors(console), _workforce(jobs, scheduler, console) as workforce:
+        for part in evidence_parts.parts(only or (), reserved):
+            console.print(Text(part.name))
+            folder = part.folder(results)
+            summary = run_suite.run(part.suite, folder, workforce, console)
+            kept_tables.keep(folder / "tables", kept / part.name)
+            atomic_file.write(kept / part.name / "environment.json", (folder / "environment.json").read_bytes())
+            console.print(f"{summary.computed} runs computed, {summary.reused} already stored")
+            for done in summary.failed:
+                console.print(
+                    Text(f"failed: {done.planned.balancer}, seed {done.planned.spec.seed}: {done.result.reason}")
+                )
+
+
+@app.command()
+def costs(
+    only: PartsArgument = None,
+    reserved: ReservedOption = False,
+    results: ResultsOption = Path("results"),
+    kept: KeptOption = KEPT,
+) -> None:
+    """Time the steps of all methods of table A, or of the reserved problems. Nothing else should be running."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    table = "reserved" if reserved else "A"
+    rounds = suite_file.load(suite_file.find(TABLES[table])).cost_rounds
+    with _errors(console), _workforce(1, None, console) as workforce:
+        for part in evidence_parts.parts(only or [table], reserved):
+            rows = run_suite.step_costs(
+                replace(part.suite, cost_rounds=rounds), part.folder(results), workforce, console
+            )
+            atomic_file.write_parquet(kept / part.name / "costs.parquet", pd.DataFrame(rows))
+
+
+@contextmanager
+def _workforce(jobs: int, scheduler: str | None, console: Console) -> Iterator[Workforce]:
+    def tell(sentence: str) -> None:
+        console.print(Text(sentence))
+
+    with Workforce.at(scheduler, tell) if scheduler else Workforce.of(jobs, tell) as workforce:
+        yield workforce
+
+
+@contextmanager
+def _errors(console: Console) -> Iterator[None]:
+    """Print an error that tells a user what to change, and end."""
+    try:
+        yield
+    except NotDoneError as error:
+        for planned, why in error.runs:
+            console.print(Text(f"not done: {planned.balancer} on {planned.problem}, seed {planned.spec.seed}: {why}"))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("stopped; the same command continues from here")
+        raise typer.Exit(130) from None
+    except (SuiteError, BusyError, EngineError, OSError) as error:
+        console.print(Text(f"error: {error}"))
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

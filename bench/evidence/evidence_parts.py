@@ -1,0 +1,59 @@
+"""List the parts of the evidence: each problem in each of its tables."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.suite import suite_file
+from bench.suite.suite_file import Suite
+from bench.suite.toml_table import SuiteError, closest
+
+TABLES = {"A": "core", "B": "core-published", "reserved": "core-reserved"}
+"""The suite that each table comes from. Table C is made from A and B; the reserved problems are in a table like A."""
+
+
+@dataclass(frozen=True)
+class EvidencePart:
+    """A problem in a table; ``suite`` is the table's suite with this problem alone, and times no steps."""
+
+    table: str
+    suite: Suite
+
+    @property
+    def problem(self) -> str:
+        """The problem's label."""
+        return self.suite.problems[0].label
+
+    @property
+    def name(self) -> str:
+        """The part's name, which is also its path below a folder of results: ``A/digit-pairs``."""
+        return f"{self.table}/{re.sub(r'[^a-z0-9]+', '-', self.problem.lower())}"
+
+    def folder(self, results: Path) -> Path:
+        """Return the part's folder below ``results``."""
+        return results / "evidence" / self.name
+
+
+def parts(only: Iterable[str] = (), reserved: bool = False) -> list[EvidencePart]:
+    """Return the parts, problem by problem, A before B.
+
+    Args:
+        only: names of parts, of tables, or labels of problems; if there are none, all parts are returned.
+        reserved: whether the parts are those of the reserved problems.
+
+    Raises:
+        SuiteError: nothing is called so.
+    """
+    tables = ["reserved"] if reserved else ["A", "B"]
+    suites = {table: suite_file.load(suite_file.find(TABLES[table])) for table in tables}
+    everything = [
+        EvidencePart(table, replace(suite, problems=(suite.problems[k],), cost_rounds=0))
+        for k in range(max(len(suite.problems) for suite in suites.values()))
+        for table, suite in suites.items()
+    ]
+    names = {name for part in everything for name in (part.name, part.table, part.problem)}
+    chosen = list(only)
+    if unknown := [name for name in chosen if name not in names]:
+        raise SuiteError(f"no part of the evidence is called {unknown[0]!r}{closest(unknown[0], names)}")
+    return [part for part in everything if not chosen or {part.name, part.table, part.problem} & {*chosen}]
