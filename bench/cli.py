@@ -22,6 +22,8 @@ from .catalogue.show_problem import NothingToDrawError
 from .cost import cost_terminal, devices, micro, own_model
 from .cost.devices import DeviceName
 from .cost.subject import SubjectError
+from .diagnose import diagnose_terminal, gradient_profile
+from .diagnose.gradient_profile import ProfileError
 from .execute import forecast, repeat_run, run_suite
 from .execute.run_suite import BusyError, NotDoneError, Summary
 from .execute.task import EngineError
@@ -39,7 +41,10 @@ from .suite import suite_file, try_suite, tune_suite
 from .suite.suite_file import Suite
 from .suite.toml_table import SuiteError
 
-USER_ERRORS = (SuiteError, SubjectError, PluginError, NothingToDrawError, BusyError, BadFileError, OSError)
+USER_ERRORS = (
+    *(SuiteError, SubjectError, PluginError, NothingToDrawError, ProfileError, BusyError, BadFileError),
+    OSError,
+)
 """Errors whose message tells a user what to change."""
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 """The numbers of errors of a file or folder that may not be written."""
@@ -396,6 +401,48 @@ def show(
             path.write_bytes(picture.png)
             Console(highlight=False).print(Text(picture.caption))
             Console(soft_wrap=True).print(Text(f"picture: {path}"))
+
+
+@app.command()
+def diagnose(
+    problem: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py|PROBLEM",
+            help="Python file that registers your problem; or the name of a problem, see `lossbench list problems`.",
+        ),
+    ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Option of the problem, written as in a suite, such as 'sigmas=\"T=10\"'; can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data, initial values and batches.")] = gradient_profile.SEED,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the profile and the advice.", show_default=False)
+    ] = None,
+) -> None:
+    """Advise on a method for your own problem, from the beginning of its training at equal weights.
+
+    Trains the first 5 % of your recipe's steps (at least 20, at most 200), and
+    measures the losses, and the norms, cosines and noise of the tasks'
+    gradients. Only training data are read. A rule that was fixed before the
+    evidence was run then advises one of six candidates, with weights to paste
+    where they are static. `lossbench try` compares methods on your problem.
+
+    Exit codes: 0, success; 2, the problem cannot be trained.
+    """
+    console = _messages()
+    with _user_errors(console, writes_to="--json"):
+        names = show_problem.named(problem)
+        if json is not None and len(names) > 1:
+            raise ProfileError(f"{problem} registers {', '.join(names)}, whose advice can't all be in {json}")
+        for name in names:
+            found = diagnose_terminal.diagnose(name, show_problem.given_options(option or []), seed, console.print)
+            if json is not None:
+                diagnose_terminal.write(*found, json)
 
 
 @app.command()

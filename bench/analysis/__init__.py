@@ -5,10 +5,15 @@ are kept, reads no file, and draws nothing. The columns that it expects are thos
 ``results/<suite>/tables``; `suite_tables` lists them.
 """
 
+from .balancing_claims import balancing_claims, best_static, detectable_effects
 from .bands import at_common_steps, band
 from .baselines import baselines
 from .controls import controls
 from .derived_tables import derived_tables
+from .equivalent_steps import EquivalentSteps, doubling, equivalent_steps, match_steps
+from .free_choice import free_choice, free_comparisons, free_tables
+from .gates import gates, passed_gates
+from .hypothesis_tests import detectable_difference, holm, paired_p_value
 from .imputed_scores import impute_failures
 from .intervals import (
     CONFIDENCE,
@@ -24,11 +29,14 @@ from .intervals import (
 )
 from .leaderboard import is_ranking, leaderboard
 from .learning_rate_choice import choose_learning_rates
+from .paying_methods import paying_methods
+from .pooled_scores import PooledScores, pooled_scores
 from .primary_metric import primary_rows
 from .relative_change import delta_m, interquartile_mean, mean_change
 from .repeated_seeds import repeated_verdicts
 from .roles import CORE_METHODS, Role, Roles, assign_roles
 from .static_front import beyond, front_points
+from .step_length import step_length
 from .suite_tables import SuiteTables
 from .target_time import time_to_target
 from .task_scores import task_scores
@@ -38,14 +46,18 @@ __all__ = [
     "CORE_METHODS",
     "EQUIVALENCE",
     "Comparison",
+    "EquivalentSteps",
     "Estimate",
+    "PooledScores",
     "Role",
     "Roles",
     "SuiteTables",
     "assign_roles",
     "at_common_steps",
+    "balancing_claims",
     "band",
     "baselines",
+    "best_static",
     "beyond",
     "choose_learning_rates",
     "compare",
@@ -54,15 +66,30 @@ __all__ = [
     "controls",
     "delta_m",
     "derived_tables",
+    "detectable_difference",
+    "detectable_effects",
+    "doubling",
+    "equivalent_steps",
+    "free_choice",
+    "free_comparisons",
+    "free_tables",
     "front_points",
+    "gates",
+    "holm",
     "impute_failures",
     "interquartile_mean",
     "is_ranking",
     "leaderboard",
+    "match_steps",
     "mean_change",
     "median_estimate",
+    "paired_p_value",
+    "passed_gates",
+    "paying_methods",
+    "pooled_scores",
     "primary_rows",
     "repeated_verdicts",
+    "step_length",
     "summarise",
     "t_interval",
     "task_scores",

@@ -37,6 +37,18 @@ def named(problem: str) -> list[str]:
     return names
 
 
+def given_options(options: Sequence[str]) -> dict[str, Any]:
+    """Return options of a problem from texts ``KEY=VALUE`` with a value in TOML.
+
+    Raises:
+        NothingToDrawError: a text is not of that form.
+    """
+    try:
+        return tomllib.loads("\n".join(options))
+    except tomllib.TOMLDecodeError as error:
+        raise NothingToDrawError(f"--option takes KEY=VALUE as in a suite ({error})") from error
+
+
 def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
     """Draw a problem's data and, if ``trained``, what its model predicts after a default run of equal weighting.
 
@@ -50,13 +62,13 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
             draws nothing.
     """
     try:
-        problem = tasks.create(name, **_options(options))
+        problem = tasks.create(name, **given_options(options))
         problem.require()
     except (ValueError, TypeError, MissingDataError) as error:
         raise NothingToDrawError(str(error)) from error
     if trained and isinstance(problem, Conflict2D):
-        return landscape_paths.picture(_options(options))
-    spec = RunSpec(name, _options(options), problem.recipe, Method("equal", None, {}), SEED, "tuning", "cpu", 1)
+        return landscape_paths.picture(given_options(options))
+    spec = RunSpec(name, given_options(options), problem.recipe, Method("equal", None, {}), SEED, "tuning", "cpu", 1)
     training = Training(spec)
     if trained:
         training.run()
@@ -71,10 +83,3 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
     if not picture.png:
         raise NothingToDrawError(f"{name} draws nothing: it does not define draw, or draw returns no caption")
     return picture
-
-
-def _options(options: Sequence[str]) -> dict[str, Any]:
-    try:
-        return tomllib.loads("\n".join(options))
-    except tomllib.TOMLDecodeError as error:
-        raise NothingToDrawError(f"--option takes KEY=VALUE as in a suite ({error})") from error

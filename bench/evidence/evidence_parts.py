@@ -36,7 +36,7 @@ class EvidencePart:
 
 
 def parts(only: Iterable[str] = (), reserved: bool = False) -> list[EvidencePart]:
-    """Return the parts, problem by problem, A before B.
+    """Return the parts, problem by problem, A before B; controls first.
 
     Args:
         only: names of parts, of tables, or labels of problems; if there are none, all parts are returned.
@@ -52,6 +52,7 @@ def parts(only: Iterable[str] = (), reserved: bool = False) -> list[EvidencePart
         for k in range(max(len(suite.problems) for suite in suites.values()))
         for table, suite in suites.items()
     ]
+    everything.sort(key=lambda part: not part.suite.problems[0].problem.control)
     names = {name for part in everything for name in (part.name, part.table, part.problem)}
     chosen = list(only)
     if unknown := [name for name in chosen if name not in names]:

@@ -59,7 +59,9 @@ def tuning(suite: Suite, grids: Grids, own: OwnRates | None = None) -> list[Plan
         _planned(suite, problem, balancer, "tuning", lr, seed)
         for problem in suite.problems
         for balancer in suite.balancers_on(problem.label)
-        for lr in sorted({*_common(suite, balancer, problem, grids), *own.get((problem.label, balancer.label), ())})
+        for lr in dict.fromkeys(
+            [*_common(suite, balancer, problem, grids), *own.get((problem.label, balancer.label), ())]
+        )
         for seed in suite.tuning_seeds
     ]
 

@@ -51,7 +51,7 @@ def stages(suite: Suite) -> Generator[Stage, pd.DataFrame, None]:
     if not any(entry.rates_around for entry in suite.balancers):
         return
     best = plan.chosen_rates(selection)
-    around = {
+    around: OwnRates = {
         (problem.label, entry.label): plan.around(best[problem.label, entry.rates_around], suite.finer)
         for problem in suite.problems
         for entry in suite.balancers_on(problem.label)

@@ -1,0 +1,232 @@
+"""Check p-values, Holm's rule, detectable effects and claims, against scipy, brute force and simulation."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.analysis import (
+    balancing_claims,
+    best_static,
+    compare,
+    detectable_difference,
+    detectable_effects,
+    holm,
+    paired_p_value,
+    pooled_scores,
+)
+
+from .pooled_tables import correlated, pooled_tables
+
+STATICS = ("stated", "searched")
+
+
+class TestTests:
+    @pytest.mark.parametrize("count", [2, 10, 20])
+    def test_p_value_is_scipys(self, count):
+        random = np.random.default_rng(count)
+        ours, theirs = random.normal(size=(2, count))
+        assert paired_p_value(ours - theirs) == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+
+    def test_p_value_of_runs_that_are_the_same(self):
+        assert paired_p_value(np.zeros(5)) == 1
+        assert paired_p_value(np.full(5, 0.1)) == 0
+        assert np.isnan(paired_p_value([0.3]))
+
+    def test_holm_by_hand(self):
+        # 4 x 0.01; 3 x 0.011 is smaller than that; 2 x 0.02 is as large; 1 x 0.9
+        assert holm([0.02, 0.01, 0.9, 0.011]) == pytest.approx([0.04, 0.04, 0.9, 0.04])
+        assert holm([]).shape == (0,)
+        assert holm([np.nan, 0.02]) == pytest.approx([1.0, 0.04])
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_holm_is_the_closed_test_of_bonferroni(self, seed):
+        """Reject a hypothesis if Bonferroni rejects every set of hypotheses that it belongs to."""
+        values = np.random.default_rng(seed).uniform(size=6) ** 3
+        sets = [each for size in range(1, 7) for each in combinations(range(6), size)]
+        closed = [max(min(1, len(each) * values[list(each)].min()) for each in sets if i in each) for i in range(6)]
+        assert holm(values) == pytest.approx(closed)
+
+    @pytest.mark.parametrize(("count", "tests"), [(10, 1), (20, 1), (20, 60)])
+    def test_the_detectable_difference_is_detected_in_four_of_five_experiments(self, count, tests):
+        difference = detectable_difference(0.3, count, tests)
+        samples = np.random.default_rng(1).normal(difference, 0.3, size=(40_000, count))
+        rejected = stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05 / tests
+        assert rejected.mean() == pytest.approx(0.8, abs=0.01)
+
+    def test_the_detectable_difference_of_the_textbook(self):
+        # Cohen, Statistical Power Analysis, 1988: 33.4 pairs for d = 0.5 with 80 % power at the two-sided level 5 %.
+        assert detectable_difference(1.0, 34, 1) < 0.5 < detectable_difference(1.0, 33, 1)
+        assert detectable_difference(2.0, 20, 5) == pytest.approx(2 * detectable_difference(1.0, 20, 5))
+        assert np.isinf(detectable_difference(1.0, 1, 1))
+
+
+def losses(seed=0, deviation=0.05, **factors):
+    """Return 20 losses of each balancer: these factors, and noise that half belongs to the seed."""
+    noise = np.exp(correlated(np.random.default_rng(seed), deviation, len(factors), 20))
+    return {label: factor * noise[place] for place, (label, factor) in enumerate(factors.items())}
+
+
+FACTORS = {
+    **{"equal": 1.0, "stated": 0.9, "searched": 0.8, "random": 1.3},
+    **{"best": 0.6, "middle": 0.85, "worst": 1.2, "close": 0.79},
+}
+METHODS = ("best", "middle", "worst", "close")
+
+
+def claims(problems, methods=METHODS, gate_passed=METHODS, only_static=(), **facts):
+    tables = pooled_tables(problems, **facts)
+    return balancing_claims(tables, "equal", STATICS, methods, gate_passed, only_static)
+
+
+class TestClaims:
+    def test_a_claim_needs_to_beat_equal_and_the_best_static_weights(self):
+        table = claims({"p": losses(**FACTORS)}).set_index("balancer")
+        assert table["why_not"].to_dict() == {
+            "best": "",
+            "middle": "not better than static",
+            "worst": "not better than equal",
+            "close": "not settled",
+        }
+        assert table["claimed"].to_dict() == {"best": True, "middle": False, "worst": False, "close": False}
+        assert set(table["static"]) == {"searched"}
+
+    def test_numbers_are_those_of_paired_comparisons_over_all_seeds(self):
+        values = losses(**FACTORS)
+        row = claims({"p": values}).set_index("balancer").loc["middle"]
+        for other, columns in (
+            ("equal", ["relative", "relative_low", "relative_high", "relative_p"]),
+            ("searched", ["static_relative", "static_low", "static_high", "static_p"]),
+        ):
+            found = compare(values["middle"], values[other], higher_is_better=False, scale="ratio")
+            p = stats.ttest_rel(np.log(values["middle"]), np.log(values[other])).pvalue
+            assert tuple(row[columns]) == pytest.approx((found.mean, found.low, found.high, p))
+        assert row["p"] == max(row["relative_p"], row["static_p"])
+        assert row["seeds"] == 20
+
+    def test_holm_counts_all_methods_on_all_problems_that_are_tested(self):
+        problems = {"p": losses(0, **FACTORS), "q": losses(1, **FACTORS), "control": losses(2, **FACTORS)}
+        table = claims(problems, controls=["control"])
+        assert list(table["problem"]) == ["p"] * 4 + ["q"] * 4
+        assert list(table["holm_p"]) == pytest.approx(list(holm(table["p"])))
+        del problems["q"]["close"]
+        assert len(claims(problems, controls=["control"])) == 7
+
+    def test_a_failed_gate_comes_first(self):
+        table = claims({"p": losses(**FACTORS)}, gate_passed=["middle"]).set_index("balancer")
+        assert table["why_not"].to_dict() == {
+            "best": "gate",
+            "middle": "not better than static",
+            "worst": "gate",
+            "close": "gate",
+        }
+        assert not table["claimed"].any()
+
+    def test_the_sign_must_be_the_same_in_both_sets_of_seeds(self):
+        values = losses(**FACTORS)
+        values["best"] = values["best"].copy()
+        values["best"][10:] = 1.005 * values["searched"][10:]
+        row = claims({"p": values}).set_index("balancer").loc["best"]
+        assert row["holm_p"] <= 0.05
+        assert (row["same_sign"], row["claimed"], row["why_not"]) == (False, False, "sign differs")
+
+    def test_one_set_of_seeds_claims_nothing(self):
+        row = claims({"p": losses(**FACTORS)}, sets=["reported"]).set_index("balancer").loc["best"]
+        assert (row["claimed"], row["why_not"]) == (False, "not repeated")
+
+    def test_where_equal_weighting_says_nothing_static_weights_decide_alone(self):
+        values = losses(**FACTORS | {"equal": 0.3})
+        assert claims({"p": values}).set_index("balancer").loc["best", "why_not"] == "not better than equal"
+        row = claims({"p": values}, only_static=["p"]).set_index("balancer").loc["best"]
+        assert row["claimed"]
+        assert row["p"] == row["static_p"]
+        assert row["relative"] == pytest.approx(2, rel=0.1)
+        del values["equal"]
+        assert claims({"p": values}, only_static=["p"]).set_index("balancer").loc["best", "claimed"]
+
+    def test_an_accuracy_is_compared_by_differences(self):
+        values = {label: 1 - 0.3 * each for label, each in losses(**FACTORS).items()}
+        row = claims({"p": values}, higher=["p"]).set_index("balancer").loc["best"]
+        assert row["claimed"]
+        assert (row["scale"], row["static"]) == ("difference", "searched")
+        assert row["relative"] == pytest.approx(np.mean(values["best"] - values["equal"]))
+
+    def test_the_best_static_row_has_the_best_mean_on_the_scale_of_comparisons(self):
+        noise = np.linspace(0.99, 1.01, 20)
+        spread = np.tile([0.1, 6.0], 10)  # arithmetic mean 3.05, geometric mean 0.77
+        (scores,) = pooled_scores("p", pooled_tables({"p": {"stated": spread, "searched": noise}}))
+        assert best_static(scores, STATICS) == "stated"
+        assert best_static(scores, ("searched", "absent")) == "searched"
+        with pytest.raises(ValueError, match="none of the static rows absent"):
+            best_static(scores, ["absent"])
+
+    def test_refuses_a_test_of_a_baseline_and_a_problem_without_baselines(self):
+        with pytest.raises(ValueError, match="searched is a baseline"):
+            claims({"p": losses(**FACTORS)}, methods=["searched"])
+        with pytest.raises(ValueError, match="p: none of the static rows"):
+            claims({"p": losses(equal=1.0, best=0.5)})
+        with pytest.raises(ValueError, match="p: equal has no test scores"):
+            claims({"p": losses(stated=1.0, best=0.5)})
+
+
+class TestDetectable:
+    def test_is_made_from_the_noisier_of_both_comparisons(self):
+        values = losses(**FACTORS)
+        tables = pooled_tables({"p": values, "q": losses(1, **FACTORS)})
+        row = detectable_effects(tables, "equal", STATICS, METHODS).iloc[0]
+        logs = {label: np.log(each) for label, each in values.items()}
+        deviations = [
+            np.sqrt(np.mean([np.var(logs[method] - logs[other], ddof=1) for method in METHODS]))
+            for other in ("equal", "searched")
+        ]
+        assert row["deviation"] == pytest.approx(max(deviations))
+        assert (row["seeds"], row["tests"], row["scale"]) == (20, 8, "ratio")
+        assert row["detectable"] == pytest.approx(np.exp(-detectable_difference(max(deviations), 20, 8)))
+
+    def test_an_effect_on_an_accuracy_is_a_rise(self):
+        values = {label: 1 - 0.3 * each for label, each in losses(**FACTORS).items()}
+        tables = pooled_tables({"p": values}, higher=["p"])
+        row = detectable_effects(tables, "equal", STATICS, METHODS, only_static=["p"]).iloc[0]
+        differences = [np.var(values[method] - values["searched"], ddof=1) for method in METHODS]
+        assert row["detectable"] == pytest.approx(detectable_difference(np.sqrt(np.mean(differences)), 20, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [10, 20])
+def test_holm_keeps_the_family_wise_error_of_correlated_tests(seeds):
+    """Test 60 true hypotheses at once; all methods on a problem share their baseline, which relates their tests."""
+    random = np.random.default_rng(seeds)
+    families = []
+    for _ in range(2000):
+        noise = np.stack([correlated(random, 0.1, 11, seeds) for _ in range(6)])
+        gains = (noise[:, 1:] - noise[:, :1]).reshape(60, seeds)
+        families.append(holm(stats.ttest_1samp(gains, 0, axis=1).pvalue).min() <= 0.05)
+    assert np.mean(families) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("equal", [1.0, 1.5])
+def test_a_claim_is_rarely_false(equal):
+    """Three problems, five methods that are as good as static weights, and equal weighting as good, or much worse."""
+    random = np.random.default_rng(0)
+    methods = [f"m{i}" for i in range(5)]
+    truth = {"equal": equal, "stated": 1.0, "searched": 1.0, **dict.fromkeys(methods, 1.0)}
+    false = []
+    for _ in range(100):
+        problems = {name: losses(int(random.integers(2**31)), 0.1, **truth) for name in "abc"}
+        false.append(claims(problems, methods, methods)["claimed"].any())
+    assert np.mean(false) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [10, 20])
+@pytest.mark.parametrize("deviation", [0.03, 0.2])
+def test_the_comparison_covers_the_true_ratio(deviation, seeds):
+    random = np.random.default_rng(seeds)
+    hits = []
+    for _ in range(2000):
+        ours, theirs = np.exp(correlated(random, deviation, 2, seeds))
+        found = compare(0.9 * ours, theirs, higher_is_better=False, scale="ratio")
+        hits.append(found.low <= 0.9 <= found.high)
+    assert 0.935 <= np.mean(hits) <= 0.965

@@ -1,0 +1,149 @@
+"""Test ``lossbench diagnose`` as a user calls it."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.diagnose import diagnose_terminal, rule
+from bench.diagnose.diagnose_terminal import gain_and_cost
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+TREE = Path(__file__).resolve().parents[3]
+SMALL = (Path(__file__).parents[1] / "plugins" / "small.py").read_text()
+
+
+def lossbench(*arguments: str) -> tuple[int, str]:
+    """Run a command in this process, and return its exit code and output."""
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return a file that registers a problem under a name that only this test has."""
+    name = re.sub(r"\W", "-", request.node.name)
+    path = tmp_path / "mine.py"
+    path.write_text(SMALL.replace('name = "small"', f'name = "{name}"'))
+    return path
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """Return the problem of docs/add-a-problem.md, which the README tries, under a name of its own."""
+    text = (TREE / "docs/add-a-problem.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "my_problem.py"
+    path.write_text(program.replace('name = "waves"', 'name = "diagnosed-waves"'), encoding="utf-8")
+    return path
+
+
+def test_the_readmes_example_gets_a_profile_and_advice(example: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "advice.json"
+    code, output = lossbench("diagnose", str(example), "--json", str(out))
+    assert code == 0, output
+    told = " ".join(output.split())
+    assert "means over the first 25 of 500 steps" in told
+    for task in ("slow", "fast"):
+        assert re.search(rf"{task}( +[\d.]+){{3}}", output), task
+    assert "The gradients of slow and fast agree least" in told
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["problem"] == "diagnosed-waves"
+    assert found["profile"]["tasks"] == ["slow", "fast"]
+    assert found["profile"]["steps"] == 25
+    assert len(found["profile"]["cosines"]) == 2
+    assert "loss_curve" not in found["profile"]
+    candidate = found["advice"]["candidate"]
+    assert candidate in rule.CANDIDATES
+    assert f"advice for diagnosed-waves: {candidate}" in output
+    assert found["advice"]["code"] in output
+    for reason in found["advice"]["reasons"]:
+        assert reason in told
+
+
+def test_a_problem_is_named_with_options_and_a_seed(file: Path) -> None:
+    lossbench("list", str(file))
+    name = "test_a_problem_is_named_with_options_and_a_seed"
+    code, output = lossbench("diagnose", name, "--option", "steps = 500", "--option", "scales = [1.0, 30.0]")
+    assert code == 0, output
+    assert "25 of 500 steps" in output
+    assert "The first loss of b" in output
+    assert lossbench("diagnose", name, "--seed", "2")[1] != lossbench("diagnose", name, "--seed", "3")[1]
+
+
+def test_two_tasks_that_share_no_gradient_are_told(file: Path, tmp_path: Path) -> None:
+    text = file.read_text().replace("model(batch.x)", "[y.detach() + model.heads[0].bias for y in model(batch.x)]")
+    file.write_text(text)
+    out = tmp_path / "advice.json"
+    code, output = lossbench("diagnose", str(file), "--json", str(out))
+    assert code == 0, output
+    assert "There are no cosines" in output
+    assert json.loads(out.read_text())["profile"]["cosines"] == [[None, None], [None, None]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "    def losses(",
+            "    def losses(self, *_):\n        {}['x']\n\n    def _(",
+            "KeyError: 'x' (mine.py, line ",
+        ),
+        ("return [nn.functional", "return [float('nan') * nn.functional", "the loss of a is nan at step 1"),
+        ("return Net(", "return Nett(", "NameError: name 'Nett' is not defined (mine.py, line "),
+        ("import torch\n", "import torhc\n", "mine.py can't be loaded: ModuleNotFoundError"),
+    ],
+)
+def test_a_broken_problem_is_told_in_a_sentence(file: Path, old: str, new: str, message: str) -> None:
+    file.write_text(file.read_text().replace(old, new, 1))
+    code, output = lossbench("diagnose", str(file))
+    assert code == 2
+    told = output.splitlines()[-1]
+    assert told.startswith("error: ")
+    assert message in told
+    assert "Traceback" not in output
+
+
+def test_bad_input_is_told_in_a_sentence(file: Path, tmp_path: Path) -> None:
+    empty, both = tmp_path / "empty.py", tmp_path / "both.py"
+    empty.write_text("x = 1\n")
+    second = '\n\n@register\nclass Second(Small):\n    name = "second-in-both"\n'
+    both.write_text(file.read_text().replace('name = "', 'name = "first-in-both-') + second)
+    for arguments, message in [
+        ((str(tmp_path / "none.py"),), "error: there is no file"),
+        ((str(empty),), f"error: {empty} registers no problem"),
+        (("regresion",), "error: no problem is named 'regresion' (did you mean 'regression'?)"),
+        (("regression", "--option", "sigmas"), "error: --option takes KEY=VALUE"),
+        (("regression", "--option", "sigma=1"), "error: regression has no option 'sigma'"),
+        ((str(both), "--json", str(tmp_path / "out.json")), f"error: {both} registers "),
+    ]:
+        code, output = lossbench("diagnose", *arguments)
+        assert code == 2, arguments
+        assert output.splitlines()[-1].startswith(message), output
+    assert lossbench("diagnose", str(both))[1].count("advice for ") == 2
+
+
+def test_the_evidence_is_told_once_there_is_some(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.DataFrame(
+        [(candidate, 0.5, 2.345, 1.02, 1.4) for candidate in rule.CANDIDATES],
+        columns=["candidate", "q_low", "q_high", "cost_low", "cost_high"],
+    )
+    sentence = (
+        "On the problems of the evidence, equal weights needed less than 0.5 to 2.35 times the steps to do as well, "
+        "and a step of famo took 1.02 to 1.40 times as long."
+    )
+    assert gain_and_cost(table, "famo") == sentence
+    assert "1.50 to more than 4 times" in gain_and_cost(table.assign(q_low=1.5, q_high=4.0), "equal")
+    assert gain_and_cost(table, "gradnorm") == ""
+    assert gain_and_cost(None, "famo") == ""
+
+    path = tmp_path / "advice.csv"
+    monkeypatch.setattr(diagnose_terminal, "EVIDENCE", path)
+    assert "On the problems of the evidence" not in lossbench("diagnose", str(file))[1]
+    table.to_csv(path, index=False)
+    assert "On the problems of the evidence" in lossbench("diagnose", str(file))[1]
