@@ -21,20 +21,28 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def is_ranking(runs: pd.DataFrame, selection: pd.DataFrame, phase: str = "reported") -> bool:
-    """Check whether the runs of ``phase`` may be ranked: each method's learning rate was chosen from the same grid.
+def is_ranking(tables: SuiteTables, phase: str = "reported") -> bool:
+    """Check whether the runs of ``phase`` may be ranked: the protocol's rules chose each method's learning rate.
 
-    That is, on each problem every balancer ran at the learning rate that ``selection`` says was chosen for it, from at
-    least two rates that are the same for all balancers.
+    That is, on each problem every balancer ran at the learning rate that was chosen for it, and the balancers that try
+    the grid tried at least two rates that are the same for all of them.
+
+    Args:
+        tables: ``runs``, ``selection`` and ``retuning`` are read.
+        phase: "reported" or "repeated".
     """
-    of_phase = runs[runs["phase"] == phase]
+    selection = tables.selection
+    rates = tables.retuning if phase == "repeated" and len(tables.retuning) else selection
+    of_phase = tables.runs[tables.runs["phase"] == phase]
     used = set(of_phase[["problem", "balancer", "lr"]].itertuples(index=False, name=None))
-    chosen = selection[selection["chosen"].astype(bool)]
+    chosen = rates[rates["chosen"].astype(bool)]
     if not used or used - set(chosen[["problem", "balancer", "lr"]].itertuples(index=False, name=None)):
         return False
-    for _, of_problem in selection.groupby("problem"):
-        grids = {tuple(sorted(rates)) for _, rates in of_problem.groupby("balancer")["lr"]}
-        if len(grids) > 1 or len(grids.pop()) < 2:
+    of_grid = selection[selection["origin"] == "grid"] if "origin" in selection else selection
+    for problem in selection["problem"].unique():
+        tried = of_grid[of_grid["problem"] == problem].groupby("balancer")["lr"]
+        grids = {tuple(sorted(rates)) for _, rates in tried}
+        if len(grids) != 1 or len(grids.pop()) < 2:
             return False
     return True
 
@@ -43,7 +51,8 @@ def leaderboard(tables: SuiteTables, roles: Roles, phase: str = "reported") -> p
     """Summarise the test scores of the runs of ``phase``, and compare the methods.
 
     Args:
-        tables: ``problems``, ``runs``, ``scores``, ``selection`` and ``costs`` are read; the last two may be empty.
+        tables: ``problems``, ``runs``, ``scores``, ``selection``, ``retuning`` and ``costs`` are read; the last
+            three may be empty.
         roles: Names equal weighting and the static weights, which the methods are compared with, and the order of the
             methods in the suite.
 
@@ -64,7 +73,7 @@ def leaderboard(tables: SuiteTables, roles: Roles, phase: str = "reported") -> p
     """
     problems, scores, selection = tables.problems, tables.scores, tables.selection
     test = primary_rows(scores[(scores["phase"] == phase) & (scores["split"] == "test")], problems)
-    ranking = is_ranking(tables.runs, selection, phase)
+    ranking = is_ranking(tables, phase)
     runs = tables.runs[tables.runs["phase"] == phase]
     baselines = ((roles.equal, AGAINST_EQUAL), (roles.static, AGAINST_STATIC))
     against = {label: columns for label, columns in baselines if label}

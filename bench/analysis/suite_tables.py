@@ -20,6 +20,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "curves": ("key", "problem", "balancer", "phase", "lr", "seed", "step", "metric", "task", "value"),
     "constants": ("problem", "seed", "split", "metric", "value"),
     "selection": ("problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge"),
+    "retuning": ("problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge"),
     "costs": (
         *("problem", "balancer", "device", "threads", "part", "median_ms", "q25_ms", "q75_ms"),
         *("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes"),
@@ -52,7 +53,10 @@ class SuiteTables:
         constants: The metrics of the constant predictors, one row per problem, seed, split and metric. A results folder
             does not keep this table.
         selection: One row per problem, balancer and learning rate that was tried; ``chosen`` marks the best. Empty for
-            a suite that tunes nothing.
+            a suite that tunes nothing. ``origin``, if there, says why a rate was tried: "grid" for one that all methods
+            tried, "finer" for one near the method's best, "trial" for one that belongs to searched weights, "around"
+            for one near another method's best.
+        retuning: The same for the rates that the repeated runs chose from. Empty if they have the reported runs' rates.
         costs: One row per problem, balancer, device and ``part`` of a training step ("step" is the whole). Empty for a
             suite that times nothing.
     """
@@ -64,6 +68,7 @@ class SuiteTables:
     curves: pd.DataFrame = field(default_factory=partial(empty_table, "curves"))
     constants: pd.DataFrame = field(default_factory=partial(empty_table, "constants"))
     selection: pd.DataFrame = field(default_factory=partial(empty_table, "selection"))
+    retuning: pd.DataFrame = field(default_factory=partial(empty_table, "retuning"))
     costs: pd.DataFrame = field(default_factory=partial(empty_table, "costs"))
 
     @property

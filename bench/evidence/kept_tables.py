@@ -12,9 +12,9 @@ import pandas as pd
 from bench.analysis import SuiteTables, primary_rows
 from bench.run import atomic_file
 
-BASE = ("problems", "metrics", "runs", "scores", "selection", "costs")
+BASE = ("problems", "metrics", "runs", "scores", "selection", "retuning", "costs")
 """The tables that are joined to the tables of a suite."""
-OTHERS = ("retuning", "baselines")
+OTHERS = ("baselines",)
 """The tables that are joined as they are."""
 RUN = ["problem", "balancer", "phase", "lr", "seed"]
 """The columns that identify a run, and are written in place of its key."""

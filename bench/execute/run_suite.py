@@ -152,10 +152,7 @@ class _Work:
         cost_rows = self.time_steps(costs)
 
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
-        tables = result_tables.assemble(suite, done, selection, cost_rows)
-        if again is not None:
-            tables["retuning"] = again
-        result_tables.write(tables, folder / "tables")
+        result_tables.write(result_tables.assemble(suite, done, selection, cost_rows, again), folder / "tables")
         micro.add_table(folder)
         atomic_file.write(folder / "suite.toml", suite.written.text.encode())
         failed = [run for run in done if run.result.status == "failed"]

@@ -18,7 +18,7 @@ from bench.run.result_picture import Picture
 
 from .stored_table import read_json, read_table
 
-BASE = ("problems", "metrics", "runs", "scores", "curves", "selection", "costs")
+BASE = ("problems", "metrics", "runs", "scores", "curves", "selection", "retuning", "costs")
 """Names of the tables that derived tables are made from."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     **{name: suite_tables.COLUMNS[name] for name in BASE},

@@ -27,7 +27,7 @@ from tasks import Split
 
 from . import plan
 from .plan import Planned
-from .suite_file import ProblemEntry, Suite
+from .suite_file import BalancerEntry, ProblemEntry, Suite
 
 MOST_STEPS = 200
 """Maximum number of steps of a run in the table of trajectories; the run's own file holds all."""
@@ -198,7 +198,28 @@ def selection(done: Sequence[Done], suite: Suite) -> pd.DataFrame:
     table = choose_learning_rates(scores(done, suite), problems(suite))
     if suite.searches:
         return _with_trials(table, suite)
+    table = table.assign(origin=_origins(table, suite))
     return _with_weights(table, suite) if any(entry.trials for entry in suite.balancers) else table
+
+
+def _origins(table: pd.DataFrame, suite: Suite) -> list[str]:
+    """Return for each row why the rate was tried; see `bench.analysis.SuiteTables`.
+
+    A method's own rates are those that not all methods of the grid have tried. One that all of them happened to try is
+    as good as one of the grid.
+    """
+    others = {entry.label: "trial" if entry.trials else "around" for entry in suite.balancers if not _tries_grid(entry)}
+    of_grid = table[~table["balancer"].isin(list(others))]
+    labels = of_grid.groupby("problem")["balancer"].nunique()
+    tried = of_grid.groupby(["problem", "lr"])["balancer"].nunique()
+    return [
+        others.get(label) or ("grid" if tried[problem, lr] == labels[problem] else "finer")
+        for problem, label, lr in zip(table["problem"], table["balancer"], table["lr"], strict=True)
+    ]
+
+
+def _tries_grid(entry: BalancerEntry) -> bool:
+    return not (entry.trials or entry.rates_around)
 
 
 def _with_weights(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:
@@ -229,7 +250,11 @@ def _with_trials(table: pd.DataFrame, suite: Suite) -> pd.DataFrame:
 
 
 def assemble(
-    suite: Suite, done: Sequence[Done], selection: pd.DataFrame | None, cost_rows: Sequence[Row]
+    suite: Suite,
+    done: Sequence[Done],
+    selection: pd.DataFrame | None,
+    cost_rows: Sequence[Row],
+    retuning: pd.DataFrame | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Return all tables by name, except that of the micro-benchmark, which is no part of a suite.
 
@@ -237,6 +262,7 @@ def assemble(
         done: All runs of the suite.
         selection: The table of that name; None if the suite tunes nothing.
         cost_rows: The rows of the table of costs; none if the suite times nothing.
+        retuning: The table of that name; None if the repeated runs have the reported runs' learning rates.
     """
     balanced = [run for run in done if run.planned.spec.phase != "baseline"]
     tables = {
@@ -248,6 +274,8 @@ def assemble(
     }
     if selection is not None:
         tables["selection"] = selection
+    if retuning is not None:
+        tables["retuning"] = retuning
     if cost_rows:
         tables["costs"] = pd.DataFrame(cost_rows).astype(dict.fromkeys(COUNTED, "Int64"))
     base = SuiteTables(**tables, constants=constants(done))

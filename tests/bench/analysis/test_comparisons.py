@@ -306,8 +306,8 @@ class TestLeaderboard:
             tables = replace(tables, selection=choose_learning_rates(scores, PROBLEMS))
         roles = Roles(baseline, static, None, None, dict.fromkeys(values, "exploratory"))
         board = leaderboard(tables, roles, phase)
-        assert (board["ranking"] == is_ranking(runs, tables.selection, phase)).all()
-        return board.set_index("balancer"), is_ranking(runs, tables.selection)
+        assert (board["ranking"] == is_ranking(tables, phase)).all()
+        return board.set_index("balancer"), is_ranking(tables)
 
     def test_a_tuned_suite_is_ranked_with_verdicts(self):
         board, ranking = self.make()
@@ -321,6 +321,27 @@ class TestLeaderboard:
         assert row["best_score"] == pytest.approx(0.9 * row["score"])
         assert row["seeds"] == 3
         assert row["grid_edge"]
+
+    def test_own_rates_beside_a_common_grid_are_ranked_and_repeated_runs_have_a_choice_of_their_own(self):
+        rows = [
+            ("regression", label, lr, 1.0, lr == best, False, origin)
+            for label, best in (("one", 0.05), ("other", 0.1))
+            for lr, origin in ((0.1, "grid"), (0.2, "grid"), (0.05 if label == "one" else 0.3, "finer"))
+        ]
+        rows.append(("regression", "longer", 0.07, 1.0, True, False, "around"))
+        columns = ["problem", "balancer", "lr", "mean_validation_score", "chosen", "grid_edge", "origin"]
+        selection = pd.DataFrame(rows, columns=columns)
+        chosen = selection[selection["chosen"]]
+        runs = chosen[["problem", "balancer", "lr"]].assign(phase="reported")
+        again = runs.assign(phase="repeated", lr=runs["lr"] * 2)
+        tables = SuiteTables(runs=pd.concat([runs, again]), selection=selection)
+        assert is_ranking(tables)
+        assert not is_ranking(tables, "repeated")
+        retuned = again[["problem", "balancer", "lr"]].assign(chosen=True)
+        assert is_ranking(replace(tables, retuning=retuned), "repeated")
+        unlike = selection.assign(lr=selection["lr"].where(selection["lr"] != 0.2, [0.2, 0.25] * 3 + [0.07]))
+        assert not is_ranking(replace(tables, selection=unlike))
+        assert not is_ranking(replace(tables, selection=selection.drop(columns="origin")))
 
     def test_without_a_grid_nothing_is_ranked(self):
         board, ranking = self.make(tuned=False)

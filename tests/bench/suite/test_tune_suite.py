@@ -13,7 +13,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from balancers import Range
-from bench.analysis import is_ranking
+from bench.analysis import SuiteTables, is_ranking
 from bench.cli import app
 from bench.execute import run_suite
 from bench.execute.workforce import Workforce
@@ -151,7 +151,7 @@ def test_what_was_chosen_is_reported_and_its_front_is_run_too(make_suite: MakeSu
     tables = {path.stem: pd.read_parquet(path) for path in (folder / "tables").glob("*.parquet")}
     runs, selection, front = tables["runs"], tables["selection"], tables["front"]
     assert len(selection) == 3 * 6
-    assert is_ranking(runs, selection)
+    assert is_ranking(SuiteTables(runs=runs, selection=selection))
 
     reported = {run.key: run for run in plan.reported(loaded, selection)}
     assert set(runs.loc[runs["phase"] == "reported", "key"]) == set(reported)
