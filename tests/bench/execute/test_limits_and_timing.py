@@ -1,0 +1,81 @@
+"""A run is given up by what its own computer needs, a step that hangs is a failure, and a busy computer is told of."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.execute import run_job, run_suite, workforce
+from bench.execute.run_job import FailedStart, RunJob
+from bench.execute.task import Ending, Task, TookTooLong, WorkerLost
+from bench.execute.this_process import InThisProcess
+from bench.execute.workforce import StepFailedError, WorkerLostError, Workforce
+from bench.run.pace import Pace
+from bench.suite import plan
+from bench.suite.suite_file import Suite
+
+MakeSuite = Callable[..., Suite]
+
+
+class Ends(InThisProcess):
+    """An engine on which every attempt ends alike."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__()
+        self.ending = ending
+        self.limits: list[float | None] = []
+
+    def next(self) -> tuple[Task, Ending]:
+        task = self._todo.popleft()
+        self.limits.append(task.limits.seconds)
+        return task, self.ending
+
+
+def test_the_time_limit_is_twenty_times_what_a_run_takes_here(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = plan.reported(make_suite(), None)[0]
+    pace = Pace(load=1.0, prepare=2.0, step=0.5, evaluation=0.25)
+    monkeypatch.setattr(run_job, "first_steps", lambda job: pace)
+    assert run_job.time_limit(RunJob.of(run, [])) == pytest.approx(20 * (1.0 + pace.run(run.spec)))
+    monkeypatch.setattr(run_job, "first_steps", lambda job: FailedStart("no luck"))
+    assert run_job.time_limit(RunJob.of(run, [])) == 0
+
+
+def test_a_run_has_the_limit_of_its_forecast_and_a_way_to_ask_for_more(make_suite: MakeSuite) -> None:
+    loaded = make_suite()
+    runs = plan.reported(loaded, None)[:3]
+    engine = Ends(TookTooLong(1.0))
+    seconds = iter([None, 1.0, 10.0])
+    ends = list(Workforce(engine).do(runs, None, forecast=lambda run: next(seconds)))  # type: ignore[arg-type]
+    assert sorted(engine.limits) == sorted([3600.0, 60.0, 200.0] * 2)
+    assert all(end.not_done for end in ends)
+
+
+def test_a_step_that_hangs_has_failed_and_a_lost_worker_has_not(make_suite: MakeSuite) -> None:
+    run = plan.costs(make_suite(rounds=1))[0]
+    hanging = Ends(TookTooLong(workforce.WITHOUT_FORECAST))
+    with pytest.raises(StepFailedError, match="it took longer than 3600 s, 2 times"):
+        Workforce(hanging).step_cost(run, 1)
+    assert hanging.limits == [3600.0] * 2
+    with pytest.raises(WorkerLostError):
+        Workforce(Ends(WorkerLost(1))).step_cost(run, 1)
+
+
+@pytest.mark.parametrize(("busy", "told"), [(1.34, True), (0.1, False)])
+def test_a_busy_computer_that_times_steps_is_told_of(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: float, told: bool
+) -> None:
+    monkeypatch.setattr(run_job, "busy_cores", lambda: busy)
+    output = io.StringIO()
+    with Workforce.of(0) as here:
+        run_suite.run(make_suite(learning_rates=None, rounds=1), tmp_path, here, Console(file=output, width=200))
+    sentence = "steps are timed while other programs use 1.3 cores: the times may be too long"
+    assert (sentence in output.getvalue()) == told
+
+
+def test_the_cores_in_use_are_a_number_of_this_computer_s_cores() -> None:
+    psutil = pytest.importorskip("psutil")
+    assert 0 <= run_job.busy_cores() <= psutil.cpu_count()
