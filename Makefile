@@ -2,11 +2,12 @@
 # make test        the tests to run after every change; within 8 minutes on 2 cores
 # make test-all    every test
 # make check       ruff, mypy, and the order of the rooms
+# make docs        the documentation, into build/docs/html; within three minutes. A warning is an error
 #
 # make problems    every problem, beside a constant predictor and each task trained alone
 #                  (reserved problems only with equal and static weights)
 # make reference   both suites, and copies what is kept of them to results/reference
-# make evidence    what docs/results.md rests on: the suites core and tuned, and the paper's claims. Two hours on
+# make evidence    the evidence problem by problem, the suite tuned, and the paper's claims. Some eleven hours on
 #                  2 cores; an interrupted one continues where it stopped. Copies what is kept to results/reference
 # make paper       a verdict on each claim of the GradNorm paper: half an hour; FLAGS=--full for more seeds
 # make bench-cost  what GradNorm and every other method add to a step: twenty minutes, with nothing else running
@@ -45,7 +46,7 @@ PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist load
 TORCH_VENV = $(VENV)-torch-$(or $(VERSION),$(error give the version of PyTorch: make test-torch VERSION=2.12.1))
 
 .PHONY: bench problems reference evidence paper bench-cost bench-peers bench-gpu smoke test test-slow test-all \
-	test-torch test-peers check clean
+	test-torch test-peers check docs clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -75,6 +76,9 @@ check: $(ENVIRONMENT)
 	$(PY) -m mypy
 	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
+docs: $(ENVIRONMENT)
+	$(PY) -m sphinx -n -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+
 problems: $(ENVIRONMENT)
 	$(PY) -m bench run all
 	$(PY) -m bench run reserved
@@ -84,10 +88,15 @@ reference: bench problems
 	$(PY) -m bench show conflict-2d --train --out results/reference/conflict-2d.png
 
 evidence: $(ENVIRONMENT)
-	$(PY) -m bench run core
+	$(PY) -m bench.evidence run
+	$(PY) -m bench.evidence run --reserved
+	$(PY) -m bench.evidence costs
+	$(PY) -m bench.evidence costs --reserved
+	$(PY) -m bench.evidence tables
+	$(PY) -m bench.evidence advice
 	$(PY) -m bench run tuned
 	$(PY) -m bench paper
-	$(call keep,core tuned)
+	$(call keep,tuned)
 	$(call keep-claims)
 
 # Copy what is kept of suites' results: the report, what it was made by, and the tables without those of every step.
@@ -130,6 +139,7 @@ smoke: $(ENVIRONMENT)
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-torch-* build *.egg-info
+	rm -rf docs/api docs/examples docs/methods docs/problems docs/repository
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -30,6 +30,7 @@ from .intervals import (
 from .leaderboard import is_ranking, leaderboard
 from .learning_rate_choice import choose_learning_rates
 from .paying_methods import paying_methods
+from .pooled_comparisons import pooled_comparisons
 from .pooled_scores import PooledScores, pooled_scores
 from .primary_metric import primary_rows
 from .relative_change import delta_m, interquartile_mean, mean_change
@@ -40,6 +41,7 @@ from .step_length import step_length
 from .suite_tables import SuiteTables
 from .target_time import time_to_target
 from .task_scores import task_scores
+from .training_scores import training_scores
 
 __all__ = [
     "CONFIDENCE",
@@ -86,6 +88,7 @@ __all__ = [
     "paired_p_value",
     "passed_gates",
     "paying_methods",
+    "pooled_comparisons",
     "pooled_scores",
     "primary_rows",
     "repeated_verdicts",
@@ -94,4 +97,5 @@ __all__ = [
     "t_interval",
     "task_scores",
     "time_to_target",
+    "training_scores",
 ]

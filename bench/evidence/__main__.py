@@ -1,4 +1,4 @@
-"""``python -m bench.evidence``: run the evidence part by part, and time its steps."""
+"""``python -m bench.evidence``: run the evidence part by part, time its steps, and make its tables and its page."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,20 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from bench.analysis import SuiteTables
+from bench.diagnose.gradient_profile import ProfileError
 from bench.execute import run_suite
 from bench.execute.run_suite import BusyError, NotDoneError
 from bench.execute.task import EngineError
 from bench.execute.workforce import Workforce
-from bench.run import atomic_file, machine_facts
+from bench.report import report_page
+from bench.run import atomic_file, machine_facts, suite_text
 from bench.suite import suite_file
 from bench.suite.toml_table import SuiteError
 
-from . import evidence_parts, kept_tables
+from . import evidence_folder, evidence_parts, evidence_tables, kept_tables, tested_advice
 from .evidence_parts import TABLES
+from .evidence_rows import EvidenceRows, evidence_rows
 
 CORES = joblib.cpu_count()
 KEPT = machine_facts.ROOT / "results" / "reference" / "core"
@@ -38,6 +42,7 @@ SchedulerOption = Annotated[
 ]
 ResultsOption = Annotated[Path, typer.Option(help="Folder that holds results folders.")]
 KeptOption = Annotated[Path, typer.Option(help="Folder of the tables that are kept.")]
+OutOption = Annotated[Path, typer.Option(help="Folder to write.")]
 
 
 @app.command()
@@ -90,6 +95,47 @@ def costs(
             atomic_file.write_parquet(kept / part.name / "costs.parquet", pd.DataFrame(rows))
 
 
+@app.command()
+def tables(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
+    """Make all tables from what is kept of the parts, and the page of the evidence.
+
+    Parts that are not there yet are named. Exit codes: 0, success; 2, there is no part of table A.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with _errors(console):
+        made = evidence_tables.make(kept)
+        evidence_folder.write(made, kept, out)
+        ranges = tested_advice.candidate_ranges(made["pays"], made["problems"], _rows())
+        if len(ranges):
+            atomic_file.write(out / "advice.csv", ranges.to_csv(index=False).encode())
+        absent = made["parts"][~made["parts"]["there"].astype(bool)]
+        for table, problem in zip(absent["table"], absent["problem"], strict=True):
+            console.print(Text(f"missing: {evidence_parts.part_name(table, problem)}"))
+        console.print(Text(f"report: {report_page.write(out)}"))
+
+
+@app.command()
+def advice(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
+    """Profile each problem that is kept, and compare the regret of the advice with that of its opponent.
+
+    Exit codes: 0, success; 2, a problem can't be profiled, or a candidate has no scores on it.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with _errors(console):
+        made = evidence_tables.make(kept)
+        there = set(made["problems"].loc[~made["problems"]["control"].astype(bool), "problem"])
+        suites = [suite_file.load(suite_file.find(TABLES[table])) for table in ("A", "reserved")]
+        facts = tested_advice.advised([entry for suite in suites for entry in suite.problems if entry.label in there])
+        base = SuiteTables(problems=made["problems"], scores=made["scores"])
+        judgement = tested_advice.judge(base, facts, _rows())
+        atomic_file.write(out / "tables" / "advice_regrets.csv", judgement.regrets.to_csv(index=False).encode())
+        console.print(Text(judgement.sentence))
+
+
+def _rows() -> EvidenceRows:
+    return evidence_rows(TABLES["A"], suite_text.read(suite_file.find(TABLES["A"])))
+
+
 @contextmanager
 def _workforce(jobs: int, scheduler: str | None, console: Console) -> Iterator[Workforce]:
     def tell(sentence: str) -> None:
@@ -111,7 +157,7 @@ def _errors(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("stopped; the same command continues from here")
         raise typer.Exit(130) from None
-    except (SuiteError, BusyError, EngineError, OSError) as error:
+    except (SuiteError, BusyError, EngineError, ProfileError, ValueError, OSError) as error:
         console.print(Text(f"error: {error}"))
         raise typer.Exit(2) from None
 

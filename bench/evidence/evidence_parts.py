@@ -28,11 +28,16 @@ class EvidencePart:
     @property
     def name(self) -> str:
         """The part's name, which is also its path below a folder of results: ``A/digit-pairs``."""
-        return f"{self.table}/{re.sub(r'[^a-z0-9]+', '-', self.problem.lower())}"
+        return part_name(self.table, self.problem)
 
     def folder(self, results: Path) -> Path:
         """Return the part's folder below ``results``."""
         return results / "evidence" / self.name
+
+
+def part_name(table: str, problem: str) -> str:
+    """Return the name of the part of a problem, given by its label, in a table."""
+    return f"{table}/{re.sub(r'[^a-z0-9]+', '-', problem.lower())}"
 
 
 def parts(only: Iterable[str] = (), reserved: bool = False) -> list[EvidencePart]:

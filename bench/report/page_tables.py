@@ -44,6 +44,8 @@ class Sheet(TypedDict):
         finding: sentence on what the leaderboard shows.
         seeds: number of seeds in words.
         target_score: the score to reach, as text.
+        runs: all runs with the commands that repeat them; None for the evidence, whose runs are in the folders of its
+            parts.
     """
 
     place: int
@@ -59,7 +61,7 @@ class Sheet(TypedDict):
     target_score: str
     costs: list[TextGrid]
     selection: list[TextGrid]
-    runs: TextGrid
+    runs: TextGrid | None
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -79,11 +81,11 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
         "board": [_board_row(row) for _, row in results.board.iterrows()],
         "tasks": task_table(results),
         "baselines": _baselines(results),
-        "target": evidence.target_grid(results),
+        "target": None if results.several_lengths else evidence.target_grid(results),
         "target_score": evidence.target_value(results),
         "costs": costs(results),
         "selection": selection(results),
-        "runs": _runs(results),
+        "runs": None if results.has_claims else _runs(results),
     }
 
 
@@ -131,7 +133,7 @@ def overviews(results: Results) -> list[Overview]:
             beside = {} if tables else ({"Δm, %": changes} if changes else {}) | _step_times(board, labels)
             add(f"Compared with {against}", cells, beside)
     target = results.tables["target"]
-    if len(target):
+    if len(target) and not results.several_lengths:
         timed = bool(target["of_seconds"].notna().any())
         column = "of_seconds" if timed else "of_steps"
         cells = {

@@ -8,6 +8,7 @@
   const methods = all("[data-follow]").map((chip) => chip.dataset.follow);
   const followed = new Set();
   let hovered = null;
+  let only = false; // whether tables have rows of highlighted methods alone
 
   // Highlighted ("followed") methods keep their colours, and all others turn grey. If there are more than MOST methods,
   // the first MOST are highlighted until the reader chooses.
@@ -18,6 +19,9 @@
     document.getElementById("followed").textContent = grey
       .map((place) =>
         `.method-${place} { filter: grayscale(1); opacity: 0.25; } [data-method="${place}"] { opacity: 0.45; }`)
+      .concat(only && followed.size
+        ? methods.filter((place) => !followed.has(place)).map((place) => `tr[data-method="${place}"] { display: none; }`)
+        : [])
       .join("\n");
     for (const chip of all("[data-follow]")) {
       chip.setAttribute("aria-pressed", String(followed.has(chip.dataset.follow)));
@@ -49,6 +53,13 @@
     if (place !== null && !event.target.closest("a, summary")) follow(place);
   });
 
+  const onlyChip = document.querySelector("[data-only]");
+  onlyChip.addEventListener("click", () => {
+    only = !only;
+    onlyChip.setAttribute("aria-pressed", String(only));
+    paint();
+  });
+
   // Hide and show a problem's section, and its columns in the overview.
   for (const chip of all("[data-show]")) {
     chip.addEventListener("click", () => {
@@ -60,7 +71,8 @@
 
   // Sort tables: numbers by value, cells without a number after them, texts alphabetically.
   const value = (row, column) => {
-    const text = row.cells[column].textContent.trim().replace("−", "-");
+    const cell = row.cells[column];
+    const text = (cell.dataset.sort ?? cell.textContent).trim().replace("−", "-");
     const number = parseFloat(text.replace("+", ""));
     return { text, number };
   };

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from bench.style.figure_style import save, theme
 
-from . import cost_panels, curve_panels, front_report, score_panels, weight_panels
+from . import cost_panels, curve_panels, effect_picture, front_report, score_panels, weight_panels
 from .results_folder import Results
 from .summary_figure import summary
 
@@ -18,8 +18,8 @@ class ReportFigure:
 
     Attributes:
         name: stem of its two files.
-        kind: a key of `OF_PROBLEM`, or "micro".
-        problem: the label of its problem; None for the micro-benchmark.
+        kind: a key of `OF_PROBLEM`, "micro" or "effects".
+        problem: the label of its problem; None for the micro-benchmark and for the effects on all problems.
     """
 
     name: str
@@ -28,6 +28,8 @@ class ReportFigure:
     problem: str | None
 
 
+SUMMARY_WIDTH = 1200
+"""Width of the summary in pixels."""
 Drawn = tuple[Figure, str]
 """A figure and its caption."""
 
@@ -45,6 +47,8 @@ OF_PROBLEM: Mapping[str, Callable[[Results], Drawn | None]] = {
 def draw(results: Results) -> list[ReportFigure]:
     """Write every figure that has data, and the summary figure; remove the figures of an earlier report.
 
+    For the evidence, the effects on all problems are the summary and the only figure.
+
     A summary that can't be drawn again stays: a folder that was kept without its curves would lose it for good.
     """
     for old in (results.path / "figures").glob("*.[sp][vn]g"):
@@ -52,6 +56,12 @@ def draw(results: Results) -> list[ReportFigure]:
             old.unlink()
     pictures = []
     with theme():
+        if results.has_claims:  # figures of its many rows for each problem would make the page too large
+            effects = effect_picture.effect_picture(results)
+            if effects is None:
+                return []
+            dpi = SUMMARY_WIDTH / effects.get_figwidth()
+            return [_keep(results, "summary", "effects", (effects, effect_picture.caption(results)), None, dpi)]
         for number, problem in enumerate(results.problems, start=1):
             for kind, figure_of in OF_PROBLEM.items():
                 if drawn := figure_of(results.only(problem)):
@@ -61,11 +71,11 @@ def draw(results: Results) -> list[ReportFigure]:
     with theme(size=12):
         overview = summary(results)
         if overview:
-            save(overview, results.path / "figures", "summary", dpi=100)
+            save(overview, results.path / "figures", "summary", dpi=SUMMARY_WIDTH / overview.get_figwidth())
     return pictures
 
 
-def _keep(results: Results, name: str, kind: str, drawn: Drawn, problem: str | None) -> ReportFigure:
+def _keep(results: Results, name: str, kind: str, drawn: Drawn, problem: str | None, dpi: float = 150) -> ReportFigure:
     figure, caption = drawn
-    save(figure, results.path / "figures", name)
+    save(figure, results.path / "figures", name, dpi)
     return ReportFigure(name, kind, caption, problem)

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from bench.style.figure_style import FAINT, GRID, INK, NUM_COLOURS, PAPER, PIXELS_PER_POINT, styles
 
-from . import answer, evidence, front_report, gpu_tables, page_tables
+from . import answer, evidence, evidence_answer, evidence_sections, front_report, gpu_tables, page_tables
 from .report_figures import draw
 from .results_folder import Results, load
 from .verdict_wording import reading, title
@@ -34,12 +34,17 @@ def write(results: Path) -> Path:
         results=loaded,
         title=title(loaded),
         reading=reading(loaded),
-        answers=answer.answer(loaded),
+        answers=[] if loaded.has_claims else answer.answer(loaded),
+        headlines=evidence_answer.headlines(loaded) if loaded.has_claims else [],
+        judged_answers=evidence_answer.answers(loaded) if loaded.has_claims else [],
+        judged=evidence_sections.sections(loaded),
+        failed_gates=loaded.failed_gates,
         caveat=answer.caveat(loaded),
         far_apart=answer.far_apart(loaded),
         mixed=answer.mixed(loaded),
         looks=styles(loaded.balancers),
-        num_colours=NUM_COLOURS,
+        # No figure of the evidence tells methods apart by colour, so that all of them can be highlighted at once.
+        num_colours=len(loaded.balancers) if loaded.has_claims else NUM_COLOURS,
         places={label: place for place, label in enumerate(loaded.balancers)},
         drawn=drawn,
         overviews=page_tables.overviews(loaded),

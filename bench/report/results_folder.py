@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis import Roles, SuiteTables, leaderboard, suite_tables
+from bench.analysis import Roles, SuiteTables, leaderboard, passed_gates, suite_tables
+from bench.analysis.balancing_claims import COLUMNS as CLAIMS
+from bench.analysis.balancing_claims import DETECTABLE
 from bench.analysis.baselines import COLUMNS as BASELINES
 from bench.analysis.controls import COLUMNS as CONTROLS
+from bench.analysis.equivalent_steps import DOUBLING
+from bench.analysis.free_choice import COLUMNS as FREE
+from bench.analysis.gates import COLUMNS as GATES
 from bench.analysis.leaderboard import COLUMNS as LEADERBOARD
+from bench.analysis.paying_methods import COLUMNS as PAYS
+from bench.analysis.pooled_comparisons import COLUMNS as COMPARISONS
 from bench.analysis.repeated_seeds import COLUMNS as REPEATED
+from bench.analysis.step_length import COLUMNS as STEP_LENGTH
 from bench.analysis.target_time import COLUMNS as TARGET
+from bench.analysis.training_scores import COLUMNS as TRAINING
 from bench.run import result_picture, suite_text
 from bench.run.atomic_file import BadFileError
 from bench.run.result_picture import Picture
@@ -31,6 +40,19 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "controls": tuple(CONTROLS),
     "delta_m": ("problem", "balancer", "seed", "delta_m"),
     "baselines": tuple(BASELINES),
+    # Only the evidence has these; `bench.evidence` makes them.
+    "rows": ("balancer", "kind", "family"),
+    "parts": ("table", "problem", "there"),
+    "comparisons": ("table", *COMPARISONS),
+    "claims": tuple(CLAIMS),
+    "detectable": tuple(DETECTABLE),
+    "gates": tuple(GATES),
+    "doubling": tuple(DOUBLING),
+    "pays": tuple(PAYS),
+    "practice": ("column", *PAYS),
+    "step_length": tuple(STEP_LENGTH),
+    "free": tuple(FREE),
+    "training_scores": tuple(TRAINING),
 }
 """The columns that each table has at least. A table that is not in the folder is read as an empty one with these."""
 
@@ -92,6 +114,22 @@ class Results:
     def problems(self) -> list[str]:
         """The problems' labels, in the suite's order."""
         return list(self.tables["problems"]["problem"])
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether the folder has the tables that only the evidence has."""
+        return bool(len(self.tables["rows"]))
+
+    @property
+    def failed_gates(self) -> set[str]:
+        """The balancers that fail the gate of a control, or were not run on one that others were run on."""
+        return set(self.tables["gates"]["balancer"]) - passed_gates(self.tables["gates"])
+
+    @property
+    def several_lengths(self) -> bool:
+        """Whether the suite trains equal weighting for several numbers of steps; then time-to-target is not shown."""
+        entries = suite_text.parse(self.suite_toml).values["balancers"]
+        return any(entry.get("times_steps", 1) != 1 for entry in entries)
 
     @property
     def evidence(self) -> pd.DataFrame:

@@ -13,6 +13,8 @@ TEXT = frozenset(
         *("problem", "balancer", "key", "phase", "status", "reason", "checkpoint", "split", "metric", "task", "name"),
         *("summary", "description", "tasks", "samples", "data", "primary", "unit", "device", "part", "what", "options"),
         *("searched", "scale", "against", "verdict", "again_verdict", "static_verdict"),
+        *("static", "why_not", "table", "equal_table", "kind", "family", "column"),
+        *("beyond", "low_beyond", "high_beyond", "q_low_beyond", "q_high_beyond"),
     }
 )
 """Columns that hold text in every table. In a CSV file, a label such as ``1`` or ``NA`` must not become a number."""

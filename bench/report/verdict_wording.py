@@ -52,7 +52,7 @@ def reading(results: Results) -> str:
     problems = results.evidence.groupby("problem", sort=False)
     if len(problems) <= FEW_PROBLEMS:
         sentences += [finding(str(problem), rows, results) for problem, rows in problems]
-    elif results.ranking:
+    elif results.ranking and not results.has_claims:
         sentences = [*_counts(results), *sentences]
     steps = board[(board["balancer"] != results.baseline) & np.isfinite(board["step_ratio"].astype(float))]
     if len(steps):
@@ -65,6 +65,11 @@ def reading(results: Results) -> str:
 
 
 def _how_made(results: Results) -> str:
+    if results.has_claims:
+        return (
+            "Validation chose each method's learning rate. Claims, q and the picture rest on the seeds of both sets, "
+            f"which played no part in that choice; the leaderboards show the first set ({seeds(results.board)})."
+        )
     if results.ranking:
         searched = "trial" in results.tables["selection"]
         chosen = (

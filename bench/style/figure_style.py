@@ -16,6 +16,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +44,10 @@ _DASHES: list[tuple[float, ...]] = [
 _MARKERS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
 NUM_COLOURS = len(_PALETTE)
 """Number of colours: as many methods differ in colour alone."""
+DIVERGING = LinearSegmentedColormap.from_list(
+    "better to worse", ["#0173b2", "#7fb4d6", "#f3f2ee", "#eeb877", "#cc6a00"]
+)
+"""Colours from better (blue) to worse (orange), which those with any colour blindness tell apart."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_kept_parts_make_the_tables_of_the_whole(two_problems: Suite, tmp_path: 
     assert [folder.name for folder in kept] == ["small", "other"]
     tables, others = kept_tables.joined(kept)
     roles = two_problems.written.roles("core")
-    derived = derived_tables(tables, roles) | others
+    derived = derived_tables(tables, roles) | others | {"retuning": tables.retuning}
     del derived["target"]  # which is made of what is not kept
     for name, table in derived.items():
         keys = [column for column in ("problem", "balancer", "lr") if name == "retuning" and column in table]

@@ -1,0 +1,57 @@
+"""Write the tables of the evidence as a results folder, which the report reads like that of any suite."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.run import atomic_file
+from bench.run.suite_text import KEPT
+from bench.suite import suite_file
+
+from .evidence_parts import TABLES
+
+LARGE = ("scores", "runs")
+"""Tables that are written as Parquet; all others are CSV files."""
+
+
+def write(tables: Mapping[str, pd.DataFrame], kept: Path, out: Path) -> None:
+    """Write the ``tables``, the suite's file and the facts about the machine into the folder ``out``.
+
+    Tables of an earlier time are removed.
+
+    Args:
+        tables: What `evidence_tables.make` returns.
+        kept: The folder of the parts, whose facts about the machine are brought together.
+        out: The folder to write.
+    """
+    folder = out / "tables"
+    for old in [*folder.glob("*.csv"), *folder.glob("*.parquet")]:
+        old.unlink()
+    for name, table in tables.items():
+        if name in LARGE:
+            atomic_file.write_parquet(folder / f"{name}.parquet", table)
+        elif len(table):
+            atomic_file.write(folder / f"{name}.csv", table.to_csv(index=False).encode())
+    atomic_file.write(out / KEPT, suite_file.find(TABLES["A"]).read_bytes())
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(kept.glob("*/*/environment.json"))]
+    text = json.dumps(_together(facts), indent=2, ensure_ascii=False)
+    atomic_file.write(out / "environment.json", f"{text}\n".encode())
+
+
+def _together(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the facts of all parts as one object; a fact that differs between them becomes a list of its values."""
+    names = dict.fromkeys(name for each in facts for name in each)
+    found: dict[str, Any] = {}
+    for name in names:
+        values: list[Any] = []
+        for each in facts:
+            if each.get(name) not in values:
+                values.append(each.get(name))
+        if all(isinstance(value, dict) for value in values):
+            found[name] = _together(values)
+        else:
+            found[name] = values[0] if len(values) == 1 else values
+    return found

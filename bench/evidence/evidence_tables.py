@@ -1,0 +1,240 @@
+"""Make all tables of the evidence from what is kept of its parts.
+
+The tables are those of a results folder: the base tables of table A and of the reserved problems, what every suite
+derives from them, and what only the evidence has. Parts that are not there yet are named, and nothing is claimed before
+all controls are there.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import tasks
+from bench.analysis import (
+    SuiteTables,
+    balancing_claims,
+    delta_m,
+    derived_tables,
+    detectable_effects,
+    doubling,
+    equivalent_steps,
+    free_comparisons,
+    gates,
+    passed_gates,
+    paying_methods,
+    pooled_comparisons,
+    step_length,
+    training_scores,
+)
+from bench.run import suite_text
+from bench.run.suite_text import SuiteText
+from bench.suite import suite_file
+
+from . import kept_tables
+from .evidence_parts import TABLES, part_name
+from .evidence_rows import ONLY_STATIC, EvidenceRows, evidence_rows
+
+PARTS = ["table", "problem", "there"]
+PRACTICE = {
+    "one over the initial loss": ("name", "inverse-loss"),
+    "one over the initial gradient norm": ("name", "inverse-norm"),
+    "uncertainty weighting": ("name", "uncertainty"),
+    "best learned weighting": ("family", "learned"),
+    "Gramian at the features": ("family", "Gramian at the features"),
+    "Gramian at the parameters": ("family", "Gramian at the parameters"),
+}
+"""The columns of the table for a practitioner, and the column and value of `EvidenceRows.table` that each consists of.
+
+Of several methods, it shows the one with the best validation score in tuning, so that no test score chooses.
+"""
+VERDICTS = ("better", "worse", "tie", "not settled")
+
+
+@dataclass(frozen=True)
+class _Suite:
+    """A suite of the evidence as written, with its rows and the parts that are kept of it."""
+
+    table: str
+    written: SuiteText
+    rows: EvidenceRows
+    parts: pd.DataFrame
+    base: SuiteTables | None
+    others: Mapping[str, pd.DataFrame]
+
+    @property
+    def controls(self) -> set[str]:
+        """The labels of the problems that are controls."""
+        problems = self.written.values["problems"]
+        return {_label(entry) for entry in problems if tasks.get(str(entry["name"])).control}
+
+
+def make(kept: Path) -> dict[str, pd.DataFrame]:
+    """Return the tables by name, from the parts in the folder ``kept``.
+
+    Raises:
+        FileNotFoundError: There is no part of table A.
+    """
+    short, published, reserved = (_read(table, kept) for table in ("A", "B", "reserved"))
+    if short.base is None:
+        raise FileNotFoundError(f"{kept} has no part of table A; python -m bench.evidence run makes them")
+    rows = short.rows
+    checked = gates(short.base, rows.equal_by_factor, [label for label in rows.same_length if label != rows.equal])
+    passed = passed_gates(checked) if short.controls <= set(checked["problem"]) else set()
+    both = [each for each in (short, reserved) if each.base is not None]
+    base = _joined([(each.base, each is reserved) for each in both if each.base is not None])
+    tables = {name.name: getattr(base, name.name) for name in fields(SuiteTables)}
+    del tables["curves"], tables["constants"]  # which are not kept
+    roles = short.written.roles("core")
+    tables |= derived_tables(base, roles)
+    del tables["target"]  # time-to-target is not for suites with several lengths of training: rule 18
+    if "delta_m" in tables:  # it is summarised over problems, and the reserved ones stand apart
+        tables["delta_m"] = delta_m(short.base.scores, short.base.metrics)
+    if baselines := [each.others["baselines"] for each in both if "baselines" in each.others]:
+        tables["baselines"] = pd.concat(baselines, ignore_index=True)
+    of_each = [_of_suite(each.base, rows, passed) for each in both if each.base is not None]
+    tables |= {name: pd.concat([made[name] for made in of_each], ignore_index=True) for name in of_each[0]}
+    tables["comparisons"] = pd.concat(_comparisons(short, published, reserved), ignore_index=True)
+    if published.base is not None:
+        common = set(published.base.problems["problem"]) & set(short.base.problems["problem"])
+        ours, theirs = (_only(each, common) for each in (short.base, published.base))
+        both_rows = published.rows.same_length
+        tables["step_length"] = step_length(ours, theirs, rows.equal, both_rows)
+        tables["free"] = free_comparisons(ours, theirs, rows.equal, both_rows)
+    tables["gates"], tables["rows"] = checked, rows.table
+    tables["parts"] = pd.concat([each.parts for each in (short, published, reserved)], ignore_index=True)
+    tables["practice"] = _practice(tables["pays"], base, rows)
+    tables["counts"] = _counts(tables, rows)
+    return tables
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("label", entry["name"]))
+
+
+def _read(table: str, kept: Path) -> _Suite:
+    """Read what is kept of a table."""
+    written = suite_text.read(suite_file.find(TABLES[table]))
+    labels = [_label(entry) for entry in written.values["problems"]]
+    folders = {label: kept / part_name(table, label) for label in labels}
+    there = {label: (folder / "scores.parquet").is_file() for label, folder in folders.items()}
+    parts = pd.DataFrame([(table, label, there[label]) for label in labels], columns=PARTS)
+    rows = evidence_rows(TABLES[table], written)
+    if not any(there.values()):
+        return _Suite(table, written, rows, parts, None, {})
+    base, others = kept_tables.joined(folders[label] for label in labels if there[label])
+    return _Suite(table, written, rows, parts, base, others)
+
+
+def _joined(bases: Sequence[tuple[SuiteTables, bool]]) -> SuiteTables:
+    """Join the tables of suites.
+
+    In the table of problems, ``reserved`` marks those of the reserved suite, and ``only_static`` those on which only
+    the comparison with static weights counts.
+    """
+    marked = [
+        replace(
+            base,
+            problems=base.problems.assign(reserved=reserved, only_static=base.problems["problem"].isin(ONLY_STATIC)),
+        )
+        for base, reserved in bases
+    ]
+    names = [each.name for each in fields(SuiteTables)]
+    return SuiteTables(
+        **{name: pd.concat([getattr(each, name) for each in marked], ignore_index=True) for name in names}
+    )
+
+
+def _only(tables: SuiteTables, problems: Collection[str]) -> SuiteTables:
+    """Return the tables without problems that are not among ``problems``."""
+    names = [each.name for each in fields(SuiteTables)]
+    return SuiteTables(**{name: (frame := getattr(tables, name))[frame["problem"].isin(problems)] for name in names})
+
+
+def _of_suite(base: SuiteTables, rows: EvidenceRows, passed: Collection[str]) -> dict[str, pd.DataFrame]:
+    """Return the tables of one suite's problems; the claims on it are corrected for their own number."""
+    statics, methods = rows.of_kind("static"), rows.of_kind("method")
+    steps = equivalent_steps(base, rows.equal_by_factor, rows.same_length)
+    return {
+        "equivalent_steps": steps,
+        "doubling": doubling(base, rows.equal_by_factor),
+        "claims": balancing_claims(base, rows.equal, statics, methods, passed, ONLY_STATIC),
+        "detectable": detectable_effects(base, rows.equal, statics, methods, ONLY_STATIC),
+        "pays": paying_methods(steps, base),
+        "training_scores": training_scores(base, rows.equal, list(rows.table["balancer"])),
+    }
+
+
+def _comparisons(*suites: _Suite) -> list[pd.DataFrame]:
+    """Return the comparisons with equal weighting of each table."""
+    return [
+        pooled_comparisons(each.base, each.rows.equal, list(each.rows.table["balancer"])).assign(table=each.table)
+        for each in suites
+        if each.base is not None
+    ]
+
+
+def _practice(pays: pd.DataFrame, base: SuiteTables, rows: EvidenceRows) -> pd.DataFrame:
+    """Return the rows of ``pays`` that the table for a practitioner shows, each with its ``column``."""
+    chosen = base.selection[base.selection["chosen"].astype(bool)]
+    means = chosen.set_index(["problem", "balancer"])["mean_validation_score"].astype(float)
+    higher = base.problems.set_index("problem")["higher_is_better"].astype(bool)
+    found = []
+    for problem in base.problems.loc[~base.problems["control"].astype(bool), "problem"]:
+        of_problem = pays[pays["problem"] == problem].set_index("balancer")
+        for column, (by, value) in PRACTICE.items():
+            labels = [
+                label for label in rows.table.loc[rows.table[by] == value, "balancer"] if label in of_problem.index
+            ]
+            scores = {label: float(means.get((problem, label), np.nan)) for label in labels}
+            finite = {label: score for label, score in scores.items() if np.isfinite(score)}
+            if finite:
+                best = (max if higher[problem] else min)(finite, key=lambda label: finite[label])
+                found.append(
+                    {"problem": problem, "column": column, "balancer": best, **of_problem.loc[best].drop("problem")}
+                )
+    return pd.DataFrame(found, columns=["problem", "column", *(each for each in pays.columns if each != "problem")])
+
+
+def _counts(tables: Mapping[str, pd.DataFrame], rows: EvidenceRows) -> pd.DataFrame:
+    """Count over problems, separately for the evidence and the reserved problems; controls are not counted.
+
+    Returns:
+        One row per method, static row and random weights: the number of ``problems``, those on which it is ``better``,
+        ``worse``, a ``tie`` or ``not settled`` against equal weighting, ``claimed``, ``pays``, and those where training
+        longer is better (``train_longer``).
+    """
+    facts = tables["problems"]
+    counted = []
+    for reserved in (False, True):
+        problems = facts.loc[~facts["control"].astype(bool) & (facts["reserved"].astype(bool) == reserved), "problem"]
+        table = "reserved" if reserved else "A"
+        compared, claims, pays = (tables[name] for name in ("comparisons", "claims", "pays"))
+        compared = compared[(compared["table"] == table) & compared["problem"].isin(problems)]
+        claims, pays = claims[claims["problem"].isin(problems)], pays[pays["problem"].isin(problems)]
+        for label in rows.of_kind("static", "method", "control"):
+            verdicts = compared.loc[compared["balancer"] == label, "verdict"]
+            if verdicts.empty:
+                continue
+            of_label = pays.loc[pays["balancer"] == label, "verdict"]
+            row = {"table": table, "balancer": label, "problems": len(verdicts)}
+            row |= {word.replace(" ", "_"): int((verdicts == word).sum()) for word in VERDICTS}
+            row["claimed"] = int(claims.loc[claims["balancer"] == label, "claimed"].sum())
+            row |= {"pays": int((of_label == "pays").sum()), "train_longer": int((of_label == "train longer").sum())}
+            counted.append(row)
+    columns = [
+        "table",
+        "balancer",
+        "problems",
+        "better",
+        "worse",
+        "tie",
+        "not_settled",
+        "claimed",
+        "pays",
+        "train_longer",
+    ]
+    return pd.DataFrame(counted, columns=columns)

@@ -1,0 +1,116 @@
+"""Test the advice of ``lossbench diagnose`` on the evidence: each candidate's gain, and the regret of the advice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from bench.analysis import SuiteTables, pooled_scores
+from bench.diagnose import gradient_profile, regret, rule
+from bench.suite.suite_file import ProblemEntry
+
+from .evidence_rows import EvidenceRows
+
+RANGES = ["candidate", "q_low", "q_high", "cost_low", "cost_high"]
+FACTS = ["problem", "advised", "norm_ratio", "cosine"]
+REGRETS = ["problem", "reserved", *FACTS[1:], *regret.COLUMNS[3:]]
+
+
+@dataclass(frozen=True)
+class AdviceJudgement:
+    """The regrets of the advice, as a frame of `REGRETS`, and a sentence on what they amount to."""
+
+    regrets: pd.DataFrame
+    sentence: str
+
+
+def candidate_ranges(pays: pd.DataFrame, problems: pd.DataFrame, rows: EvidenceRows) -> pd.DataFrame:
+    """Return the range of *q* and of a step's cost over problems, for each candidate.
+
+    Args:
+        pays: What `bench.analysis.paying_methods` returns.
+        problems: The table of problems. Controls and reserved problems are left out.
+        rows: The rows of the evidence.
+
+    Returns:
+        A frame of ``RANGES``. A candidate without a measured cost on one of its problems has no row.
+    """
+    apart = problems["control"].astype(bool) | problems["reserved"].astype(bool)
+    wanted = problems.loc[~apart, "problem"]
+    ranges = []
+    for candidate in rule.CANDIDATES:
+        of_rows = pays[pays["problem"].isin(wanted) & pays["balancer"].isin(rows.candidates[candidate])]
+        places = of_rows["balancer"].map(rows.candidates[candidate].index)
+        each = of_rows.assign(place=places).sort_values("place", kind="stable").drop_duplicates("problem")
+        if len(each) and each["cost"].notna().all():
+            ranges.append((candidate, each["q"].min(), each["q"].max(), each["cost"].min(), each["cost"].max()))
+    return pd.DataFrame(ranges, columns=RANGES)
+
+
+def advised(problems: Sequence[ProblemEntry]) -> pd.DataFrame:
+    """Profile each problem with its suite's recipe, and return what the rule advises: a frame of ``FACTS``.
+
+    Raises:
+        ProfileError: A problem can't be profiled.
+    """
+    found = []
+    for entry in problems:
+        profile = gradient_profile.measure(entry.name, entry.options, recipe=entry.recipe)
+        conflict = rule.strongest_conflict(profile)
+        cosine = float("nan") if conflict is None else conflict.cosine
+        found.append((entry.label, rule.advise(profile).candidate, rule.norm_spread(profile).ratio, cosine))
+    return pd.DataFrame(found, columns=FACTS)
+
+
+def judge(tables: SuiteTables, facts: pd.DataFrame, rows: EvidenceRows) -> AdviceJudgement:
+    """Compute the regrets of the advice and of its opponent.
+
+    Args:
+        tables: ``problems``, with a column ``reserved``, and ``scores`` are read.
+        facts: What `advised` returns. The opponent learns from these problems alone; that of a reserved problem also
+            from the other reserved ones.
+        rows: The rows of the evidence.
+
+    Raises:
+        ValueError: See `bench.diagnose.regret.regrets`.
+    """
+    reserved = set(tables.problems.loc[tables.problems["reserved"].astype(bool), "problem"])
+    scores = pd.concat([_scores(problem, tables, rows) for problem in facts["problem"]], ignore_index=True)
+    ours = facts[~facts["problem"].isin(reserved)]
+    parts = [_regrets(scores, ours)]
+    if len(ours) < len(facts):
+        everything = _regrets(scores, facts)
+        parts.append(everything[everything["problem"].isin(reserved)])
+    table = pd.concat(parts, ignore_index=True).drop(columns=["fold", "advised"]).merge(facts, on="problem")
+    table["reserved"] = table["problem"].isin(reserved)
+    return AdviceJudgement(table[REGRETS], _sentence(table))
+
+
+def _regrets(scores: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+    advice: Mapping[str, str] = dict(zip(facts["problem"], facts["advised"], strict=True))
+    of_these = scores[scores["problem"].isin(list(advice))]
+    return regret.regrets(of_these, advice, {problem: problem for problem in advice})
+
+
+def _scores(problem: str, tables: SuiteTables, rows: EvidenceRows) -> pd.DataFrame:
+    """Return the scores of all candidates on a problem, as `regret.regrets` reads them."""
+    (pooled,) = pooled_scores(problem, tables)
+    named = {}
+    for candidate in rule.CANDIDATES:
+        row = next((label for label in rows.candidates[candidate] if label in pooled.values), None)
+        if row is not None:
+            named[candidate] = pooled.values[row]
+    wide = pd.DataFrame(named).rename_axis(columns="candidate").reset_index()
+    long = wide.melt(["phase", "seed"], var_name="candidate", value_name="value").dropna(subset="value")
+    return long.assign(problem=problem, higher_is_better=pooled.higher_is_better)
+
+
+def _sentence(table: pd.DataFrame) -> str:
+    """Return a sentence on where the advice has the lower regret, and whether it succeeds by the protocol's rule."""
+    ours, others = table[~table["reserved"]], table[table["reserved"]]
+    lower = [int((part["lower"] == "advice").sum()) for part in (ours, others)]
+    where = f"The advice has a lower regret than its opponent on {lower[0]} of {len(ours)} problems of the evidence"
+    where += f" and on {lower[1]} of {len(others)} reserved ones" if len(others) else ""
+    succeeds = lower[0] >= regret.NEEDED and lower[1] == len(others) > 0
+    needs = f"It needs {regret.NEEDED} of 7 and all reserved ones: it {'succeeds' if succeeds else 'does not succeed'}."
+    return f"{where}. {needs}"

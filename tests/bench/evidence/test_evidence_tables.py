@@ -1,0 +1,261 @@
+"""The tables of the evidence follow from its parts: rows, claims, gates, what pays, advice, and what is missing."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bench.analysis import SuiteTables, pooled_comparisons, training_scores
+from bench.evidence import __main__ as command
+from bench.evidence import evidence_folder, evidence_tables, tested_advice
+from bench.evidence.evidence_rows import EvidenceRows, evidence_rows
+from bench.report.results_folder import load
+from bench.run import suite_text
+from bench.suite import suite_file
+
+from . import made_up_parts
+
+FEW = ("scenes", "burgers", "same-tasks", "apart", "recommender")
+Tables = dict[str, pd.DataFrame]
+
+
+def rows(suite: str = "core") -> EvidenceRows:
+    return evidence_rows(suite, suite_text.read(suite_file.find(suite)))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    factors = {("burgers", "famo"): 0.5, ("burgers", "equal, 4 x steps"): 0.7}
+    return made_up_parts.keep(tmp_path_factory.mktemp("kept"), problems=FEW, factors=factors)
+
+
+@pytest.fixture(scope="module")
+def tables(kept: Path) -> Tables:
+    return evidence_tables.make(kept)
+
+
+def cell(table: pd.DataFrame, problem: str, balancer: str) -> pd.Series:
+    found = table[(table["problem"] == problem) & (table["balancer"] == balancer)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+class TestRows:
+    def test_every_row_has_its_kind(self) -> None:
+        found = rows()
+        assert found.equal == "equal"
+        assert found.of_kind("static") == [
+            *("static", "one over the initial loss", "one over the initial gradient norm", "static, searched")
+        ]
+        assert found.of_kind("method") == [
+            *("uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "nash-mtl, features"),
+            *("pcgrad, features", "mgda, parameters", "mgda, features"),
+        ]
+        assert found.of_kind("yardstick") == [
+            *("equal, weight decay 0.01", "equal, 0.5 x steps", "equal, 2 x steps", "equal, 4 x steps")
+        ]
+        assert found.of_kind("control") == ["random", "equal, under a second name"]
+
+    def test_lengths_and_families_are_those_of_the_file(self) -> None:
+        found = rows()
+        lengths = {0.5: "equal, 0.5 x steps", 1.0: "equal", 2.0: "equal, 2 x steps", 4.0: "equal, 4 x steps"}
+        assert found.equal_by_factor == lengths
+        families = found.table.set_index("balancer")["family"]
+        assert families["gradnorm"] == "learned"
+        assert families["nash-mtl"] == families["mgda, parameters"] == "Gramian at the parameters"
+        assert families["nash-mtl, features"] == "Gramian at the features"
+        assert families["static"] == families["random"] == ""
+
+    def test_nash_mtl_is_advised_at_the_features_where_there_are_any(self) -> None:
+        candidates = rows().candidates
+        assert candidates["nash-mtl"] == ("nash-mtl, features", "nash-mtl")
+        assert candidates["equal"] == ("equal",)
+        assert candidates["inverse-norm"] == ("one over the initial gradient norm",)
+
+    def test_a_suite_without_equal_weighting_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="mine has no equal weighting"):
+            evidence_rows("mine", suite_text.parse('[[balancers]]\nname = "famo"'))
+
+
+class TestTables:
+    def test_a_claim_needs_the_gate_and_both_comparisons(self, tables: Tables) -> None:
+        claims = tables["claims"]
+        assert cell(claims, "scenes", "uncertainty")["claimed"]
+        assert cell(claims, "scenes", "mgda, parameters")["why_not"] == "gate"
+        assert cell(claims, "scenes", "gradnorm")["why_not"] == "not better than static"
+        assert set(claims["balancer"]) == set(rows().of_kind("method"))
+        assert set(claims["problem"]) == {"scenes", "burgers", "recommender"}
+
+    def test_reserved_problems_are_a_family_of_their_own(self, tables: Tables) -> None:
+        counts = tables["claims"].groupby("problem").size()
+        tests = tables["detectable"].set_index("problem")["tests"]
+        assert tests["scenes"] == tests["burgers"] == counts["scenes"] + counts["burgers"]
+        assert tests["recommender"] == counts["recommender"]
+        reserved = tables["problems"].set_index("problem")["reserved"]
+        assert list(reserved[reserved].index) == ["recommender"]
+
+    def test_gates_are_those_of_table_a(self, tables: Tables) -> None:
+        failed = tables["gates"].groupby("balancer")["passes"].all()
+        assert set(failed.index[~failed]) == {"mgda, parameters", "random"}
+        assert "equal, 2 x steps" not in failed
+
+    def test_step_length_is_found_where_memory_changes_the_score(self, tables: Tables) -> None:
+        table = tables["step_length"]
+        assert cell(table, "scenes", "gradnorm")["step_length"]
+        assert cell(table, "scenes", "gradnorm")["change"] == pytest.approx(1.4, rel=0.1)
+        assert not cell(table, "scenes", "nash-mtl")["step_length"]
+        assert set(table["problem"]) == {"scenes", "burgers", "same-tasks", "apart"}
+
+    def test_q_beyond_the_curve_keeps_its_flag(self, tables: Tables) -> None:
+        row = cell(tables["pays"], "burgers", "famo")
+        assert (row["q"], row["beyond"], row["q_high_beyond"]) == (4.0, "above", "above")
+
+    def test_the_practitioners_table_chooses_on_validation(self, tables: Tables) -> None:
+        practice = tables["practice"].set_index(["problem", "column"])
+        chosen = tables["selection"][tables["selection"]["chosen"]].set_index(["problem", "balancer"])
+        learned = ["uncertainty", "dwa", "famo", "gradnorm"]
+        for problem in ("scenes", "burgers", "recommender"):
+            best = chosen.loc[[(problem, label) for label in learned], "mean_validation_score"].idxmin()[1]
+            assert practice.loc[(problem, "best learned weighting"), "balancer"] == best
+        assert ("burgers", "Gramian at the features") not in practice.index
+        assert practice.loc[("scenes", "Gramian at the parameters"), "verdict"] == "train longer"
+
+    def test_counts_leave_controls_out(self, tables: Tables) -> None:
+        counts = tables["counts"].set_index(["table", "balancer"])
+        assert counts.loc[("A", "uncertainty"), "problems"] == 2
+        assert counts.loc[("A", "uncertainty"), "claimed"] == 2
+        assert counts.loc[("reserved", "uncertainty"), "problems"] == 1
+        verdicts = counts[["better", "worse", "tie", "not_settled"]].sum(axis=1)
+        assert (verdicts == counts["problems"]).all()
+
+    def test_time_to_target_is_not_made(self, tables: Tables) -> None:
+        assert "target" not in tables
+
+    def test_training_and_test_scores_stand_side_by_side(self, tables: Tables) -> None:
+        row = cell(tables["training_scores"], "scenes", "famo")
+        assert row["seeds"] == 20
+        assert row["train"] == pytest.approx(0.9 * row["test"])
+        assert row["train_relative"] == pytest.approx(row["test_relative"])
+        assert np.isfinite(cell(tables["training_scores"], "scenes", "equal, 2 x steps")["train"])
+
+
+class TestMissingParts:
+    def test_they_are_named_and_nothing_is_claimed_before_both_controls(self, tmp_path: Path) -> None:
+        made = evidence_tables.make(made_up_parts.keep(tmp_path, ("A",), ("scenes", "same-tasks"), seeds=3))
+        absent = made["parts"][~made["parts"]["there"]]
+        assert ("A", "burgers") in set(zip(absent["table"], absent["problem"], strict=True))
+        assert ("A", "scenes") not in set(zip(absent["table"], absent["problem"], strict=True))
+        assert not made["claims"]["claimed"].any()
+        assert set(made["claims"]["why_not"]) == {"gate"}
+        assert "step_length" not in made
+
+    def test_costs_may_follow_later(self, tmp_path: Path) -> None:
+        made = evidence_tables.make(
+            made_up_parts.keep(tmp_path, ("A",), ("scenes", *made_up_parts.CONTROLS), seeds=3, timed=False)
+        )
+        assert (made["pays"]["verdict"] == "").all()
+        assert made["pays"]["q"].notna().all()
+
+    def test_without_any_part_of_a_there_is_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no part of table A"):
+            evidence_tables.make(made_up_parts.keep(tmp_path, ("B",), ("scenes",)))
+
+
+class TestFolder:
+    def test_it_is_a_results_folder(self, tables: Tables, kept: Path, tmp_path: Path) -> None:
+        out = tmp_path / "core"
+        (out / "tables").mkdir(parents=True)
+        (out / "tables" / "target.csv").write_text("of an earlier protocol")
+        evidence_folder.write(tables, kept, out)
+        assert not (out / "tables" / "target.csv").exists()
+        results = load(out)
+        assert results.ranking
+        assert results.failed_gates == {"mgda, parameters", "random"}
+        assert list(results.board["problem"].unique()) == ["scenes", "burgers", "same-tasks", "apart", "recommender"]
+        written = results.tables["pays"].set_index(["problem", "balancer"])
+        assert written.loc[("burgers", "famo"), "beyond"] == "above"
+        assert written.loc[("scenes", "famo"), "beyond"] == ""
+        assert results.environment["commit"] == "0f3c2a9d1b"
+
+    def test_facts_that_differ_between_parts_are_all_kept(self, tables: Tables, tmp_path: Path) -> None:
+        kept = tmp_path / "kept"
+        for place, commit in (("A/one", "1"), ("A/two", "2")):
+            (kept / place).mkdir(parents=True)
+            text = f'{{"commit": "{commit}", "cores": 2, "versions": {{"torch": "{commit}", "numpy": "2"}}}}'
+            (kept / place / "environment.json").write_text(text)
+        evidence_folder.write(tables, kept, tmp_path / "core")
+        found = load(tmp_path / "core").environment
+        assert found == {"commit": ["1", "2"], "cores": 2, "versions": {"torch": ["1", "2"], "numpy": "2"}}
+
+    @pytest.mark.slow
+    def test_the_command_writes_tables_advice_and_page(self, kept: Path, tmp_path: Path) -> None:
+        done = CliRunner().invoke(command.app, ["tables", "--kept", str(kept), "--out", str(tmp_path / "core")])
+        assert done.exit_code == 0, done.output
+        assert "missing: A/regression-10-tasks" in done.output
+        assert "missing: A/scenes" not in done.output
+        ranges = pd.read_csv(tmp_path / "core" / "advice.csv").set_index("candidate")
+        assert list(ranges.columns) == ["q_low", "q_high", "cost_low", "cost_high"]
+        assert ranges.loc["equal", "q_low"] == ranges.loc["equal", "q_high"] == 1.0
+        assert ranges.loc["nash-mtl", "cost_low"] == 1.0  # at the features, on scenes
+        assert ranges.loc["nash-mtl", "cost_high"] == 2.4  # at the parameters, on burgers
+        assert ranges.loc["famo", "q_high"] == 4.0
+        assert (tmp_path / "core" / "report.html").is_file()
+
+    def test_an_empty_folder_is_told(self, tmp_path: Path) -> None:
+        done = CliRunner().invoke(command.app, ["tables", "--kept", str(tmp_path), "--out", str(tmp_path / "core")])
+        assert done.exit_code == 2
+        assert "no part of table A" in done.output
+
+
+class TestAdvice:
+    def test_its_regret_is_compared_with_the_opponents(self, tables: Tables) -> None:
+        facts = pd.DataFrame(
+            [("scenes", "uncertainty", 3.0, 0.1), ("burgers", "famo", 2.0, 0.1), ("recommender", "equal", 1.2, 0.2)],
+            columns=tested_advice.FACTS,
+        )
+        base = SuiteTables(problems=tables["problems"], scores=tables["scores"])
+        judgement = tested_advice.judge(base, facts, rows())
+        table = judgement.regrets.set_index("problem")
+        assert table.loc["burgers", "lower"] == "advice"  # the opponent learns from scenes, where another is best
+        assert table.loc["burgers", "opponent"] == "uncertainty"
+        assert table.loc["recommender", "lower"] == "opponent"
+        assert list(table["reserved"]) == [False, False, True]
+        assert judgement.sentence.startswith("The advice has a lower regret than its opponent on ")
+        assert "of 2 problems of the evidence and on 0 of 1 reserved ones" in judgement.sentence
+        assert judgement.sentence.endswith("it does not succeed.")
+
+
+class TestStatistics:
+    def test_an_effect_is_negative_where_the_method_is_better(self) -> None:
+        problems = [
+            {"problem": "error", "primary": "score", "higher_is_better": False},
+            {"problem": "accuracy", "primary": "score", "higher_is_better": True},
+        ]
+        scores = [
+            {"problem": problem, "balancer": balancer, "phase": "reported", "seed": seed, "value": value + seed / 100}
+            for problem, values in (("error", (1.0, 0.5)), ("accuracy", (0.5, 0.6)))
+            for balancer, value in zip(("equal", "famo"), values, strict=True)
+            for seed in (1, 2, 3)
+        ]
+        frame = pd.DataFrame(scores).assign(metric="score", split="test", checkpoint="last")
+        found = pooled_comparisons(
+            SuiteTables(problems=pd.DataFrame(problems), scores=frame), "equal", ["equal", "famo"]
+        )
+        assert list(found["balancer"]) == ["famo", "famo"]
+        ratios = np.log((0.5 + np.array([0.01, 0.02, 0.03])) / (1 + np.array([0.01, 0.02, 0.03])))
+        assert found["effect"].tolist() == pytest.approx([ratios.mean(), -0.1 / 0.52])
+        assert found["verdict"].tolist() == ["better", "better"]
+
+    def test_training_scores_are_paired_with_test_scores_of_the_same_runs(self) -> None:
+        problems = pd.DataFrame([{"problem": "p", "primary": "score", "higher_is_better": False}])
+        values = {("train", 1): 1.0, ("test", 1): 4.0, ("train", 2): np.nan, ("test", 2): 9.0, ("test", 3): 16.0}
+        scores = [
+            {"problem": "p", "balancer": "famo", "split": split, "seed": seed, "value": value, "metric": "score"}
+            for (split, seed), value in values.items()
+        ]
+        frame = pd.DataFrame(scores).assign(phase="reported", checkpoint="last")
+        (row,) = training_scores(SuiteTables(problems=problems, scores=frame), "equal", ["famo"]).to_dict("records")
+        assert (row["seeds"], row["train"], row["test"]) == (1, 1.0, pytest.approx(4.0))
+        assert np.isnan(row["test_relative"])
