@@ -6,6 +6,7 @@ kept. This module is the only one that imports Dask, and only if a cluster is na
 """
 
 import importlib.util
+import logging
 import pickle
 import queue
 import time
@@ -116,7 +117,11 @@ class DaskCluster:
         for _, future in self._tasks.values():
             future.cancel(reason="stopped", force=True) if self._client.status == "running" else None
         self._tasks.clear()
+        log = logging.getLogger("distributed.client")
+        level = log.level
+        log.setLevel(logging.CRITICAL)  # else a client that is closed while it looks for its scheduler logs a traceback
         self._client.close(timeout=5)
+        log.setLevel(level)
         if self._cluster is not None:
             self._cluster.close()
 
@@ -178,7 +183,9 @@ class DaskCluster:
             raise EngineError(f"the cluster has had no worker for {self._patience / 60:g} minutes")
 
     def _gone(self) -> EngineError:
-        return EngineError("the scheduler of the cluster is gone; start it and its workers again")
+        return EngineError(
+            "the scheduler of the cluster is gone or out of reach; if it has ended, start it and its workers again"
+        )
 
 
 def _host(address: str) -> str:

@@ -1,11 +1,15 @@
 """Start a Dask scheduler and workers from the command line, each in an empty folder of its own."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -16,14 +20,15 @@ class DaskProcesses:
     Args:
         folder: an empty folder for what they write.
         daemonic: whether workers may have no children, which is Dask's default.
+        host: the address that the scheduler listens at.
     """
 
-    def __init__(self, folder: Path, daemonic: bool = False) -> None:
+    def __init__(self, folder: Path, daemonic: bool = False, host: str = "127.0.0.1") -> None:
         self._folder, self._daemonic = folder, daemonic
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((host, 0))
             port = free.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
+        self.address = f"tcp://{host}:{port}"
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self.scheduler: subprocess.Popen[bytes] | None = None
         self.start_scheduler()
@@ -40,11 +45,17 @@ class DaskProcesses:
             time.sleep(0.1)
         raise TimeoutError((self._folder / "scheduler.txt").read_text())
 
-    def start_worker(self, name: str, threads: int = 1, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a worker."""
+    def start_worker(
+        self, name: str, threads: int = 1, within: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker; ``within`` is what its command line is put behind."""
         command = ["worker", self.address, "--name", name, "--nthreads", str(threads), "--no-dashboard"]
-        self.workers[name] = self._start(name, command, environment)
+        self.workers[name] = self._start(name, command, environment, within)
         return self.workers[name]
+
+    def lose(self, name: str) -> None:
+        """Kill a worker and all processes that it has started, as if its computer were switched off."""
+        _kill_all(self.workers[name])
 
     def printed(self, name: str) -> str:
         """Return what a process has printed."""
@@ -54,9 +65,7 @@ class DaskProcesses:
         """End all processes at once."""
         processes = [*self.workers.values(), *([self.scheduler] if self.scheduler else [])]
         for process in processes:
-            process.kill()
-        for process in processes:
-            process.wait()
+            _kill_all(process)
 
     def _without_packages(self) -> Path:
         """Return a folder that hides PyTorch and this project's packages from who imports from it first."""
@@ -66,7 +75,9 @@ class DaskProcesses:
             (folder / package / "__init__.py").write_text(f"raise ImportError('no {package} here')\n")
         return folder
 
-    def _start(self, name: str, command: list[str], more: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def _start(
+        self, name: str, command: list[str], more: dict[str, str] | None = None, within: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         place = self._folder / name
         place.mkdir(exist_ok=True)
         path = str(ROOT) if command[0] == "worker" else str(self._without_packages())
@@ -74,9 +85,22 @@ class DaskProcesses:
         environment["DASK_DISTRIBUTED__WORKER__DAEMON"] = str(self._daemonic)
         with (self._folder / f"{name}.txt").open("ab") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "dask", *command],
+                [*within, sys.executable, "-m", "dask", *command],
                 cwd=place,
                 env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its descendants."""
+    try:
+        found = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        found = []
+    process.kill()
+    for each in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()

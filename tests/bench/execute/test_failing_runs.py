@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.execute import run_suite
 from bench.execute.workforce import Workforce
+from bench.suite import plan
+from bench.suite.suite_file import StatedLimits
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
@@ -88,3 +90,12 @@ def test_a_process_killed_once_costs_a_repetition_and_no_more(make_suite, tmp_pa
     assert (tmp_path / "killed").exists()
     assert summary.computed == 9
     assert summary.failed == []
+
+
+@pytest.mark.parametrize(("method", "limits"), [("hanging", StatedLimits(8.0)), ("hoarding", StatedLimits(None, 0.6))])
+def test_first_steps_that_exceed_the_suites_limits_are_given_up(make_suite, method, limits):
+    methods = [{"name": method, "options": {"after": 0}}]
+    loaded = make_suite(balancers=methods, problems=[{"name": "small", "steps": 60}], learning_rates=None)
+    [run, *_] = plan.reported(loaded, None)
+    with Workforce.of(1) as workforce:
+        assert workforce.paces([run], loaded.plugins, limits) == [None]

@@ -91,12 +91,18 @@ class Failing(LossBalancer):
 @register
 class Killing(LossBalancer):
     name = "killing"
-    summary = "Kills its process, as a system without free memory does."
+    summary = "Kills its process after some steps, as a system without free memory does."
     reads = "nothing"
 
+    def __init__(self, tasks: int | tuple[str, ...], after: int = 0) -> None:
+        super().__init__(tasks)
+        self.after = after
+
     def weigh(self, losses: Tensor) -> Tensor:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return losses
+        self.after -= 1
+        if self.after < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.ones_like(losses)
 
 
 @register
@@ -128,4 +134,23 @@ class Hanging(LossBalancer):
         self.after -= 1
         if self.after < 0:
             time.sleep(3600)
+        return torch.ones_like(losses)
+
+
+@register
+class Hoarding(LossBalancer):
+    name = "hoarding"
+    summary = "Equal weighting that takes 64 MiB more at each step after some; it stops at ``most`` MiB, to be safe."
+    reads = "nothing"
+
+    def __init__(self, tasks: int | tuple[str, ...], after: int = 30, most: int = 3072) -> None:
+        super().__init__(tasks)
+        self.after, self.most = after, most
+        self.hoard: list[Tensor] = []
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        self.after -= 1
+        if self.after < 0 and 64 * len(self.hoard) < self.most:
+            self.hoard.append(torch.ones(2**24))
+            time.sleep(0.02)
         return torch.ones_like(losses)
