@@ -6,8 +6,8 @@
     loss = balancer(losses)  # instead of sum(losses)
     loss.backward()
 
-Each method has a file of its own in this folder. `engine` holds the code that all methods share, and `solvers` the
-small optimisation problems inside some methods. Nothing in this package imports `tasks` or `bench`.
+Each method has a file of its own in this folder. ``engine`` holds the code that all methods share, and ``solvers`` the
+small optimisation problems inside some methods. Nothing in this package imports ``tasks`` or ``bench``.
 """
 
 from .adaptive_adversarial import AdaptiveAdversarialWeight

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 Data = TypeVar("Data")
 Split = Literal["validation", "test"]
+"""A part of the data on which a model is evaluated."""
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Baseline = Literal["constant", "single-task"]
+"""A reference that a score can be compared with; see ``baselines`` of `Problem`."""
 
 
 class MissingDataError(Exception):

@@ -1,11 +1,15 @@
 """The registry of problems: finds a problem by its name. Other packages can add problems of their own.
 
-To add a problem, use the decorator, or declare a packaging entry point in the group ``lossbench.problems``::
+To add a problem, use the decorator::
 
     @register
     class MyProblem(Problem[MyData]):
         name = "my-problem"
         ...
+
+or declare a packaging entry point in the group ``lossbench.problems``:
+
+.. code-block:: toml
 
     [project.entry-points."lossbench.problems"]
     my-problem = "my_package.my_module:MyProblem"

@@ -185,7 +185,7 @@ class Constant(nn.Module):
 class Recommender(Problem[RecommenderData]):
     """Impressions of items: whether they are clicked, whether they are bought, and how long they are viewed.
 
-    Data: 300,000 training, 50,000 validation and 100,000 test impressions, generated from a stated model (`generate`)
+    Data: 300,000 training, 50,000 validation and 100,000 test impressions, generated from a stated model (``generate``)
     with 2,000 users and 500 items. All splits have the same users and items, as they would on another day. An
     impression's inputs are two noisy profiles, the hour, the position in the list, and the numbers of user and item.
     Everything is drawn from one constant seed.

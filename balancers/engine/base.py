@@ -127,8 +127,11 @@ class LossBalancer(DeclaredState):
     replaces_gradients: ClassVar[bool] = False
     """Whether shared parameters receive something other than a weighted sum of the tasks' gradients."""
     weigh: Callable[..., Tensor]
+    """Returns the weights of a step: a method writes this function, or `update`, or both."""
     update: Callable[..., Result]
+    """Learns from a step: a method writes this function, or `weigh`, or both."""
     solve: Callable[[Tensor], Tensor]
+    """Returns weights for a Gramian: a method that reads it and keeps no state may write this in place of `update`."""
     __signature__: ClassVar[inspect.Signature]
     _weigh_takes: ClassVar[tuple[str, ...]] = ()
     _update_takes: ClassVar[tuple[str, ...]] = ()

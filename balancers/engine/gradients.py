@@ -91,6 +91,7 @@ class GradientBalancer(LossBalancer):
     tracks: ClassVar[str] = ""
     """The name of the state of the size of the parameters, which starts at zero, of a method that writes `track`."""
     track: Callable[[Tensor, Tensor, State], tuple[Tensor, Tensor]]
+    """Returns the new state of one parameter, and what is added up in ``read.tracked``; see above."""
     per_parameter: ClassVar[str] = ""
     """The name of state that has a number for each task and each parameter tensor, ``(T, number of tensors)``."""
 

@@ -1,11 +1,16 @@
 """Look balancers up by name, including those from other packages.
 
-A method is registered by the decorator, or by a packaging entry point in the group ``lossbench.balancers``::
+A method is registered by the decorator::
 
     @register
     class MyMethod(LossBalancer):
         name = "my-method"
+        summary = "One sentence that says how it works."
         ...
+
+or by a packaging entry point in the group ``lossbench.balancers``:
+
+.. code-block:: toml
 
     [project.entry-points."lossbench.balancers"]
     my-method = "my_package.my_module:MyMethod"

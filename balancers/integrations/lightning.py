@@ -1,7 +1,7 @@
 """A Lightning callback that writes what balancers show to the trainer's loggers.
 
 It needs the package ``lightning``. Nothing else in a Lightning project needs this module: a balancer is a part of the
-`LightningModule`, whose ``training_step`` returns the balancer's loss.
+``LightningModule``, whose ``training_step`` returns the balancer's loss.
 """
 
 from typing import Any, cast
@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 
 class LogWeights(Callback):
-    """Log the weights, losses and measurements of each balancer in a `LightningModule`.
+    """Log the weights, losses and measurements of each balancer in a ``LightningModule``.
 
     The names are those of `LossBalancer.scalars`, with the balancer's attribute before them, as in
     ``balancer/weight/depth``. The trainer's ``log_every_n_steps`` says how many steps of the optimiser lie between two

@@ -30,6 +30,7 @@ class ResidualLoss(nn.MSELoss):
     def __init__(self) -> None:
         super().__init__()
         self.residuals: list[Tensor] = []
+        """The residuals of the calls so far, in their order."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the squared error of ``input``, of any shape, reduced as PINA asks for."""
@@ -60,12 +61,11 @@ class BalancerWeighting(BaseWeighting):
         balancer: made without a fork, for as many tasks as the problem has conditions.
 
     Raises:
-        TypeError: the balancer needs a fork, a second batch, or a second look at the losses (FAMO).
-
-    Training raises:
-        TypeError: the solver calls its optimisers itself, several times in a step (self-adaptive, competitive and
-            ensemble solvers); or it uses L-BFGS, and the method has no weights to hold.
-        ValueError: the conditions are not the balancer's tasks, or the solver's loss does not show the residuals.
+        TypeError: the balancer needs a fork, a second batch, or a second look at the losses (FAMO). In training: the
+            solver calls its optimisers itself, several times in a step (self-adaptive, competitive and ensemble
+            solvers); or it uses L-BFGS, and the method has no weights to hold.
+        ValueError: in training, the conditions are not the balancer's tasks, or the solver's loss does not show the
+            residuals.
     """
 
     def __init__(self, balancer: LossBalancer) -> None:

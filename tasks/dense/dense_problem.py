@@ -53,7 +53,7 @@ class DensePrediction(Problem[D]):
     """Base class for segmentation, depth and surface normals of images, or the first two of these, by a `SegNet`.
 
     A subclass states the attributes below and the other facts of a problem. It defines ``data``, ``batches`` (which
-    yields `Images`), ``held_out``, ``training_sample`` and ``sizes``.
+    yields ``Images``), ``held_out``, ``training_sample`` and ``sizes``.
 
     The primary metric is the geometric mean over tasks of the error relative to the constant predictor's. The tasks'
     errors are 1 - mIoU, the absolute depth error and the mean angle.
