@@ -47,7 +47,7 @@ def test_a_resumed_suite_forecasts_what_is_left(make_suite: Callable[..., Suite]
     runs = pd.read_parquet(folder / "tables/runs.parquet").query("phase == 'reported' and balancer == 'gradnorm'")
     for key in runs["key"].iloc[:2]:
         (folder / "runs" / f"{key}.parquet").unlink()
-    next((folder / "costs").glob("*.json")).unlink()
+    next(path for path in (folder / "costs").glob("*.json") if path.stem != "machine").unlink()
     output = io.StringIO()
     summary = run_suite.run(loaded, folder, Workforce.of(0), Console(file=output, width=200))
     assert summary.computed == 2

@@ -97,10 +97,11 @@ def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> N
     run_suite.run(loaded, tmp_path / "results", Workforce.of(0), Console(file=output, width=200))
     forecast, *lines = output.getvalue().splitlines()
     assert re.fullmatch(r"6 runs and 2 step timings: about \d+ seconds?, estimated from a few steps .*", forecast)
-    assert lines[0] == "reported runs: 0 of 8 done, 1 running, 0 failed"
-    assert lines[1].startswith("reported runs: 6 of 8 done, 0 running, 3 failed, 0:0")
+    assert lines[0] == "reported runs: 0 of 8 done, 1 running on 1 worker, 0 failed"
+    ended = r"reported runs: 6 of 8 done, 0 running on 1 worker, 3 failed, \S+ a (second|minute), 0:0\d left"
+    assert re.fullmatch(ended, lines[1])
     assert lines[1].endswith(" left")
-    assert lines[-1] == "step timing: 8 of 8 done, 0 running, 4 failed"
+    assert lines[-1] == "step timing: 8 of 8 done, 0 running on 1 worker, 4 failed"
 
 
 def test_a_changed_option_reruns_what_it_touches(run: Run) -> None:

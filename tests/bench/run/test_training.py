@@ -122,7 +122,8 @@ def test_the_test_split_is_read_at_the_end_of_reported_runs_only(make_spec: Make
     ended += ["validation", "test"]  # the constant predictor
     assert evaluated() == [*validations, *ended]
     assert {(score.checkpoint, score.split) for score in result.scores} == {
-        (checkpoint, split) for checkpoint in ("last", "best", "constant") for split in ("validation", "test")
+        ("last", "train"),
+        *((checkpoint, split) for checkpoint in ("last", "best", "constant") for split in ("validation", "test")),
     }
     evaluated().clear()
     training.run(replace(spec, phase="tuning"))

@@ -186,10 +186,15 @@ def test_equal_and_static_weights_may_be_compared_on_a_reserved_problem(make_sui
     assert set(runs["balancer"]) == {"equal", "static", "a", "b"}
 
 
-def test_no_suite_that_comes_along_compares_methods_on_a_reserved_problem() -> None:
-    """Only a later suite, the evidence, may say that it does."""
+def test_no_suite_but_the_evidence_compares_methods_on_a_reserved_problem() -> None:
+    """The protocol names the one that does, and there is no other."""
+    saying = [name for name in suite_file.names() if "\nreserved = true\n" in suite_file.find(name).read_text()]
+    assert saying == ["core-reserved"]
     for name in suite_file.names():
         loaded = suite_file.load(suite_file.find(name))
+        if name == "core-reserved":
+            assert all(entry.problem.reserved for entry in loaded.problems)
+            continue
         methods = {entry.name for entry in loaded.balancers}
         reserved = [entry.label for entry in loaded.problems if entry.problem.reserved]
         assert methods <= {"equal", "static"} or not reserved, (name, reserved)
