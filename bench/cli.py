@@ -60,6 +60,14 @@ JobsOption = Annotated[
         show_default=False,
     ),
 ]
+ProblemOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        help="Option of the problem, written as in a suite, such as 'sigmas=\"T=10\"'; can be repeated.",
+        show_default=False,
+    ),
+]
 SchedulerOption = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler: tcp://HOST:8786."),
@@ -370,13 +378,7 @@ def show(
             help="Name of a problem, see `lossbench list problems`; or your file, for the problems that it registers.",
         ),
     ],
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Option of the problem, written as in a suite, such as 'sigmas=\"T=10\"'; can be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    option: ProblemOptions = None,
     train: Annotated[bool, typer.Option("--train", help="Train the model first, and draw what it predicts.")] = False,
     out: Annotated[
         Path | None,
@@ -412,13 +414,7 @@ def diagnose(
             help="Python file that registers your problem; or the name of a problem, see `lossbench list problems`.",
         ),
     ],
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Option of the problem, written as in a suite, such as 'sigmas=\"T=10\"'; can be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    option: ProblemOptions = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, initial values and batches.")] = gradient_profile.SEED,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the profile and the advice.", show_default=False)

@@ -24,7 +24,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Advice:
-    """What to use, and why.
+    """A candidate that is advised, how to write it, and the reasons.
 
     Attributes:
         candidate: the candidate's name, see `bench.diagnose.rule`.

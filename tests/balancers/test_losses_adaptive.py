@@ -19,6 +19,8 @@ from torch import Tensor
 from balancers import LDCMTL, GO4Align, LossBalancer, SelfAdaptiveWeighting
 from balancers.go4align import group_means
 
+from .loss_rows import run
+
 double = torch.float64
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 either_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -30,17 +32,6 @@ def sequence(num_tasks: int, seed: int, steps: int = 25) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     scales = torch.randn(num_tasks, dtype=double, generator=generator)
     return torch.exp(scales + 0.5 * torch.randn(steps, num_tasks, dtype=double, generator=generator))
-
-
-def run(balancer: LossBalancer, losses: Tensor) -> Tensor:
-    """Train on rows of losses, and return each step's weights."""
-    weights = []
-    for row in losses:
-        leaf = row.clone().requires_grad_()
-        balancer(leaf).backward()
-        torch.testing.assert_close(leaf.grad, balancer.weights, rtol=0, atol=0)
-        weights.append(balancer.weights)
-    return torch.stack(weights)
 
 
 def step(balancer: LossBalancer, **losses: float) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from balancers.inverse_loss import InverseInitialLoss
 
+from .loss_rows import run
 from .planted import state
 
 double = torch.float64
@@ -24,17 +25,6 @@ def sequence(num_tasks: int, seed: int, steps: int = 12) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     scales = 3 * torch.randn(num_tasks, dtype=double, generator=generator)
     return torch.exp(scales + 0.5 * torch.randn(steps, num_tasks, dtype=double, generator=generator))
-
-
-def run(balancer: InverseInitialLoss, losses: Tensor) -> Tensor:
-    """Train on rows of losses, and return each step's weights, ``(steps, T)``."""
-    weights = []
-    for row in losses:
-        leaf = row.clone().requires_grad_()
-        balancer(leaf).backward()
-        torch.testing.assert_close(leaf.grad, balancer.weights, rtol=0, atol=0)
-        weights.append(balancer.weights)
-    return torch.stack(weights)
 
 
 def step(balancer: InverseInitialLoss, **losses: float) -> Tensor:
