@@ -139,7 +139,7 @@ smoke: $(ENVIRONMENT)
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers $(VENV)-torch-* build *.egg-info
-	rm -rf docs/api docs/examples docs/methods docs/problems docs/repository
+	rm -rf docs/api docs/gallery docs/methods docs/problems docs/repository
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

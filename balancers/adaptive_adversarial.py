@@ -41,6 +41,12 @@ class AdaptiveAdversarialWeight(GradientBalancer):
         ValueError: ``reference`` or ``adversarial`` is not a task, both are the same, or ``factor`` or ``start`` is out
             of range.
 
+    Example::
+
+        last = [net.trunk[-1].weight]
+        balancer = AdaptiveAdversarialWeight(net.fork, wrt=last, tasks=["reconstruction", "adversarial"], start=1000)
+        balancer(losses).backward()  # the adversarial loss has the weight 0 in the first 1,000 steps
+
     Source: Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021, eq. 7. As in
     the official code, the bound is :math:`10^4`, and :math:`10^{-4}` is added to the denominator, where the paper has
     :math:`10^{-6}`. There the weight is 0 outside of training; here an evaluation uses the last weights, as with all

@@ -23,6 +23,11 @@ class AlignedMTL(GradientBalancer):
     Args:
         fork, wrt, options: see `GradientBalancer`.
 
+    Example::
+
+        balancer = AlignedMTL(net.fork)  # at the features; add wrt=net.trunk to measure all shared parameters
+        balancer(losses).backward()
+
     Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for Multi-Task Learning",
     CVPR 2023, algorithm 1.
     """

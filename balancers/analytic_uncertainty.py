@@ -27,6 +27,11 @@ class AnalyticUncertaintyWeighting(LossBalancer):
     Raises:
         ValueError: ``temperature`` is not positive and finite.
 
+    Example::
+
+        balancer = AnalyticUncertaintyWeighting(["depth", "normals"], temperature=10.0)
+        balancer(losses).backward()
+
     Source: Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task Learning", GCPR 2024,
     UW-SO. Public implementations add 1e-8 to the losses; this one does not.
     """

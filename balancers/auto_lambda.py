@@ -38,6 +38,13 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
         ValueError: ``primary`` names no task of these, or ``lr``, ``initial`` or ``optimizer`` is out of range.
         RuntimeError: `second_batch` or `follow` was not called, or FSDP shards the parameters.
 
+    Example::
+
+        balancer = AutoLambda(None, wrt=net, tasks=["class", "box"], primary=["class"])
+        balancer.follow(optimizer)
+        balancer.second_batch(lambda: losses_of(net, next(validation)))
+        balancer(losses).backward()
+
     Source: Liu, James, Davison and Johns, "Auto-Lambda: Disentangling Dynamic Task Relationships", TMLR 2022, eqs. 3 to
     5. The paper takes finite differences of :math:`L_i` along the second batch's gradient, which this derivative is the
     limit of. The official code, too, draws the second batch from the training data. Of the optimiser's state, it and

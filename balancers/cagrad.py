@@ -34,6 +34,11 @@ class CAGrad(GradientBalancer):
     Raises:
         ValueError: ``c`` is negative or not finite.
 
+    Example::
+
+        balancer = CAGrad(net.fork, wrt=net.trunk, c=0.4)
+        balancer(losses).backward()
+
     Source: Liu, Liu, Jin, Stone and Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021,
     eqs. 3 and 5, algorithm 1.
     """

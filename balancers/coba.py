@@ -41,6 +41,12 @@ class CoBa(LossBalancer):
             positive.
         RuntimeError: `second_batch` was not called.
 
+    Example::
+
+        balancer = CoBa(["code", "maths"], warm_up=50, window=200)
+        balancer.second_batch(lambda: losses_of(net, next(validation)))
+        balancer(losses).backward()
+
     Source: Gong et al., "CoBa: Convergence Balancer for Multitask Finetuning of Large Language Models", EMNLP 2024. In
     the paper, D compares the slope with those of all steps since the warm-up, whose number is not bounded; here with
     the last N, as the absolute score does. The authors' code (MFTCoder) lets D exceed 1, takes the slope of the largest

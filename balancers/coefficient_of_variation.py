@@ -31,6 +31,11 @@ class CoefficientOfVariation(LossBalancer):
     Raises:
         ValueError: ``decay`` is not between 0 and 1.
 
+    Example::
+
+        balancer = CoefficientOfVariation(["depth", "normals"], decay=0.99)
+        balancer(losses).backward()
+
     Source: Groenendijk, Karaoglu, Gevers and Mensink, "Multi-Loss Weighting with Coefficient of Variations", WACV
     2021. As in the official code, the weights follow from the steps before this one, and the variance with ``decay``
     is Welford's sum with the decayed means.

@@ -23,6 +23,11 @@ class ConFIG(GradientBalancer):
     Args:
         fork, wrt, options: see `GradientBalancer`.
 
+    Example::
+
+        balancer = ConFIG(None, wrt=net, tasks=["equation", "boundary"])  # no fork: the losses share parameters alone
+        balancer(losses).backward()
+
     Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", ICLR
     2025, eq. 2.
     """

@@ -37,6 +37,11 @@ class COSMOS(LossBalancer):
         ValueError: ``penalty`` or a preference is negative or not finite, all preferences are zero, or the number or
             the names of the preferences are not those of the tasks.
 
+    Example::
+
+        balancer = COSMOS(["fit", "fairness"], preferences={"fit": 0.8, "fairness": 0.2}, penalty=1.0)
+        balancer(losses).backward()
+
     Source: Ruchte and Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective Learning", ICDM 2021,
     eq. 5. The official code and TorchJD have the same objective; libmoon has :math:`\hat r` in the first term too.
     """

@@ -33,6 +33,11 @@ class DBMTL(GradientBalancer):
         ValueError: ``beta`` or ``sigma`` is out of range, ``update_every`` is not 1, or ``wrt`` is None.
         ForkError: on the first step, ``wrt`` is not all parameters upstream of the fork.
 
+    Example::
+
+        balancer = DBMTL(net.fork, wrt=net.trunk, beta=0.9, sigma=0.5)
+        balancer(losses).backward()
+
     Source: Lin et al., "Dual-Balancing for Multi-Task Learning", arXiv 2023, algorithm 1. The defaults are those of
     LibMTL, which is the authors' code. It adds 1e-8 in the logarithm and to the norm; this class does not.
     """

@@ -20,6 +20,12 @@ class DualProj(GradientBalancer):
     Args:
         fork, wrt, options: see `GradientBalancer`.
 
+    Example::
+
+        balancer = DualProj(net.fork, wrt=net.trunk)
+        balancer(losses).backward()
+        balancer.weights  # 1/T each without a conflict, and more for the tasks that would lose
+
     Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, eq. 11, with the
     tasks in place of the memories.
     """

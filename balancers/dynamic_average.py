@@ -28,6 +28,11 @@ class DynamicWeightAverage(PeriodMeans):
     Raises:
         ValueError: ``period`` is not an integer, 1 or more, or ``temperature`` is not positive and finite.
 
+    Example::
+
+        balancer = DynamicWeightAverage(["depth", "normals"], period=len(loader))  # a period is an epoch
+        balancer(losses).backward()
+
     Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, eq. 7. As in its code,
     LibMTL and TorchJD, the weights stay fixed for a period. Nash-MTL's code compares two windows of 25 steps, which
     move on in each step.

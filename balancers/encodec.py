@@ -26,11 +26,7 @@ class EnCodecBalancer(GradientBalancer):
     A task whose gradients have all been zero has the weight 0.
 
     Fork the output, and give each loss its own alias. A loss of something else, such as a quantiser's commitment, is
-    added to what the balancer returns::
-
-        reconstructed, judged = fork(model(x))
-        losses = {"l1": l1(reconstructed, x), "adversarial": adversarial(judged)}
-        (balancer(losses) + commitment).backward()
+    added to what the balancer returns.
 
     Args:
         shares: :math:`s_i`, 0 or more (``weights`` in audiocraft): one number for all tasks, one per task, or a dict by
@@ -46,6 +42,13 @@ class EnCodecBalancer(GradientBalancer):
         ValueError: a share is negative or not finite, the number or the names of the shares are not those of the tasks,
             ``total_norm`` or ``beta`` is out of range, or ``wrt`` is not None; in a step with ``per_batch_item``, two
             tensors of features have different numbers of samples.
+
+    Example::
+
+        balancer = EnCodecBalancer(fork, tasks=["l1", "adversarial"], shares={"l1": 1.0, "adversarial": 3.0})
+        reconstructed, judged = fork(model(x))
+        losses = {"l1": l1(reconstructed, x), "adversarial": adversarial(judged)}
+        (balancer(losses) + commitment).backward()
 
     Source: Défossez, Copet, Synnaeve and Adi, "High Fidelity Neural Audio Compression", TMLR 2023, the loss balancer.
     The defaults are those of audiocraft's ``Balancer``, with these differences. There, networks behind the output, such

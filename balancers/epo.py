@@ -42,6 +42,12 @@ class EPO(GradientBalancer):
         ValueError: a preference is not positive and finite, the number or the names of the preferences are not those
             of the tasks, or ``eps`` is negative or not finite.
 
+    Example::
+
+        preferences = {"class": 4.0, "box": 1.0}  # heads for a loss of "box" that is four times that of "class"
+        balancer = EPO(net.fork, wrt=net.trunk, tasks=["class", "box"], preferences=preferences)
+        balancer(losses).backward()
+
     Source: Mahapatra and Rajan, "Multi-Task Learning with User Preferences: Gradient Descent with Controlled Ascent in
     Pareto Optimization", ICML 2020. As in the official code's default, the last constraint is there (*restricted*); its
     option *relaxed* is not. That code multiplies the weights by T, and has no finite weights where a loss is zero;

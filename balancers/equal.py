@@ -7,7 +7,13 @@ from .engine import LossBalancer, State, register
 
 @register
 class EqualWeighting(LossBalancer):
-    """Sum the losses as they are, :math:`w_i = 1`: the baseline of every comparison."""
+    """Sum the losses as they are, :math:`w_i = 1`: the baseline of every comparison.
+
+    Example::
+
+        balancer = EqualWeighting(["depth", "normals"])
+        balancer(losses).backward()  # the same gradients as those of sum(losses.values())
+    """
 
     name = "equal"
     summary = "Sum the losses as they are: every weight is 1."

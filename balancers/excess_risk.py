@@ -37,6 +37,11 @@ class ExcessMTL(GradientBalancer):
     Raises:
         ValueError: ``step_size`` is not positive and finite.
 
+    Example::
+
+        balancer = ExcessMTL(net.fork, wrt=net.trunk, step_size=0.1)
+        balancer(losses).backward()
+
     Source: He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, eqs. 6, 7 and 9. As in the official
     code, risks are divided by those of the first step; the paper's appendix uses the mean over a warm-up instead. The
     weights of the official code sum to T. TorchJD without a warm-up adds an update by the first step's risks as they

@@ -24,6 +24,11 @@ class FairGrad(GradientBalancer):
     Raises:
         ValueError: ``alpha`` is not positive and finite.
 
+    Example::
+
+        balancer = FairGrad(net.fork, wrt=net.trunk, alpha=2.0)
+        balancer(losses).backward()
+
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, eq. 4.
     """
 

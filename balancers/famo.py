@@ -22,13 +22,7 @@ class FAMO(LearnedState):
         \delta_i = \log (L_i - b_i) - \log (L'_i - b_i)
 
     with the Jacobian :math:`J` of the softmax. A task whose log-loss fell less than the others' gains weight.
-    :math:`\xi` starts at 0. The cost is one more forward pass::
-
-        loss = balancer(losses(batch))
-        ...
-        optimizer.step()
-        with torch.no_grad():
-            balancer.after_step(losses(batch))
+    :math:`\xi` starts at 0. The cost is one more forward pass.
 
     Args:
         tasks: see `LossBalancer`.
@@ -42,6 +36,14 @@ class FAMO(LearnedState):
     Raises:
         ValueError: ``lr`` is not positive, ``gamma`` or ``min_losses`` is negative or not finite, or the number or
             the names of ``min_losses`` are not those of the tasks.
+
+    Example::
+
+        balancer = FAMO(["class", "box"], min_losses={"class": 0.0, "box": 0.1})
+        balancer(losses_of(net, batch)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            balancer.after_step(losses_of(net, batch))
 
     Source: Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023, algorithm 1. As in
     the official code, Adam updates :math:`\xi`, where the algorithm takes plain steps. The official code also adds

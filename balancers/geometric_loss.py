@@ -14,6 +14,12 @@ class GeometricLossStrategy(LossBalancer):
     The method has no parameters and no state. All parts :math:`w_i L_i` are equal, and their sum is the geometric
     mean. Multiplying one loss by k multiplies the whole gradient by :math:`k^{1/T}`.
 
+    Example::
+
+        balancer = GeometricLossStrategy(["depth", "normals"])
+        loss = balancer(losses)  # the geometric mean of the losses
+        loss.backward()
+
     Source: Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for
     Multi-Task Learning", CVPR Workshops 2019, eq. 2. Its focused strategy, a product of two such means, is left out.
     The weights that LibMTL reports are not those that it trains with.

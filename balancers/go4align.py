@@ -36,6 +36,11 @@ class GO4Align(LossBalancer):
     Raises:
         ValueError: ``num_groups`` is not a whole number, 1 or more, or ``step_size`` is not positive and finite.
 
+    Example::
+
+        balancer = GO4Align(["bus", "car", "cat", "dog"], num_groups=2)
+        balancer(losses).backward()  # two different weights at most
+
     Source: Shen, Wang, Xiao, van Noord and Worring, "GO4Align: Group Optimization for Multi-Task Alignment", NeurIPS
     2024, as in the official code. That code has no default for the number of groups. Its k-means starts at random, so
     its groups may differ from call to call; here the best groups are found exactly.

@@ -29,6 +29,11 @@ class GradDrop(GradientBalancer):
         ValueError: a leak is not between 0 and 1, the number or the names of the leaks are not those of the tasks, or
             ``seed`` is not an integer, 0 or more.
 
+    Example::
+
+        balancer = GradDrop(net.fork, tasks=["class", "box"], leak={"class": 0.0, "box": 0.2}, seed=1)
+        balancer(losses).backward()
+
     Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout", NeurIPS
     2020, eqs. 1 and 2, algorithm 1. As in TorchJD, the features of each sample have signs of their own. The paper's
     algorithm, LibMTL and the official code first multiply the gradients by the signs of the features and sum over the

@@ -29,6 +29,11 @@ class GradVac(GradientBalancer):
     Raises:
         ValueError: ``beta`` is not between 0 and 1, or ``seed`` is not an integer, 0 or more.
 
+    Example::
+
+        balancer = GradVac(net.fork, wrt=net.trunk, beta=0.1, seed=1)
+        balancer(losses).backward()
+
     Source: Wang, Tsvetkov, Firat and Cao, "Gradient Vaccine: Investigating and Improving Multi-task Optimization in
     Massively Multilingual Models", ICLR 2021, eqs. 2 and 3, algorithm 1. The cosines are of whole gradients, not of
     each layer's.

@@ -45,6 +45,12 @@ class GradNorm(GradientBalancer, LearnedState):
         ValueError: ``alpha``, ``lr``, ``optimizer``, ``initial_losses`` or ``freeze_after`` is not as described
             above.
 
+    Example::
+
+        balancer = GradNorm(net.fork, wrt=net.trunk[-1], alpha=1.5, update_every=10)
+        balancer(losses).backward()
+        balancer.statistics["gradient_norms"]  # those of the losses as they are, (T,)
+
     Source: Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing in
     Deep Multitask Networks", ICML 2018, algorithm 1.
     """

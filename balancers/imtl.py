@@ -26,6 +26,11 @@ class IMTL(IMTLGradient, LearnedState):
     Raises:
         ValueError: ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor ``"sgd"``.
 
+    Example::
+
+        balancer = IMTL(net.fork, lr=0.01)
+        balancer(losses).backward()
+
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 2 to 6, algorithm 1.
     """
 

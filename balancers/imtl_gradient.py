@@ -21,6 +21,12 @@ class IMTLGradient(GradientBalancer):
         fork, wrt, options: see `GradientBalancer`. The paper measures the
             gradients of the features, ``wrt=None``.
 
+    Example::
+
+        balancer = IMTLGradient(net.fork)
+        balancer(losses).backward()
+        balancer.weights.sum()  # 1
+
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 2 to 4.
     """
 

@@ -25,6 +25,11 @@ class IMTLLoss(LearnedState):
     Raises:
         ValueError: ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor ``"sgd"``.
 
+    Example::
+
+        balancer = IMTLLoss(["depth", "normals"], lr=0.01, optimizer="sgd")
+        balancer(losses).backward()
+
     Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, section 3.2. `IMTL` has both halves.
     """
 

@@ -24,6 +24,11 @@ class InverseDirichlet(GradientBalancer):
     Raises:
         ValueError: ``alpha`` is not above 0 and up to 1.
 
+    Example::
+
+        balancer = InverseDirichlet(None, wrt=net, tasks=["equation", "boundary"], update_every=5)
+        balancer(losses).backward()
+
     Source: Maddu, Sturm, Müller and Sbalzarini, "Inverse Dirichlet Weighting Enables Reliable Training of Physics
     Informed Neural Networks", Machine Learning: Science and Technology 2022. The official code takes an equation's
     residual in place of the task with the largest deviation.

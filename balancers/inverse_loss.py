@@ -32,6 +32,11 @@ class InverseInitialLoss(LossBalancer):
     Raises:
         ValueError: ``first_steps`` is not a whole number, 1 or more.
 
+    Example::
+
+        balancer = InverseInitialLoss(["depth", "normals"], first_steps=50)  # static weights from step 50 on
+        balancer(losses).backward()
+
     Source: this definition is our own; we found no source that gives one. It is common to divide losses by what they
     were at first. The example ``wave_1d`` of DeepXDE weighs each loss by 5 over its value before training. Chen and
     Koltun, "Photographic Image Synthesis with Cascaded Refinement Networks", ICCV 2017, rescale the terms of a loss

@@ -34,6 +34,11 @@ class InverseGradientNorm(GradientBalancer):
     Raises:
         ValueError: ``alpha`` or ``first_steps`` is out of range.
 
+    Example::
+
+        balancer = InverseGradientNorm(None, wrt=net, tasks=["equation", "boundary"], update_every=1000)
+        balancer(losses).backward()
+
     Source: Wang, Sankaran, Wang and Perdikaris, "An Expert's Guide to Training Physics-informed Neural Networks", arXiv
     2023, eqs. 2.12 to 2.15. As in its code, JAXPI, the norms are averaged; the paper's formula has their sum, which
     makes :math:`\hat w_i` T times as large, and PINA's ``SelfAdaptiveWeighting`` is that sum without a moving average.

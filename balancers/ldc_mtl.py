@@ -44,6 +44,11 @@ class LDCMTL(LearnedState):
         ValueError: ``rho`` is negative or not finite, ``lr`` is not positive, or ``optimizer`` is neither ``"adam"``
             nor ``"sgd"``.
 
+    Example::
+
+        balancer = LDCMTL(["near", "middle", "far"], rho=0.05)  # compares near with middle, and middle with far
+        balancer(losses).backward()
+
     Source: Xiao, Dong, Zou and Ji, "LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control",
     arXiv:2502.08585, 2025, as in the official code for CelebA. For its other data sets the code finds the weights by a
     linear layer and a softmax from the features, scales the losses or takes their logarithms first, and has

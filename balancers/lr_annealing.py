@@ -28,6 +28,11 @@ class LearningRateAnnealing(GradientBalancer):
     Raises:
         ValueError: ``reference`` is not a task, or ``alpha`` is not above 0 and up to 1.
 
+    Example::
+
+        balancer = LearningRateAnnealing(None, wrt=net, tasks=["equation", "boundary"], reference="equation")
+        balancer(losses).backward()
+
     Source: Wang, Teng and Perdikaris, "Understanding and Mitigating Gradient Flow Pathologies in Physics-Informed
     Neural Networks", SIAM Journal on Scientific Computing 2021, algorithm 1. As in the official code, the denominator
     has the weighted gradient, and :math:`\alpha = 0.1`, where the text has 0.9. The mean is over all entries; the

@@ -33,6 +33,11 @@ class MetaBalance(GradientBalancer):
         ForkError: on the first step, ``wrt`` is not all parameters upstream of the fork; on any step, other parameters
             of ``wrt`` are trained than when the balancer was made.
 
+    Example::
+
+        balancer = MetaBalance(net.fork, wrt=net.trunk, tasks=["purchase", "click"], target="purchase", relax=0.7)
+        balancer(losses).backward()
+
     Source: He et al., "MetaBalance: Improving Multi-Task Recommendations via Adapting Gradient Magnitudes of Auxiliary
     Tasks", WWW 2022. As in the official code, gradients are both reduced and enlarged. Where a norm is zero that code
     divides by zero; torch-rechub adds 1e-5 to :math:`m_{ip}`, also to the target's. Both skip the parameters that

@@ -20,6 +20,11 @@ class MGDA(GradientBalancer):
     Args:
         fork, wrt, options: see `GradientBalancer`.
 
+    Example::
+
+        balancer = MGDA(net.fork)  # MGDA-UB, at the features; add wrt=net.trunk for MGDA itself
+        balancer(losses).backward()
+
     Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", Comptes Rendus
     Mathématique 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, eqs. 3
     and 5. The least norm is found to rounding, while the Frank-Wolfe iterations of Sener and Koltun stop short of it.

@@ -33,6 +33,11 @@ class MoCo(GradientBalancer):
             None.
         ForkError: on the first step, ``wrt`` is not all parameters upstream of the fork.
 
+    Example::
+
+        balancer = MoCo(net.fork, wrt=net.trunk, beta=0.5, gamma=0.1)
+        balancer(losses).backward()
+
     Source: Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach",
     ICLR 2023, algorithm 1. As in the official code, the tracked gradients are updated first, so that the first step
     is not zero. The official code takes twice the step :math:`\gamma`. LibMTL also divides each gradient by its norm,

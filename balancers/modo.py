@@ -28,6 +28,12 @@ class MoDo(SecondBatchBalancer):
         ValueError: ``gamma`` or ``rho`` is out of range.
         RuntimeError: `second_batch` was not called.
 
+    Example::
+
+        balancer = MoDo(None, wrt=net.trunk, tasks=["class", "box"], gamma=0.01)
+        balancer.second_batch(lambda: losses_of(net, next(validation)))
+        balancer(losses).backward()
+
     Source: Chen, Fernando, Ying and Chen, "Three-Way Trade-Off in Multi-Objective Learning: Optimization,
     Generalization and Conflict-Avoidance", NeurIPS 2023, algorithm 2; the weights are those of TorchJD's ``MoDo``. The
     paper's step also trains on the second batch; here that batch may be one to validate with, so it is not trained on.

@@ -32,6 +32,12 @@ class MomentumConFIG(GradientBalancer):
     Raises:
         ValueError: ``beta`` is out of range, ``update_every`` is not 1, or ``wrt`` is None.
 
+    Example::
+
+        balancer = MomentumConFIG(net.fork, wrt=net.trunk, tasks=["class", "box"])
+        balancer(losses).backward()  # of the loss of "class" alone
+        balancer({"box": losses_of(net, batch)["box"]}).backward()  # a step that computes one loss
+
     Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", ICLR
     2025, algorithm 1, with the start of the authors' code. There the direction is divided by the root of a moving
     average of squares, as Adam does; leave that to the optimiser: use Adam with ``betas=(0, 0.999)``, or any other.

@@ -23,6 +23,11 @@ class NashMTL(GradientBalancer):
         fork, wrt, options: see `GradientBalancer`. The paper bargains at each
             step, or at every 50th or so to save time: ``update_every=50``.
 
+    Example::
+
+        balancer = NashMTL(net.fork, wrt=net.trunk, update_every=50)
+        balancer(losses).backward()
+
     Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, claim 3.1 and eq. 2. The equation is
     solved to rounding, while the paper takes a few convex approximations.
     """

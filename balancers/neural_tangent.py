@@ -32,6 +32,13 @@ class NTKWeighting(ResidualBalancer):
         ValueError: an option is out of range.
         RuntimeError: the residuals were not given in a step that needs them, or FSDP shards the parameters.
 
+    Example::
+
+        balancer = NTKWeighting(None, wrt=net, tasks=["equation", "boundary"], probes=4)
+        if balancer.needs_residuals:
+            balancer.residuals(residuals)
+        balancer({task: r.square().mean() for task, r in residuals.items()}).backward()
+
     Source: Wang, Yu and Perdikaris, "When and why PINNs fail to train: A neural tangent kernel perspective", Journal of
     Computational Physics 2022, algorithm 1. There the weights are ratios of traces, :math:`\sum_j N_j k_j / (N_i k_i)`,
     without the moving average. The means, the average and the defaults are those of the authors' later code (JAXPI),

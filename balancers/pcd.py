@@ -42,6 +42,11 @@ class PCD(GradientBalancer):
     Raises:
         ValueError: ``primary`` is not a task, or ``tau``, ``beta`` or ``eps`` is out of range.
 
+    Example::
+
+        balancer = PCD(net.fork, wrt=net.trunk, tasks=["class", "sparsity"], primary="class", tau=0.05)
+        balancer(losses).backward()
+
     Source: Varam and AlHajri, "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical
     Multi-Objective Optimization", TMLR 2026, algorithm 1. The official code and TorchJD count one t for all tasks,
     which differs where tasks are left out of steps. They also take a :math:`\tau` for each task; this class does not.

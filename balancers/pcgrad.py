@@ -23,6 +23,11 @@ class PCGrad(GradientBalancer):
     Raises:
         ValueError: ``seed`` is not an integer, 0 or more.
 
+    Example::
+
+        balancer = PCGrad(net.fork, wrt=net.trunk, weighting=UncertaintyWeighting(2))
+        balancer(losses).backward()
+
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, algorithm 1.
     """
 

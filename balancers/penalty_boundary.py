@@ -38,6 +38,11 @@ class PBI(LossBalancer):
         ValueError: ``theta`` or a preference is negative or not finite, all preferences are zero, a number in ``ideal``
             is not finite, or the number or the names of either are not those of the tasks.
 
+    Example::
+
+        balancer = PBI(["fit", "fairness"], preferences=[1.0, 2.0], ideal=[0.1, 0.0], theta=5.0)
+        balancer(losses).backward()
+
     Source: Zhang and Li, "MOEA/D: A Multiobjective Evolutionary Algorithm Based on Decomposition", IEEE Transactions on
     Evolutionary Computation 2007. TorchJD adds 1e-12 to :math:`d_2^2`; libmoon leaves the ideal point out.
     """

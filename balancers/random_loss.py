@@ -23,6 +23,11 @@ class RandomLossWeighting(LossBalancer):
     Raises:
         ValueError: ``seed`` is not an integer, 0 or more.
 
+    Example::
+
+        balancer = RandomLossWeighting(["depth", "normals"], seed=1)
+        balancer(losses).backward()
+
     Source: Lin, Ye, Zhang and Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task
     Learning", TMLR 2022, algorithm 2, with its normal distribution. As in LibMTL and TorchJD the sum is 1, not T.
     """

@@ -25,6 +25,12 @@ class RevisedUncertaintyWeighting(LearnedState):
     Raises:
         ValueError: ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor ``"sgd"``.
 
+    Example::
+
+        balancer = RevisedUncertaintyWeighting(["depth", "normals"], lr=0.01)
+        balancer(losses).backward()
+        balancer.log_variances.exp()  # the learned noise, (T,)
+
     Source: Liebel and Körner, "Auxiliary Tasks in Multi-task Learning", arXiv:1805.06334, 2018. The paper and the
     public implementations learn :math:`c_i` itself, starting from 1; learning its logarithm rules out division by
     zero.

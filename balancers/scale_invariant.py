@@ -15,6 +15,12 @@ class ScaleInvariant(LossBalancer):
     The method has no parameters and no state. Multiplying a loss by a constant makes no difference to the network.
     The weights grow without bound as losses fall.
 
+    Example::
+
+        balancer = ScaleInvariant(["depth", "normals"])
+        loss = balancer(losses)  # T in every step: log the losses, not this number
+        loss.backward()
+
     Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, where it is the baseline SI.
     """
 

@@ -37,6 +37,12 @@ class SDMGrad(SecondBatchBalancer):
         ValueError: an option is out of range.
         RuntimeError: `second_batch` was not called.
 
+    Example::
+
+        balancer = SDMGrad(None, wrt=net.trunk, tasks=["class", "box"], regularization=0.5, preferences=[2.0, 1.0])
+        balancer.second_batch(lambda: losses_of(net, next(validation)))
+        balancer(losses).backward()
+
     Source: Xiao, Ban and Ji, "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
     NeurIPS 2023, algorithm 1, with the scaling of the authors' code and TorchJD's order of the batches. The authors'
     code takes the step's own batch as one of the two, and multiplies the weights by T.

@@ -40,6 +40,12 @@ class SelfAdaptiveWeighting(LearnedState):
         ValueError: ``mask_function`` or ``optimizer`` is not one of these, ``lr`` is not positive, ``initial`` is not
             finite, or 0 with a square, or its number or names are not those of the tasks.
 
+    Example::
+
+        balancer = SelfAdaptiveWeighting(["equation", "boundary"], mask_function="sigmoid", initial=0.0)
+        balancer(losses).backward()
+        balancer.eval()  # keeps the weights from here on
+
     Source: McClenny and Braga-Neto, "Self-adaptive physics-informed neural networks", Journal of Computational Physics
     2023. In the official code :math:`\lambda` multiplies the residual, so that the mask is a square. There it starts
     at random numbers up to 1, or up to 100 for initial conditions, and Adam's first beta is 0.99. In PINA the mask is

@@ -25,6 +25,11 @@ class SmoothTchebycheff(Tchebycheff):
     Raises:
         ValueError: ``mu`` is not positive and finite; see also `Tchebycheff`.
 
+    Example::
+
+        balancer = SmoothTchebycheff(["fit", "speed"], preferences=[1.0, 2.0], mu=0.1)
+        balancer(losses).backward()
+
     Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective
     Optimization", ICML 2024, where :math:`\mu` is 0.01 to 1. TorchJD has the same objective. The official code for
     multi-task learning minimises another one: T times this objective, of :math:`\log (L_i / n_i)` in place of the

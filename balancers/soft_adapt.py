@@ -28,6 +28,11 @@ class SoftAdapt(PeriodMeans):
     Raises:
         ValueError: ``period`` is not an integer, 1 or more, or ``beta`` is not finite.
 
+    Example::
+
+        balancer = SoftAdapt(["depth", "normals"], period=len(loader), beta=1.0, normalized=True)
+        balancer(losses).backward()
+
     Source: Heydari, Thompson and Mehmood, "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with
     Multi-Part Loss Functions", arXiv:1912.12355, 2019, section 3.1. The official code takes a finite difference, of
     up to fifth order, of single losses; its later version normalises by the signed sum of the rates.

@@ -20,6 +20,11 @@ class StaticWeighting(LossBalancer):
     Raises:
         ValueError: a weight is negative or not finite, all weights are zero, or their number is not that of the
             tasks.
+
+    Example::
+
+        balancer = StaticWeighting([1.0, 0.2], tasks=["depth", "normals"])
+        balancer(losses).backward()
     """
 
     name = "static"

@@ -27,6 +27,11 @@ class Tchebycheff(LossBalancer):
         ValueError: a preference is negative or not finite, all preferences are zero, a number in ``ideal`` is not
             finite, or the number or the names of either are not those of the tasks.
 
+    Example::
+
+        balancer = Tchebycheff(["fit", "speed"], preferences=[1.0, 2.0], ideal={"fit": 0.1, "speed": 0.0})
+        balancer(losses).backward()  # trains one of the two
+
     Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective
     Optimization", ICML 2024; after Bowman, 1976.
     """

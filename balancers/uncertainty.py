@@ -38,6 +38,12 @@ class UncertaintyWeighting(LearnedState):
             likelihoods are not those of the tasks, ``lr`` is not positive, or ``optimizer`` is neither ``"adam"`` nor
             ``"sgd"``.
 
+    Example::
+
+        balancer = UncertaintyWeighting(["depth", "class"], {"depth": "gaussian", "class": "softmax"})
+        balancer(losses).backward()
+        balancer.log_variances.exp()  # the learned noise, (T,)
+
     Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", CVPR 2018, eqs. 5, 7 and 10.
     """

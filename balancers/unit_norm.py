@@ -18,6 +18,11 @@ class UnitNorm(GradientBalancer):
     Args:
         fork, wrt, options: see `GradientBalancer`.
 
+    Example::
+
+        balancer = MGDA(net.fork, weighting=UnitNorm(net.fork))
+        balancer(losses).backward()
+
     Source: Sener and Koltun's MGDA code offers it as the gradients' normalization "l2" (NeurIPS 2018).
     """
 

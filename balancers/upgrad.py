@@ -20,6 +20,11 @@ class UPGrad(GradientBalancer):
     Args:
         fork, wrt, options: see `GradientBalancer`.
 
+    Example::
+
+        balancer = UPGrad(net.fork, wrt=net.trunk, averaging=0.9)
+        balancer(losses).backward()
+
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, eqs. 4 and 5.
     """
 

@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
     "repository_pages",
     "api_pages",
     "method_pages",
@@ -31,7 +32,7 @@ extensions = [
     "accessible_pages",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["README.md", "_build"]  # the README lists the pages on GitHub, where there is no sidebar
+exclude_patterns = ["README.md", "_build", "tutorial", "gallery/index.rst", "**sg_execution_times*"]  # the README lists the pages on GitHub, where there is no sidebar
 default_role = "py:obj"
 highlight_language = "default"  # Python, or plain text where it is not
 smartquotes_action = "D"  # dashes, and quotes as they are
@@ -60,6 +61,18 @@ nitpick_ignore_regex = [
     (r"py:class", r"(balancers|tasks)\..*\.(Balancer|ProblemClass|Data|\w+Data|Number|Scalar|\w*Step)"),
 ]
 
+# The tutorial is a program whose output and pictures are on its page.
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorial",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "download_all_examples": False,
+    "min_reported_time": 3600,
+    "show_memory": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+}
+
 html_theme = "furo"
 html_title = "lossbench"
 html_static_path = ["_static"]
@@ -76,11 +89,9 @@ mathjax3_config = {"options": {"enableMenu": False}}
 
 # Documents outside of this folder that are pages of the site too. What is linked and in neither is copied to the site.
 repository_documents = {
-    "README.md": "repository/readme",
     "CONTRIBUTING.md": "repository/contributing",
     "CHANGELOG.md": "repository/changelog",
     "bench/PROTOCOL.md": "repository/protocol",
     "results/README.md": "repository/results",
-    "examples/README.md": "examples/programs",
+    "examples/README.md": "repository/programs",
 }
-repository_programs = "examples"

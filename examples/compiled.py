@@ -1,9 +1,9 @@
 """Compile the model with `torch.compile`, and the balancer's update with `compile=True`; compare both with eager.
 
-A fork that a balancer reads breaks the model's graph in two, one for the trunk and one for the heads, and the balancer
-runs between them as it is; `fullgraph=True` is refused. At a layer behind compiled parts the gradient of each task is
-taken on its own: PyTorch must then keep the buffers of the compiled backward pass, which the setting below says. Such
-small steps are no faster when compiled; large trunks, and GPUs, are what it is for:
+A fork that a balancer reads breaks the model's graph in two, one for the trunk and one for the heads. The balancer
+itself runs outside of both, and `fullgraph=True` is refused. At a layer of a compiled trunk, the balancer takes each
+task's gradient on its own. PyTorch must then keep the buffers of the compiled backward pass: the setting
+`donated_buffer = False` says so. Steps as small as these gain little when compiled, or nothing:
 
     python examples/compiled.py
 """

@@ -1,9 +1,9 @@
 """Train two tasks in mixed precision: in float16 with a GradScaler on a GPU, and in bfloat16 without one on a CPU.
 
-The forward pass runs under autocast. The losses are float32, and so is all that the balancer keeps. It divides the
-scaler's scale out of what it measures. In a step whose gradients overflow, the scaler does not let the optimiser step.
-The balancer follows the optimiser, so that it learns nothing in such a step: its weights stay as they were. Without
-`follow` it would learn if only gradients overflow that it does not measure, such as those of the first layer here:
+The forward pass runs under autocast. The losses are float32, and so is the balancer's state. The balancer divides the
+scaler's scale out of what it measures. In a step whose gradients overflow, the scaler skips the optimiser's step. The
+balancer follows the optimiser, so it learns nothing in such a step and its weights stay as they were. Without `follow`
+it would learn from a skipped step if the overflow is where it does not measure, such as in the first layer here:
 
     python examples/mixed_precision.py
     python examples/mixed_precision.py float16
@@ -60,9 +60,10 @@ def main(steps: int = 150, dtype: torch.dtype | None = None) -> list[dict[str, f
             }
             loss = balancer(losses)
         scaler.scale(loss).backward()
-        # To clip gradients, call scaler.unscale_(optimizer) first, here.
+        scaler.unscale_(optimizer)  # before clipping, which needs the gradients without the scale
+        nn.utils.clip_grad_norm_(net.parameters(), max_norm=1.0)
         scale = scaler.get_scale()
-        scaler.step(optimizer)  # where gradients overflowed, neither the optimiser nor the balancer makes its step
+        scaler.step(optimizer)  # if gradients overflowed, neither the optimiser nor the balancer makes its step
         scaler.update()
         skipped = scaler.get_scale() < scale
         history.append(balancer.scalars() | {"scale": scale, "skipped": float(skipped)})

@@ -185,6 +185,13 @@ class Apart(Problem[ApartData]):
 
     Metrics: each task's loss relative to that of the best constant predictor, and the mean over tasks, which is the
     primary metric.
+
+    Example::
+
+        problem = tasks.create("apart")
+        data = problem.data(torch.Generator().manual_seed(1), "cpu")
+        scores = problem.evaluate(problem.constant(data), data, "test")
+        scores["relative loss"]  # 1: the best constant predictor is what losses are relative to
     """
 
     name = "apart"

@@ -50,6 +50,12 @@ class Burgers(PhysicsProblem):
 
     ``static_weights`` were set by hand: the best of a few on the validation grid. With them, 50,000 steps of the full
     recipe, three and a half minutes on one core, reduced the error to 0.014.
+
+    Example::
+
+        problem = tasks.create("burgers")
+        balancer = StaticWeighting(problem.static_weights["by-hand"], tasks=problem.tasks)
+        u = problem.solution(torch.rand(100, 2))  # the exact solution at points (t, x), (100,)
     """
 
     name = "burgers"

@@ -46,6 +46,11 @@ class Cityscapes(FolderPrediction):
     The recipe is the literature's, Adam at 1e-4 with batches of 8. The default is 6 epochs; the full recipe has the
     literature's 200. Both take far longer than the seconds that other problems take, even on a GPU. The literature
     halves the learning rate after half of the steps; the recipe here keeps it constant.
+
+    Example::
+
+        problem = tasks.create("cityscapes", root="data/cityscapes", augment=True)
+        problem.require()  # raises a MissingDataError, which says where to get the files
     """
 
     name = "cityscapes"

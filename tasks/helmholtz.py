@@ -48,6 +48,13 @@ class Helmholtz(PhysicsProblem):
 
     ``static_weights`` were set by hand: the boundary weighs 300 times as much as the residual. Of 100 and 300, this was
     the better on the validation grid.
+
+    Example::
+
+        problem = tasks.create("helmholtz")
+        data = problem.data(torch.Generator().manual_seed(1), "cpu")
+        batch = next(problem.batches(data, torch.Generator().manual_seed(2), batch_size=64))
+        residual, boundary = problem.residuals(problem.model(), batch)  # the losses are their mean squares
     """
 
     name = "helmholtz"

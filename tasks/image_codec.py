@@ -237,6 +237,13 @@ class ImageCodec(Problem[ImageCodecData]):
     and Efros, "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017 (the patch discriminator);
     Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017 (the losses); Heusel et al., "GANs Trained
     by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017 (the distance).
+
+    Example::
+
+        problem = tasks.create("image-codec")
+        codec = problem.model()
+        decoded = codec(torch.zeros(8, 28, 28, dtype=torch.uint8))
+        balancer = EnCodecBalancer(problem.shared(codec).fork, tasks=problem.tasks)
     """
 
     name = "image-codec"

@@ -180,6 +180,11 @@ class MultiToken(Problem[Text]):
     the same in nats. All are means over all positions of a window, including the first ones, which have little context.
 
     Source: Gloeckle et al., "Better & Faster Large Language Models via Multi-token Prediction", ICML 2024, section 2.
+
+    Example::
+
+        problem = tasks.create("multi-token")
+        logits = problem.model()(torch.zeros(2, 32, dtype=torch.long))  # (2, 32, 4, 80)
     """
 
     name = "multi-token"

@@ -42,6 +42,12 @@ class NYUv2(FolderPrediction):
     The recipe is the literature's, Adam at 1e-4 with batches of 2. The default is 6 epochs; the full recipe has the
     literature's 200. Both take far longer than the seconds that other problems take, even on a GPU. The literature
     halves the learning rate after half of the steps; the recipe here keeps it constant.
+
+    Example::
+
+        problem = tasks.create("nyuv2", root="data/nyuv2")
+        problem.require()  # raises a MissingDataError, which says where to get the files
+        problem.full  # the recipe of the literature, 200 epochs
     """
 
     name = "nyuv2"

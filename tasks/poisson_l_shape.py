@@ -65,6 +65,12 @@ class PoissonLShape(PhysicsProblem):
     ``static_weights`` were set by hand: of four, among the best two on the validation grid. With them, the recipe
     reduced the error to 0.03, and the full recipe to 0.007. Under equal weights, these errors were 0.08 to 0.13 and
     0.05. The problem is reserved: no method's score on it has been looked at, apart from these.
+
+    Example::
+
+        problem = tasks.create("poisson-l-shape")
+        data = problem.data(torch.Generator().manual_seed(1), "cpu")
+        scores = problem.evaluate(problem.model(), data, "validation")
     """
 
     name = "poisson-l-shape"

@@ -34,7 +34,16 @@ Baseline = Literal["constant", "single-task"]
 
 
 class MissingDataError(Exception):
-    """A problem's data are missing or unusable. The message says which data, and how to get them."""
+    """A problem's data are missing or unusable. The message says which data, and how to get them.
+
+    Example::
+
+        problem = tasks.create("nyuv2")
+        try:
+            problem.require()
+        except MissingDataError as error:
+            print(error)
+    """
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Metric:
         unit: the unit, empty for a pure number.
         higher_is_better: whether a higher number is better.
         task: the name of the task that the metric measures; None for a metric of the whole problem.
+
+    Example::
+
+        metric = Metric("error of depth", "mean absolute error", unit="m", higher_is_better=False, task="depth")
     """
 
     name: str
@@ -72,6 +85,11 @@ class Recipe:
 
     Raises:
         ValueError: If the optimiser or schedule is unknown, or a number is out of range.
+
+    Example::
+
+        recipe = Recipe("adam", lr=3e-3, schedule="cosine", batch_size=100, steps=1000)
+        full = replace(recipe, steps=10_000)
     """
 
     optimizer: Optimizer
@@ -105,6 +123,11 @@ class Shared:
         fork: the place where the trunk splits into heads; None if tasks share parameters but no features.
         layer: the last shared layer, just upstream of the fork; None if there is no such layer.
         parameters: all shared parameters.
+
+    Example::
+
+        def shared(self, model: nn.Module) -> Shared:
+            return Shared(model.fork, model.trunk[-1], tuple(model.trunk.parameters()))
     """
 
     fork: Fork | None
@@ -135,6 +158,13 @@ class Problem(ABC, Generic[Data]):
             may be looked at, except those of equal and of static weights.
         static_weights: fixed weightings that are known before any training, by name. The first is the one to try first.
             The weights of each sum to T.
+
+    Example::
+
+        problem = tasks.create("same-tasks")
+        data = problem.data(torch.Generator().manual_seed(1), "cpu")
+        scores = problem.evaluate(problem.model(), data, "test")
+        scores[problem.primary]
     """
 
     name: ClassVar[str]

@@ -5,6 +5,7 @@ To add a problem, use the decorator::
     @register
     class MyProblem(Problem[MyData]):
         name = "my-problem"
+        summary = "One sentence about it."
         ...
 
 or declare a packaging entry point in the group ``lossbench.problems``:

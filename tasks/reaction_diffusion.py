@@ -56,6 +56,12 @@ class ReactionDiffusion(PhysicsProblem):
     error to 0.03 to 0.05, and the full recipe to 0.002 and 0.014 with two seeds. Under equal weights, the recipe
     reduced it to 0.04 to 0.18 with seven seeds of eight and to 0.81 with one, and the full recipe to 0.03 to 0.05 with
     three seeds. The problem is reserved: no method's score on it has been looked at, apart from these.
+
+    Example::
+
+        problem = tasks.create("reaction-diffusion")
+        model = problem.model()
+        balancer = ConFIG(None, wrt=problem.shared(model).parameters, tasks=problem.tasks)
     """
 
     name = "reaction-diffusion"

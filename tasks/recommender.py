@@ -201,6 +201,12 @@ class Recommender(Problem[RecommenderData]):
     metric is the geometric mean of the three tasks' errors, each relative to the best constant predictor.
 
     Sources: Ma et al., KDD 2018 (the model); Ma et al., SIGIR 2018 (the form of the data).
+
+    Example::
+
+        problem = tasks.create("recommender")
+        data = problem.data(torch.Generator().manual_seed(1), "cpu")
+        problem.ceiling(data)  # the metrics of the true probabilities
     """
 
     name = "recommender"

@@ -184,6 +184,12 @@ class Regression(Problem[RegressionData]):
 
     Raises:
         ValueError: If an option has another value.
+
+    Example::
+
+        problem = tasks.create("regression", sigmas="T=10")
+        shared = problem.shared(problem.model())
+        balancer = GradNorm(shared.fork, wrt=shared.layer, tasks=problem.tasks)
     """
 
     name = "regression"

@@ -134,6 +134,13 @@ class SameTasks(Problem[SameTasksData]):
 
     Raises:
         ValueError: If ``scales`` is empty, or a scale is not a positive, finite number.
+
+    Example::
+
+        problem = tasks.create("same-tasks", scales=(1, 100))
+        data = problem.data(torch.Generator().manual_seed(1), "cpu")
+        batch = next(problem.batches(data, torch.Generator().manual_seed(2), batch_size=100))
+        first, second = problem.losses(problem.model(), batch)  # the second is 100 times the first
     """
 
     name = "same-tasks"

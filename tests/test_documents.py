@@ -17,6 +17,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
+from sybil import Document
+from sybil.parsers.markdown import CodeBlockParser
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 import balancers
 from bench.catalogue import method_list
@@ -42,6 +45,8 @@ LINKED_DOCUMENTS = [
     ROOT / "examples" / "README.md",
 ]
 LONGEST_README = 150
+PROGRAMS_OF = (CodeBlockParser("python"), CodeBlockParser("toml"))
+FENCED_BLOCKS = RawFencedCodeBlockLexer(re.compile("[^\n]*\n"))
 METHODS_MARKER = "<!-- lossbench list balancers --markdown -->"
 
 
@@ -56,7 +61,7 @@ class Program(NamedTuple):
 
 def programs_in(document: Path) -> list[Program]:
     """Return the Python and TOML blocks of ``document``, in their order."""
-    blocks = re.findall(r"^```(?:python|toml)\n(.*?)^```$", text_of(document), re.DOTALL | re.MULTILINE)
+    blocks = [str(example.parsed) for example in Document.parse(str(document), *PROGRAMS_OF)]
     names = [re.match(r"# (\S+\.(?:py|toml))\n", code) for code in blocks]
     return [
         Program(str(document.relative_to(ROOT)), name[1] if name else "", code)
@@ -68,16 +73,22 @@ def text_of(document: Path) -> str:
     return document.read_text(encoding="utf-8")
 
 
+def without_blocks(document: Path) -> str:
+    """Return the text of ``document`` without its fenced blocks."""
+    text = text_of(document)
+    for region in reversed(list(FENCED_BLOCKS(Document(text, str(document))))):
+        text = text[: region.start] + text[region.end :]
+    return text
+
+
 def prose_of(document: Path) -> str:
-    """Return the text of ``document`` without its fenced blocks and code spans."""
-    without_blocks = re.sub(r"^```.*?^```$", "", text_of(document), flags=re.DOTALL | re.MULTILINE)
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^    .*$", "", without_blocks, flags=re.MULTILINE))
+    """Return the text of ``document`` without its blocks and code spans."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^    .*$", "", without_blocks(document), flags=re.MULTILINE))
 
 
 def anchors_of(document: Path) -> set[str]:
     """Return the anchors that GitHub gives the headings of ``document``."""
-    without_blocks = re.sub(r"^```.*?^```$", "", text_of(document), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ +(.*?) *$", without_blocks, re.MULTILINE)
+    headings = re.findall(r"^#+ +(.*?) *$", without_blocks(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

@@ -84,6 +84,14 @@ class LossBalancer(DeclaredState):
     Raises:
         ValueError: there is no task, a name stands twice, or ``accumulate`` is less than 1.
         TypeError: ``process_group`` is not a process group, or the method has no option of a given name.
+
+    Example::
+
+        class InverseLoss(LossBalancer):
+            name = "inverse"
+
+            def weigh(self, losses: Tensor) -> Tensor:
+                return 1 / losses
     """
 
     name: ClassVar[str]

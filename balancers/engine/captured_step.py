@@ -15,7 +15,7 @@ WARM_UP = 11
 class CapturedStep:
     """A training step that runs a few times as it is, is then captured in a CUDA graph, and is replayed from then on.
 
-    ::
+    Example::
 
         def step(x, y):
             optimizer.zero_grad(set_to_none=False)

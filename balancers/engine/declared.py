@@ -21,7 +21,12 @@ Initial = float | Sequence[float] | Callable[[Any], float | Sequence[float]]
 
 
 class Range(NamedTuple):
-    """The values of a hyper-parameter that are worth trying."""
+    """The values of a hyper-parameter that are worth trying.
+
+    Example::
+
+        temperature: float = option(1.0, above=0, tune=Range(0.1, 100.0, log=True))
+    """
 
     low: float
     high: float
@@ -31,7 +36,14 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a method, which is an argument of its constructor and an attribute."""
+    """An option of a method, which is an argument of its constructor and an attribute.
+
+    Example::
+
+        alpha: float = option(1.5, at_least=0)
+        preferences: list[float] = option(1.0, at_least=0, per_task=True)
+        reference: int | str = option(0, task=True)
+    """
 
     default: object
     """Its default, or a function of the balancer that returns it. Where it is None, None is accepted."""
@@ -90,7 +102,14 @@ class Option:
 
 
 class Declared(NamedTuple):
-    """A tensor of state, which is saved."""
+    """A tensor of state, which is saved.
+
+    Example::
+
+        averages: Tensor = state()
+        next_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
+        steps: Tensor = state(shape="")
+    """
 
     initial: Initial = 0.0
     """The value of all entries, one for each task, or a function of the balancer that returns either."""

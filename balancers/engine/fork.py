@@ -224,6 +224,12 @@ class Fork(nn.Module):
 
     Raises:
         ValueError: ``num_tasks`` is less than 1.
+
+    Example::
+
+        fork = Fork(num_tasks=2)
+        class_features, box_features = fork(trunk(x))
+        scores, boxes = class_head(class_features), box_head(box_features)
     """
 
     def __init__(self, num_tasks: int) -> None:

@@ -2,4 +2,13 @@
 
 
 class ForkError(ValueError):
-    """The losses depend on the network in a way that makes measurements at the fork wrong."""
+    """The losses depend on the network in a way that makes measurements at the fork wrong.
+
+    Example::
+
+        balancer = PCGrad(net.fork, wrt=net.trunk)
+        try:
+            balancer.audit(losses)
+        except ForkError as error:
+            print(error)  # names the task, and says how its loss goes past the fork
+    """

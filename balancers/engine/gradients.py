@@ -81,6 +81,14 @@ class GradientBalancer(LossBalancer):
             how many there are, or ``weighting`` or ``averaging`` does not fit the method.
         ForkError: on the first step, a loss reaches shared parameters other than through its alias of the features; on
             any step, nothing was measured.
+
+    Example::
+
+        class UnitGradients(GradientBalancer):
+            name, reads = "unit-gradients", "gramian"
+
+            def solve(self, gramian: Tensor) -> Tensor:
+                return gramian.diagonal(dim1=-2, dim2=-1).rsqrt()
     """
 
     reads: ClassVar[Reads] = "norms"

@@ -18,17 +18,20 @@ class LinearHeads(nn.Module):
     r"""Map features of shape ``(..., in_features)`` to outputs ``(..., T, out_features)`` by one linear head per task.
 
     The module equals T ``nn.Linear`` modules behind a `Fork`, initial values included, but it is faster: with 40 tasks,
-    a training step takes two thirds of the time. Its fork is ``heads.fork``::
-
-        heads = LinearHeads(num_tasks=10, in_features=64, out_features=1)
-        balancer = GradNorm(heads.fork)
-        outputs = heads(trunk(x))  # (B, 10, 1)
+    a training step takes two thirds of the time. Its fork is ``heads.fork``.
 
     Entry ``i`` of ``outputs.unbind(-2)`` belongs to task ``i``. A balancer accepts a ``(T,)`` tensor of losses, such as
     ``(outputs - targets).square().mean((0, 2))``, as it is.
 
     Raises:
         ValueError: ``num_tasks`` is less than 1.
+
+    Example::
+
+        heads = LinearHeads(num_tasks=10, in_features=64, out_features=1)
+        balancer = GradNorm(heads.fork)
+        outputs = heads(trunk(x))  # (B, 10, 1)
+        balancer((outputs - targets).square().mean((0, 2))).backward()
     """
 
     def __init__(self, num_tasks: int, in_features: int, out_features: int, bias: bool = True) -> None:

@@ -19,7 +19,13 @@ def _itself(tensor: Tensor) -> Tensor:
 
 @dataclass
 class Read:
-    """The measurements of a window of backward passes. T' is the number of tasks that took part."""
+    """The measurements of a window of backward passes. T' is the number of tasks that took part.
+
+    Example::
+
+        def update(self, read: Read) -> Result:
+            return Result(weights=read.gramian.diagonal().rsqrt())
+    """
 
     losses: Tensor
     """``(T',)``: each task's mean loss."""
@@ -51,7 +57,14 @@ class Read:
 
 
 class Result(NamedTuple):
-    """New state and weights, which count only if all of them are finite."""
+    """New state and weights, which count only if all of them are finite.
+
+    Example::
+
+        def update(self, read: Read, state: State) -> Result:
+            averages = torch.lerp(state["averages"], read.losses, 0.1)
+            return Result(state={"averages": averages}, statistics={"progress": read.losses / averages})
+    """
 
     weights: Tensor | None = None
     """``(T',)``: what each of these gradients is multiplied by in this step, of methods that read the Gramian or the

@@ -15,6 +15,11 @@ class Draws:
         seed: the balancer's seed.
         update: number of the update.
         like: numbers have the type and the device of this tensor.
+
+    Example::
+
+        def update(self, read: Read, draws: Draws) -> Result:
+            return Result(state={"next_weights": draws.normal(len(read.losses)).softmax(0)})
     """
 
     def __init__(self, seed: int, update: int, like: Tensor) -> None:

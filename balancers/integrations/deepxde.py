@@ -30,7 +30,9 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 class BalanceLosses(Callback):
     """Train a DeepXDE model on its losses as a balancer weighs them.
 
-    Give it to ``train``, after ``compile`` without ``loss_weights``::
+    Give it to ``train``, after ``compile`` without ``loss_weights``.
+
+    Example::
 
         balancer = GradNorm(None, wrt=net, tasks=["equation", "boundary"])
         model.compile("adam", lr=1e-3)

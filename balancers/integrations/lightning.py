@@ -32,6 +32,11 @@ class LogWeights(Callback):
 
     Raises:
         ValueError: when training starts, no attribute of the module is a balancer.
+
+    Example::
+
+        trainer = Trainer(max_epochs=10, log_every_n_steps=50, callbacks=[LogWeights()])
+        trainer.fit(module, loader)
     """
 
     def __init__(self) -> None:

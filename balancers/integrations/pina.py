@@ -25,6 +25,12 @@ class ResidualLoss(nn.MSELoss):
     """The mean squared error, which keeps the residuals of a step for methods that read them.
 
     Each call adds a residual, input minus target, to `residuals`.
+
+    Example::
+
+        weighting = BalancerWeighting(NTKWeighting(None, wrt=model, tasks=["boundary", "equation"]))
+        solver = PhysicsInformedSingleModelSolver(problem, model, weighting=weighting, loss=weighting.loss)
+        Trainer(solver, max_epochs=1000).train()
     """
 
     def __init__(self) -> None:
@@ -41,7 +47,7 @@ class ResidualLoss(nn.MSELoss):
 class BalancerWeighting(BaseWeighting):
     """Let a balancer combine the losses of a PINA problem's conditions.
 
-    ::
+    Example::
 
         balancer = GradNorm(None, wrt=model, tasks=["boundary", "equation"])
         solver = PhysicsInformedSingleModelSolver(problem, model, weighting=BalancerWeighting(balancer))

@@ -1,7 +1,8 @@
 """Generate a page for each registered method, and the table of all methods, from what the classes declare.
 
-A page says what the method reads, where it is measured, what it minimises, its options, and what a step costs
-(`results/reference/cost/methods.csv`). A method that is written tomorrow gets its page by being registered.
+A page says what the method reads, where it is measured, what it minimises, its options, what a step costs
+(`results/reference/cost/methods.csv`), and how the method did in the evidence. A method that is written tomorrow gets
+its page by being registered.
 """
 
 import csv
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from evidence_section import evidence
 from page_text import escaped, facts, heading, table, write_folder
 from sphinx.application import Sphinx
 
@@ -89,6 +91,7 @@ def _page(cls: type[LossBalancer]) -> str:
         f".. autoclass:: balancers.{cls.__name__}\n   :members:\n",
         *_options(cls),
         *_costs(cls),
+        *evidence(cls.name),
     ]
     return "\n".join(parts)
 

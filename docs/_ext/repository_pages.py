@@ -2,17 +2,18 @@
 
 Documents link to each other as files of the repository, so that the links work on GitHub. On the site a link leads to
 
-- the page that the file became, if it is in `docs`, in `repository_documents` or a program of `repository_programs`,
+- the page that the file became, if it is in `docs` or in `repository_documents`,
+- for a program that a page includes or that is a tutorial, that page,
 - for a folder of results, the page about results,
 - else a copy of the file, under ``files/`` on the site. A missing file is left as it is: MyST warns of it.
 
 A picture is shown from where it lies.
 """
 
-import ast
 import os
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,9 +25,13 @@ from sphinx.util.docutils import SphinxRole
 
 FILES = "files"
 """Folder of the site for copies of files that are no pages."""
-INDEX = "docs/README.md"
-"""The list of pages on GitHub; the site's is `index`."""
+INDEX = ("README.md", "docs/README.md")
+"""What GitHub shows first, and its list of pages. The site has `index` in place of both."""
 RESULTS = "results"
+TUTORIAL = "docs/tutorial"
+"""Folder of the programs that sphinx-gallery makes pages of."""
+_INCLUDED = re.compile(r"^`{3,}\{literalinclude\} (\S+)$", re.MULTILINE)
+"""A program that a page includes as it is."""
 _LINK = re.compile(
     r"""^(?P<fence>`{3,}).*?^(?P=fence)$ | ^[ ]{4}[^\n]*$ |  # code, which is left as it is
     (?P<picture>!?)\[(?P<text>(?:`[^`\n]*`|[^\]`])*)\]\((?P<target>[^()\s]+)\) |
@@ -38,7 +43,6 @@ _LINK = re.compile(
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("repository_documents", {}, "env")
-    app.add_config_value("repository_programs", "", "env")
     app.add_role("repository-file", RepositoryFile())
     app.connect("builder-inited", _write_pages)
     app.connect("source-read", _rewrite)
@@ -52,27 +56,23 @@ def _root(app: Sphinx) -> Path:
 
 def _write_pages(app: Sphinx) -> None:
     """Write the pages; their links are rewritten when Sphinx reads them."""
-    root, folders = _root(app), dict[str, dict[str, str]]()
-    programs = app.config.repository_programs
-    names = sorted(path.stem for path in (root / programs).glob("*.py"))
+    folders = dict[str, dict[str, str]]()
     for path, document in app.config.repository_documents.items():
         folder, _, name = document.rpartition("/")
-        text = (root / path).read_text(encoding="utf-8")
-        if folder == programs:
-            text += "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
-        folders.setdefault(folder, {})[f"{name}.md"] = text
-    for name in names:
-        folders.setdefault(programs, {})[f"{name}.md"] = _program_page(root / programs / f"{name}.py")
+        folders.setdefault(folder, {})[f"{name}.md"] = (_root(app) / path).read_text(encoding="utf-8")
     for folder, pages in folders.items():
         write_folder(Path(app.srcdir) / folder, pages)
 
 
-def _program_page(path: Path) -> str:
-    """Return a page with what the program's docstring says, and below it the program without it."""
-    parsed = ast.parse(path.read_text(encoding="utf-8"))
-    lines = f":lines: {parsed.body[1].lineno}-" if (docstring := ast.get_docstring(parsed)) else ""
-    source = f"../../{path.parent.name}/{path.name}"
-    return f"# {path.name}\n\n{docstring or ''}\n\n```{{literalinclude}} {source}\n:language: python\n{lines}\n```\n"
+@cache
+def _programs(docs: Path) -> dict[str, str]:
+    """Return which page includes each program, both as paths: a program as in the repository, a page as in `docs`."""
+    found = {}
+    for page in sorted(docs.rglob("*.md")):
+        for included in _INCLUDED.findall(page.read_text(encoding="utf-8")):
+            program = os.path.relpath(page.parent / included, docs.parent)
+            found[program] = page.relative_to(docs).as_posix()
+    return found
 
 
 def _rewrite(app: Sphinx, document: str, content: list[str]) -> None:
@@ -96,7 +96,7 @@ def _site_link(app: Sphinx, document: str, origin: str, link: re.Match[str]) -> 
     if picture:
         return f"![{text}](/../{file})"
     page = _page_of(app, file)
-    if page:
+    if page and page != f"{document}.md":  # a page that includes the file offers a copy of it
         return f"[{text}](/{page}{'#' * bool(anchor)}{anchor})"
     if not (root / file).is_file():
         return link[0]
@@ -121,15 +121,17 @@ class RepositoryFile(SphinxRole):
 
 def _page_of(app: Sphinx, file: str) -> str | None:
     """Return the path in `docs` of the page that a file or folder of the repository became; None if there is none."""
-    documents, programs = app.config.repository_documents, app.config.repository_programs
-    if file == INDEX:
+    documents = app.config.repository_documents
+    if file in INDEX:
         return "index.md"
     if file.startswith("docs/") and file.endswith(".md"):
         return file.removeprefix("docs/")
+    if os.path.dirname(file) == TUTORIAL:
+        return f"gallery/{Path(file).stem}.rst"
     if file in documents:
         return f"{documents[file]}.md"
-    if os.path.dirname(file) == programs and file.endswith(".py"):
-        return f"{file.removesuffix('.py')}.md"
+    if file in (programs := _programs(Path(app.srcdir))):
+        return programs[file]
     if (_root(app) / file).is_dir() and file.split("/")[0] == RESULTS:
         return f"{documents[f'{RESULTS}/README.md']}.md"
     return None

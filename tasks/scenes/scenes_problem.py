@@ -68,6 +68,12 @@ class Scenes(DensePrediction[SceneData]):
 
     Raises:
         ValueError: If ``size`` or ``train_scenes`` has another form.
+
+    Example::
+
+        problem = tasks.create("scenes", size=(32, 48), train_scenes=100)
+        model = problem.model()
+        classes, depth, normals = model(torch.rand(4, 3, 32, 48))
     """
 
     name = "scenes"
