@@ -32,7 +32,7 @@ extensions = [
     "accessible_pages",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["README.md", "_build", "tutorial", "gallery/index.rst", "**sg_execution_times*"]  # the README lists the pages on GitHub, where there is no sidebar
+exclude_patterns = ["README.md", "_build", "tutorial", "gallery/index.rst"]  # the README lists the pages on GitHub, where there is no sidebar
 default_role = "py:obj"
 highlight_language = "default"  # Python, or plain text where it is not
 smartquotes_action = "D"  # dashes, and quotes as they are
@@ -67,6 +67,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
     "download_all_examples": False,
+    "write_computation_times": False,
     "min_reported_time": 3600,
     "show_memory": False,
     "show_signature": False,

@@ -27,7 +27,7 @@ from bench.catalogue import method_list
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-GENERATED = ("api", "examples", "methods", "problems", "repository")
+GENERATED = ("api", "gallery", "methods", "problems", "repository")
 """Folders of docs that the build writes."""
 HOME = DOCS / "index.md"
 """The site's first page; on GitHub that is docs/README.md."""
@@ -159,7 +159,8 @@ def test_every_other_unnamed_program_runs_on_its_own(program: Program) -> None:
     balancer = variables["balancer"]
     assert isinstance(balancer, balancers.LossBalancer)
     assert balancer.weights.isfinite().all()
-    assert not balancer.weights.allclose(balancer.weights.new_ones(()))
+    if "\nassert " not in program.code:  # others check what they show by themselves
+        assert not balancer.weights.allclose(balancer.weights.new_ones(()))
 
 
 @pytest.mark.slow
@@ -228,6 +229,8 @@ def test_readme_is_a_page() -> None:
 def test_a_link_leads_to_a_file_and_to_a_heading_in_it(document: str, target: str) -> None:
     path, _, anchor = unquote(target).partition("#")
     file = (ROOT / document).parent / path if path else ROOT / document
+    if file.name == "report.html" and not (ROOT / ".git").exists():
+        pytest.skip("the source distribution leaves out the reports, which are large")
     assert file.exists(), f"{document} links to {path}, which does not exist"
     assert file.resolve().is_relative_to(ROOT), f"{document} links to {path}, which is not in the repository"
     if anchor:
@@ -237,7 +240,14 @@ def test_a_link_leads_to_a_file_and_to_a_heading_in_it(document: str, target: st
 def test_the_index_of_the_documentation_names_every_page() -> None:
     index = DOCS / "README.md"
     pages = {str(document.relative_to(DOCS)) for document in DOCUMENTS if document not in (README, index)}
-    assert set(links_in(index)) == pages
+    assert {link for link in links_in(index) if link.endswith(".md")} == pages
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_a_program_stands_on_one_page(program: Path) -> None:
+    included = re.compile(rf"^```{{literalinclude}} ../../examples/{program.name}$", re.MULTILINE)
+    pages = [document.name for document in DOCUMENTS if included.search(text_of(document))]
+    assert len(pages) == 1
 
 
 def test_every_page_of_the_documentation_can_be_reached_from_readme() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.suite import suite_file
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError, closest
 
 TABLES = {"A": "core", "B": "core-published", "reserved": "core-reserved"}

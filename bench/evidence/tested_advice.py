@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench.analysis import SuiteTables, pooled_scores
 from bench.diagnose import gradient_profile, regret, rule
-from bench.suite.suite_file import ProblemEntry
+from bench.suite.suite_entries import ProblemEntry
 
 from .evidence_rows import EvidenceRows
 

@@ -9,7 +9,7 @@ from bench.cost.step_comparison import WARM_UP
 from bench.run.pace import Pace
 from bench.style.numbers import core_time, counted, in_words
 from bench.suite.plan import Planned
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 from .run_job import FailedStart

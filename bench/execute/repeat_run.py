@@ -6,7 +6,7 @@ from bench.run import result_file
 from bench.run.training import RunResult, Training
 from bench.suite import plan
 from bench.suite.plan import Planned
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 

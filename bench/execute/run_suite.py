@@ -22,7 +22,7 @@ from bench.run.result_store import ResultStore
 from bench.suite import plan, rate_search, result_tables
 from bench.suite.plan import Planned
 from bench.suite.result_tables import Done
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 from . import forecast, run_job
 from .progress import Progress

@@ -23,8 +23,8 @@ from bench.run.result_picture import Picture
 from bench.run.result_store import ResultStore
 from bench.run.training import RunResult
 from bench.suite.plan import Planned
-from bench.suite.suite_file import UNLIMITED as UNSTATED
-from bench.suite.suite_file import StatedLimits
+from bench.suite.suite_entries import UNLIMITED as UNSTATED
+from bench.suite.suite_entries import StatedLimits
 
 from . import cluster, run_job
 from .carry_out import Failed, NotDone, Verdict, carry_out

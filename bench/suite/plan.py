@@ -13,7 +13,7 @@ import torch
 from bench.run.spec import Method, Phase, RunSpec
 from bench.style.numbers import rounded
 
-from .suite_file import BalancerEntry, ProblemEntry, Suite
+from .suite_entries import BalancerEntry, ProblemEntry, Suite
 
 Grids = Mapping[str, Sequence[float]]
 """The learning rates to try, by the problem's label."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from . import plan
 from .plan import Grids, OwnRates, Planned
-from .suite_file import Suite
+from .suite_entries import Suite
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tasks import Split
 
 from . import plan
 from .plan import Planned
-from .suite_file import BalancerEntry, ProblemEntry, Suite
+from .suite_entries import BalancerEntry, ProblemEntry, Suite
 
 MOST_STEPS = 200
 """Maximum number of steps of a run in the table of trajectories; the run's own file holds all."""

@@ -8,9 +8,9 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -20,12 +20,12 @@ from balancers import GradientBalancer, StaticWeighting
 from balancers.engine.gradients import Wrt
 from bench.run import build, plugins, suite_text
 from bench.run.spec import Device, Method, Options
-from bench.run.suite_text import KEPT, SuiteText
-from tasks import MissingDataError, Problem, Recipe
-from tasks.problem import Schedule
+from bench.run.suite_text import KEPT
+from tasks import MissingDataError, Problem
 
-from . import trial_draws
-from .toml_table import SuiteError, TomlTable, ValueKind, closest
+from . import accepted, trial_draws
+from .suite_entries import BalancerEntry, ProblemEntry, StatedLimits, Suite
+from .toml_table import SuiteError, TomlTable, closest
 
 SUITES = Path(__file__).parents[1] / "suites"
 """The folder of the suites that come with the benchmark."""
@@ -40,194 +40,6 @@ ALWAYS_COMPARED = ("equal", "static")
 
 NOT_OPTIONS = ("fork", "wrt", "tasks", "process_group")
 """Arguments of balancers that are no options: the problem decides on the first three, and a run is one process."""
-
-TOP = (
-    *("description", "device", "evaluations", "baselines", "plugins", "reserved", "runs_per_gpu"),
-    *("seeds", "learning_rates", "search", "recipe", "cost", "limits", "problems", "balancers"),
-)
-SCHEDULED = ("schedule", "betas")
-PROBLEM = ("name", "label", "recipe", "steps", "batch_size", *SCHEDULED, "options")
-GRID = ("grid", "growths", "finer")
-BALANCER = ("name", "label", "wrt", "options", "needs_fork", "times_steps", "weight_decay", "rates_around")
-
-
-def _whole(value: object, least: int) -> bool:
-    """Check whether ``value`` is a whole number, ``least`` or more."""
-    return type(value) is int and value >= least  # isinstance would let true and false pass
-
-
-def _distinct(value: object, least: int) -> bool:
-    """Check whether ``value`` is a list of ``least`` or more different values."""
-    return isinstance(value, list) and len(value) >= least and len({*map(repr, value)}) == len(value)
-
-
-TEXT = ValueKind("a text", lambda value: isinstance(value, str))
-TEXTS = ValueKind(
-    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)
-)
-YES_OR_NO = ValueKind("true or false", lambda value: isinstance(value, bool))
-RECIPE = ValueKind('"default" or "full"', lambda value: value in ("default", "full"))
-TRIALS = ValueKind("a whole number, 4 or more", lambda value: _whole(value, 4))
-COUNT = ValueKind("a whole number, 1 or more", lambda value: _whole(value, 1))
-ROUNDS = ValueKind("a whole number, 0 or more", lambda value: _whole(value, 0))
-DEVICE = ValueKind('"cpu", "cuda" or "auto"', lambda value: value in ("cpu", "cuda", "auto"))
-DEVICES = ValueKind(
-    'a list of "cpu", "cuda" or both',
-    lambda value: _distinct(value, 1) and all(one in get_args(Device) for one in value),
-)
-WRT = ValueKind('"features", "layer" or "parameters"', lambda value: value in get_args(Wrt))
-SEEDS = ValueKind(
-    "a list of different whole numbers, 0 or more",
-    lambda value: _distinct(value, 1) and all(_whole(one, 0) for one in value),
-)
-RATES = ValueKind(
-    "a list of different positive numbers, two or more",
-    lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
-)
-POSITIVE = ValueKind(
-    "a positive number", lambda value: type(value) in (int, float) and 0 < float(str(value)) < float("inf")
-)
-SCHEDULE = ValueKind('"constant" or "cosine"', lambda value: value in get_args(Schedule))
-BETAS = ValueKind(
-    "a list of two numbers of at least 0 and below 1",
-    lambda value: (
-        isinstance(value, list) and len(value) == 2 and all(type(b) in (int, float) and 0 <= b < 1 for b in value)
-    ),
-)
-DECAY = ValueKind(
-    "a number, 0 or more", lambda value: type(value) in (int, float) and 0 <= float(str(value)) < float("inf")
-)
-FACTOR = ValueKind("a number above 1", lambda value: POSITIVE.accepts(value) and float(str(value)) > 1)
-LIMITS = ValueKind(
-    "two positive numbers, the smaller first", lambda value: RATES.accepts(value) and [*value] == sorted(value)[:2]
-)
-
-
-@dataclass(frozen=True)
-class StatedLimits:
-    """The limits of each run that a suite states, by which a run fails. None states none.
-
-    Attributes:
-        seconds: The time of a run.
-        memory: The resident memory of a run's process, in GiB.
-    """
-
-    seconds: float | None = None
-    memory: float | None = None
-
-
-UNLIMITED = StatedLimits()
-
-
-@dataclass(frozen=True)
-class ProblemEntry:
-    """A problem of a suite; ``recipe`` is the problem's own recipe with the changes that the suite makes."""
-
-    label: str
-    name: str
-    options: Options
-    recipe: Recipe
-    problem: Problem[Any]
-
-
-@dataclass(frozen=True)
-class BalancerEntry:
-    """A balancer of a suite.
-
-    Attributes:
-        label: The balancer's label in the suite.
-        name: Its registered name.
-        methods: The balancer with its options, by the problem's label; without the problems that it leaves out.
-        trials: The balancer with the options of each trial, by the problem's label and the trial's learning rate. Empty
-            in a suite that does not search.
-        searches_weights: True for static weighting whose weights are searched for.
-        times_steps: The number of training steps, as a multiple of the problem's.
-        weight_decay: The recipe's weight decay.
-        rates_around: The label of the balancer around whose chosen learning rate this one's are tried; empty if it
-            tries the suite's grid.
-    """
-
-    label: str
-    name: str
-    methods: Mapping[str, Method]
-    trials: Mapping[str, Mapping[float, Method]] = field(default_factory=dict)
-    searches_weights: bool = False
-    times_steps: float = 1.0
-    weight_decay: float = 0.0
-    rates_around: str = ""
-
-    def recipe(self, recipe: Recipe, lr: float) -> Recipe:
-        """Return the problem's ``recipe`` with the changes that this entry makes, at a learning rate."""
-        steps = max(1, round(self.times_steps * recipe.steps))
-        return replace(recipe, lr=lr, steps=steps, weight_decay=self.weight_decay)
-
-    def method(self, problem: str, lr: float) -> Method:
-        """Return the balancer with its options on ``problem``, or with those of the trial that ``lr`` belongs to."""
-        return self.trials.get(problem, {}).get(lr, self.methods[problem])
-
-    def trial_rates(self, problem: str) -> tuple[float, ...]:
-        """Return the learning rates of the trials on ``problem``; none if this entry has no trials."""
-        return tuple(self.trials.get(problem, ()))
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A suite that has been read and checked.
-
-    Attributes:
-        name: The suite's name, which is also the name of its results folder.
-        description: A sentence about the suite; may be empty.
-        written: The suite's file as written.
-        device: The device of the runs.
-        evaluations: The number of evaluations during a run.
-        baselines: Whether models are also trained on each task alone.
-        plugins: The files that register further problems and balancers.
-        tuning_seeds: The seeds of the runs by which learning rates are chosen.
-        reported_seeds: The seeds of the runs that are reported.
-        repeated_seeds: Other seeds, on which the reported runs are made again to see which verdicts change.
-        retuning_seeds: The seeds of the runs by which the repeated runs' learning rates are chosen, among the reported
-            runs' and both of its neighbours. If there are none, repeated runs have the reported runs' learning rates.
-        learning_rates: The grid. If the suite ``searches``, the learning rates of the trials, all different, in the
-            order of trials. If empty, each run has its problem's own learning rate, untuned.
-        growths: How many times the grid may grow beyond an edge.
-        finer: The factor between a method's best learning rate of the grid and two more that it tries; None if it tries
-            no more.
-        searches: Whether the suite searches for options and weights.
-        cost_rounds: How often each step is timed; 0 for a suite that times nothing.
-        cost_devices: The devices on which steps are timed.
-        problems: The problems that can be run.
-        balancers: The balancers.
-        left_out: The problems whose data are missing, by label, and a sentence about what is missing.
-        limits: The limits that a run fails by if it exceeds them.
-        runs_per_gpu: How many runs share a GPU.
-    """
-
-    name: str
-    description: str
-    written: SuiteText
-    device: Device
-    evaluations: int
-    baselines: bool
-    plugins: tuple[Path, ...]
-    tuning_seeds: tuple[int, ...]
-    reported_seeds: tuple[int, ...]
-    repeated_seeds: tuple[int, ...]
-    retuning_seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    growths: int
-    finer: float | None
-    searches: bool
-    cost_rounds: int
-    cost_devices: tuple[Device, ...]
-    problems: tuple[ProblemEntry, ...]
-    balancers: tuple[BalancerEntry, ...]
-    left_out: Mapping[str, str]
-    limits: StatedLimits = UNLIMITED
-    runs_per_gpu: int = 1
-
-    def balancers_on(self, problem: str) -> list[BalancerEntry]:
-        """Return the balancers that train the problem with this label."""
-        return [entry for entry in self.balancers if problem in entry.methods]
 
 
 def names() -> list[str]:
@@ -279,12 +91,12 @@ def load(path: Path) -> Suite:
         written = suite_text.parse(text)
     except ValueError as error:
         raise SuiteError(f"{path.name}: {error}") from error
-    top = TomlTable(path.name, "", written.values, TOP)
+    top = TomlTable(path.name, "", written.values, accepted.TOP)
     files = _load_plugins(top, path.parent)
     device = _device(top)
     seeds = top.table("seeds", ("tuning", "reported", "repeated", "retuning"))
-    tuning, reported = seeds.take("tuning", SEEDS, ()), seeds.take("reported", SEEDS)
-    repeated = seeds.take("repeated", SEEDS, ())
+    tuning, reported = seeds.take("tuning", accepted.SEEDS, ()), seeds.take("reported", accepted.SEEDS)
+    repeated = seeds.take("repeated", accepted.SEEDS, ())
     if both := sorted(set(tuning) & {*reported, *repeated}):
         seeds.fail("tuning", f"{both} are reported seeds too, but a seed is for tuning or for reporting")
     if both := sorted(set(repeated) & set(reported)):
@@ -293,24 +105,27 @@ def load(path: Path) -> Suite:
     if rates and not tuning:
         seeds.fail("tuning", "missing; learning rates are chosen on seeds of their own")
     searches = "search" in top.values
-    grid = top.table("learning_rates", GRID)
+    grid = top.table("learning_rates", accepted.GRID)
     growths, finer = (
-        grid.take("growths", ROUNDS, 1),
-        float(grid.take("finer", FACTOR)) if "finer" in grid.values else None,
+        grid.take("growths", accepted.ROUNDS, 1),
+        float(grid.take("finer", accepted.FACTOR)) if "finer" in grid.values else None,
     )
-    retuning = seeds.take("retuning", SEEDS, ())
+    retuning = seeds.take("retuning", accepted.SEEDS, ())
     if both := sorted(set(retuning) & {*tuning, *reported, *repeated}):
         seeds.fail("retuning", f"{both} are other seeds of the suite too, but retuning needs seeds of its own")
     if retuning and not (repeated and finer):
         seeds.fail("retuning", "is for a suite with repeated seeds and learning_rates.finer")
     cost = top.table("cost", ("rounds", "devices"))
     limits = top.table("limits", ("seconds", "memory"))
-    problem_tables, balancer_tables = top.tables("problems", PROBLEM), top.tables("balancers", BALANCER)
+    problem_tables, balancer_tables = (
+        top.tables("problems", accepted.PROBLEM),
+        top.tables("balancers", accepted.BALANCER),
+    )
     for tables in (problem_tables, balancer_tables):
         _require_unique_labels(tables)
-    of_all = _recipe_changes(top.table("recipe", SCHEDULED))
+    of_all = _recipe_changes(top.table("recipe", accepted.SCHEDULED))
     problems = [_problem(table, of_all) for table in problem_tables]
-    if not top.take("reserved", YES_OR_NO, False):
+    if not top.take("reserved", accepted.YES_OR_NO, False):
         _refuse_reserved(problem_tables, problems, balancer_tables)
     left_out = {entry.label: missing for entry in problems if (missing := _missing(entry.problem))}
     problems = [entry for entry in problems if entry.label not in left_out]
@@ -326,11 +141,11 @@ def load(path: Path) -> Suite:
         balancer_tables[searching[1]].fail("options.weights", f"balancers[{searching[0]}] searches for weights already")
     return Suite(
         name=path.resolve().parent.name if path.name == KEPT else path.stem,
-        description=top.take("description", TEXT, ""),
+        description=top.take("description", accepted.TEXT, ""),
         written=written,
         device=device,
-        evaluations=top.take("evaluations", COUNT, 20),
-        baselines=top.take("baselines", YES_OR_NO, False),
+        evaluations=top.take("evaluations", accepted.COUNT, 20),
+        baselines=top.take("baselines", accepted.YES_OR_NO, False),
         plugins=files,
         tuning_seeds=tuple(tuning),
         reported_seeds=tuple(reported),
@@ -340,13 +155,13 @@ def load(path: Path) -> Suite:
         growths=0 if searches else growths,
         finer=finer,
         searches=searches,
-        cost_rounds=cost.take("rounds", ROUNDS, 0),
-        cost_devices=tuple(cost.take("devices", DEVICES, (device,))),
+        cost_rounds=cost.take("rounds", accepted.ROUNDS, 0),
+        cost_devices=tuple(cost.take("devices", accepted.DEVICES, (device,))),
         problems=tuple(problems),
         balancers=tuple(methods),
         left_out=left_out,
-        runs_per_gpu=top.take("runs_per_gpu", COUNT, 1),
-        limits=StatedLimits(**{name: float(limits.take(name, POSITIVE)) for name in limits.values}),
+        runs_per_gpu=top.take("runs_per_gpu", accepted.COUNT, 1),
+        limits=StatedLimits(**{name: float(limits.take(name, accepted.POSITIVE)) for name in limits.values}),
     )
 
 
@@ -354,7 +169,7 @@ def _refuse_reserved(
     problem_tables: list[TomlTable], problems: list[ProblemEntry], balancer_tables: list[TomlTable]
 ) -> None:
     """Raise a `SuiteError` if a suite that is not the evidence compares methods on a reserved problem."""
-    names = (table.take("name", TEXT) for table in balancer_tables)
+    names = (table.take("name", accepted.TEXT) for table in balancer_tables)
     others = [name for name in dict.fromkeys(names) if name in balancers.names() and name not in ALWAYS_COMPARED]
     for table, entry in zip(problem_tables, problems, strict=True):
         if entry.problem.reserved and others:
@@ -386,13 +201,13 @@ def _require_unique_labels(tables: list[TomlTable]) -> None:
 
 def _label(table: TomlTable) -> str:
     """Return the label of a problem or a balancer; by default its name."""
-    label: str = table.take("label", TEXT, table.take("name", TEXT))
+    label: str = table.take("label", accepted.TEXT, table.take("name", accepted.TEXT))
     return label
 
 
 def _load_plugins(top: TomlTable, folder: Path) -> tuple[Path, ...]:
     """Load the suite's plugins, whose paths are relative to the ``folder`` of its file, and return their files."""
-    names = top.take("plugins", TEXTS, ())
+    names = top.take("plugins", accepted.TEXTS, ())
     files = tuple((folder / name).resolve() for name in names)
     for i, (name, file) in enumerate(zip(names, files, strict=True)):
         if not file.is_file():
@@ -409,17 +224,17 @@ def _learning_rates(top: TomlTable) -> tuple[float, ...]:
     if "search" not in top.values:
         if "learning_rates" not in top.values:
             return ()
-        return tuple(sorted(map(float, top.table("learning_rates", GRID).take("grid", RATES))))
+        return tuple(sorted(map(float, top.table("learning_rates", accepted.GRID).take("grid", accepted.RATES))))
     if "learning_rates" in top.values:
         top.fail("search", "learning_rates is there too; a suite has either a grid or a search")
     table = top.table("search", ("trials", "rates"))
-    low, high = map(float, table.take("rates", LIMITS))
-    return trial_draws.learning_rates(table.take("trials", TRIALS), low, high)
+    low, high = map(float, table.take("rates", accepted.LIMITS))
+    return trial_draws.learning_rates(table.take("trials", accepted.TRIALS), low, high)
 
 
 def _device(top: TomlTable) -> Device:
     """Return the device of the runs; "auto" is CUDA if this machine has it."""
-    device = top.take("device", DEVICE, "cpu")
+    device = top.take("device", accepted.DEVICE, "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         top.fail("device", '"cuda", but PyTorch finds no CUDA device on this machine')
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -429,15 +244,15 @@ def _recipe_changes(table: TomlTable) -> dict[str, Any]:
     """Return the changes to a recipe that a table states, besides numbers of steps and of samples."""
     changes: dict[str, Any] = {}
     if "schedule" in table.values:
-        changes["schedule"] = table.take("schedule", SCHEDULE)
+        changes["schedule"] = table.take("schedule", accepted.SCHEDULE)
     if "betas" in table.values:
-        changes["betas"] = tuple(map(float, table.take("betas", BETAS)))
+        changes["betas"] = tuple(map(float, table.take("betas", accepted.BETAS)))
     return changes
 
 
 def _problem(table: TomlTable, of_all: Mapping[str, Any]) -> ProblemEntry:
     """Create the problem of an entry, and return it with its recipe, which has the changes ``of_all`` problems too."""
-    name = table.take("name", TEXT)
+    name = table.take("name", accepted.TEXT)
     if name not in tasks.names():
         table.fail("name", f"no problem is called {name!r}{closest(name, tasks.names())}")
     options = _options(table, tasks.get(name))
@@ -447,10 +262,10 @@ def _problem(table: TomlTable, of_all: Mapping[str, Any]) -> ProblemEntry:
         table.fail(_culprit(options, error), str(error))
     if problem.illustration:
         table.fail("name", f"{name} is an illustration, which ranks no methods; `lossbench show {name}` draws it")
-    recipe = problem.full if table.take("recipe", RECIPE, "default") == "full" else problem.recipe
+    recipe = problem.full if table.take("recipe", accepted.RECIPE, "default") == "full" else problem.recipe
     if recipe is None:
         table.fail("recipe", f"{name} has no full recipe")
-    changes = {key: table.take(key, COUNT) for key in ("steps", "batch_size") if key in table.values}
+    changes = {key: table.take(key, accepted.COUNT) for key in ("steps", "batch_size") if key in table.values}
     changes = {**of_all, **_recipe_changes(table), **changes}
     return ProblemEntry(_label(table), name, options, replace(recipe, **changes), problem)
 
@@ -465,11 +280,11 @@ def _balancer(
         searched: In a suite with a grid, the learning rates of the trials of searched static weights. There are as many
             trials as any method can have learning rates.
     """
-    name = table.take("name", TEXT)
+    name = table.take("name", accepted.TEXT)
     if name not in balancers.names():
         table.fail("name", f"no balancer is called {name!r}{closest(name, balancers.names())}")
     cls = balancers.get(name)
-    wrt: Wrt | None = table.take("wrt", WRT) if "wrt" in table.values else None
+    wrt: Wrt | None = table.take("wrt", accepted.WRT) if "wrt" in table.values else None
     if wrt is not None and not issubclass(cls, GradientBalancer):
         table.fail("wrt", f"{name} doesn't read gradients, so it takes no wrt")
     options = _options(table, cls)
@@ -479,7 +294,7 @@ def _balancer(
             table.fail("options.weights", f'"{SEARCH}" is for a suite that has a table [search] or [learning_rates]')
         rates = searched
     methods, trials = {}, {}
-    needs_fork = table.take("needs_fork", YES_OR_NO, False)
+    needs_fork = table.take("needs_fork", accepted.YES_OR_NO, False)
     for entry in problems:
         if needs_fork and not _has_fork(entry.problem):
             continue
@@ -510,9 +325,9 @@ def _balancer(
         methods,
         trials if rates else {},
         searches_weights,
-        float(table.take("times_steps", POSITIVE, 1.0)),
-        float(table.take("weight_decay", DECAY, 0.0)),
-        table.take("rates_around", TEXT, ""),
+        float(table.take("times_steps", accepted.POSITIVE, 1.0)),
+        float(table.take("weight_decay", accepted.DECAY, 0.0)),
+        table.take("rates_around", accepted.TEXT, ""),
     )
 
 

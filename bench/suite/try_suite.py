@@ -21,7 +21,7 @@ from tasks import Problem
 
 from . import plan, suite_file
 from .plan import Planned
-from .suite_file import Suite
+from .suite_entries import Suite
 from .toml_table import SuiteError
 
 METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "random")

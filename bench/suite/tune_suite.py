@@ -13,7 +13,8 @@ from bench.run.suite_text import KEPT
 from bench.style.numbers import rounded
 
 from . import suite_file
-from .suite_file import FROM_PROBLEM, SEARCH, Suite
+from .suite_entries import Suite
+from .suite_file import FROM_PROBLEM, SEARCH
 from .toml_table import SuiteError, closest
 
 TomlEntry = Mapping[str, Any]

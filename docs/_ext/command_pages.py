@@ -27,19 +27,30 @@ def page() -> str:
     assert isinstance(group, typer.core.TyperGroup)
     commands = [heading(f"lossbench {name}", "-") + _command(name, each) for name, each in group.commands.items()]
     modules = [heading(_run_as(name), "-") + _module(name) for name in MODULES]
-    parts = [heading("The command line"), f"{group.help}\n", *commands, *modules]
+    parts = [heading("The command line"), f"{group.help}\n", _examples(group), _options(group), *commands, *modules]
     return "\n".join(parts)
+
+
+def _options(command: "typer.core.click.Command") -> str:
+    """Return the table of a command's arguments and options."""
+    context = typer.Context(command, info_name="lossbench")
+    rows = [
+        _row(*record) for each in command.params if (record := each.get_help_record(context)) and each.name != "help"
+    ]
+    return table(("argument or option", "what it is"), rows) if rows else ""
+
+
+def _examples(command: "typer.core.click.Command") -> str:
+    """Return the examples at the end of a command's help, as a block of shell commands that can be copied."""
+    lines = [line for line in (command.epilog or "").splitlines() if line.startswith("$ ")]
+    return "\n.. code-block:: sh\n\n" + "".join(f"   {line[2:].rstrip()}\n" for line in lines) + "\n" if lines else ""
 
 
 def _command(name: str, command: "typer.core.click.Command") -> str:
     context = typer.Context(command, info_name=f"lossbench {name}")
     usage = " ".join(command.get_usage(context).removeprefix("Usage: ").split())
-    rows = [
-        _row(*record) for each in command.params if (record := each.get_help_record(context)) and each.name != "help"
-    ]
     text = _literal(inspect.cleandoc(command.help or ""))
-    described = f"\n.. code-block:: text\n\n   {usage}\n\n{text}\n\n"
-    return described + (table(("argument or option", "what it is"), rows) if rows else "")
+    return f"\n.. code-block:: text\n\n   {usage}\n\n{text}\n{_examples(command)}\n{_options(command)}"
 
 
 def _row(names: str, text: str) -> tuple[str, str]:

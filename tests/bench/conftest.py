@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.suite import suite_file
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 PLUGINS = [Path(__file__).parent / "plugins" / name for name in ("small.py", "methods.py")]
 

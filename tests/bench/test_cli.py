@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import zlib
@@ -13,9 +14,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+import typer
 from typer.testing import CliRunner
 
+import balancers
+import tasks
+from bench import cli
+from bench.catalogue import shell_completion
 from bench.cli import app
+from bench.cost.devices import DeviceName
+from bench.diagnose import gradient_profile
+from bench.paper.all_claims import CLAIMS
 from bench.run import machine_facts
 from bench.run.spec import protocol_version
 
@@ -47,6 +57,146 @@ def test_help_says_what_a_command_does_and_how_it_ends() -> None:
     code, output = lossbench("run", "--help")
     assert code == 0
     assert "Exit codes" in output
+
+
+GROUP = typer.main.get_command(app)
+EXAMPLES = [
+    pytest.param(line, id=line[2:].strip())
+    for command in (GROUP, *GROUP.commands.values())
+    for line in command.epilog.splitlines()
+    if line.startswith("$ ")
+]
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_an_example_of_the_help_is_a_command_and_fits_in_a_narrow_terminal(line: str) -> None:
+    assert len(line.rstrip()) <= 78
+    program, name, *arguments = shlex.split(line[2:], comments=True)
+    assert program == "lossbench"
+    GROUP.commands[name].make_context(name, arguments)  # parses them
+
+
+@pytest.mark.parametrize("name", [None, *GROUP.commands])
+def test_every_command_has_examples_and_says_how_it_ends(name: str | None) -> None:
+    code, output = lossbench(*([name] if name else []), "--help")
+    assert code == 0
+    assert "Examples" in output
+    assert f"$ lossbench {name or ''}" in output
+    assert name is None or "Exit codes: 0" in output
+
+
+def test_the_versions_are_told() -> None:
+    code, output = lossbench("--version")
+    assert code == 0
+    assert re.fullmatch(r"lossbench \S+, PyTorch \S+, Python \S+\n", output)
+    assert f"PyTorch {torch.__version__.partition('+')[0]}" in output
+    assert f"Python {platform.python_version()}" in output
+
+
+def test_what_the_command_line_states_again_is_what_the_rooms_state() -> None:
+    """It does not import them for its help, as they import PyTorch."""
+    assert list(cli.MeasuredOn) == list(DeviceName)
+    assert len(CLAIMS) == cli.NUM_CLAIMS
+    assert cli.PROFILE_SEED == gradient_profile.SEED
+
+
+COMPLETE = """
+import sys
+from bench.cli import app
+try:
+    app(prog_name="lossbench")
+finally:
+    slow = {"torch", "pandas", "matplotlib"} & set(sys.modules)
+    print(slow or "quick", file=sys.stderr)
+"""
+
+
+def answered_at_once(*arguments: str, **surroundings: str) -> str:
+    """Run a command in a process of its own, check that it imports nothing slow, and return its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETE, *arguments],
+        env={**os.environ, "PYTHONPATH": str(TREE), **surroundings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == "quick\n", done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("tune", "--help"), ("--version",), ("--show-completion",)])
+def test_help_and_version_import_nothing_slow(arguments: tuple[str, ...]) -> None:
+    assert answered_at_once(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("lossbench di", ["diagnose"]),
+        ("lossbench show conf", ["conflict-2d"]),
+        ("lossbench run smo", ["smoke"]),
+        ("lossbench list ba", ["balancers"]),
+        ("lossbench tune smoke --problem reg", ["regression"]),
+        ("lossbench tune smoke --balancer stat", ["static"]),
+        ("lossbench run my_suite", []),  # the shell then offers files
+    ],
+)
+def test_the_shell_completes_names(words: str, completed: list[str]) -> None:
+    count = str(len(words.split()) - 1)
+    prepared = {"_LOSSBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+    assert sorted(answered_at_once(**prepared).split()) == completed
+
+
+def test_the_names_that_the_shell_completes_are_those_that_are_registered() -> None:
+    ours = {name for name in balancers.names() if balancers.get(name).__module__.startswith("balancers.")}
+    assert ours == set(shell_completion.balancers(""))
+    ours = {name for name in tasks.names() if tasks.get(name).__module__.startswith("tasks.")}
+    assert ours == set(shell_completion.problems(""))
+
+
+def test_the_shell_completes_suites_and_keys_of_stored_results(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "runs").mkdir(parents=True)
+    (tmp_path / "mine" / "suite.toml").write_text("")
+    (tmp_path / "mine" / "runs" / "3f2a9c.parquet").write_text("")
+    assert shell_completion.suites("mi", tmp_path) == ["mine"]
+    assert shell_completion.keys("3f", tmp_path / "mine") == ["3f2a9c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("rnu", r"no command is called 'rnu'; did you mean 'run'\? Known: .*; see \S+ --help"),
+        ("run smoke --jbs 2", r"no such option: --jbs.*; see \S+ run --help"),
+        ("run", r"missing argument 'SUITE'; see \S+ run --help"),
+        ("run smoke --jobs many", r"invalid value for '--jobs': .*"),
+        ("run smoek", r"no suite is called 'smoek'; did you mean 'smoke'\? .*"),
+        ("run none.toml", r"there is no file none.toml"),
+        ("run bytes.toml", r"bytes.toml is not a text in UTF-8: .*"),
+        ("tune bytes.toml", r"bytes.toml is not a text in UTF-8: .*"),
+        ("tune smoke --balancer gradnrom", r"no balancer .*'gradnrom'.*"),
+        ("show regresion", r"no problem is named 'regresion' \(did you mean 'regression'\?\).*"),
+        ("diagnose regresion", r"no problem is named 'regresion'; did you mean 'regression'\? .*"),
+        ("try none.py", r"there is no file none.py"),
+        ("cost none.py:f", r"there is no file none.py"),
+        ("report smoek", r"there are no tables in results/smoek; .*; did you mean 'smoke'\? .*"),
+        ("list balancer", r"invalid value: 'balancer' is neither a .py file nor one of .*"),
+        ("run smoke --cluster none.py:f", r"there is no Python file none.py"),
+    ],
+)
+def test_an_error_is_one_line(arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bytes.toml").write_bytes(b"\xff\xfe\x00")
+    Path("results/smoke/tables").mkdir(parents=True)
+    code, output = lossbench(*arguments.split())
+    assert code == 2
+    assert re.fullmatch(rf"error: {message}\n", output), output
+
+
+def test_without_arguments_the_help_is_printed() -> None:
+    code, output = lossbench()
+    assert code == 2
+    assert "Examples" in output
+    assert "error" not in output
 
 
 def test_bad_input_is_told_in_a_sentence(tmp_path: Path, suite_text: Callable[..., str]) -> None:
@@ -136,11 +286,6 @@ def test_a_users_file_that_registers_nothing_is_told_so(tmp_path: Path) -> None:
         code, output = lossbench(*command)
         assert code == 2
         assert output.startswith(message)
-    code, output = lossbench("list", "problem")
-    assert code == 2
-    assert "'problem' is neither a .py file nor one of balancers, problems, suites" in " ".join(
-        output.replace("│", " ").split()
-    )
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])

@@ -18,7 +18,7 @@ from bench.cost.step_clock import median_interval, single_thread
 from bench.cost.training_step import PARTS
 from bench.run.spec import RunSpec
 from bench.suite import plan
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 MakeSuite = Callable[..., Suite]
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from bench.evidence.evidence_parts import EvidencePart
 from bench.execute import run_suite
 from bench.execute.workforce import Workforce
 from bench.suite import suite_file
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 MakeSuite = Callable[..., Suite]

@@ -16,7 +16,7 @@ from bench.run import result_file, result_picture
 from bench.run.pace import Pace
 from bench.run.training import RunResult
 from bench.suite import plan
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 pytestmark = pytest.mark.xdist_group("processes")

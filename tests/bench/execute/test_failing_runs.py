@@ -13,7 +13,7 @@ from bench.cli import app
 from bench.execute import run_suite
 from bench.execute.workforce import Workforce
 from bench.suite import plan
-from bench.suite.suite_file import StatedLimits
+from bench.suite.suite_entries import StatedLimits
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 

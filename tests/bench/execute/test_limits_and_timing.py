@@ -14,7 +14,7 @@ from bench.execute.this_process import InThisProcess
 from bench.execute.workforce import StepFailedError, WorkerLostError, Workforce
 from bench.run.pace import Pace
 from bench.suite import plan
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 MakeSuite = Callable[..., Suite]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from bench.execute import progress, run_suite
 from bench.execute.progress import Progress
 from bench.execute.workforce import Workforce
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 pytestmark = pytest.mark.xdist_group("processes")
 

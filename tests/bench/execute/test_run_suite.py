@@ -23,7 +23,7 @@ from bench.execute.task import EngineError
 from bench.execute.workforce import Workforce
 from bench.run.result_store import ResultStore
 from bench.suite import plan, suite_file
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 pytestmark = pytest.mark.xdist_group("processes")
 

@@ -17,7 +17,7 @@ from bench import cli
 from bench.analysis import Comparison, Estimate, compare
 from bench.execute.progress import Progress
 from bench.execute.workforce import Workforce
-from bench.paper import all_claims, claim_alpha, claim_growth, claim_overhead, claim_static, claim_toy
+from bench.paper import all_claims, claim_alpha, claim_growth, claim_overhead, claim_static, claim_toy, experiments
 from bench.paper.all_claims import CLAIMS
 from bench.paper.claim import Finding, Outcome
 from bench.paper.claim_verdicts import (
@@ -291,7 +291,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim_growth, "PROBLEMS", tuple(shorter(on, 20) for on in claim_growth.PROBLEMS))
     monkeypatch.setattr(claim_alpha, "PROBLEMS", toy_problems)
     monkeypatch.setattr(claim_static, "ON", replace(toy_problems[0], label="scenes"))
-    monkeypatch.setattr(cli, "QUICK", SCALE)
+    monkeypatch.setattr(experiments, "QUICK", SCALE)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from bench.run import atomic_file, result_file, training
 from bench.suite import plan
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 MakeSuite = Callable[..., Suite]
 

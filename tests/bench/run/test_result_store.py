@@ -12,7 +12,7 @@ from bench.run.result_store import ResultStore
 from bench.run.spec import RunSpec
 from bench.run.training import RunResult
 from bench.suite import plan
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 MakeSuite = Callable[..., Suite]
 PICTURE = Picture(b"png", "a caption")

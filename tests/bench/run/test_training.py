@@ -16,7 +16,7 @@ from bench.run.seeds import STREAMS, generator, stream_seed
 from bench.run.spec import Method, RunSpec, run_code
 from bench.run.training import RunResult
 from bench.suite import plan
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from tasks import Metric
 
 MakeSuite = Callable[..., Suite]

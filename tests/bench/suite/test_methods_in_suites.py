@@ -10,7 +10,7 @@ import balancers
 from balancers import GradientBalancer
 from bench.run import training
 from bench.suite import plan
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 MakeSuite = Callable[..., Suite]
 OURS = [name for name in balancers.names() if balancers.get(name).__module__.startswith("balancers.")]

@@ -22,7 +22,7 @@ from bench.execute.workforce import Workforce
 from bench.report import report_page
 from bench.run import pace, spec
 from bench.suite import plan, suite_file
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 pytestmark = pytest.mark.xdist_group("processes")

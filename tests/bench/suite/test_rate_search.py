@@ -8,7 +8,7 @@ import pytest
 
 from bench.suite import plan, rate_search, suite_file
 from bench.suite.rate_search import Stage
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 MakeSuite = Callable[..., Suite]

@@ -11,7 +11,7 @@ from bench.execute import run_suite
 from bench.execute.workforce import Workforce
 from bench.report import results_folder
 from bench.suite import plan, result_tables
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 
 MakeSuite = Callable[..., Suite]
 

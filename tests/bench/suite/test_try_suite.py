@@ -15,6 +15,7 @@ from bench.report.results_folder import Results, load
 from bench.run.seeds import generator
 from bench.run.training import Training
 from bench.suite import plan, suite_file, try_suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 from ..report.made_up_results import BALANCERS, build
@@ -46,7 +47,7 @@ def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def labels(made: suite_file.Suite) -> list[str]:
+def labels(made: Suite) -> list[str]:
     return [entry.label for entry in made.balancers]
 
 

@@ -19,7 +19,7 @@ from bench.execute import run_suite
 from bench.execute.workforce import Workforce
 from bench.report import results_folder
 from bench.suite import plan, suite_file, trial_draws, tune_suite
-from bench.suite.suite_file import Suite
+from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -280,7 +280,7 @@ def test_a_suite_without_a_grid_is_searched_around_its_problems_rates(
     [
         (["--problem", "smal"], "error: no problem of the suite is called 'smal'; did you mean 'small'?"),
         (["--balancer", "gradnrm"], "error: no balancer of the suite is called 'gradnrm'; did you mean 'gradnorm'?"),
-        (["--trials", "3"], "Invalid value for '--trials'"),
+        (["--trials", "3"], "invalid value for '--trials'"),
     ],
 )
 def test_what_tune_is_asked_for_must_be_there(base: Path, tmp_path: Path, options: list[str], message: str) -> None:
