@@ -54,6 +54,7 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
     name = "auto-lambda"
     summary = "Learn the weights that lower the primary tasks' losses of another batch after the step."
     use_when = "When some tasks only exist to help others, and it is not known how much."
+    compares_tasks = False
     may_ascend = True
     needs_optimizer = True
     primary: Sequence[str | int] | None = option(None, free=True)

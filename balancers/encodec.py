@@ -62,6 +62,7 @@ class EnCodecBalancer(GradientBalancer):
     name = "encodec"
     summary = "Give each loss a fixed share of the gradient at the model's output, by its average norm."
     reads = "gradients"
+    compares_tasks = False
     use_when = "For generative models whose losses all judge one output, such as spectral and adversarial ones."
     undefined_for = {
         "layer": "it reads the gradients of the model's output, which the model passes through the fork",

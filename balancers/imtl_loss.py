@@ -37,6 +37,7 @@ class IMTLLoss(LearnedState):
     summary = "Bring the losses to one size by learned scales."
     use_when = "When losses have different scales, and the loss of a single batch is too noisy to divide by."
     reads = "losses"
+    compares_tasks = False
     needs_positive_losses = True
     learns = "log_scales"
     log_scales: Tensor = state()

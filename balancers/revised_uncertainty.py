@@ -39,6 +39,7 @@ class RevisedUncertaintyWeighting(LearnedState):
     name = "revised-uncertainty"
     summary = "Weigh each task by a learned noise, with a penalty on the noise that is never negative."
     reads = "losses"
+    compares_tasks = False
     use_when = "Instead of uncertainty, when losses come close to zero: the weights grow more slowly."
 
     expects_nonnegative_losses = True

@@ -27,6 +27,7 @@ class ScaleInvariant(LossBalancer):
     name = "scale-invariant"
     summary = "Minimise the sum of the logarithms of the losses."
     use_when = "As a baseline for losses that have different scales and stay well above zero; nothing to tune."
+    compares_tasks = False
     needs_positive_losses = True
 
     def weigh(self, losses: Tensor) -> Tensor:

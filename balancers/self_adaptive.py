@@ -55,6 +55,7 @@ class SelfAdaptiveWeighting(LearnedState):
     name = "self-adaptive"
     summary = "Raise the weights of losses that stay large, by gradient ascent on the network's objective."
     reads = "losses"
+    compares_tasks = False
     use_when = (
         "For physics-informed networks, where all losses can come close to zero; "
         "the weights of losses that can't never stop growing."

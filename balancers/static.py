@@ -1,6 +1,6 @@
 """Static weighting: use weights that were chosen beforehand."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ class StaticWeighting(LossBalancer):
         options: see `LossBalancer`.
 
     Raises:
+        TypeError: ``weights`` is one number, or something else that holds none.
         ValueError: a weight is negative or not finite, all weights are zero, or their number is not that of the
             tasks.
 
@@ -40,6 +41,8 @@ class StaticWeighting(LossBalancer):
         compile: bool = False,
         **options: object,
     ) -> None:
+        if not isinstance(weights, Collection):
+            raise TypeError(f"weights is of type {type(weights).__name__}; expected one weight per task")
         values = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
         if values.numel() == 0:
             raise ValueError("weights is empty; expected one weight per task")

@@ -51,6 +51,7 @@ class UncertaintyWeighting(LearnedState):
     name = "uncertainty"
     summary = "Weigh each task by a noise variance that is learned with the network."
     reads = "losses"
+    compares_tasks = False
     use_when = (
         "As a baseline, when losses are likelihoods with different noise; "
         "the weights grow without bound as losses fall to zero."

@@ -29,6 +29,7 @@ class UnitNorm(GradientBalancer):
     name = "unit-norm"
     summary = "Scale each task's gradient to length one, and sum them."
     reads = "gramian"
+    compares_tasks = False
     use_when = "When gradients differ in size by orders of magnitude; also as the weighting before a combining method."
     default_wrt = "parameters"
 

@@ -1,8 +1,8 @@
 """Train one network with several methods, each made by its name, and compare the losses on held-out data.
 
-A method that reads losses takes the tasks; one that reads gradients takes the fork and `wrt`. The class's `default_wrt`
-names the place that the method's paper measures. The loop stays the same. One seed and one
-learning rate choose no method: for a problem of your own, `lossbench try` compares them:
+`create` takes the fork for every method: one that reads losses takes its tasks from it and needs no `wrt`. The class's
+`default_wrt` names the place that the method's paper measures. The loop stays the same. One seed and one learning rate
+choose no method: for a problem of your own, `lossbench try` compares them:
 
     python examples/switch_method.py
     python examples/switch_method.py pcgrad dwa
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from balancers import Fork, GradientBalancer, LossBalancer, create, get
+from balancers import Fork, LossBalancer, create, get
 
 TASKS = ["sum", "kind", "product"]
 KINDS = 5
@@ -43,11 +43,9 @@ class Net(nn.Module):
 
 def make(method: str, net: Net) -> LossBalancer:
     """Return the method of that name for a network."""
-    cls, options = get(method), OPTIONS.get(method, {})
-    if not issubclass(cls, GradientBalancer):
-        return create(method, TASKS, **options)
     places = {"features": None, "layer": net.trunk[-1], "parameters": net.trunk}
-    return create(method, net.fork, wrt=places[cls.default_wrt], tasks=TASKS, **options)
+    where = places[getattr(get(method), "default_wrt", "features")]
+    return create(method, net.fork, wrt=where, tasks=TASKS, **OPTIONS.get(method, {}))
 
 
 def train(method: str, steps: int) -> dict[str, float]:

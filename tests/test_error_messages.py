@@ -33,6 +33,7 @@ from balancers import (
     create,
 )
 from balancers.engine.base import DROPPED
+from balancers.engine.loss_warnings import INVALID
 from balancers.integrations.physics_checks import check_fits
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,6 @@ NOT_ON_THE_PAGE = {
     # Never seen by a user.
     "torch.vmap": "caught where it is raised, and done another way",
     "does not require grad: was it detached? A task": "the losses are checked for this before the fork is",
-    "went through the fork before an earlier call": "no program is known that gets it",
 }
 """Parts of messages that are not on the page, and why."""
 
@@ -198,9 +198,11 @@ PROVOKED: dict[str, Lines] = {
     "an initial weight of 0": lambda: create("self-adaptive", 2, initial=0.0),
     "an unknown primary task": lambda: create("pcd", Fork(2), primary=5),
     "unknown primary tasks": lambda: create("auto-lambda", None, wrt=layer(), tasks=["depth", "normals"], primary="x"),
+    "a fork as tasks": lambda: UncertaintyWeighting(Fork(2)),  # type: ignore[arg-type]
     "a string as tasks": lambda: UncertaintyWeighting("depth"),
     "numbers as names": lambda: UncertaintyWeighting([1, 2]),  # type: ignore[list-item]
     "a name twice": lambda: UncertaintyWeighting(["depth", "depth"]),
+    "a fork as static weights": lambda: StaticWeighting(Fork(2)),  # type: ignore[arg-type]
     "no static weights": lambda: StaticWeighting([]),
     "a negative static weight": lambda: StaticWeighting([-1.0, 1.0]),
     "static weights of other tasks": lambda: StaticWeighting([1.0, 1.0], tasks=["depth"]),
@@ -268,6 +270,21 @@ def a_balancer_after_the_forward_pass() -> None:
     net = Net()
     losses = net.losses()
     GradNorm(net.fork)(losses).backward()
+
+
+@provoked
+def a_forward_pass_without_the_fork() -> None:
+    net = Net()
+    balancer, z = GradNorm(net.fork), net.trunk(torch.ones(2, 3))
+    balancer(net.of([z, z])).backward()
+
+
+@provoked
+def losses_of_two_forward_passes() -> None:
+    net = Net()
+    balancer, losses = GradNorm(net.fork), net.losses()
+    balancer(losses)
+    balancer([a + b for a, b in zip(losses, net.losses(), strict=True)]).backward()
 
 
 @provoked
@@ -489,6 +506,13 @@ def losses_below_zero() -> None:
     balancer = GradNorm(net.fork)
     for _ in range(5):
         balancer([-loss for loss in net.losses()]).backward()
+
+
+@provoked
+def losses_that_are_never_finite() -> None:
+    balancer = named()
+    for _ in range(INVALID):
+        balancer([loss * float("nan") for loss in two()]).backward()
 
 
 @provoked

@@ -116,6 +116,9 @@ class LossBalancer(DeclaredState):
     """The same for losses of zero or more."""
     expects_nonnegative_losses: ClassVar[bool] = False
     """Whether it accepts losses below zero, but goes astray where they stay there: a warning says so."""
+    compares_tasks: ClassVar[bool] = True
+    """Whether it compares the tasks of a step or window. Where each has one task alone, a warning says so, unless the
+    method reads nothing or `sees_all_tasks`."""
     sees_all_tasks: ClassVar[bool] = False
     """Whether `update` gets all T tasks' losses and state, and ``read.present``; false: those that take part."""
     takes_turns: bool = False
@@ -433,7 +436,10 @@ class LossBalancer(DeclaredState):
         """
         mine, its = self._reader, other._reader
         if mine.num_tasks != its.num_tasks or (mine.names and its.names and mine.names != its.names):
-            raise ValueError(f"weighting is for other tasks: {mine.made_for()}, and {its.made_for()}")
+            raise ValueError(
+                f"weighting is for other tasks: {type(self).__name__} was made for {mine.in_words()}, but "
+                f"{type(other).__name__} for {its.in_words()}"
+            )
         its.names = its.names or mine.names
         self._reader, self._ranks = its, other._ranks
 
@@ -496,6 +502,8 @@ class LossBalancer(DeclaredState):
         losses = losses if index is None else losses[index]
         weights = self.weigh(**self._arguments(self._weigh_takes, index, losses=losses))
         valid = self._valid(losses, weights)
+        if learning and not (self._update_takes or self.combines):
+            self.warnings.tell(self, losses, index, valid)
         before = torch.ones_like(self.last_weights) if self.combines else self.last_weights
         if index is not None:
             weights = before.index_copy(0, index, weights)
@@ -725,6 +733,7 @@ class LossBalancer(DeclaredState):
     def _after_update(self, valid: Tensor, losses: Tensor, index: Tensor | None) -> None:
         if self.check_finite:
             self._check_valid(valid)
+        self.warnings.tell(self, losses, index, valid)
         self.warnings.look(self, losses, index)
 
     def __getstate__(self) -> dict[str, Any]:

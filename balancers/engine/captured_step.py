@@ -18,7 +18,7 @@ class CapturedStep:
     Example::
 
         def step(x, y):
-            optimizer.zero_grad(set_to_none=False)
+            optimizer.zero_grad()
             loss = balancer([criterion(out, t) for out, t in zip(net(x), y)])
             loss.backward()
             optimizer.step()

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .attached_heads import AttachedHeads
+from .fork_error import ForkError
 from .gate import close
-from .torch_internals import not_compiled, run_early, tree_flatten, tree_unflatten
+from .torch_internals import not_compiled, recorded_nodes, run_early, tree_flatten, tree_unflatten
 
 
 class Mark(NamedTuple):
@@ -54,6 +55,9 @@ class Observer(Protocol):
 
     def is_current(self) -> bool:
         """Return whether the code runs in the backward pass that the step measures."""
+
+    def is_late(self) -> bool:
+        """Return whether the code runs in the backward pass of another call of the step's balancer."""
 
     def observe(self, passage: "Passage", z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
         """Take the gradient of one task's loss with respect to features ``z``.
@@ -107,9 +111,20 @@ class Passage:
         """Whether a gate makes the gradients of the trunk's parameters."""
 
     def step(self) -> Observer | None:
-        """Return the step that measures the backward pass in which this is called, if there is one."""
+        """Return the step that measures the backward pass in which this is called, if there is one.
+
+        Raises:
+            ForkError: it is a step of the same balancer, from a later call.
+        """
         step = self._recording.step
-        return step if step is not None and step.is_current() else None
+        if step is None or step.is_current():
+            return step
+        if step.is_late():
+            raise ForkError(
+                "a loss depends on features that went through the fork before an earlier call of the balancer, which "
+                "measures what went through since: call it once for each step, after all forward passes of the step"
+            )
+        return None
 
 
 class Reader:
@@ -140,6 +155,8 @@ class Reading:
         self._readers: list[Reader] = []
         self._now = Recording()
         self._no_grad = False
+        self.since = 0
+        """The number of nodes of the autograd graph when the last balancer was made: see `recorded_before`."""
 
     def __reduce__(self) -> tuple[type["Reading"], tuple[()]]:
         return Reading, ()  # a copied fork has no readers: a balancer that is copied with it attaches itself
@@ -147,6 +164,7 @@ class Reading:
     def attach(self, reader: Reader) -> None:
         """Add a balancer."""
         self._readers.append(reader)
+        self.since = recorded_nodes()
         self._update()
 
     def detach(self, reader: Reader) -> None:
@@ -283,8 +301,8 @@ class Fork(nn.Module):
         leaves, structure = ([features], None) if whole else tree_flatten(features)
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             raise TypeError(
-                f"the fork was given a {type(features).__name__}, in which it finds no tensor: pass the features as a "
-                f"tensor, or as nested tuples, lists and dicts of tensors"
+                f"the fork was given features of type {type(features).__name__}, in which it finds no tensor: pass "
+                f"them as a tensor, or as nested tuples, lists and dicts of tensors"
             )
         places = [k for k, leaf in enumerate(leaves) if self.reading.records(leaf)]
         if any(leaves[k].is_nested for k in places):

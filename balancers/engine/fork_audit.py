@@ -16,7 +16,7 @@ from .fork import Fork, mark_of
 from .fork_error import ForkError
 from .loss_input import Entries, Root, roots
 from .passes import measuring
-from .torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink
+from .torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink, recorded_before
 
 Label = Callable[[int], str]
 
@@ -55,21 +55,33 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
             f"learn from can be left out of a {{task: loss}} dict"
         )
     reaches = {i: _walk(start.edge, fork) for i, start in enumerate(starts) if start is not None}
+    marked = set[Node]().union(*(reach.marked for reach in reaches.values()))
+    nodes = [start.edge.node for start in starts if start is not None]
+    if not marked and any(recorded_before(node, fork.reading.since) for node in nodes):
+        raise ForkError(
+            "the balancer was made after the forward pass that these losses come from, in which the fork recorded no "
+            "features: make the balancer first, then run the forward pass"
+        )
     try:
-        _check(fork, starts, reaches, wrt, label)
+        _check(fork, starts, reaches, marked, wrt, label)
     except ForkError as error:
         if set(IN_PLACE).isdisjoint(set[str]().union(*(reach.nodes for reach in reaches.values()))):
             raise
         raise ForkError(
-            f"a head changes in place what it shares with others: does it begin with ReLU(inplace=True) or an operator "
-            f"such as mul_? Use the one that returns a new tensor. Seen from the losses, {error}"
+            "a head changes in place what it shares with others: does it begin with ReLU(inplace=True) or an operator "
+            "such as mul_? Use the one that returns a new tensor"
+            + (f". Seen from the losses, {error}" if marked else "")
         ) from None
 
 
 def _check(
-    fork: Fork, starts: Sequence[Root | None], reaches: Mapping[int, Reach], wrt: Sequence[nn.Parameter], label: Label
+    fork: Fork,
+    starts: Sequence[Root | None],
+    reaches: Mapping[int, Reach],
+    marked: set[Node],
+    wrt: Sequence[nn.Parameter],
+    label: Label,
 ) -> None:
-    marked = set[Node]().union(*(reach.marked for reach in reaches.values()))
     if not marked:
         raise ForkError(fork.reading.why_nothing())
     trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _features(marked)))

@@ -21,7 +21,7 @@ from .fork import Fork, Reader
 from .fork_audit import audit
 from .fork_error import ForkError
 from .host_flag import Later
-from .loss_input import Entries, Losses
+from .loss_input import Entries, Losses, LossReader
 from .prior_weighting import Scaled, adopt, keep, scale, teach
 from .reach import reaching
 from .readings import NOTHING, Read, Result, State
@@ -674,6 +674,19 @@ def _how_to_make(method: type[GradientBalancer]) -> str:
     return ", or ".join(ways)
 
 
+def tasks_at(fork: Fork, tasks: int | Sequence[str] | None) -> int | Sequence[str]:
+    """Return the ``tasks`` of a balancer that is made for a fork; where they are None, their number.
+
+    Raises:
+        TypeError, ValueError: they are no tasks, or not as many as the fork's.
+    """
+    if tasks is None:
+        return fork.num_tasks
+    if LossReader(tasks).num_tasks != fork.num_tasks:
+        raise ValueError(f"tasks is {tasks!r}, but the fork was made for {fork.num_tasks}")
+    return tasks
+
+
 def _tasks_of(
     method: type[GradientBalancer], fork: Fork | None, tasks: int | Sequence[str] | None
 ) -> int | Sequence[str]:
@@ -693,8 +706,4 @@ def _tasks_of(
         raise TypeError(
             f"fork is of type {type(fork).__name__}; expected the model's Fork, or None: write {_how_to_make(method)}"
         )
-    if tasks is None:
-        return fork.num_tasks
-    if (tasks if isinstance(tasks, int) else len(tasks)) != fork.num_tasks:
-        raise ValueError(f"tasks is {tasks!r}, but the fork was made for {fork.num_tasks}")
-    return tasks
+    return tasks_at(fork, tasks)

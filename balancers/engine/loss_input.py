@@ -1,6 +1,6 @@
 """Read the losses that a caller passes to a balancer, and raise clear errors for anything else."""
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import NamedTuple
 
 import torch
@@ -23,11 +23,13 @@ class LossReader:
         tasks: the number of tasks, or their names. A reader without names takes them from the first dict of losses.
 
     Raises:
-        TypeError: a name is not a string.
+        TypeError: ``tasks`` is neither, or a name is not a string.
         ValueError: there is no task, or a name occurs twice.
     """
 
     def __init__(self, tasks: int | Sequence[str]) -> None:
+        if not isinstance(tasks, int | Collection):
+            raise TypeError(f"tasks is of type {type(tasks).__name__}; expected the number of tasks or a list of names")
         self.names: tuple[str, ...] | None = None if isinstance(tasks, int) else tuple(tasks)
         self.num_tasks = tasks if isinstance(tasks, int) else len(tasks)
         if isinstance(tasks, str) or self.num_tasks < 1:
@@ -41,10 +43,14 @@ class LossReader:
         """Return the name of task ``i`` for messages."""
         return f"task {i}" if self.names is None else f"task {self.names[i]!r}"
 
+    def in_words(self) -> str:
+        """Return the number of tasks and their names, for messages."""
+        names = "" if self.names is None else f" ({', '.join(self.names)})"
+        return f"{self.num_tasks} task{'s' if self.num_tasks > 1 else ''}{names}"
+
     def made_for(self) -> str:
         """Return a clause for messages that names the tasks this balancer expects."""
-        names = "" if self.names is None else f" ({', '.join(self.names)})"
-        return f"this balancer was made for {self.num_tasks} task{'s' if self.num_tasks > 1 else ''}{names}"
+        return f"this balancer was made for {self.in_words()}"
 
     def read(self, losses: Losses, learning: bool) -> tuple[Entries, tuple[bool, ...] | None]:
         """Return the losses in task order, and for a dict whether each task has a loss.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .fork_error import ForkError
 from .ghost_norms import GhostNorms, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
 from .task_gradients import TaskGradients, dense
@@ -239,11 +238,7 @@ class Measurement:
             self._of_task[task] = new if before is None else self._sum(before, new)
 
     def _sum(self, before: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-        if self._wrt is not None and not self._adds_up:
-            raise ForkError(
-                "a loss depends on features that went through the fork before an earlier call of the balancer: weigh a "
-                "step's losses before the next step's forward pass"
-            )
+        assert self._wrt is None or self._adds_up
         combine = torch.hypot if self._wrt is None else torch.add
         return [combine(a, b) for a, b in zip(before, new, strict=True)]
 

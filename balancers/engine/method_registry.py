@@ -19,9 +19,11 @@ or by a packaging entry point in the group ``lossbench.balancers``:
 import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .base import LossBalancer
+from .fork import Fork
+from .gradients import GradientBalancer, tasks_at
 
 GROUP = "lossbench.balancers"
 
@@ -74,13 +76,27 @@ def get(name: str) -> type[LossBalancer]:
     return _classes[name]
 
 
-def create(name: str, *arguments: object, **options: object) -> LossBalancer:
+def create(name: str, *arguments: Any, **options: Any) -> LossBalancer:
     """Return a new balancer by name: ``create("gradnorm", net.fork, wrt=net.trunk[-1], alpha=0.12)``.
 
-    Everything but the name is passed to the class's constructor.
+    Everything but the name is passed to the class's constructor. A method that reads no gradients takes no fork: a
+    `Fork` in first place then stands for its tasks, and ``wrt``, which says where to measure, is left out. So one line
+    makes any method for a model with a fork::
+
+        for name in ("equal", "uncertainty", "pcgrad", "gradnorm"):
+            balancer = create(name, net.fork, wrt=net.trunk, tasks=["depth", "normals"])
+
+    None in first place, for a model without a fork, does the same, with ``tasks`` to be given.
 
     Raises:
-        ValueError, TypeError: see `get`, and the constructor.
+        ValueError, TypeError: see `get`, and the constructor; or ``tasks`` are not as many as the fork's.
     """
-    make: Callable[..., LossBalancer] = get(name)
-    return make(*arguments, **options)
+    cls = get(name)
+    make: Callable[..., LossBalancer] = cls
+    if issubclass(cls, GradientBalancer) or not (arguments and isinstance(arguments[0], Fork | None)):
+        return make(*arguments, **options)
+    fork, *others = arguments
+    if fork is not None:
+        options["tasks"] = tasks_at(fork, options.get("tasks"))
+    options.pop("wrt", None)
+    return make(*others[1:], **options)

@@ -88,12 +88,12 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 
 
 def _checked(wrt: nn.Parameter | Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
-    if not isinstance(wrt, Iterable):
-        raise TypeError(f"wrt is of type {type(wrt).__name__}; expected a module or parameters of the model")
+    if not isinstance(wrt, Iterable) or isinstance(wrt, str):
+        raise TypeError(f"wrt is of type {type(wrt).__name__}; expected a module, parameters or None")
     parameters = (wrt,) if isinstance(wrt, nn.Parameter) else tuple(dict.fromkeys(wrt))
     for parameter in parameters:
         if not isinstance(parameter, nn.Parameter):
-            raise TypeError(f"wrt holds a {type(parameter).__name__}; expected a module or parameters of the model")
+            raise TypeError(f"wrt holds an object of type {type(parameter).__name__}; expected parameters of the model")
         if not parameter.requires_grad:
             raise ValueError(f"wrt holds a parameter of shape {tuple(parameter.shape)} that does not require grad")
         if is_sharded(parameter):

@@ -174,6 +174,10 @@ class MeasuringStep(Step):
         """Whether gradients are always formed: see `ghost_norms`, which needs double precision."""
         return self.balancer.exact or self.weights.device.type == "mps"
 
+    def is_late(self) -> bool:
+        """Return whether the code runs in the pass of another call of the balancer."""
+        return self._pass != current_pass() and self.balancer._window.under_way == current_pass()
+
     def _at_fork(self) -> None:
         """Check that features went through the fork, which shows their gradients in this pass."""
         if self.features == 0:

@@ -277,6 +277,25 @@ def recorded_nodes() -> int:
     return number
 
 
+def recorded_before(start: Node | None, number: int) -> bool:
+    """Return whether ``start`` depends on a node recorded before `recorded_nodes` returned ``number``.
+
+    Nodes of another thread have numbers of their own. Nothing public tells the order of nodes.
+    """
+    waiting, seen = [start], {start, None}
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if cast(Any, node)._sequence_nr() < number:
+            return True
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return False
+
+
 def recomputes(start: Node | None) -> bool:
     """Return whether a node that ``start`` depends on recomputes what it saved: a checkpoint, or an offloaded tensor.
 

@@ -2,10 +2,10 @@
 Choose a method for three tasks
 ===============================
 
-A small network learns three tasks at once from the same inputs: by how much the price of a thing changes, its kind, and how many
-You train it with plainly added losses and see what goes wrong, bring the losses to one scale, look at the weights
-that three methods choose, and pick one of them by scores on data that no training saw. All of it takes a quarter of a
-minute on a CPU.
+A small network learns three tasks at once from the same inputs: by how much the price of a thing changes, its kind, and
+a count. You train it with plainly added losses and see what goes wrong, bring the losses to one scale, look at the
+weights that three methods choose, and pick one of them by scores on data that no training saw. All of it takes a
+quarter of a minute on a CPU.
 """
 
 # %%
@@ -19,8 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import balancers
-from balancers import Fork
+from balancers import Fork, create
 
 torch.set_num_threads(1)  # small operations are faster on one
 TASKS = ["price", "kind", "count"]
@@ -99,8 +98,7 @@ def train(method, seed=0, steps=500, lr=0.01, scaled=True, **options):
     """Train with a method by its name. Return test losses over a constant predictor's, and the weights."""
     torch.manual_seed(seed)
     net = Net()
-    reads_losses = balancers.get(method).reads in ("nothing", "losses")
-    balancer = balancers.create(method, TASKS if reads_losses else net.fork, **options)
+    balancer = create(method, net.fork, tasks=TASKS, **options)
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     weights = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from balancers import Fork, ForkError, GradNorm
+from balancers import Fork, ForkError, GradientBalancer, GradNorm, PCGrad
 
 X = torch.linspace(-1, 1, 15).view(5, 3)
 NAMES = ["depth", "normals", "edges"]
@@ -130,6 +130,29 @@ REFUSED: list[tuple[Losses, list[str]]] = [
     (own_trunk_pass, ["'normals'", "around the fork"]),
     (no_fork, ["no features of this step went through this balancer's fork"]),
 ]
+
+
+@pytest.mark.parametrize("method", [GradNorm, PCGrad])
+def test_a_balancer_that_was_made_after_the_forward_pass(method: type[GradientBalancer]):
+    """The true cause alone is told; a model without its fork, run afterwards, is another matter."""
+    net = Net()
+    losses = net.losses()
+    balancer = method(net.fork)
+    for late in (losses, [loss * 2 for loss in losses]):
+        with pytest.raises(ForkError, match="made after the forward pass") as caught:
+            balancer(late)
+        assert "copied" not in str(caught.value)
+    with pytest.raises(ForkError, match="no features of this step"):
+        balancer(no_fork(net))
+    balancer(net.losses()).backward()
+
+
+def test_heads_that_all_work_in_place_are_the_one_cause_that_is_told():
+    net = Net()
+    balancer = GradNorm(net.fork)
+    losses = [head(z.relu_()).square().mean() for head, z in zip(net.heads, net.fork(net.trunk(X)), strict=True)]
+    with pytest.raises(ForkError, match=r"in place.*returns a new tensor$"):
+        balancer(losses)
 
 
 @pytest.mark.parametrize("features", [False, True], ids=["layer", "features"])

@@ -180,6 +180,7 @@ def test_shows_the_weights_it_used(case: Case):
     contract.shows_the_weights_it_used(case)
 
 
+@pytest.mark.filterwarnings("ignore:.* compares tasks:RuntimeWarning")
 @each()
 def test_a_task_left_out_keeps_its_state(case: Case):
     contract.left_out_tasks_keep_their_state(case)

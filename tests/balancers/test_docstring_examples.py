@@ -308,6 +308,10 @@ def _linear_heads() -> Place:
     return names, lambda left: left["outputs"].shape == (6, 10, 1) and trunk.weight.grad.abs().sum() > 0
 
 
+def _create() -> Place:
+    return {"net": Model()}, lambda left: left["balancer"].name == "gradnorm" == left["name"]
+
+
 def _register() -> Place:
     return {}, lambda left: balancers.get("my-method") is left["MyMethod"]
 
@@ -443,6 +447,7 @@ PLACES: Mapping[str, Callable[[], Place]] = {place: partial(_method, place) for 
     "engine.gradients.GradientBalancer": _unit_gradients,
     "engine.linear_heads.LinearHeads": _linear_heads,
     "engine.method_registry": _register,
+    "engine.method_registry.create": _create,
     "engine.readings.Read": _update_by_gramian,
     "engine.readings.Result": _update_of_state,
     "engine.residuals.ResidualBalancer": _residuals,

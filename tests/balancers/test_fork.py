@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
-from balancers import EqualWeighting, Fork, GradNorm, UncertaintyWeighting
+from balancers import (
+    EqualWeighting,
+    Fork,
+    ForkError,
+    GradientBalancer,
+    GradNorm,
+    LinearHeads,
+    PCGrad,
+    UncertaintyWeighting,
+)
 
 from .nets import Net, build, inputs, losses_of
 
@@ -274,6 +283,50 @@ def test_a_forward_pass_alone_leaves_nothing_behind():
         del z, loss
         gc.collect()
         assert seen() is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "nested"])
+@pytest.mark.parametrize("method", [GradNorm, PCGrad])
+@pytest.mark.parametrize("wrt", ["features", "layer"])
+def test_features_of_an_earlier_call_are_not_left_out_in_silence(kind: str, method: type[GradientBalancer], wrt: str):
+    """A call measures the features since the call before."""
+    net = build(kind, 2)
+    balancer = method(net.fork, wrt=net.layer if wrt == "layer" else None)
+    x, y = inputs(kind, 2)
+    first = losses_of(net(x), x)
+    balancer(first)  # shown to a user, say
+    second = losses_of(net(y), y)
+    with pytest.raises(ForkError, match="before an earlier call"):
+        balancer([a + b for a, b in zip(first, second, strict=True)]).backward()
+    balancer(losses_of(net(x), x)).backward()
+
+
+def test_one_call_after_two_forward_passes_measures_both():
+    net, _, balancer = pair()
+    losses = [losses_of(net(x), x) for x in inputs("linear", 2)]
+    both = [a + b for a, b in zip(*losses, strict=True)]
+    rows = [torch.autograd.grad(loss, list(net.layer.parameters()), retain_graph=True) for loss in both]
+    balancer(both).backward()
+    norms = torch.stack([torch.cat([g.flatten() for g in row]).norm() for row in rows])
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], norms, rtol=1e-9, atol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize("method", [GradNorm, PCGrad])
+def test_features_of_an_earlier_call_and_heads_as_one_product(method: type[GradientBalancer]):
+    trunk, heads = nn.Linear(3, 4), LinearHeads(2, 4, 1)
+    balancer = method(heads.fork)
+    first = heads(trunk(torch.randn(5, 3))).square().mean((0, 2))
+    balancer(first)
+    second = heads(trunk(torch.randn(5, 3))).square().mean((0, 2))
+    with pytest.raises(ForkError, match="before an earlier call"):
+        balancer(first + second).backward()
+
+
+def test_a_call_that_no_backward_pass_follows_is_no_error():
+    net, _, balancer = pair()
+    x = batch()
+    balancer(losses_of(net(x), x))
+    balancer(losses_of(net(x), x)).backward()
 
 
 def test_a_failed_backward_pass_is_followed_by_a_good_one():

@@ -123,6 +123,9 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "no task": (lambda: EqualWeighting(0), ValueError, ["tasks is 0", "1 or more"]),
     "no name": (lambda: EqualWeighting([]), ValueError, ["tasks is []", "1 or more"]),
     "a string": (lambda: EqualWeighting("ab"), ValueError, ["tasks is 'ab'", "list of their names"]),
+    "a fork": (lambda: EqualWeighting(Fork(2)), TypeError, ["tasks is of type Fork", "number of tasks", "names"]),
+    "no whole number": (lambda: EqualWeighting(2.0), TypeError, ["tasks is of type float", "number of tasks"]),
+    "tasks of no kind": (lambda: GradNorm(Fork(2), tasks=2.0), TypeError, ["tasks is of type float"]),
     "twice": (lambda: EqualWeighting(["a", "b", "a"]), ValueError, ["tasks", "a, b, a"]),
     "accumulate 0": (lambda: EqualWeighting(2, accumulate=0), ValueError, ["accumulate is 0", "1 or more"]),
     "accumulate -2": (lambda: GradNorm(Fork(2), accumulate=-2), ValueError, ["accumulate is -2", "1 or more"]),
@@ -201,8 +204,12 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     ),
     "wrt of tensors": (lambda: GradNorm(Fork(2), wrt=[torch.ones(2)]), TypeError, ["wrt", "Tensor", "parameters"]),
     "wrt of modules": (lambda: GradNorm(Fork(2), wrt=[NET.layer]), TypeError, ["wrt", "Linear", "parameters"]),
-    "wrt a name": (lambda: GradNorm(Fork(2), wrt="trunk.2"), TypeError, ["wrt", "str", "module or parameters"]),
-    "wrt a number": (lambda: GradNorm(Fork(2), wrt=2), TypeError, ["wrt", "int", "module or parameters"]),
+    "wrt a name": (
+        lambda: GradNorm(Fork(2), wrt="trunk.2"),
+        TypeError,
+        ["wrt is of type str", "a module, parameters or None"],
+    ),
+    "wrt a number": (lambda: GradNorm(Fork(2), wrt=2), TypeError, ["wrt is of type int", "parameters or None"]),
     "likelihood": (
         lambda: UncertaintyWeighting(2, "laplace"),
         ValueError,
@@ -230,6 +237,12 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "matrix of weights": (lambda: StaticWeighting(torch.ones(2, 2)), ValueError, ["weights", "(2, 2)"]),
     "column of weights": (lambda: StaticWeighting(torch.ones(2, 1)), ValueError, ["weights", "(2, 1)"]),
     "no weights": (lambda: StaticWeighting([]), ValueError, ["weights"]),
+    "a fork as weights": (
+        lambda: StaticWeighting(Fork(2)),
+        TypeError,
+        ["weights is of type Fork", "one weight per task"],
+    ),
+    "one weight": (lambda: StaticWeighting(1.0), TypeError, ["weights is of type float", "one weight per task"]),
 }
 
 

@@ -235,7 +235,10 @@ def test_seeds_and_names_of_a_pair():
         ),
         (lambda net: MGDA(net.fork, weighting=EqualWeighting(3, accumulate=2)), "weighting has accumulate=2"),
         (lambda net: MGDA(net.fork, weighting=GradNorm(net.fork, update_every=2)), "weighting has update_every=2"),
-        (lambda net: MGDA(net.fork, weighting=EqualWeighting(2)), "weighting is for other tasks"),
+        (
+            lambda net: MGDA(net.fork, weighting=EqualWeighting(2)),
+            "weighting is for other tasks: EqualWeighting was made for 2 tasks, but MGDA for 3 tasks",
+        ),
         (
             lambda net: MGDA(net.fork, tasks=TASKS, weighting=EqualWeighting(["a", "c", "b"])),
             "weighting is for other tasks",

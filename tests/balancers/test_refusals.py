@@ -724,7 +724,7 @@ def test_a_backward_pass_that_stops_before_the_fork(method: type[GradientBalance
 def test_losses_that_were_computed_before_the_balancer_was_made(kind: str, method: type[GradientBalancer], place: str):
     subject = Subject(kind)
     losses = subject.losses(batch())
-    with pytest.raises(ForkError, match="before each call"):
+    with pytest.raises(ForkError, match="made after the forward pass"):
         subject.balancer(method, place)(losses).backward()
 
 

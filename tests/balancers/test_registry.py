@@ -100,6 +100,43 @@ def test_create():
     assert create("static", [1.0, 2.0]).num_tasks == 2
 
 
+def undefined_for(name: str) -> tuple[str, ...]:
+    return tuple(getattr(get(name), "undefined_for", ()))
+
+
+@pytest.mark.parametrize("name", [n for n in names() if not {"features", "layer"} <= {*undefined_for(n)}])
+def test_one_line_creates_each_method_that_works_with_a_fork(name: str):
+    fork, trunk = Fork(2), torch.nn.Linear(2, 2)
+    wrt = trunk if "features" in undefined_for(name) else None
+    options = {"weights": [1.0, 0.5]} if name == "static" else {}
+    named = create(name, fork, wrt=wrt, tasks=["a", "b"], **options)
+    assert (type(named), named.tasks, named.num_tasks) == (get(name), ("a", "b"), 2)
+    counted = create(name, fork, wrt=wrt, **options)
+    assert (counted.tasks, counted.num_tasks) == (None, 2)
+    with pytest.raises(ValueError, match=r"tasks is \['a'\], but the fork was made for 2"):
+        create(name, fork, wrt=wrt, tasks=["a"], **options)
+    with pytest.raises(TypeError, match="has no option 'alhpa'"):
+        create(name, fork, wrt=wrt, alhpa=1.0, **options)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if "parameters" not in undefined_for(n)])
+def test_one_line_creates_each_method_that_works_without_a_fork(name: str):
+    options = {"weights": [1.0, 0.5]} if name == "static" else {}
+    for named in (
+        create(name, None, wrt=torch.nn.Linear(2, 2), tasks=["a", "b"], **options),
+        create(name, None, torch.nn.Linear(2, 2), tasks=["a", "b"], **options),
+    ):
+        assert (type(named), named.tasks) == (get(name), ("a", "b"))
+
+
+def test_static_weights_are_created_with_a_fork():
+    assert create("static", Fork(2), weights=[1.0, 0.5]).weights.tolist() == [1.0, 0.5]
+    with pytest.raises(ValueError, match=r"weights has shape .* 2 tasks"):
+        create("static", Fork(2), weights=[1.0])
+    with pytest.raises(TypeError, match="weights"):
+        create("static", Fork(2))
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"'gradnrom' \(did you mean 'gradnorm'\?\).*equal.*static.*uncertainty"):
         get("gradnrom")

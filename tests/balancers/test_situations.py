@@ -262,7 +262,7 @@ def test_a_loss_that_stays_below_its_bound():
 def test_features_of_an_unknown_kind():
     net = Net()
     balancer = GradNorm(net.fork)
-    with pytest.raises(TypeError, match="the fork was given a Wrapped, in which it finds no tensor"):
+    with pytest.raises(TypeError, match="the fork was given features of type Wrapped, in which it finds no tensor"):
         net.fork(type("Wrapped", (), {})())
     del balancer
 

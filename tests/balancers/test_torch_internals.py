@@ -645,6 +645,31 @@ def test_a_checkpoint_that_runs_again_records_nodes() -> None:
         assert passed >= 2 if saved else passed == 1, f"{what}: {passed}, of which one is the sum's"
 
 
+@relies_on("_sequence_nr")
+def test_nodes_have_the_numbers_of_the_time_when_they_were_recorded() -> None:
+    """By which an audit learns that a forward pass ran before the balancer was made; leaves have no time."""
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return 2 * gradient
+
+    what = changed("Node._sequence_nr")
+    layer = nn.Linear(3, 3)
+    for run in (layer, Twice.apply):
+        x = leaf(2, 3)
+        before = internals.recorded_nodes()
+        y = run(x)
+        after = internals.recorded_nodes()
+        assert not internals.recorded_before(y.sum().grad_fn, before), what
+        assert internals.recorded_before(y.sum().grad_fn, after), what
+    assert not internals.recorded_before(None, 0), what
+
+
 @relies_on("_engine_run_backward")
 def test_a_checkpoint_runs_again_within_a_mode() -> None:
     """In `torch.autograd.grad`, it would not."""
