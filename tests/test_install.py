@@ -127,12 +127,14 @@ def test_every_method_trains_with_nothing_but_torch() -> None:
     assert {line.split()[0] for line in done.stdout.splitlines()} >= ours
 
 
+@pytest.mark.slow
 def test_the_command_line_names_the_extra_that_it_needs() -> None:
     done = run(COMMAND)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == 'lossbench needs pandas: pip install "lossbench[bench]"'
 
 
+@pytest.mark.slow
 def test_another_missing_package_is_no_error_of_the_user() -> None:
     """With the extra's packages but not those that these need, the traceback names what is missing."""
     done = run(COMMAND, but=NEEDED)

@@ -156,6 +156,7 @@ def test_equals_it_under_autocast():
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["trunk", "heads", "model"])
 def test_equals_it_with_parts_compiled(part: str):
     written, plain = Model(written=True), Model(written=False)

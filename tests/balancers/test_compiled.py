@@ -187,6 +187,7 @@ def test_a_compiled_model(kind: str, name: str, place: str, backend: str):
         check(name, place, kind, compiled_model, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "place"), cases(every_place=False))
 def test_each_method_in_a_compiled_function(name: str, place: str):
     check(name, place, "separate", compiled_function, "eager")
@@ -200,6 +201,7 @@ def test_each_method_at_each_place(kind: str, way: Callable[..., Forward], name:
     check(name, place, kind, way, "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize(("name", "place"), [("gradnorm", "layer"), ("mgda", "features"), ("famo", "")])
 def test_what_may_be_compiled(way: Callable[..., Forward], name: str, place: str):
@@ -231,6 +233,7 @@ def test_a_whole_step_in_a_compiled_function(name: str, place: str, optimises: b
     same(*results)
 
 
+@pytest.mark.slow
 def test_after_step_in_a_compiled_function():
     results = []
     for compiles in (False, True):
@@ -248,6 +251,7 @@ def test_after_step_in_a_compiled_function():
     same(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "place"), [("gradnorm", "layer"), ("mgda", "features"), ("uncertainty", "")])
 def test_held_weights_in_a_compiled_function(name: str, place: str):
     results = []
@@ -283,6 +287,7 @@ def test_weights_and_statistics_read_in_a_compiled_function(name: str, place: st
         loss.backward()
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("name", ["gradnorm", "mgda"])
 def test_update_every_with_a_compiled_model(kind: str, name: str):
@@ -300,6 +305,7 @@ def test_update_every_with_a_compiled_model(kind: str, name: str):
     same(list(other.state_dict().values()), list(one.state_dict().values()))
 
 
+@pytest.mark.slow
 @KINDS
 def test_a_balancer_made_after_the_model_was_compiled(kind: str):
     """The model is compiled anew when a balancer begins to read the fork, and when it goes."""
@@ -323,6 +329,7 @@ def test_a_balancer_made_after_the_model_was_compiled(kind: str):
     same(gradients(sum(losses_of(model(x), x))), plain)
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("name", ["gradnorm", "mgda"])
 def test_a_compiled_model_in_eval_mode_and_without_gradients(kind: str, name: str):
@@ -363,6 +370,7 @@ def test_one_graph_where_no_balancer_reads_the_fork(kind: str, name: str, backen
         same([parameter.grad for parameter in net.parameters()], [p.grad for p in plain.parameters()])
 
 
+@pytest.mark.slow
 @KINDS
 def test_one_graph_after_the_last_balancer_is_gone(kind: str):
     net = build(kind)

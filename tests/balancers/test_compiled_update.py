@@ -112,6 +112,7 @@ def test_what_is_compiled_runs_no_operator_of_its_own_for_each_line() -> None:
     assert calls(compile=True) <= calls() - 20
 
 
+@pytest.mark.slow
 def test_one_compilation_for_all_steps_and_many_balancers_in_a_process() -> None:
     """PyTorch gives up on a piece of code that it has compiled eight times."""
     x = torch.randn(7, 5, dtype=torch.float64)
@@ -136,6 +137,7 @@ def test_a_task_left_out_is_not_compiled() -> None:
         torch.testing.assert_close(other.weights, plain.weights)
 
 
+@pytest.mark.slow
 def test_a_copy_and_a_checkpoint_go_on() -> None:
     net = Net("gradnorm", torch.float64, compile=True)
     x = torch.randn(7, 5, dtype=torch.float64)

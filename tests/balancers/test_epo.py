@@ -87,6 +87,7 @@ def cases(seed: int, balanced: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield losses, (1 / losses if balanced else r), rows @ rows.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("balanced", "eps"), [(False, 1e-4), (True, 1e-4), (False, 100.0)])
 def test_solves_its_program(balanced: bool, eps: float) -> None:
     """Of losses out of balance, in balance, and near enough to balance."""
@@ -146,6 +147,7 @@ class Parabolas(nn.Module):
         return (self.x - torch.eye(len(self.x), dtype=double)).square().sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r", [[1.0, 1.0], [1.0, 3.0], [1.0, 1.0, 1.0], [1.0, 1.5, 2.0]])
 def test_trains_to_the_point_of_the_front_with_these_proportions(r: Sequence[float]) -> None:
     net = Parabolas(len(r))

@@ -270,6 +270,7 @@ def test_a_forward_pass_alone_changes_nothing(learning: bool):
     assert_same(before, state(balancer))
 
 
+@pytest.mark.slow
 def test_a_forward_pass_alone_leaves_nothing_behind():
     net, _, balancer = pair()
     x = batch()

@@ -1148,6 +1148,7 @@ def test_functional_transforms() -> None:
     check(net, x, balancer)
 
 
+@pytest.mark.slow
 def test_two_balancers_read_a_fork_the_old_way(gates: list[bool]) -> None:
     net, x = build("few rows")
     balancer, reader = InverseNorm(net.fork, net.trunk), GradNorm(net.fork, net.trunk[2])
@@ -1190,6 +1191,7 @@ def test_two_forks_in_series(gates: list[bool]) -> None:
     assert gates == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batched", [False, True], ids=["separate", "batched"])
 @pytest.mark.parametrize("method", [InverseNorm, MoCo])
 @pytest.mark.parametrize("case", ["few rows", "many rows", "layer norm", "outputs of one node"])
@@ -1216,6 +1218,7 @@ def test_memory_is_freed(case: str, method: type[GradientBalancer], batched: boo
     assert gates == [True]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow() -> None:
     net, x = build("layer norm")
     balancer = InverseNorm(net.fork, net.trunk)
@@ -1259,6 +1262,7 @@ def test_autocast(case: str, gates: list[bool]) -> None:
     assert gates == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("case", ["few rows", "many rows", "dropout", "two tensors"])
 def test_a_compiled_trunk(case: str, gates: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1404,6 +1408,7 @@ def test_ranks_are_one_with_the_whole_batch(ranks: Ranks, name: str, options: di
     agree(ranks, name, **options)
 
 
+@pytest.mark.slow
 @distributed
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("name", ["upgrad", "moco"])
@@ -1412,6 +1417,7 @@ def test_a_static_graph_of_the_trunk_alone_is_refused(ranks: Ranks, name: str) -
         agree(ranks, name, model="ddp trunk", static_graph=True)
 
 
+@pytest.mark.slow
 @distributed
 @pytest.mark.xdist_group("processes")
 def test_sharded_parameters_are_measured_the_old_way(ranks: Ranks) -> None:

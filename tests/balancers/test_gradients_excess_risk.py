@@ -44,6 +44,7 @@ def test_is_its_formula(step_size: float):
         np.testing.assert_allclose(direction, weights @ rows, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_like_torchjd():
     aggregation = pytest.importorskip("torchjd.aggregation")
     for seed in range(40):

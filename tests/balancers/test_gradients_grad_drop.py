@@ -50,6 +50,7 @@ def test_is_its_formula(leak):
         assert balancer.weights.tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_like_torchjd(monkeypatch):
     aggregation = pytest.importorskip("torchjd.aggregation")
     for seed in range(250):

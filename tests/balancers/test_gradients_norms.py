@@ -460,6 +460,7 @@ def test_steps_of_static_weights_are_not_captured():
 # All three
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize(
     ("name", "place", "options"),

@@ -62,6 +62,7 @@ def test_moco_is_its_algorithm(options):
         assert [head.grad.item() for head in planted.heads] == [1.0] * 3
 
 
+@pytest.mark.slow
 def test_moco_tends_to_the_shortest_combination():
     planted, balancer = make(MoCo, beta=0.5, gamma=0.05, sigma=0.0)
     gradients = draw(3, torch.Generator().manual_seed(3), spread=0.3)

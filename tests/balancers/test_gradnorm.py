@@ -101,6 +101,7 @@ def steps(balancer: GradNorm, net, count: int) -> list[Tensor]:
     return used
 
 
+@pytest.mark.slow
 def test_alpha_zero_brings_the_norms_together():
     net = build("linear", 3)
     balancer = GradNorm(net.fork, wrt=net.layer, alpha=0.0, lr=0.01)

@@ -133,6 +133,7 @@ def test_fairgrad_solves_its_equation(alpha: float) -> None:
         torch.testing.assert_close(rows @ direction(weights, rows), weights ** (-1 / alpha), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_cagrad_stays_in_its_ball() -> None:
     for rows in matrices(8):
         mean = rows.mean(0)

@@ -339,6 +339,7 @@ def test_a_copy_is_a_network_of_its_own(copied: Callable[[Batched], Batched]):
     assert net.heads.weight.grad is None
 
 
+@pytest.mark.slow
 def test_a_step_leaves_nothing_behind():
     """No tensor stays alive, with or without a backward pass through the loss."""
     net, _ = twins()

@@ -740,6 +740,7 @@ def test_a_shorter_last_window_does_not_drift(wrt: str) -> None:
     assert_same(found, run_reference(Net(), GradNormReference(), windows, wrt))
 
 
+@pytest.mark.slow
 def test_without_follow_it_drifts() -> None:
     """The test above would notice."""
     windows = epochs([10, 10, 9, 11])
@@ -958,6 +959,7 @@ def test_a_copy_of_a_balancer_that_follows(copied: Callable[[Any], Any]) -> None
     assert before.eq(1).all()
 
 
+@pytest.mark.slow
 def test_an_optimiser_does_not_keep_the_balancer_alive() -> None:
     """The model may be trained on without it."""
     net = Net()

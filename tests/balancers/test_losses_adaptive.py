@@ -189,6 +189,7 @@ def test_groups_are_the_best_of_all_partitions() -> None:
         assert (values - means).square().sum() <= error + 1e-12
 
 
+@pytest.mark.slow
 def test_groups_are_the_best_of_all_intervals() -> None:
     generator = torch.Generator().manual_seed(1)
     for case in range(250):
@@ -335,6 +336,7 @@ def discrepancy(phi: Tensor, losses: Tensor, rho: float) -> Tensor:
     return u @ losses / u.sum().detach() + rho * gaps.abs().sum()
 
 
+@pytest.mark.slow
 @either_optimizer
 def test_ldc_mtl_is_its_objective_trained_by_autograd(optimizer: str) -> None:
     for seed in range(20):

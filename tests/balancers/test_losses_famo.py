@@ -53,6 +53,7 @@ def test_is_its_algorithm(lowest):
         torch.testing.assert_close(balancer.log_shares.numpy(), xi, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_like_torchjd():
     scalarization = pytest.importorskip("torchjd.scalarization")
     for seed in range(200):

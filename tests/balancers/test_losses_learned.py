@@ -59,6 +59,7 @@ def test_learns_by_its_objectives_derivative(cls, objective, name: str):
         torch.testing.assert_close(learned(balancer), s.detach(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_imtl_l_like_torchjd():
     scalarization = pytest.importorskip("torchjd.scalarization")
     for seed in range(200):
@@ -73,6 +74,7 @@ def test_imtl_l_like_torchjd():
             optimizer.step()
 
 
+@pytest.mark.slow
 def test_imtl_l_brings_losses_to_one():
     losses = torch.tensor([0.02, 1.0, 30.0], dtype=torch.float64)
     weights = run(IMTLLoss(3), losses.expand(3000, 3))[-1]
@@ -88,6 +90,7 @@ def test_revised_uncertainty_goes_to_its_minimum():
     torch.testing.assert_close(weights, 1 / (2 * c2), rtol=1e-2, atol=0)
 
 
+@pytest.mark.slow
 def test_revised_uncertainty_stays_finite_as_losses_vanish():
     balancer = RevisedUncertaintyWeighting(2)
     losses = torch.tensor([0.0, 1e-6]).expand(3000, 2)

@@ -49,6 +49,7 @@ def test_dwa_is_its_formula(period: int):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_dwa_like_torchjd():
     scalarization = pytest.importorskip("torchjd.scalarization")
     for seed in range(200):

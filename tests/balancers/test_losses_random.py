@@ -52,6 +52,7 @@ def test_rlw_draws_new_weights_for_each_step():
     assert len(weights.unique(dim=0)) == 50
 
 
+@pytest.mark.slow
 def test_rlw_is_a_softmax_of_standard_normals():
     weights = run(RandomLossWeighting(3, seed=1), torch.ones(4000, 3, dtype=torch.float64))
     torch.testing.assert_close(weights.sum(1), torch.ones(4000, dtype=torch.float64))
@@ -87,6 +88,7 @@ def relobralo(losses: np.ndarray, alpha: float, temperature: float, rho: np.ndar
     return np.stack(weights)
 
 
+@pytest.mark.slow
 def test_relobralo_is_its_formula():
     for seed in range(50):
         losses = sequence(2 + seed % 4, seed)

@@ -107,6 +107,7 @@ def test_a_task_far_ahead_is_ascended(cls: type[LossBalancer]) -> None:
     assert cls.may_ascend
 
 
+@pytest.mark.slow
 @both
 def test_training_brings_the_losses_into_the_proportions_of_the_preferences(cls: type[LossBalancer]) -> None:
     """A task with a larger preference ends with the larger loss, on a front where losses trade off as on a circle."""

@@ -139,6 +139,7 @@ def test_a_tensor_that_the_target_does_not_reach_is_trained_by_the_others() -> N
     torch.testing.assert_close(direction, 0.3 * gradients[1].sum(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, double])
 def test_an_auxiliary_task_that_is_silent_for_long(dtype: torch.dtype) -> None:
     """Its average falls to zero, but no weight grows beyond the numbers that a type has."""

@@ -39,6 +39,7 @@ def unit(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=-1, keepdim=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.0, 0.02, 0.5, 1.0])
 def test_every_task_makes_its_share_of_progress(tau: float) -> None:
     """In a first step, gradients are divided by their norms."""
@@ -110,6 +111,7 @@ def test_all_gradients_of_zero_give_zero() -> None:
             assert not weights_of(torch.zeros(num_tasks, 5, dtype=double), eps=eps).any()
 
 
+@pytest.mark.slow
 def test_a_secondary_gradient_of_zero_changes_nothing() -> None:
     for rows in matrices(46, most_tasks=5):
         with_zero = torch.cat([rows, torch.zeros_like(rows[:1])])
@@ -198,6 +200,7 @@ def torchjd(**options: Any) -> Any:
     return pytest.importorskip("torchjd.aggregation").PCDWeighting(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.0, 0.02, 0.3, 1.0])
 def test_first_steps_against_torchjd(tau: float) -> None:
     for rows in matrices(52):
@@ -205,6 +208,7 @@ def test_first_steps_against_torchjd(tau: float) -> None:
         torch.testing.assert_close(weights_of(rows, tau=tau) @ rows, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("primary", [0, 1])
 @pytest.mark.parametrize("options", [{}, {"tau": 0.3, "beta": 0.9, "eps": 1e-2}, {"beta": 0.0}])
 @pytest.mark.parametrize("num_tasks", [2, 3, 5])
@@ -228,6 +232,7 @@ def test_a_sequence_against_torchjd(num_tasks: int, options: dict[str, float], p
     assert infeasible >= 28 or num_tasks == 2
 
 
+@pytest.mark.slow
 def test_in_single_precision_against_torchjd() -> None:
     for rows in matrices(54):
         found = weights_of(rows.float(), tau=0.1) @ rows.float()

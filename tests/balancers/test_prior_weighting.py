@@ -287,6 +287,7 @@ def test_averaging_of_one_keeps_the_first_weights():
     torch.testing.assert_close(balancer.weights, first)
 
 
+@pytest.mark.slow
 def test_averaging_agrees_with_torchjd():
     aggregation = pytest.importorskip("torchjd.aggregation")
     net = Net()

@@ -373,6 +373,7 @@ def test_ranks_that_do_not_talk_are_found_everywhere(ranks: Ranks, name: str, pl
     check_found_alone(ranks, name, place)
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_ends_both(ranks: Ranks) -> None:
     case = {"method": "gradnorm", "place": "layer", "steps": [ALL] * 2, "function": "rank_1_fails"}
     with pytest.raises(AssertionError, match="RuntimeError: planted"):
@@ -384,12 +385,14 @@ def crashing(counted: Path, times: int) -> dict[str, Any]:
     return {"method": "gls", "place": "", "function": "rank_1_crashes", "counted": str(counted), "times": times}
 
 
+@pytest.mark.slow
 def test_a_rank_that_crashes_is_started_once_more(ranks: Ranks, tmp_path: Path) -> None:
     case = crashing(tmp_path / "crashes", 1)
     with pytest.warns(RuntimeWarning, match="The job is run again"):
         assert ranks.run("worker_ranks", case, timeout=30) == ["finished"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the ranks did not finish")
 def test_a_rank_that_crashes_again_fails(ranks: Ranks, tmp_path: Path) -> None:
     case = crashing(tmp_path / "crashes", 2)

@@ -201,6 +201,7 @@ def test_derivatives_by_autograd_are_those_of_functions():
 # Probes
 
 
+@pytest.mark.slow
 @nets
 def test_probes_estimate_the_diagonal(net: str):
     """Their mean over many is the diagonal, and the mean of few is as far from it as chance has it."""
@@ -217,6 +218,7 @@ def test_probes_estimate_the_diagonal(net: str):
     assert ratios.std(0).max() > 0.05
 
 
+@pytest.mark.slow
 def test_many_probes_come_close():
     model = Physics()
     balancer = make(model, probes=5000)
@@ -296,6 +298,7 @@ def test_residuals_that_are_needed_and_not_given():
     assert weights.equal(balancer.weights)
 
 
+@pytest.mark.slow
 def test_residuals_that_are_not_needed_are_ignored():
     """They are not even kept, nor looked at."""
     model = Physics()
@@ -315,6 +318,7 @@ def test_residuals_that_are_not_needed_are_ignored():
     assert not balancer.needs_residuals
 
 
+@pytest.mark.slow
 def test_residuals_are_used_once():
     model = Physics()
     balancer = make(model)

@@ -152,6 +152,7 @@ def test_modo_against_torchjd(options: Mapping[str, float], num_tasks: int):
         torch.testing.assert_close(planted.weights(own, other), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])
 @pytest.mark.parametrize(
     ("options", "its"),
@@ -171,6 +172,7 @@ def test_sdmgrad_against_torchjd(options: Mapping[str, Any], its: Mapping[str, A
         torch.testing.assert_close(planted.weights(step, one, other), expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_sdmgrad_with_the_papers_learning_rate_against_torchjd():
     """Steps of 10 amplify rounding, so that each case has an iteration from equal shares."""
     its = pytest.importorskip("torchjd.aggregation")
@@ -179,6 +181,7 @@ def test_sdmgrad_with_the_papers_learning_rate_against_torchjd():
         torch.testing.assert_close(Planted(SDMGrad, 4).weights(step, one, other), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sdmgrad_preferences_against_torchjd():
     """As parts of their sum: the peer takes them as they are."""
     preferred = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
@@ -191,6 +194,7 @@ def test_sdmgrad_preferences_against_torchjd():
         torch.testing.assert_close(planted.weights(step, one, other), expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [MoDo, SDMGrad], ids=lambda method: method.name)
 def test_a_trained_sequence_against_torchjd(method: type[LossBalancer]):
     """The peer gets the products that `torch.autograd.grad` finds, and the network the gradient with its weights."""
@@ -502,6 +506,7 @@ def test_without_a_second_batch(method: type[LossBalancer]):
     assert subject.backward(0).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["never", "gone", "another's"])
 def test_auto_lambda_without_the_optimiser(how: str):
     subject = Subject(AutoLambda)
@@ -861,6 +866,7 @@ def test_a_copy_is_given_its_second_batch_anew(method: type[LossBalancer], how: 
     assert all(value.equal(original.saved()[key]) for key, value in twin.saved().items())
 
 
+@pytest.mark.slow
 @methods
 def test_a_step_holds_no_graph(method: type[LossBalancer]):
     """The second batch's graph is gone when the balancer was called, and the step's after its backward pass."""

@@ -96,6 +96,7 @@ def assert_solved(name: str, problem: Problem, weights: Tensor, feasible: Tensor
     return bool(feasible)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", SIZES)
 def test_reaches_the_optimum(num_tasks: int) -> None:
     solved = [assert_solved(name, problem, *maximise_on_simplex(*problem)) for name, problem in problems(num_tasks)]

@@ -181,6 +181,7 @@ FORMATS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize("through", FORMATS, ids=lambda function: function.__name__)
 @pytest.mark.parametrize(("name", "named"), [("gradnorm", False), *((name, True) for name in SOME)])
@@ -568,6 +569,7 @@ def live_tensors() -> tuple[int, int]:
     return len(tensors), sum(tensor.numel() for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uncertainty", "gradnorm", "dwa", "imtl-l", "cov", "relobralo", "imtl-g"])
 def test_200_tasks_in_ever_new_subsets_take_no_more_memory(name: str) -> None:
     tasks = [f"task {i}" for i in range(200)]

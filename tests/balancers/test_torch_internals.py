@@ -428,6 +428,7 @@ def test_with_fullgraph_the_compiler_refuses_by_the_reason() -> None:
         torch.compile(EqualWeighting(2), backend="eager", fullgraph=True)([torch.ones((), requires_grad=True)] * 2)
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported_before_it_is_needed() -> None:
     """Importing it takes longer than all else that this package does."""
     code = (

@@ -397,6 +397,7 @@ def test_it_runs_from_a_folder_with_a_tasks_file_of_its_own(tmp_path: Path, suit
     assert "6 runs computed, 0 already stored, 0 failed" in second.stderr
 
 
+@pytest.mark.slow
 def test_a_changed_file_reruns_what_goes_through_it(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     """Keys are computed in new processes, because a process keeps the source of a file that it has imported."""
     methods = ("first", "second")

@@ -16,6 +16,7 @@ def _own_state() -> Iterator[None]:
     accelerate.state.GradientState._reset_state()
 
 
+@pytest.mark.slow
 def test_trains_and_goes_on_from_a_saved_state() -> None:
     history, resumed = load("accelerate_loop").main(steps=20)
     assert len(history) == 40

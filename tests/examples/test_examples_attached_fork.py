@@ -10,6 +10,7 @@ from .programs import check_that_it_trains, load
 pytest.importorskip("transformers")
 
 
+@pytest.mark.slow
 def test_trains() -> None:
     check_that_it_trains(load("attached_fork").main(), ["class", "box"])
 

@@ -1,10 +1,12 @@
 """The example of a multi-gate mixture of experts: the experts' outputs are the features of both tasks."""
 
+import pytest
 import torch
 
 from .programs import check_that_it_trains, load
 
 
+@pytest.mark.slow
 def test_the_weights_move_and_each_loss_falls() -> None:
     history = load("gated_experts").main(steps=100)
 

@@ -26,6 +26,7 @@ def of_task(rows: Rows, kind: str, task: str) -> list[float]:
     return [float(row[columns[0]]) for row in rows]
 
 
+@pytest.mark.slow
 def test_the_weights_move_and_the_losses_fall(runs: tuple[str, list[Rows]]) -> None:
     _, (whole, _, _) = runs
     weights = [of_task(whole, "weight", task) for task in ("size", "kind")]

@@ -28,6 +28,7 @@ class Writer:
         self.closed = True
 
 
+@pytest.mark.slow
 def test_without_tensorboard_it_writes_a_table_and_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
 
+@pytest.mark.slow
 def test_trains_the_adapters_alone() -> None:
     module = load("lora")
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from balancers import Fork, GradientBalancer, get
 from .programs import load
 
 
+@pytest.mark.slow
 def test_every_method_trains_the_same_network_in_its_own_way(capsys: pytest.CaptureFixture[str]) -> None:
     program = load("switch_method")
 

@@ -78,6 +78,7 @@ def test_a_tasks_gradient_is_zero_outside_its_block(batch):
         assert [bool(gradient.any()) for gradient in found] == [head == i for head in range(3)]
 
 
+@pytest.mark.slow
 def test_equal_weights_train_every_task_bit_for_bit_as_it_is_trained_alone(equal, alone):
     for i, model in enumerate(alone):
         for ours, theirs in zip(equal.trunk.parameters(), model.trunk.parameters(), strict=True):

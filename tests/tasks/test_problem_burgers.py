@@ -28,6 +28,7 @@ def spectral(times: np.ndarray, places: np.ndarray) -> np.ndarray:
     return -2 / N * found.y.T @ np.sin(np.outer(k, places + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_spectral_solution_of_the_equation_agrees(split):
     points = getattr(Burgers().data(torch.Generator(), "cpu"), split).points.double()

@@ -122,6 +122,7 @@ def test_inverse_chance_weights():
     assert sum(weights) == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_every_task_is_learned(equal):
     scores = {score.checkpoint: score.metrics for score in equal.result.scores if score.split == "test"}
     assert scores["last"]["mIoU"] > 2 * scores["constant"]["mIoU"]
@@ -129,18 +130,21 @@ def test_every_task_is_learned(equal):
         assert scores["last"][error] < 0.7 * scores["constant"][error]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Method("uncertainty", None, {}), Method("gradnorm", "layer", {})])
 def test_it_trains_with_other_balancers(problem, method):
     done = training(problem, method, 6)
     assert np.isfinite(done.result.losses).all()
 
 
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_bits(problem):
     first, second = (training(problem, Method("equal", None, {}), 4) for _ in range(2))
     np.testing.assert_array_equal(first.result.losses, second.result.losses)
     assert first.result.scores == second.result.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_model", [False, True])
 def test_draw(problem, data, equal, with_model):
     figure = Figure((9, 5), layout="constrained")

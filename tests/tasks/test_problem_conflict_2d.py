@@ -162,6 +162,7 @@ def test_evaluate_gives_the_losses_and_their_mean(split):
     assert list(metrics.values()) == pytest.approx([(0.5 * first + second) / 2, 0.5 * first, second], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [2, 4, 5])
 def test_equal_weights_go_to_the_minimum_of_the_sum(start):
     theta = end_of(Conflict2D(start=start), (1, 1))
@@ -169,12 +170,14 @@ def test_equal_weights_go_to_the_minimum_of_the_sum(start):
     assert theta[1] < -6
 
 
+@pytest.mark.slow
 def test_equal_weights_stay_in_the_valley_that_catches_them():
     theta = end_of(Conflict2D(start=3), (1, 1))
     assert theta[0] == pytest.approx(5, abs=0.2)
     assert theta[1] > 1
 
 
+@pytest.mark.slow
 def test_inverse_scale_weights_go_to_the_middle_of_the_front():
     problem = Conflict2D(start=4)
     weights = problem.static_weights["inverse-scale"]

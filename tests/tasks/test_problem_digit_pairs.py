@@ -105,6 +105,7 @@ def test_a_canvas_is_the_clipped_sum_of_its_two_images_at_allowed_places(drawing
     assert len(places) > 10
 
 
+@pytest.mark.slow
 def test_a_splits_images_come_equally_often_on_each_side(drawings, data):
     pairs = compose(*drawings, torch.arange(8), 80, seeded(6))
     for side in (pairs.left, pairs.right):
@@ -130,6 +131,7 @@ def test_shapes_and_sizes(data):
         np.testing.assert_array_equal(pairs.sums.numpy(), pairs.left.numpy() + pairs.right.numpy())
 
 
+@pytest.mark.slow
 def test_data_are_the_same_for_every_seed_and_draw_from_no_generator(data):
     generator, before = seeded(7), torch.get_rng_state()
     state = generator.get_state()
@@ -173,6 +175,7 @@ def test_the_fingerprint_is_the_files():
     assert len(PROBLEM.fingerprint()) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -293,6 +296,7 @@ def test_static_weights_are_those_of_the_training_set(data):
     np.testing.assert_allclose(PROBLEM.static_weights["inverse-constant"], inverse, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_recipe_already_learns_every_task(data):
     metrics = PROBLEM.evaluate(trained(data, 240), data, "validation")
     assert metrics["accuracy of left"] > 45

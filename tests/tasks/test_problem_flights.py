@@ -80,6 +80,7 @@ def test_the_stated_facts_agree():
 # The data
 
 
+@pytest.mark.slow
 def test_splits_are_whole_weeks_that_cover_every_season(table, data):
     assert {name: len(rows(table, name)) for name in SPLITS} == PROBLEM.sizes(data)
     assert table.groupby("day_of_year")["split"].nunique().max() == 1
@@ -103,6 +104,7 @@ def test_targets_are_those_published(split, table, data):
     assert 0 < np.isnan(air_time[cancelled == 0]).mean() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_codes_name_carriers_and_destinations(split, table, data):
     codes = getattr(data, split).codes
@@ -160,6 +162,7 @@ def test_rain_is_that_of_the_six_hours_that_end_with_the_scheduled_one(table, da
     assert np.corrcoef(rain[inside], logs[inside])[0, 1] > 0.999
 
 
+@pytest.mark.slow
 def test_nothing_that_depends_on_what_became_of_a_flight_is_among_the_inputs(data):
     tables = [flights._read(file, columns) for file, columns in zip(PROBLEM._files(), FILES.values(), strict=True)]
     shuffled = tables[0].copy()
@@ -173,6 +176,7 @@ def test_nothing_that_depends_on_what_became_of_a_flight_is_among_the_inputs(dat
         assert not torch.equal(before.targets.nan_to_num(), after.targets.nan_to_num())
 
 
+@pytest.mark.slow
 def test_data_are_the_same_for_every_seed_and_draw_from_no_generator(data):
     generator, before = seeded(7), torch.get_rng_state()
     state = generator.get_state()
@@ -394,6 +398,7 @@ def test_static_weights_and_scales_are_those_of_the_training_set(data):
     np.testing.assert_allclose(SCALES, np.nanstd(targets, 0), atol=1)
 
 
+@pytest.mark.slow
 def test_a_part_of_the_recipe_already_learns_every_task(data):
     metrics = PROBLEM.evaluate(trained(data, 150), data, "validation")
     assert metrics["average precision of cancelled"] > 0.06

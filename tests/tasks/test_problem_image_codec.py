@@ -78,6 +78,7 @@ def test_the_stated_facts_agree_and_the_problem_is_reserved():
 # The data
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint_parts_of_the_file_with_equally_frequent_classes(data):
     images, labels = read_images(data_file(PACKAGE, FILE, PROBLEM.name))
     splits = (data.train, data.validation, data.test)
@@ -140,6 +141,7 @@ def test_the_judges_features_are_mean_positive_responses_to_its_filters(data):
         np.testing.assert_allclose(judge.coarse(tensor)[0, 2 * k : 2 * (k + 1)], halves, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_judges_classifier_is_a_ridge_regression_that_knows_digits(data):
     train, test = (data.judge.fine(split.images / 255).double().numpy() for split in (data.train, data.test))
     reference = RidgeClassifier(alpha=0.1).fit(train, data.train.labels)

@@ -130,6 +130,7 @@ def test_training_has_a_window_at_every_character_and_inputs_that_are_held_out_c
         assert getattr(data, split).diff().min() >= CONTEXT
 
 
+@pytest.mark.slow
 def test_little_of_the_held_out_text_is_in_the_training_text_too(data):
     text, train = decoded(data), covered(data, "train")
 
@@ -180,6 +181,7 @@ def test_a_batch_is_windows_of_the_training_text(problem, data):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_bits(problem, data):
     for ours, theirs in zip(take(problem, data, 3), take(problem, data, 3), strict=True):
         assert torch.equal(ours, theirs)
@@ -262,6 +264,7 @@ def test_losses_are_cross_entropies_of_the_next_four_characters(problem, data):
     np.testing.assert_allclose(problem.losses(model, batch).detach().numpy(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluate_against_an_independent_computation(problem, data, model, split):
     expected = bits_of(model, data.windows(getattr(data, split))).mean((0, 1))

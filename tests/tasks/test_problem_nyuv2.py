@@ -157,6 +157,7 @@ def test_too_few_images_are_refused(tmp_path):
         made(write(tmp_path, train=5, val=1)).data(seeded(0), "cpu")
 
 
+@pytest.mark.slow
 def test_the_fingerprint_tells_other_files(problem, small):
     assert problem.fingerprint() == problem.fingerprint()
     before = made(small).fingerprint()
@@ -195,6 +196,7 @@ def test_an_epoch_is_the_training_set_in_a_new_order(problem, data):
         problem.batches(data, seeded(0), 46)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [False, True])
 def test_neither_workers_nor_prefetching_change_a_batch(root, augment):
     one, several = (taken(made(root, augment=augment, num_workers=n), 24) for n in (0, 2))
@@ -203,6 +205,7 @@ def test_neither_workers_nor_prefetching_change_a_batch(root, augment):
     assert not all(same(first, second) for first, second in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_augmentation_is_of_training_images_alone_and_new_in_each_epoch(root, problem):
     augmented = made(root, augment=True)
     data = problem.data(seeded(0), "cpu")
@@ -367,6 +370,7 @@ def test_inverse_chance_weights():
 # Training
 
 
+@pytest.mark.slow
 def test_every_task_is_learned(problem, equal):
     scores = {score.checkpoint: score.metrics for score in equal.result.scores if score.split == "test"}
     assert scores["last"]["mIoU"] > 2 * scores["constant"]["mIoU"]
@@ -374,6 +378,7 @@ def test_every_task_is_learned(problem, equal):
         assert scores["last"][error] < 0.6 * scores["constant"][error]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Method("uncertainty", None, {}), Method("gradnorm", "layer", {})])
 def test_it_trains_with_other_balancers(problem, method):
     done = training(problem, method, steps=6)
@@ -381,6 +386,7 @@ def test_it_trains_with_other_balancers(problem, method):
     assert np.isfinite(done.result.losses).all()
 
 
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_bits(problem):
     first, second = (training(problem, Method("equal", None, {}), steps=4) for _ in range(2))
     for one, other in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):

@@ -45,6 +45,7 @@ def spectral(times: np.ndarray, places: np.ndarray, nodes: int = 180) -> np.ndar
     return np.polynomial.chebyshev.chebval(places, coefficients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_spectral_solution_of_the_equation_agrees(split):
     points = getattr(ReactionDiffusion().data(torch.Generator(), "cpu"), split).points.double().view(100, 100, 2)

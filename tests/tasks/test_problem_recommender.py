@@ -341,6 +341,7 @@ def test_static_weights_and_scales_are_those_of_the_training_set(data):
     assert np.nanstd(viewing) == pytest.approx(SCALE, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_the_truth_scores_better_than_a_trained_model_in_every_metric(split, data):
     model, ceiling = PROBLEM.evaluate(trained(data, 100), data, split), PROBLEM.ceiling(data, split)
@@ -350,6 +351,7 @@ def test_the_truth_scores_better_than_a_trained_model_in_every_metric(split, dat
     assert 0.2 < ceiling["relative error"] < 0.6
 
 
+@pytest.mark.slow
 def test_a_part_of_the_recipe_already_learns_every_task(data):
     metrics = PROBLEM.evaluate(trained(data, 150), data, "validation")
     assert metrics["AUC of click"] > 0.65

@@ -336,6 +336,7 @@ def test_the_constant_predictor_leaves_the_targets_variance(inputs, stream):
     np.testing.assert_allclose(relative, variances, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_static_inverse_variance_weights_learn_every_task():
     problem = Regression()
     data = problem.data(seeded(1), "cpu")

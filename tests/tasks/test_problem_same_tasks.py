@@ -66,11 +66,13 @@ def errors_of(problem: SameTasks, data: SameTasksData, model: torch.nn.Module) -
 # The property that makes it a control
 
 
+@pytest.mark.slow
 def test_single_task_training_is_the_same_for_every_copy(problem, data, single):
     own = [errors_of(problem, data, model)[i] for i, model in enumerate(single)]
     np.testing.assert_allclose(own, own[0], rtol=AGREEMENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["equal", "inverse-scale", "lopsided"])
 def test_fixed_weights_train_every_task_as_single_task_training_does(problem, data, single, equal, key):
     lopsided = (0.01, 2.0, 0.99)
@@ -96,6 +98,7 @@ def test_an_untrained_copy_keeps_its_head_and_stays_bad(problem, data, single):
             assert (errors[j] > 10 * errors[i]) == (j != i)
 
 
+@pytest.mark.slow
 def test_weights_that_change_in_time_are_seen(problem, data, equal):
     """Weights that change during training change the score, so the control would reveal them."""
     model = initial_model(problem)

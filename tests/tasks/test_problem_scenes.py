@@ -56,6 +56,7 @@ def trained(problem, data) -> nn.Module:
 # The data
 
 
+@pytest.mark.slow
 def test_the_facts_agree(problem, data):
     problem.check()
     assert tasks.create("scenes").tasks == TASKS
@@ -236,6 +237,7 @@ def test_training_is_the_same_to_the_bit(problem, data):
 # The metrics and the constant predictor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluate_against_an_independent_computation(problem, data, trained, split):
     images = getattr(data, split)
@@ -312,6 +314,7 @@ def test_both_recipes_fit_the_training_set(problem, data):
 # The picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_model", [False, True])
 def test_the_picture_shows_images_and_targets(problem, data, trained, with_model):
     figure = Figure(figsize=(9, 5), layout="constrained")

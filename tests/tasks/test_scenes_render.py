@@ -136,6 +136,7 @@ def test_class_depth_and_normal_agree_with_a_plain_ray_caster(size, seed):
     assert np.mean(clear_pixels) > 0.99
 
 
+@pytest.mark.slow
 def test_colours_are_paint_under_two_lamps_and_their_shadows():
     rooms = random_rooms(24, seeded(13))
     images = render(rooms, SIZE)

@@ -31,6 +31,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteTables, Roles]
     return SuiteTables(**{name: results.tables[name] for name in results_folder.BASE}), results.roles
 
 
+@pytest.mark.slow
 def test_every_table_is_what_its_function_returns(suite: tuple[SuiteTables, Roles]) -> None:
     tables, roles = suite
     board = leaderboard(tables, roles)
@@ -49,6 +50,7 @@ def test_every_table_is_what_its_function_returns(suite: tuple[SuiteTables, Role
         pd.testing.assert_frame_equal(derived[name], table)
 
 
+@pytest.mark.slow
 def test_verdicts_on_other_seeds_do_not_depend_on_the_timing(suite: tuple[SuiteTables, Roles]) -> None:
     tables, roles = suite
     untimed = derived_tables(replace(tables, costs=tables.costs[:0]), roles)

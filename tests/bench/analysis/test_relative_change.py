@@ -104,6 +104,7 @@ def test_the_interval_is_for_seeds_within_problems() -> None:
         interquartile_mean(np.empty((0, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problems", [4, 5])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def regression_step(num_tasks: int) -> tuple[int, int]:
     return 3 * (first + 3 * inner + num_tasks * head) - first, inner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [2, 10])
 def test_flops_are_those_counted_by_hand(make_spec: MakeSpec, num_tasks: int) -> None:
     equal, of_layer = regression_step(num_tasks)
@@ -92,6 +93,7 @@ def test_the_peak_is_of_what_is_held_at_one_time() -> None:
     assert count(together, CPU).peak_bytes == 12000
 
 
+@pytest.mark.slow
 def test_time_goes_to_the_part_that_takes_it(make_spec: MakeSpec) -> None:
     """The method ``slow`` sleeps for 3 ms when it weighs the losses."""
     forward, backward, optimizer, whole = measure_step.measure(make_spec("slow"), rounds=30)

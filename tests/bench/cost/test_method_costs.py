@@ -12,6 +12,7 @@ from balancers import GradientBalancer
 from bench.cost import method_costs
 
 
+@pytest.mark.slow
 def test_each_method_is_timed_where_it_is_cheapest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method_costs, "BATCH", 8)
     monkeypatch.setattr(balancers, "names", lambda: ["equal", "famo", "gradvac", "moco", "nash-mtl", "static"])

@@ -139,6 +139,7 @@ def ink(path: Path) -> float:
     return float((imread(path)[..., :3].min(axis=-1) < 0.9).mean())
 
 
+@pytest.mark.slow
 def test_methods_are_compared_and_gradients_told_of(mine: Path, tmp_path: Path) -> None:
     code, output = cost(f"{mine}:make_step", "--out", str(tmp_path / "out"))
     assert code == 0, output
@@ -158,6 +159,7 @@ def test_methods_are_compared_and_gradients_told_of(mine: Path, tmp_path: Path) 
     assert ink(tmp_path / "out/cost.png") > 0.03
 
 
+@pytest.mark.slow
 def test_losses_on_unlike_scales_are_told_of(mine: Path, tmp_path: Path) -> None:
     code, output = cost(f"{mine}:unscaled", "--out", str(tmp_path))
     assert code == 0, output
@@ -166,6 +168,7 @@ def test_losses_on_unlike_scales_are_told_of(mine: Path, tmp_path: Path) -> None
     assert "Scale" not in cost(f"{mine}:make_step", "--out", str(tmp_path))[1]
 
 
+@pytest.mark.slow
 def test_without_a_fork_it_says_how_to_add_one(mine: Path, tmp_path: Path) -> None:
     code, output = cost(f"{mine}:without_fork", "--out", str(tmp_path))
     assert code == 0, output
@@ -176,6 +179,7 @@ def test_without_a_fork_it_says_how_to_add_one(mine: Path, tmp_path: Path) -> No
     assert "with respect to all shared parameters" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "why", "to_add"),
     [
@@ -343,6 +347,7 @@ def some_gradients(num_tasks: int) -> Gradients:
     return Gradients("the features at the fork", tasks, np.ones((6, num_tasks)), rows @ rows.swapaxes(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [2, 5, 30])
 def test_any_number_of_tasks_is_drawn_and_told_of(tmp_path: Path, num_tasks: int) -> None:
     found = some_gradients(num_tasks)

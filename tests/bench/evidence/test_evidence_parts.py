@@ -65,6 +65,7 @@ def test_kept_parts_make_the_tables_of_the_whole(two_problems: Suite, tmp_path: 
     assert "train" in set(tables.scores["split"])
 
 
+@pytest.mark.slow
 def test_parts_are_named_by_table_and_problem() -> None:
     names = [part.name for part in evidence_parts.parts()]
     assert names[:5] == ["A/same-tasks", "B/same-tasks", "A/apart", "B/apart", "A/regression-10-tasks"]

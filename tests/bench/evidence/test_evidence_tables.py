@@ -80,6 +80,7 @@ class TestRows:
 
 
 class TestTables:
+    @pytest.mark.slow
     def test_a_claim_needs_the_gate_and_both_comparisons(self, tables: Tables) -> None:
         claims = tables["claims"]
         assert cell(claims, "scenes", "uncertainty")["claimed"]
@@ -142,6 +143,7 @@ class TestTables:
 
 
 class TestMissingParts:
+    @pytest.mark.slow
     def test_they_are_named_and_nothing_is_claimed_before_both_controls(self, tmp_path: Path) -> None:
         made = evidence_tables.make(made_up_parts.keep(tmp_path, ("A",), ("scenes", "same-tasks"), seeds=3))
         absent = made["parts"][~made["parts"]["there"]]
@@ -151,6 +153,7 @@ class TestMissingParts:
         assert set(made["claims"]["why_not"]) == {"gate"}
         assert "step_length" not in made
 
+    @pytest.mark.slow
     def test_costs_may_follow_later(self, tmp_path: Path) -> None:
         made = evidence_tables.make(
             made_up_parts.keep(tmp_path, ("A",), ("scenes", *made_up_parts.CONTROLS), seeds=3, timed=False)

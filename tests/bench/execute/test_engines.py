@@ -47,6 +47,7 @@ def test_all_tasks_are_done(engine: Engine) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_task_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> None:
     todo = [
         Task("exits", engine_jobs.end, (3,)),
@@ -79,6 +80,7 @@ def test_an_engine_can_be_stopped_in_the_midst(engine: Engine) -> None:
     engine.stop()
 
 
+@pytest.mark.slow
 def test_a_worker_that_may_have_no_children_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     processes = DaskProcesses(tmp_path, daemonic=True)
@@ -94,6 +96,7 @@ def test_a_worker_that_may_have_no_children_is_refused(tmp_path: Path) -> None:
     assert "DASK_DISTRIBUTED__WORKER__DAEMON=False" in told[0]
 
 
+@pytest.mark.slow
 def test_a_lost_worker_fails_no_task(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     processes = DaskProcesses(tmp_path)
@@ -112,6 +115,7 @@ def test_a_lost_worker_fails_no_task(tmp_path: Path) -> None:
     assert all(isinstance(verdict, Finished) for _, verdict in found)
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_is_told(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     processes = DaskProcesses(tmp_path)
@@ -137,6 +141,7 @@ def test_without_the_packages_for_processes_runs_are_done_in_this_one(monkeypatc
     assert told == ["pebble not found (pip install pebble psutil): runs are done in this process, one after another"]
 
 
+@pytest.mark.slow
 def test_no_scheduler_and_no_cluster_are_told_in_a_sentence(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(EngineError, match=r"there is no scheduler at tcp://127\.0\.0\.1:9"):

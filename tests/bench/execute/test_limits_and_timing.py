@@ -64,6 +64,7 @@ def test_a_step_that_hangs_has_failed_and_a_lost_worker_has_not(make_suite: Make
         Workforce(Ends(WorkerLost(1))).step_cost(run, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("busy", "told"), [(1.34, True), (0.1, False)])
 def test_a_busy_computer_that_times_steps_is_told_of(
     make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: float, told: bool

@@ -39,6 +39,7 @@ def test_stored_runs_of_later_stages_are_not_left(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_suite_forecasts_what_is_left(make_suite: Callable[..., Suite], tmp_path: Path) -> None:
     """The stored tuning runs choose the learning rates, by which the reported runs that are stored are known."""
     loaded = make_suite(learning_rates=[0.001, 0.01, 1.0], tuning=[11], rounds=1)

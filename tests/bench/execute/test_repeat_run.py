@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ def run(path: Path) -> None:
     run_suite.run(suite_file.load(path), path.with_suffix(""), Workforce.of(0), Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(suite_text(learning_rates=[0.001, 0.003], reported=[1], tuning=[11], baselines=True))

@@ -82,6 +82,7 @@ def test_a_suite_ends_in_tables(run: Run, table: Table, tmp_path: Path) -> None:
         assert len(csv) == len(table(name))
 
 
+@pytest.mark.slow
 def test_what_was_done_is_not_done_again(run: Run) -> None:
     edge_free = {"learning_rates": [0.001, 0.01, 1.0]}
     first = run(**edge_free)
@@ -90,6 +91,7 @@ def test_what_was_done_is_not_done_again(run: Run) -> None:
     assert (again.computed, again.reused) == (0, first.computed)
 
 
+@pytest.mark.slow
 def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> None:
     output = io.StringIO()
     methods = [{"name": "equal"}, {"name": "failing"}]
@@ -115,6 +117,7 @@ def test_a_changed_option_reruns_what_it_touches(run: Run) -> None:
     assert run(**parts, problems=[{"name": "small", "options": {"scales": [1, 2]}}], balancers=methods).computed == 8
 
 
+@pytest.mark.slow
 def test_without_a_grid_the_problems_own_rate_is_used(run: Run, table: Table, tmp_path: Path) -> None:
     run(learning_rates=[0.001, 0.003])
     assert (tmp_path / "results/tables/selection.parquet").is_file()
@@ -124,6 +127,7 @@ def test_without_a_grid_the_problems_own_rate_is_used(run: Run, table: Table, tm
     assert not (tmp_path / "results/tables/selection.parquet").exists()  # tables of the earlier suite are removed
 
 
+@pytest.mark.slow
 def test_a_best_rate_at_the_edge_extends_the_grid_once_for_all(run: Run, table: Table) -> None:
     """The largest of these rates is far too small, so that every larger one scores better."""
     run(learning_rates=[1e-6, 1e-5], problems=[{"name": "small", "label": "p"}])
@@ -186,6 +190,7 @@ def test_equal_specifications_share_a_result_and_keep_their_rows(run: Run, table
         pd.testing.assert_frame_equal(rows["equal"], rows["also-equal"], check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constant", [True, False])
 def test_failed_runs_are_reported_with_the_worse_score(run: Run, table: Table, constant: bool) -> None:
     methods = [

@@ -57,6 +57,7 @@ def lossbench_gpu(*arguments: str) -> tuple[int, str]:
 # Parts
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
     parts = [part("a"), part("b"), part("c")]
     assert run_all(tmp_path, {"a": DONE, "b": FAILS, "c": DONE}, parts) == ["a", "b", "c"]
@@ -191,6 +192,7 @@ def test_peers_that_are_not_installed_are_named(tmp_path: Path) -> None:
 # Tests on the device
 
 
+@pytest.mark.slow
 def test_outcomes_are_kept_and_tests_that_passed_are_not_run_again(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
@@ -229,6 +231,7 @@ def test_the_files_of_tests_exist() -> None:
 # Steps and the suite
 
 
+@pytest.mark.slow
 def test_a_captured_step_on_the_cpu_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     (case, _) = gpu_costs.regression(2, 8, CPU)
     rows = captured_steps.compare(case.make_step, gpu_costs.LAYER, 2, rounds=3)

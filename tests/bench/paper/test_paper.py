@@ -330,6 +330,7 @@ def test_claims_are_judged_told_and_drawn_and_what_was_computed_is_used_again(
     pd.testing.assert_frame_equal(pd.read_csv(folder / "tables" / "findings.csv"), findings)
 
 
+@pytest.mark.slow
 def test_gradnorm_static_has_the_time_average_of_gradnorm_on_its_seed(tiny: None, lab: Lab) -> None:
     on = claim_toy.PROBLEMS[0]
     runs = claim_toy.runs(lab, on, "one learning rate")

@@ -260,6 +260,7 @@ def table() -> pd.DataFrame:
     return measure([2], seconds=0, peers=[Equal, Ours, DoubleBackward, Missing, Broken])
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each(table: pd.DataFrame) -> None:
     assert tuple(table.columns) == COLUMNS
     assert table["contender"].tolist() == [Equal.name, Ours.name, DoubleBackward.name, "missing", "rich"]

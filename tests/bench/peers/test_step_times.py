@@ -197,6 +197,7 @@ def without_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 CELL = Cell("tiny", 2, "layer", "upgrad")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_versions")
 def test_a_row_has_what_was_measured() -> None:
     ours, theirs = measure(CELL, 0, [package("summing", Summing)])
@@ -211,6 +212,7 @@ def test_a_row_has_what_was_measured() -> None:
     assert (theirs["version"], theirs["way"]) == ("1.0", "way")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_versions")
 @pytest.mark.parametrize("at", [1, 3, 8])
 def test_a_package_that_fails_costs_its_own_row(at: int) -> None:
@@ -223,6 +225,7 @@ def test_a_package_that_fails_costs_its_own_row(at: int) -> None:
     assert summing["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_of_several_ways_the_fastest_is_timed(monkeypatch: pytest.MonkeyPatch, without_versions: None) -> None:
     seconds = iter([0.3, 0.1, 0.2])
     monkeypatch.setattr(step_table, "_least_seconds", lambda contender, limit: next(seconds))
@@ -231,6 +234,7 @@ def test_of_several_ways_the_fastest_is_timed(monkeypatch: pytest.MonkeyPatch, w
     assert row["way"] == "fast"
 
 
+@pytest.mark.slow
 def test_a_missing_package_leaves_cells_out_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = package("absent", Summing, "no_such_package")
     table = measure_all([CELL], 0, tmp_path / "steps.csv", print, [absent])
@@ -242,6 +246,7 @@ def test_a_missing_package_leaves_cells_out_and_is_named(tmp_path: Path, capsys:
     assert "absent was not measured in 1 cell (upgrad): not installed; pip install '.[peers]'" in printed
 
 
+@pytest.mark.slow
 def test_a_package_without_the_method_has_no_row() -> None:
     other = Package("other", "rich", lambda cell: False, lambda *_: {})
     assert [row["contender"] for row in measure(CELL, 0, [other])] == ["ours"]
@@ -250,6 +255,7 @@ def test_a_package_without_the_method_has_no_row() -> None:
 # What is kept.
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_versions")
 def test_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
     packages = [package("summing", Summing), package("absent", Summing, "no_such_package")]
@@ -257,6 +263,7 @@ def test_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(measure_all([CELL], 0, tmp_path / "steps.csv", print, packages), written)
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, said, measured = tmp_path / "steps.csv", list[str](), list[Cell]()
     real = step_table.measure
@@ -286,6 +293,7 @@ def test_finished_cells_are_not_measured_again(tmp_path: Path, monkeypatch: pyte
     assert any("4 rows of other code" in line for line in said)
 
 
+@pytest.mark.slow
 def test_the_key_depends_on_processor_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     summing = package("summing", Summing, "no_such_package")
     before = step_table.key([summing])
@@ -358,6 +366,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return done.exit_code, " ".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_the_command_measures_what_is_chosen(tmp_path: Path) -> None:
     chosen = ("--networks", "tiny", "--tasks", "2,3", "--places", "layer,features", "--methods", "mgda,gradvac")
     code, output = run("--results", str(tmp_path), "--seconds", "0", *chosen)

@@ -56,6 +56,7 @@ def answer(results: Results, problem: str) -> ProblemAnswer:
 
 
 class TestAnswers:
+    @pytest.mark.slow
     def test_a_claim_is_told_with_both_comparisons_and_its_price(self, results: Results) -> None:
         found = answer(results, "scenes")
         assert re.match(

@@ -44,6 +44,7 @@ def lossbench(*arguments: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_a_copy_is_identical(folders):
     found = folder_comparison.differences(*folders)
     assert len(found.cells) == 8
@@ -79,6 +80,7 @@ def test_other_seeds_are_compared_without_pairs(folders):
     assert lossbench(*folders)[1].count("different") >= 8
 
 
+@pytest.mark.slow
 def test_csv_will_do_where_that_is_all_that_was_kept(folders):
     for path in (folders[0] / "tables").glob("*.parquet"):
         pd.read_parquet(path).to_csv(path.with_suffix(".csv"), index=False)
@@ -97,6 +99,7 @@ def test_what_only_one_has_and_what_else_differs_is_said(folders):
     assert any(note.startswith("commit: ") for note in notes)
 
 
+@pytest.mark.slow
 def test_what_can_not_be_compared_is_said_in_a_sentence(folders, tmp_path):
     code, output = lossbench(folders[0], tmp_path / "nowhere")
     assert code == 2
@@ -109,6 +112,7 @@ def test_what_can_not_be_compared_is_said_in_a_sentence(folders, tmp_path):
         folder_comparison.differences(folders[0], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(3, 3), (10, 10), (10, 3)])
 def test_the_unpaired_interval_covers(sizes):
     """By simulation, in 93 to 97 % of cases, for differences of scores that vary equally in both folders."""

@@ -113,6 +113,7 @@ def many(tmp_path_factory) -> Path:
 
 
 class TestPage:
+    @pytest.mark.slow
     @pytest.mark.parametrize("folder", ["whole", "bare", "hostile"])
     def test_needs_no_network_and_no_other_file(self, folder, request):
         parsed = Page(request.getfixturevalue(folder) / "report.html")
@@ -153,6 +154,7 @@ class TestPage:
         ]
         assert parsed.headings("h3") == [*of_problem, *of_problem, "The suite's file"]
 
+    @pytest.mark.slow
     def test_many_problems_are_counted_not_recounted(self, many):
         results = load(many)
         board = results.board
@@ -213,6 +215,7 @@ class TestPage:
         assert "CUDA" not in Page(whole / "report.html").text
         assert "CPU time / CUDA time" in Page(hostile / "report.html").text
 
+    @pytest.mark.slow
     def test_a_suite_in_which_everything_failed_is_reported(self, tmp_path):
         folder = build(tmp_path / "failed", num_tasks=(2,), grid=(), timed=False)
         for name in ("scores", "curves"):
@@ -274,6 +277,7 @@ class TestEvidence:
         assert "second name" not in drawn
         assert "random" in drawn
 
+    @pytest.mark.slow
     def test_a_control_that_fails_is_told_first(self, evidence, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(report_page, "draw", lambda results: [])
         folder = tmp_path / "core"
@@ -314,6 +318,7 @@ class TestAnswer:
         assert [html.unescape(text) for text in shown] == said
         assert source.index(shown[0]) < source.index('class="reading"')
 
+    @pytest.mark.slow
     def test_the_best_of_several_is_to_be_confirmed(self, whole, capsys):
         said = caveat(load(whole))
         assert said.startswith("4 methods were compared on 2 problems, so the best may owe a part of its lead to luck")
@@ -336,6 +341,7 @@ class TestAnswer:
 
 
 class TestFigures:
+    @pytest.mark.slow
     def test_all_are_written_and_not_blank(self, whole):
         kinds = ("scores", "curves", "cost", "learning-rates", "dynamics", "weights")
         names = {"micro", "summary", *(f"{kind}-{number}" for kind in kinds for number in (1, 2))}
@@ -394,6 +400,7 @@ class TestFigures:
         for look in styles(load(whole).balancers).values():
             assert f'style="color:{look.colour}" data-glyph="{look.glyph}"' in source
 
+    @pytest.mark.slow
     def test_many_tasks_and_equal_files_for_equal_results(self, tmp_path):
         folders = [build(tmp_path / name, num_tasks=(40,), seeds=(1, 2), grid=(), timed=False) for name in "ab"]
         for folder in folders:
@@ -411,6 +418,7 @@ class TestTerminal:
         for label in BALANCERS:
             assert sum(line.strip().startswith(label.split()[0]) for line in lines) == 2
 
+    @pytest.mark.slow
     def test_wide_numbers_are_whole(self, whole, tmp_path, capsys):
         """Ten methods whose differences have four decimals: no number is cut."""
         folder = build(

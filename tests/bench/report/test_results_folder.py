@@ -26,6 +26,7 @@ def keep_csv(folder: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 def test_a_missing_leaderboard_is_made_from_the_other_tables(tmp_path):
     folder = build(tmp_path / "made-up")
     results = results_folder.load(folder)
@@ -35,6 +36,7 @@ def test_a_missing_leaderboard_is_made_from_the_other_tables(tmp_path):
     assert not results_folder.load(build(tmp_path / "untuned", grid=(), timed=False)).ranking
 
 
+@pytest.mark.slow
 def test_a_stored_leaderboard_is_read_and_not_made_again(tmp_path):
     folder = build(tmp_path / "made-up", timed=False)
     board = results_folder.load(folder).board
@@ -46,6 +48,7 @@ def test_a_stored_leaderboard_is_read_and_not_made_again(tmp_path):
         assert results.ranking == ranking
 
 
+@pytest.mark.slow
 def test_csv_alone_gives_the_same_results_whatever_the_labels(tmp_path):
     labels = {"equal": BALANCERS["equal"], "1": BALANCERS["GradNorm"], "NA": BALANCERS["uncertainty"]}
     folder = build(tmp_path / "made-up", balancers=labels, failing="1")
@@ -119,6 +122,7 @@ def test_a_damaged_file_is_named_in_a_sentence(tmp_path, file):
     assert f"{file} can't be read" in done.output.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_kept_summary_is_drawn_again_or_stays(tmp_path):
     """The folder of core has many problems, that of tuned few; neither has its curves."""
     for suite, again in (("core", True), ("tuned", False)):
@@ -129,6 +133,7 @@ def test_a_kept_summary_is_drawn_again_or_stays(tmp_path):
         assert (summary.read_bytes() != b"an older one") == again
 
 
+@pytest.mark.slow
 def test_the_protocols_first_version_is_that_of_older_results(tmp_path):
     folders = [build(tmp_path / name, timed=False) for name in ("older", "newer")]
     for folder, protocol in zip(folders, (folder_comparison.HASH_OF_VERSION_1, "1"), strict=True):

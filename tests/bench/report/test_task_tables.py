@@ -76,6 +76,7 @@ def test_every_method_has_every_task_with_its_mean_change_and_verdict(results: R
     assert found["incomplete"] == []
 
 
+@pytest.mark.slow
 def test_the_page_and_the_terminal_show_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = report_page.write(folder).read_text()
     assert source.count("<h3>Task by task</h3>") == 1
@@ -107,6 +108,7 @@ def test_of_many_tasks_the_answer_counts(results: Results, monkeypatch: pytest.M
     assert task_tables.finding(results, "uncertainty") == "Of 2 metrics of single tasks: 1 better and 1 tie."
 
 
+@pytest.mark.slow
 def test_means_of_a_method_with_a_failed_run_are_told_apart(tmp_path: Path) -> None:
     folder = with_tasks(tmp_path / "mine", failing="GradNorm")
     results = load(folder)

@@ -296,6 +296,7 @@ def test_a_suite_may_put_a_weighting_before_a_method(make_spec: MakeSpec, weight
     assert len({spec.key, make_spec("pcgrad").key, make_spec("pcgrad", {"weighting": "relobralo"}).key}) == 3
 
 
+@pytest.mark.slow
 def test_the_code_of_a_weighting_is_part_of_the_key() -> None:
     assert run_code("regression", "pcgrad", "uncertainty") != run_code("regression", "pcgrad")
 

@@ -42,6 +42,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_parquet(folder / "tables" / f"{name}.parquet")
 
 
+@pytest.mark.slow
 def test_each_task_is_trained_alone_beside_equal_weighting(make_suite: MakeSuite, tmp_path: Path) -> None:
     problems = [{"name": "small"}, {"name": "unforked"}]
     loaded = make_suite(
@@ -98,6 +99,7 @@ def test_baselines_are_means_over_seeds() -> None:
     assert (row["equal_sd"], row["single_task_sd"]) == pytest.approx(values.std(1, ddof=1).tolist())
 
 
+@pytest.mark.slow
 def test_problems_without_their_data_are_left_out(make_suite: MakeSuite, tmp_path: Path) -> None:
     problems = [{"name": "absent"}, {"name": "small"}]
     loaded = make_suite(plugins=PLUGINS, problems=problems, learning_rates=None)
@@ -171,6 +173,7 @@ def test_a_suite_that_compares_other_methods_on_a_reserved_problem_is_refused(ma
     assert len(plan.reported(evidence, None)) == 2 * 5 * 3
 
 
+@pytest.mark.slow
 def test_equal_and_static_weights_may_be_compared_on_a_reserved_problem(make_suite: MakeSuite, tmp_path: Path) -> None:
     loaded = make_suite(
         plugins=PLUGINS,
@@ -186,6 +189,7 @@ def test_equal_and_static_weights_may_be_compared_on_a_reserved_problem(make_sui
     assert set(runs["balancer"]) == {"equal", "static", "a", "b"}
 
 
+@pytest.mark.slow
 def test_no_suite_but_the_evidence_compares_methods_on_a_reserved_problem() -> None:
     """The protocol names the one that does, and there is no other."""
     saying = [name for name in suite_file.names() if "\nreserved = true\n" in suite_file.find(name).read_text()]
@@ -247,6 +251,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "drawn"
 
 
+@pytest.mark.slow
 def test_one_run_of_equal_weighting_is_pictured(pictured: Path) -> None:
     runs = table(pictured, "runs")
     first = runs[(runs["balancer"] == "equal") & (runs["seed"] == 1) & (runs["problem"] == "small")]
@@ -257,6 +262,7 @@ def test_one_run_of_equal_weighting_is_pictured(pictured: Path) -> None:
     assert told == {"The targets of a, and what the model makes of them.", "No picture: RuntimeError: no ink"}
 
 
+@pytest.mark.slow
 def test_a_lost_picture_is_drawn_again(pictured: Path) -> None:
     lost = next(iter((pictured / "pictures").glob("*.png")))
     for path in (lost, lost.with_suffix(".json")):
@@ -266,6 +272,7 @@ def test_a_lost_picture_is_drawn_again(pictured: Path) -> None:
     assert lost.is_file()
 
 
+@pytest.mark.slow
 def test_the_report_has_a_sheet_for_each_problem(pictured: Path) -> None:
     source = report_page.write(pictured).read_text()
     assert source.count("data:image/png;base64,") == 1

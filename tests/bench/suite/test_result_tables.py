@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from rich.console import Console
 
 from bench.analysis import SuiteTables, derived_tables
@@ -16,6 +17,7 @@ from bench.suite.suite_entries import Suite
 MakeSuite = Callable[..., Suite]
 
 
+@pytest.mark.slow
 def test_the_tables_of_a_folder_follow_from_its_runs_and_are_read_as_they_are(
     make_suite: MakeSuite, tmp_path: Path
 ) -> None:

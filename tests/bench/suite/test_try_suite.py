@@ -70,6 +70,7 @@ def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
     assert "longer than 0 minutes" in said[0]
 
 
+@pytest.mark.slow
 def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     path = tmp_path / "results" / "mine.toml"
@@ -84,6 +85,7 @@ def without_weights(file: Path) -> None:
     file.write_text(file.read_text().replace('static_weights = {"inverse": (1.8, 0.2)}', ""))
 
 
+@pytest.mark.slow
 def test_without_stated_weights_static_ones_are_one_over_the_first_losses(file, tmp_path):
     without_weights(file)
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
@@ -128,6 +130,7 @@ class KeptBack(Small):
 """
 
 
+@pytest.mark.slow
 def test_reserved_problems_are_left_out(file, tmp_path):
     file.write_text(file.read_text() + KEPT_BACK.format(name="beside"))
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))

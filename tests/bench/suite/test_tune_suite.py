@@ -142,6 +142,7 @@ def test_a_trial_with_options_as_they_are_is_the_run_of_a_grid(make_suite: MakeS
     assert of_trial < of_grid
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_reported_and_its_front_is_run_too(make_suite: MakeSuite, tmp_path: Path) -> None:
     loaded = make_suite(**SEARCHING)
     folder = tmp_path / "results"
