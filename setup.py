@@ -30,11 +30,13 @@ def description(readme: str, repository: str | None, tag: str) -> str:
 
 if __name__ == "__main__":
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    library = (ROOT / "balancers" / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'^__version__ = "(.*)"$', library, re.MULTILINE)[1]
     setup(
         long_description=description(
             (ROOT / "README.md").read_text(encoding="utf-8"),
             project.get("urls", {}).get("Repository"),
-            f"v{project['version']}",
+            f"v{version}",
         ),
         long_description_content_type="text/markdown",
     )

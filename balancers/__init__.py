@@ -76,6 +76,8 @@ from .uncertainty import UncertaintyWeighting
 from .unit_norm import UnitNorm
 from .upgrad import UPGrad
 
+__version__ = "0.1.0"
+
 __all__ = [
     "COSMOS",
     "DBMTL",

@@ -30,9 +30,11 @@ extensions = [
     "method_pages",
     "problem_pages",
     "accessible_pages",
+    "python_excerpts",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["README.md", "_build", "tutorial", "gallery/index.rst"]  # the README lists the pages on GitHub, where there is no sidebar
+# The README lists the pages on GitHub, where there is no sidebar. The gallery is one page.
+exclude_patterns = ["README.md", "_build", "tutorial", "gallery/index.rst"]
 default_role = "py:obj"
 highlight_language = "default"  # Python, or plain text where it is not
 smartquotes_action = "D"  # dashes, and quotes as they are
@@ -42,6 +44,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 # How `repository_pages` writes a link to a file that is no page: relative to the page that has the link.
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "file-of-site": {"url": "{{path}}"}}
 
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # what a subclass merely implements is described once, in its base class
 autodoc_typehints_format = "short"

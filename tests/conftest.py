@@ -1,7 +1,10 @@
 """Settings for every test."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", default="cpu", help="device for the tests marked on_device, such as cuda; default: cpu"
     )
+    parser.addoption("--site", type=Path, help="folder of built pages to check, build/docs/html; default: builds them")
 
 
 @pytest.fixture
@@ -37,6 +41,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the documentation's pages: what ``--site`` names, or built here with warnings as errors."""
+    if (built_before := request.config.getoption("site")) is not None:
+        return built_before.resolve(strict=True)
+    pytest.importorskip("furo")
+    folder = tmp_path_factory.mktemp("docs")
+    options = ["-n", "-W", "--keep-going", "-q", "-b", "html", "-d", str(folder / "doctrees")]
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, "docs", str(folder / "html")],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+import balancers
+
 from .test_install import HIDE, needed_by
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,7 +164,7 @@ def test_the_wheels_command_lists_its_suites(installed: Path) -> None:
 
 def test_the_metadata_are_those_of_pyproject(facts: Message) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (facts["Name"], facts["Version"]) == (project["name"], project["version"])
+    assert (facts["Name"], facts["Version"]) == (project["name"], balancers.__version__)
     assert facts["License-Expression"] == "MIT"
     assert facts["Description-Content-Type"] == "text/markdown"
     [unconditional] = [one for one in facts.get_all("Requires-Dist", []) if "extra ==" not in one]

@@ -1,13 +1,12 @@
 """Build the documentation and check its pages: no warning, no dead link, every public name, nothing from the network.
 
-`make docs` builds it for readers. The slow tests build it anew, into a folder of their own.
+`make docs` builds it for readers. The slow tests build it anew, into a folder of their own, or check what is
+built already: `pytest tests/test_documentation.py --site=build/docs/html`.
 """
 
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,9 +16,6 @@ import pytest
 import balancers
 import tasks
 
-pytest.importorskip("furo")
-
-ROOT = Path(__file__).resolve().parents[1]
 INTEGRATIONS = {
     "balancers.integrations.deepxde": ["BalanceLosses"],
     "balancers.integrations.lightning": ["LogWeights"],
@@ -47,21 +43,6 @@ class Page(HTMLParser):
         target = given.get("src") or given.get("href")
         if target:
             (self.links if tag == "a" else self.loads).add(target)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the documentation, with warnings as errors, and return the folder of its pages."""
-    folder = tmp_path_factory.mktemp("docs")
-    options = ["-n", "-W", "--keep-going", "-q", "-b", "html", "-d", str(folder / "doctrees")]
-    built = subprocess.run(
-        [sys.executable, "-m", "sphinx", *options, "docs", str(folder / "html")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    return folder / "html"
 
 
 @pytest.fixture(scope="module")

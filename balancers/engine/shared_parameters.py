@@ -31,7 +31,10 @@ class SharedParameters:
             return
         self._module = wrt
         if not any(parameter.requires_grad for parameter in wrt.parameters()):
-            raise ValueError(f"wrt is a {type(wrt).__name__} without a parameter that requires grad")
+            raise ValueError(
+                f"wrt is of type {type(wrt).__name__}, without a parameter that requires grad: give a layer that has "
+                "one, such as the one before it"
+            )
         self.is_sharded = any(is_sharded(parameter) for parameter in wrt.parameters())
         if self.is_sharded:
             for module in wrt.modules():

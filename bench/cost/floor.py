@@ -75,6 +75,9 @@ class _FloorObserver:
     def is_current(self) -> bool:
         return True
 
+    def is_late(self) -> bool:
+        return False
+
     def combined(self, passage: Passage) -> Tensor:
         raise NotImplementedError
 

@@ -98,7 +98,6 @@ def _page(cls: type[LossBalancer]) -> str:
 
 def _facts(cls: type[LossBalancer]) -> Iterator[tuple[str, str]]:
     yield "When to use it", escaped(cls.use_when)
-    yield "Make it", f"``{_constructor(cls)}``"
     yield "In a suite", f'``name = "{cls.name}"``'
     yield "It reads", READS[cls.reads]
     if issubclass(cls, GradientBalancer):
@@ -109,23 +108,6 @@ def _facts(cls: type[LossBalancer]) -> Iterator[tuple[str, str]]:
     yield "Losses must be", _losses(cls)
     yield "It also needs", ", ".join(_needs(cls))
     yield "Chance", "it draws random numbers, from its own ``seed``" if cls.random else ""
-
-
-def _constructor(cls: type[LossBalancer]) -> str:
-    """Return a call that makes the method, with the arguments that have no default."""
-    required = [
-        name
-        for name, argument in inspect.signature(cls).parameters.items()
-        if argument.default is inspect.Parameter.empty and argument.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    if not issubclass(cls, GradientBalancer):
-        given = [name if name in ("tasks", "weights") else f"{name}={name}" for name in required]
-    else:
-        no_fork = cls.needs_second_batch or cls.reads == "residuals"
-        wrt = {"features": "", "layer": "wrt=net.trunk[-1]", "parameters": "wrt=net.trunk"}[cls.default_wrt]
-        given = ["None, wrt=net.trunk, tasks=tasks"] if no_fork else ["net.fork", *filter(None, [wrt])]
-        given += [f"{name}={name}" for name in required if name != "fork"]
-    return f"{cls.__name__}({', '.join(given)})"
 
 
 def _losses(cls: type[LossBalancer]) -> str:

@@ -42,7 +42,8 @@ def weights_of_tasks(method: str, num_tasks: int) -> tuple[list[float], np.ndarr
     options = {"sigmas": f"T={num_tasks}"}
     problem = tasks.create("regression", **options)
     wrt = build.default_wrt(balancers.get(method), problem.shared(problem.model()))
-    training = Training(RunSpec("regression", options, problem.recipe, Method(method, wrt, {}), SEED, "tuning", "cpu", 1))
+    made = Method(method, wrt, {})
+    training = Training(RunSpec("regression", options, problem.recipe, made, SEED, "tuning", "cpu", 1))
     training.run()
     weights = np.stack(training.result.weights)
     return list(problem.sigmas), weights / weights.mean(1, keepdims=True)

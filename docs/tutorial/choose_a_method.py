@@ -167,7 +167,7 @@ plt.show()
 
 fig, panels = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
 for panel, task in zip(panels, TASKS, strict=True):
-    for i, (name, of_seeds) in enumerate(runs.items()):
+    for i, of_seeds in enumerate(runs.values()):
         panel.plot([scores[task] for scores, _ in of_seeds], [i] * 3, "o", alpha=0.7)
     panel.set(title=task, yticks=range(len(runs)), yticklabels=runs if task == TASKS[0] else [])
     panel.set_xlabel("loss over a constant predictor's")
