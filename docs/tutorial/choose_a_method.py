@@ -31,10 +31,12 @@ def draw(rows, seed):
     truth, noise = (torch.Generator().manual_seed(s) for s in (0, seed))
     towards = torch.randn(3, 24, KINDS, generator=truth) / 24**0.5
     x = torch.randn(rows, 24, generator=noise)
-    price = 20 * torch.tanh(x @ towards[0])[:, :2].sum(1) + 5 * torch.randn(rows, generator=noise)
-    kind = (x @ towards[1] + 0.2 * torch.randn(rows, KINDS, generator=noise)).argmax(1)
-    count = torch.poisson((x @ towards[2])[:, :2].prod(1).exp().clamp(max=20), generator=noise)
-    return x, {"price": price, "kind": kind, "count": count}
+    price = 20 * torch.tanh(x @ towards[0])[:, :2].sum(1)
+    price += 5 * torch.randn(rows, generator=noise)
+    scores = x @ towards[1] + 0.2 * torch.randn(rows, KINDS, generator=noise)
+    rate = (x @ towards[2])[:, :2].prod(1).exp().clamp(max=20)
+    count = torch.poisson(rate, generator=noise)
+    return x, {"price": price, "kind": scores.argmax(1), "count": count}
 
 
 class Net(nn.Module):
@@ -42,13 +44,18 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 8), nn.Tanh())
+        self.trunk = nn.Sequential(
+            nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 8), nn.Tanh()
+        )
         self.fork = Fork(num_tasks=3)
-        self.heads = nn.ModuleDict({"price": nn.Linear(8, 1), "kind": nn.Linear(8, KINDS), "count": nn.Linear(8, 1)})
+        sizes = {"price": 1, "kind": KINDS, "count": 1}
+        self.heads = nn.ModuleDict(
+            {task: nn.Linear(8, sizes[task]) for task in TASKS}
+        )
 
     def forward(self, x):
-        features = self.fork(self.trunk(x))
-        return {task: self.heads[task](z).squeeze(1) for task, z in zip(TASKS, features, strict=True)}
+        features = zip(TASKS, self.fork(self.trunk(x)), strict=True)
+        return {task: self.heads[task](z).squeeze(1) for task, z in features}
 
 
 train_x, train_y = draw(4_000, seed=1)
@@ -91,11 +98,13 @@ for task, scale in SCALES.items():
 def losses_of(net, x, y, scaled=True):
     """Return the losses; scaled, each is divided by that of a constant predictor."""
     losses = raw_losses(net(x), y)
-    return {task: loss / SCALES[task] for task, loss in losses.items()} if scaled else losses
+    if not scaled:
+        return losses
+    return {task: loss / SCALES[task] for task, loss in losses.items()}
 
 
 def train(method, seed=0, steps=500, lr=0.01, scaled=True, **options):
-    """Train with a method by its name. Return test losses over a constant predictor's, and the weights."""
+    """Train with a method by its name, and return scaled test losses and the weights."""
     torch.manual_seed(seed)
     net = Net()
     balancer = create(method, net.fork, tasks=TASKS, **options)
@@ -104,7 +113,8 @@ def train(method, seed=0, steps=500, lr=0.01, scaled=True, **options):
     weights = []
     for _ in range(steps):
         rows = torch.randint(len(train_x), (64,))
-        losses = losses_of(net, train_x[rows], {task: y[rows] for task, y in train_y.items()}, scaled)
+        targets = {task: y[rows] for task, y in train_y.items()}
+        losses = losses_of(net, train_x[rows], targets, scaled)
         optimizer.zero_grad()
         balancer(losses).backward()
         optimizer.step()
@@ -112,12 +122,14 @@ def train(method, seed=0, steps=500, lr=0.01, scaled=True, **options):
         weights.append(balancer.weights.detach().clone())
     with torch.no_grad():
         scores = losses_of(net, test_x, test_y)
-    return {task: float(score) for task, score in scores.items()}, torch.stack(weights)
+    scores = {task: float(score) for task, score in scores.items()}
+    return scores, torch.stack(weights)
 
 
 def show(name, scores):
     """Print a row of scores."""
-    print(f"{name:25}" + "  ".join(f"{task} {score:.3f}" for task, score in scores.items()))
+    columns = [f"{task} {score:.3f}" for task, score in scores.items()]
+    print(f"{name:25}" + "  ".join(columns))
 
 
 # %%
@@ -143,9 +155,14 @@ METHODS = {
     "gradnorm": {"alpha": 0.5},
     "nash-mtl": {},
 }
-runs = {name: [train(name, seed, **options) for seed in range(3)] for name, options in METHODS.items()}
+runs = {
+    name: [train(name, seed, **options) for seed in range(3)]
+    for name, options in METHODS.items()
+}
 
-fig, panels = plt.subplots(1, 4, figsize=(10, 2.8), sharey=True, layout="constrained")
+fig, panels = plt.subplots(
+    1, 4, figsize=(10, 2.8), sharey=True, layout="constrained"
+)
 for panel, (name, of_seeds) in zip(panels, runs.items(), strict=True):
     weights = of_seeds[0][1]
     for i, task in enumerate(TASKS):
@@ -168,16 +185,22 @@ plt.show()
 fig, panels = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
 for panel, task in zip(panels, TASKS, strict=True):
     for i, of_seeds in enumerate(runs.values()):
-        panel.plot([scores[task] for scores, _ in of_seeds], [i] * 3, "o", alpha=0.7)
-    panel.set(title=task, yticks=range(len(runs)), yticklabels=runs if task == TASKS[0] else [])
-    panel.set_xlabel("loss over a constant predictor's")
+        panel.plot(
+            [scores[task] for scores, _ in of_seeds], [i] * 3, "o", alpha=0.7
+        )
+    panel.set(title=task, xlabel="loss over a constant predictor's")
+    panel.set_yticks(
+        range(len(runs)), runs if task == TASKS[0] else [""] * len(runs)
+    )
     panel.invert_yaxis()
     panel.spines[["top", "right"]].set_visible(False)
 fig.suptitle("Test losses of three seeds: further left is better")
 plt.show()
 
 for name, of_seeds in runs.items():
-    means = {task: sum(scores[task] for scores, _ in of_seeds) / 3 for task in TASKS}
+    means = {
+        task: sum(scores[task] for scores, _ in of_seeds) / 3 for task in TASKS
+    }
     show(name, means | {"mean": sum(means.values()) / 3})
 
 # %%
