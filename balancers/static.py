@@ -1,6 +1,6 @@
 """Static weighting: use weights that were chosen beforehand."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,18 +13,19 @@ class StaticWeighting(LossBalancer):
     """Use the given weights in every step.
 
     Args:
-        weights: one per task, not negative, not all zero. They are used as they are, whatever their sum.
-        tasks: the tasks' names.
+        weights: one per task, or a ``{task: weight}`` dict; not negative, not all zero. They are used as they are,
+            whatever their sum.
+        tasks: the tasks' names; by default those of a dict.
         options: see `LossBalancer`.
 
     Raises:
         TypeError: ``weights`` is one number, or something else that holds none.
         ValueError: a weight is negative or not finite, all weights are zero, or their number is not that of the
-            tasks.
+            tasks; or a dict has other tasks than ``tasks``.
 
     Example::
 
-        balancer = StaticWeighting([1.0, 0.2], tasks=["depth", "normals"])
+        balancer = StaticWeighting({"class": 1.0, "box": 0.2})
         balancer(losses).backward()
     """
 
@@ -35,7 +36,7 @@ class StaticWeighting(LossBalancer):
 
     def __init__(
         self,
-        weights: Sequence[float] | Tensor,
+        weights: Sequence[float] | Mapping[str, float] | Tensor,
         *,
         tasks: int | Sequence[str] | None = None,
         compile: bool = False,
@@ -43,6 +44,12 @@ class StaticWeighting(LossBalancer):
     ) -> None:
         if not isinstance(weights, Collection):
             raise TypeError(f"weights is of type {type(weights).__name__}; expected one weight per task")
+        if isinstance(weights, Mapping):
+            names = list(weights)
+            tasks = names if tasks is None or tasks == len(names) else tasks
+            if isinstance(tasks, int) or {*tasks} != {*names}:
+                raise ValueError(f"weights has the tasks {names}, but tasks is {tasks!r}")
+            weights = [weights[task] for task in tasks]
         values = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
         if values.numel() == 0:
             raise ValueError("weights is empty; expected one weight per task")

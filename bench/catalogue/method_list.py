@@ -43,8 +43,10 @@ def entries(names: Sequence[str] | None = None) -> list[ListedMethod]:
 
 def markdown(methods: list[ListedMethod]) -> str:
     """Return the methods as a table in Markdown."""
-    lines = ["| method | reads | heads | to tune | when to use it |", "|---|---|---|---|---|"]
-    lines += [f"| `{e.name}` | {e.reads} | {e.heads} | {e.options or '–'} | {e.use_when} |" for e in methods]
+    lines = ["| method | class | reads | heads | to tune | when to use it |", "|---|---|---|---|---|---|"]
+    for e in methods:
+        cells = (f"`{e.name}`", f"`{balancers.get(e.name).__name__}`", e.reads, e.heads, e.options or "–", e.use_when)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -225,6 +225,11 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ValueError,
         ["likelihoods", "(a)", "(a, b)"],
     ),
+    "weights of other tasks": (
+        lambda: StaticWeighting({"a": 1.0, "b": 2.0}, tasks=["a", "c"]),
+        ValueError,
+        ["weights has the tasks ['a', 'b']", "['a', 'c']"],
+    ),
     "negative weight": (lambda: StaticWeighting([1.0, -1.0]), ValueError, ["weights", "[1.0, -1.0]", "0 or more"]),
     "zero weights": (lambda: StaticWeighting([0.0, 0.0]), ValueError, ["weights", "not all of them 0"]),
     "nan weight": (lambda: StaticWeighting([1.0, math.nan]), ValueError, ["weights", "nan", "finite"]),
