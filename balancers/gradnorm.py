@@ -26,7 +26,7 @@ class GradNorm(GradientBalancer, LearnedState):
     is needed.
 
     Each step weighs the network's losses with :math:`w_i(t)` and then computes :math:`w_i(t+1)`. These are raised to
-    at least 1e-4 and then rescaled to sum to T. The weights start at 1. Losses must be positive. A task whose loss
+    at least 1e-4 and then rescaled to sum to T. The weights start at 1. Losses must be zero or more. A task whose loss
     has been zero from the start counts as not yet begun, :math:`\tilde L_i = 1`.
 
     Args:

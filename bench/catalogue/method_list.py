@@ -52,11 +52,13 @@ def markdown(methods: list[ListedMethod]) -> str:
 
 def table(methods: list[ListedMethod]) -> Table:
     """Return the methods as a table for the terminal."""
-    lines = Table(box=None, pad_edge=False, show_lines=False)
-    for header in ("balancer", "reads", "heads", "to tune: default [range]", "what it does, and when to use it"):
-        lines.add_column(header, overflow="fold")
+    lines = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    lines.add_column("balancer", no_wrap=True)
+    lines.add_column("what it does, and when to use it")
     for e in methods:
-        lines.add_row(Text(e.name, style="bold"), e.reads, e.heads, Text(e.options), Text(f"{e.summary} {e.use_when}"))
+        facts = [f"Reads {e.reads}", *([f"tune {e.options}"] if e.options else []), f"heads {e.heads}"]
+        text = Text(f"{e.summary} {e.use_when}").append("\n" + "; ".join(facts), style="dim")
+        lines.add_row(Text(e.name, style="bold"), text)
     return lines
 
 
