@@ -82,7 +82,7 @@ def draw_landscape() -> Figure:
     """Draw the paths that methods take from three starts over the landscape of `conflict-2d`, a panel for each."""
     pairs = [(method, start) for method in PATHS for start in STARTS]
     made = joblib.Parallel(n_jobs=2)(joblib.delayed(path)(method, {"start": start}) for method, start in pairs)
-    figure = Figure(figsize=(WIDTH, 2.55), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     axes = figure.subplots(1, len(PATHS), sharex=True, sharey=True)
     for panel, (method, title) in zip(axes, PATHS.items(), strict=True):
         _draw_plane(panel)
