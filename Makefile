@@ -2,6 +2,7 @@
 # make test        the tests to run after every change; within 9 minutes on 2 cores
 # make test-all    every test
 # make check       ruff, mypy, and the order of the rooms
+# make pictures   the pictures of README and of the first pages, in two minutes
 # make docs        the documentation, into build/docs/html; within three minutes. A warning is an error
 #
 # make problems    every problem, beside a constant predictor and each task trained alone
@@ -46,7 +47,7 @@ PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist load
 TORCH_VENV = $(VENV)-torch-$(or $(VERSION),$(error give the version of PyTorch: make test-torch VERSION=2.12.1))
 
 .PHONY: bench problems reference evidence paper bench-cost bench-peers bench-gpu smoke test test-slow test-all \
-	test-torch test-peers check docs clean
+	test-torch test-peers check docs pictures clean
 
 bench: $(ENVIRONMENT)
 	$(PY) -m bench run default
@@ -78,6 +79,9 @@ check: $(ENVIRONMENT)
 
 docs: $(ENVIRONMENT)
 	$(PY) -m sphinx -n -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+
+pictures: $(ENVIRONMENT)
+	$(PY) docs/pictures/draw.py
 
 problems: $(ENVIRONMENT)
 	$(PY) -m bench run all
