@@ -254,7 +254,7 @@ def try_out(
         typer.Argument(metavar="FILE.py", help="Python file that registers your problem; it may register methods too."),
     ],
     minutes: Annotated[
-        float, typer.Option(min=0, help="Time limit; the comparison is made as large as fits into it.")
+        float, typer.Option(min=0, help="Time to aim at; the comparison is as large as its forecast allows.")
     ] = 15,
     results: ResultsOption = Path("results"),
     jobs: JobsOption = None,
@@ -267,7 +267,9 @@ def try_out(
     problem in FILE. For each method, validation chooses a learning rate from
     values around the one in your recipe. The comparison then runs on other
     seeds. The suite that was made is stored with the results; you can extend
-    it. Give the same command again to go on after a stop.
+    it. The time is a forecast: on a busy computer, or if the grid of learning
+    rates grows at both edges, it takes longer. Give the same command again to
+    go on after a stop.
 
     Exit codes: 0, success; 1, some runs failed; 2, nothing can be run, or every
     method fails in its first steps.
@@ -524,8 +526,9 @@ def list_all(
 ) -> None:
     """List all balancers, problems and suites, or one kind or your own file in detail.
 
-    The details of a problem are its tasks, its metrics, the numbers of samples,
-    and the time of a run on this machine, estimated from a few training steps.
+    The details of a problem are its tasks, its metrics and its steps. Of the
+    problems in your file, they are also the numbers of samples, and the time of
+    a run on this machine, estimated from a few training steps.
 
     Exit codes: 0, success; 2, there is no such kind or file.
     """
@@ -553,7 +556,7 @@ def list_all(
         _print_details(balancers.names(), [])
         return
     if kind is Listing.PROBLEMS:
-        _print_details([], tasks.names())
+        new_console().print(problem_list.table(problem_list.entries(timed=False)))
         return
     lines = {
         Listing.BALANCERS: [(name, balancers.get(name).summary) for name in balancers.names()],
@@ -657,10 +660,12 @@ def diagnose(
 
     The command trains the first 5 % of your recipe's steps (at least 20, at
     most 200). It measures the losses, and the norms, cosines and noise of the
-    tasks' gradients. It reads training data alone. A rule then advises one of
-    six candidates; if that is static weighting, you get its weights to paste.
-    The rule was fixed before the evidence was run. To compare methods on your
-    problem, use `lossbench try`.
+    tasks' gradients. It reads training data alone. From losses, norms and
+    cosines, a rule then advises one of five: equal weights, one over the
+    initial loss, one over the initial gradient norm, uncertainty weighting or
+    Nash-MTL. If that is static weighting, you get its weights to paste.
+    The rule has not been tested yet; rule 34 of the protocol says how it will
+    be. To compare methods on your problem, use `lossbench try`.
 
     Exit codes: 0, success; 2, the problem cannot be trained.
     """

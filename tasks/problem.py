@@ -158,6 +158,10 @@ class Problem(ABC, Generic[Data]):
             may be looked at, except those of equal and of static weights.
         static_weights: fixed weightings that are known before any training, by name. The first is the one to try first.
             The weights of each sum to T.
+        likelihoods: the likelihood that each task's loss comes from, by the task's name: "gaussian" for a squared
+            error, "softmax" for a cross-entropy. ``lossbench try`` and ``lossbench diagnose`` give them to uncertainty
+            weighting. If empty, it takes all for Gaussian. The problems that come with the benchmark state none,
+            because the evidence is run with the defaults.
 
     Example::
 
@@ -179,6 +183,7 @@ class Problem(ABC, Generic[Data]):
     full: Recipe | None = None
     baselines: frozenset[Baseline] = frozenset({"single-task"})
     static_weights: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    likelihoods: Mapping[str, str] = MappingProxyType({})
 
     def require(self) -> None:
         """Check that all data from outside the source tree are there, without reading them.
@@ -312,6 +317,9 @@ class Problem(ABC, Generic[Data]):
             raise ValueError(
                 f"{who}.baselines must contain 'constant' if, and only if, {who} defines a method constant"
             )
+        if self.likelihoods and set(self.likelihoods) != set(self.tasks):
+            named = list(self.likelihoods)
+            raise ValueError(f"{who}.likelihoods names {named}; expected all tasks: {list(self.tasks)}")
         for key, weights in self.static_weights.items():
             if len(weights) != len(self.tasks) or not math.isclose(sum(weights), len(self.tasks), rel_tol=1e-6):
                 raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from .balancers.contract_plugins import OWN
 from .on_device import OnDevice
 
 
@@ -16,7 +17,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", default="cpu", help="device for the tests marked on_device, such as cuda; default: cpu"
     )
+    parser.addoption(
+        "--method", type=Path, help="file of your own method, to test its contract: tests/balancers/test_contract.py"
+    )
     parser.addoption("--site", type=Path, help="folder of built pages to check, build/docs/html; default: builds them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the file that ``--method`` names, before tests are collected."""
+    if (file := config.getoption("--method")) is None:
+        return
+    import balancers
+    from bench.run import plugins
+
+    try:
+        found = plugins.registered(file).balancers
+    except plugins.PluginError as error:
+        raise pytest.UsageError(str(error)) from error
+    if not found:
+        raise pytest.UsageError(f"{file} registers no method; docs/add-a-method.md shows how a file does that")
+    OWN.extend(map(balancers.get, found))
 
 
 @pytest.fixture
@@ -62,12 +82,22 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run a file's tests in one process of pytest-xdist, so that its fixtures are made once.
 
-    The tests that start processes form the longest group, so they begin first.
+    The tests that start processes form the longest group, so they begin first. With ``--method``, the only tests are
+    those of the contract.
     """
+    if OWN:
+        others = [item for item in items if not _is_contract(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _is_contract(item)]
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "processes")
+
+
+def _is_contract(item: pytest.Item) -> bool:
+    """Return whether a test takes a case of a method."""
+    return item.path.stem == "test_contract" and "case" in getattr(getattr(item, "callspec", None), "params", ())

@@ -47,6 +47,7 @@ NOT_ON_THE_PAGE = {
     "so it must be a LearnedState": "a method that returns what it may not",
     "so it must declare replaces_gradients": "a method that returns what it may not",
     "; expected some of": "a method whose function takes an unknown argument",
+    f"{HOLE} returned ": "a method that returns what it may not",
     "register expects a subclass": "a class that is no method",
     "to be registered": "a method without a name or summary",
     "is taken by": "two methods of one name",
@@ -219,6 +220,7 @@ PROVOKED: dict[str, Lines] = {
     "no loss": lambda: named()({}),
     "numbers as keys": lambda: UncertaintyWeighting(2)(dict(enumerate(two()))),
     "a number as loss": lambda: named()([1.0, 2.0]),
+    "a loss that is None": lambda: named()({"depth": None, "normals": two()[0]}),  # type: ignore[dict-item]
     "a loss that is not reduced": lambda: named()([torch.ones(2, requires_grad=True)] * 2),
     "a whole number as loss": lambda: named()([torch.tensor(1)] * 2),
     "a detached loss": lambda: named()([loss.detach() for loss in two()]),

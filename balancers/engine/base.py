@@ -23,6 +23,7 @@ from .before_step import Ahead, learn_ahead, second_losses
 from .declared import Option, Range, option, state
 from .loss_input import Entries, Losses, LossReader, stack
 from .loss_warnings import LossWarnings
+from .method_checks import check_result, check_weights
 from .ranks import GroupOption, Ranks
 from .readings import NOTHING, Read, Result, State
 from .rng import Draws
@@ -53,11 +54,13 @@ class LossBalancer(DeclaredState):
     like don't change it. Under ``torch.distributed``, weights are those of the global batch, equal on every rank.
 
     **A method** is a subclass. It declares what it `reads`, its options (`option`) and its state (`state`), and writes
-    one of these functions, or both. Each takes the arguments of these names that it needs:
+    one or both of these functions. Each takes the arguments of these names that it needs:
 
     ``weigh(losses, state, draws)`` returns the weights of a step, ``(T',)``, before the backward pass, for detached
-    ``losses`` ``(T',)`` of the T' tasks that have one. `State` is a mapping of tensors by name, `Draws` a source of
-    random numbers. Methods that read the Gramian or the gradients may leave it out: losses are then not multiplied.
+    ``losses`` ``(T',)`` of the T' tasks that have one, as if there were no others; without ``losses``, those of all T
+    tasks. Losses are means over the ranks, but each pass's own. `State` is a mapping of tensors by name, `Draws` a
+    source of random numbers. Only methods that read the Gramian or the gradients may leave `weigh` out: losses are
+    then not multiplied.
 
     ``update(read, state, draws)`` learns after the backward pass: it returns a `Result` for a `Read`. Neither function
     may change a tensor that it is given, or wait for the device. A method that reads the Gramian and keeps no state
@@ -66,9 +69,9 @@ class LossBalancer(DeclaredState):
     Args:
         tasks: their number, or their names. A balancer that was given a number takes the names of the first
             ``{task: loss}`` dict.
-        accumulate: backward passes per optimiser step: the weights hold within such a window, and are updated from its
-            means at its end. `close_window` ends a shorter one, and `follow` does so by itself. A window that a
-            checkpoint interrupts begins anew.
+        accumulate: backward passes per optimiser step. What the balancer learns is learnt from the means of such a
+            window, at its end. Weights hold within it, unless they follow from the losses of the call. `close_window`
+            ends a shorter one, and `follow` does so by itself. A window that a checkpoint interrupts begins anew.
         check_finite: raise where a loss or a measurement is not finite. Waits for the device. Otherwise the balancer
             alone skips such a step, and the network takes it. To skip the optimiser's step too, which also waits::
 
@@ -138,9 +141,9 @@ class LossBalancer(DeclaredState):
     replaces_gradients: ClassVar[bool] = False
     """Whether shared parameters receive something other than a weighted sum of the tasks' gradients."""
     weigh: Callable[..., Tensor]
-    """Returns the weights of a step: a method writes this function, or `update`, or both."""
+    """Returns the weights of a step. Only methods that read the Gramian or the gradients can do without it."""
     update: Callable[..., Result]
-    """Learns from a step: a method writes this function, or `weigh`, or both."""
+    """Learns from a step. Methods that keep state write it, and those that read the Gramian or the gradients."""
     solve: Callable[[Tensor], Tensor]
     """Returns weights for a Gramian: a method that reads it and keeps no state may write this in place of `update`."""
     __signature__: ClassVar[inspect.Signature]
@@ -180,6 +183,8 @@ class LossBalancer(DeclaredState):
         self._followed: torch.utils.hooks.RemovableHandle | None = None
         self._held: _Held | None = None
         self._compiled: dict[str, Callable[..., Any]] = {}
+        self._checked: set[bool] = set()
+        """Has True and False once the result of a step with all tasks, and of one with some of them, was checked."""
         self._dropped = 0
         """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
@@ -205,6 +210,9 @@ class LossBalancer(DeclaredState):
         """A copy of the weights last used, ``(T,)``."""
         held = None if self._held is None else self._held.weights
         return (self.last_weights if held is None else held).clone()
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ", compile=True" * self.compiles
 
     # Called by a training loop.
 
@@ -495,12 +503,12 @@ class LossBalancer(DeclaredState):
                 return torch.ones_like(self.last_weights), None
             if not hasattr(type(self), "weigh"):
                 raise NotImplementedError(f"{type(self).__name__} must override weigh")
-            return self.weigh(**self._arguments(self._weigh_takes)), None
+            return self._weights_by(), None
         if learning and self._ranks.size > 1:
             losses, given = self._mean_losses(losses, given)
         index = self.index(given)
         losses = losses if index is None else losses[index]
-        weights = self.weigh(**self._arguments(self._weigh_takes, index, losses=losses))
+        weights = self._weights_by(index, losses=losses)
         valid = self._valid(losses, weights)
         if learning and not (self._update_takes or self.combines):
             self.warnings.tell(self, losses, index, valid)
@@ -508,6 +516,12 @@ class LossBalancer(DeclaredState):
         if index is not None:
             weights = before.index_copy(0, index, weights)
         return torch.where(valid, weights, before), valid
+
+    def _weights_by(self, index: Tensor | None = None, new: State | None = None, **more: object) -> Tensor:
+        """Call `weigh` for the tasks at ``index``, or for all; return their weights, ``(T',)``; see `_arguments`."""
+        weights = self.weigh(**self._arguments(self._weigh_takes, index, new, **more))
+        check_weights(self, weights, self.num_tasks if index is None else len(index))
+        return weights
 
     def _mean_losses(self, losses: Tensor, given: tuple[bool, ...] | None) -> tuple[Tensor, tuple[bool, ...] | None]:
         """Return each task's mean losses ``(..., T)`` over the ranks that have it, and which tasks any rank has."""
@@ -672,6 +686,9 @@ class LossBalancer(DeclaredState):
             result = Result(self.solve(read.gramian))
         else:
             raise NotImplementedError(f"{type(self).__name__} must override update")
+        if not torch.compiler.is_compiling() and (index is None) not in self._checked:
+            check_result(self, result, len(read.losses), index)
+            self._checked.add(index is None)
         losses = read.losses if read.present is None else torch.where(read.present, read.losses, 1.0)
         others = [read.norms, read.tracked, read.losses_before, read.second_losses, read.products]
         valid = self._valid(losses, *others, result.weights, result.gradient, *result.state.values())

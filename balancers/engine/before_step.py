@@ -65,13 +65,12 @@ def learn_ahead(
     if result.gradient is not None:
         new |= balancer._descended(result.gradient, read, index)
     merged = balancer.merged(new, valid, index)
-    takes = balancer._weigh_takes
-    if "losses" in takes:
-        weights = balancer.weigh(**balancer._arguments(takes, index, merged, losses=read.losses))
+    if "losses" in balancer._weigh_takes:
+        weights = balancer._weights_by(index, merged, losses=read.losses)
         whole = weights if index is None else before.index_copy(0, index, weights)
         weights = torch.where(valid & balancer._valid(read.losses, weights), whole, before)
     else:
-        weights = balancer.weigh(**balancer._arguments(takes, None, merged))
+        weights = balancer._weights_by(None, merged)
 
     def commit() -> None:
         balancer._dropped = 0

@@ -49,16 +49,20 @@ class Option:
     """Its default, or a function of the balancer that returns it. Where it is None, None is accepted."""
     _: KW_ONLY
     above: float = -math.inf
-    """A number must be above this."""
+    """A number must be above this. Limits can be combined; a value outside raises a ValueError that states them."""
     at_least: float = -math.inf
+    """A number must be this or more."""
     at_most: float = math.inf
+    """A number must be this or less."""
     below: float = math.inf
+    """A number must be below this. Without limits, any finite number will do."""
     whole: bool = False
-    """Whether it is a whole number."""
+    """Whether it is a whole number. An option whose default is True or False is one of these two."""
     one_of: tuple[str, ...] = ()
     """The strings that it may be; empty if it is a number."""
     per_task: bool = False
-    """Whether it is one value for all tasks, one per task, or a dict by task name. Numbers are in ``state`` as well."""
+    """Whether it is one value for all tasks, one per task, or a dict by task name. The attribute is a list in task
+    order, and each value keeps the limits. Numbers are in ``state`` as well."""
     task: bool = False
     """Whether it is one task, by its index from 0 or by its name. The attribute is the index, and ``state`` has
     ``is_<option>``, which is 1 for this task and 0 for the others."""
@@ -67,7 +71,7 @@ class Option:
     free: bool = False
     """Whether it may be anything; the method checks it in ``prepare``."""
     tune: Range | None = None
-    """The values worth trying."""
+    """The values that ``lossbench tune`` and searches draw from; None: they leave the option alone. Not a limit."""
 
     def read(self, name: str, value: object, balancer: "DeclaredState") -> Any:
         """Return ``value`` as the method uses it: checked, and of an option per task as a list in task order.

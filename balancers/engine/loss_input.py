@@ -112,7 +112,9 @@ class LossReader:
         return in_order, tuple(loss is not None for loss in in_order)
 
 
-def _check_scalar(what: str, loss: Tensor, learning: bool) -> None:
+def _check_scalar(what: str, loss: Tensor | None, learning: bool) -> None:
+    if loss is None:
+        raise TypeError(f"{what} is None; where a task has no loss in a step, leave it out of a {{task: loss}} dict")
     if not isinstance(loss, Tensor):
         raise TypeError(f"{what} is of type {type(loss).__name__}; expected a scalar tensor")
     if loss.ndim != 0:

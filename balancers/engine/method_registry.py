@@ -46,7 +46,10 @@ def register(cls: Balancer) -> Balancer:
             raise TypeError(f"{cls.__name__} must state a class attribute {attribute!r} to be registered")
     known = _classes.setdefault(cls.name, cls)
     if known is not cls and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"the name {cls.name!r} is taken by {known.__module__}.{known.__qualname__}")
+        raise ValueError(
+            f"the name {cls.name!r} is taken by {known.__module__}.{known.__qualname__}; give {cls.__name__} another "
+            f"name, or if both are one method, register it once: leave its file out of the suite's plugins"
+        )
     _classes[cls.name] = cls
     return cls
 

@@ -23,6 +23,8 @@ BYTES_PER_TASK = 32
 """Room for each task's name in the saved state, on average; longer names are not saved."""
 DIGIT = 2**8
 """Whole numbers are saved as digits of this base, which float32 and bfloat16 hold exactly."""
+MOST_SHOWN = 4
+"""Up to this number of tasks, ``repr`` shows their names."""
 SEED_DIGITS, COUNTER_DIGITS, CHECKSUM_DIGITS = 8, 6, 4
 
 
@@ -79,8 +81,7 @@ class DeclaredState(nn.Module):
             raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; its options are {known}")
         initial = dict[str, Any]()
         for name, declared in self._options.items():
-            default = declared.default(self) if callable(declared.default) else declared.default
-            value = declared.read(name, options.get(name, default), self)
+            value = declared.read(name, options[name], self) if name in options else self._default(name)
             if name in self._states:
                 initial[name] = value
                 continue
@@ -95,6 +96,26 @@ class DeclaredState(nn.Module):
             self._register(name, each if given is None else each._replace(initial=given))
         self.register_load_state_dict_pre_hook(_before_loading)
         self.register_load_state_dict_post_hook(_after_loading)
+
+    def _default(self, name: str) -> Any:
+        """Return an option's default, as the method uses it."""
+        declared = self._options[name]
+        return declared.read(name, declared.default(self) if callable(declared.default) else declared.default, self)
+
+    def __repr__(self) -> str:
+        """Return one line: the class, the tasks, and the options that differ from their defaults."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        named = self.tasks is not None and self.num_tasks <= MOST_SHOWN
+        shown = [f"tasks={list(self.tasks or ()) if named else self.num_tasks}"]
+        for name in self._options:
+            value: Any = self._declared[name].initial if name in self._states else getattr(self, name)
+            default = self._states[name].initial if name in self._states else self._default(name)
+            if value != default:
+                alike = isinstance(value, list) and value.count(value[0]) == len(value)
+                shown.append(f"{name}={(value[0] if alike else value)!r}")
+        return ", ".join(shown)
 
     @property
     def num_tasks(self) -> int:

@@ -1,4 +1,4 @@
-"""List the problems for the terminal: tasks, metrics, numbers of samples, and how long a run takes on this machine."""
+"""List the problems for the terminal: tasks, metrics and steps; of a user's, samples and the time of a run too."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,16 +31,19 @@ class ListedProblem(NamedTuple):
     metrics: str
     """The other metrics, written in the same way."""
     sizes: str
-    """Number of samples in each split."""
+    """Number of samples in each split; empty if data were not loaded."""
     reserved: str
     """Which methods may be compared on the problem, if it is reserved; else empty."""
     run: str
-    """Number of steps of the default recipe and its time on this machine, or why that cannot be estimated."""
+    """Number of steps of the default recipe; and if it was timed, its time on this machine, or why it has none."""
 
 
-def entries(names: Sequence[str] | None = None) -> list[ListedProblem]:
-    """Return the registered problems of these names, each with its default options; None: all problems."""
-    return [_entry(name) for name in (tasks.names() if names is None else names)]
+def entries(names: Sequence[str] | None = None, timed: bool = True) -> list[ListedProblem]:
+    """Return the registered problems of these names, each with its default options; None: all problems.
+
+    If they are ``timed``, their data are loaded and a few training steps are made, which takes seconds for each.
+    """
+    return [_entry(name, timed) for name in (tasks.names() if names is None else names)]
 
 
 def line(name: str) -> str:
@@ -66,7 +69,7 @@ def table(problems: list[ListedProblem]) -> Table:
     return grid
 
 
-def _entry(name: str) -> ListedProblem:
+def _entry(name: str, timed: bool) -> ListedProblem:
     cls = tasks.get(name)
     reserved = RESERVED if cls.reserved else ""
     try:
@@ -75,7 +78,7 @@ def _entry(name: str) -> ListedProblem:
         return ListedProblem(name, cls.summary, "", "", "", "", reserved, str(error))
     score = next(_written(metric) for metric in problem.metrics if metric.name == problem.primary)
     others = ", ".join(_written(metric) for metric in problem.metrics if metric.name != problem.primary)
-    sizes, run = _sizes_and_run(problem)
+    sizes, run = _sizes_and_run(problem, timed)
     return ListedProblem(name, cls.summary, ", ".join(problem.tasks), score, others, sizes, reserved, run)
 
 
@@ -85,14 +88,16 @@ def _written(metric: Metric) -> str:
     return f"{metric.name}{unit} {'↑' if metric.higher_is_better else '↓'}"
 
 
-def _sizes_and_run(problem: Problem[Any]) -> tuple[str, str]:
-    """Return the texts `ListedProblem.sizes` and `ListedProblem.run`; times a few steps of the problem."""
+def _sizes_and_run(problem: Problem[Any], timed: bool) -> tuple[str, str]:
+    """Return the texts `ListedProblem.sizes` and `ListedProblem.run`; if ``timed``, times a few steps."""
     if problem.illustration:
         return "", f"drawn only: lossbench show {problem.name}"
     try:
         problem.require()
     except MissingDataError as error:
         return "", str(error)
+    if not timed:
+        return "", f"{problem.recipe.steps:,} steps of {problem.recipe.batch_size} samples"
     spec = RunSpec(problem.name, {}, problem.recipe, Method("equal", None, {}), 0, "tuning", "cpu", EVALUATIONS)
     try:
         measured = pace(spec)

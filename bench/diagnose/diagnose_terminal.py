@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+import tasks
 from bench.analysis import loss_scales
 from bench.run import atomic_file
+from bench.run.spec import Method
 from bench.style.console import new_console
 from bench.style.numbers import number
 
@@ -21,8 +23,12 @@ from . import gradient_profile, rule
 from .advice import Advice, advice
 from .gradient_profile import GradientProfile
 
-EVIDENCE = Path(__file__).parents[2] / "results" / "reference" / "core" / "advice.csv"
+CORE = Path(__file__).parents[2] / "results" / "reference" / "core"
+EVIDENCE = CORE / "advice.csv"
 """Range of each candidate over the problems of the evidence: candidate, q_low, q_high, cost_low, cost_high."""
+REGRETS = CORE / "tables" / "advice_regrets.csv"
+"""Result of the rule's test: problem, reserved, lower. ``python -m bench.evidence advice`` writes it."""
+UNTESTED = "The rule has not been tested yet; rule 34 of the protocol says how it will be."
 SHORTEST, LONGEST = 0.5, 4.0
 """The shortest and the longest training of equal weighting in the evidence, as factors of the steps."""
 
@@ -43,7 +49,7 @@ def diagnose(
     """
     say(f"training the beginning of {name} at equal weights")
     profile = gradient_profile.measure(name, options, seed)
-    advised = advice(profile)
+    advised = with_likelihoods(advice(profile), tasks.create(name, **options).likelihoods)
     out = new_console()
     out.print(Text(heading(profile), style="bold"), grid(profile))
     for sentence in (comparison(profile), loss_scales.advice(first_losses(profile))):
@@ -51,7 +57,7 @@ def diagnose(
             out.print(Text(sentence))
     out.print(Text(f"\nadvice for {name}: {advised.candidate}", style="bold"))
     out.print(Text(f"  {advised.code}"), soft_wrap=True)
-    for sentence in (*advised.notes, *advised.reasons, gain_and_cost(evidence(), advised.candidate)):
+    for sentence in (*advised.notes, *advised.reasons, gain_and_cost(evidence(), advised.candidate), rule_test()):
         if sentence:
             out.print(Text(sentence))
     return profile, advised
@@ -90,6 +96,26 @@ def comparison(profile: GradientProfile) -> str:
 def first_losses(profile: GradientProfile) -> dict[str, float]:
     """Return the mean loss of each task over the first steps."""
     return dict(zip(profile.tasks, profile.first_losses.tolist(), strict=True))
+
+
+def with_likelihoods(advised: Advice, likelihoods: Mapping[str, str]) -> Advice:
+    """Return the advice with the likelihoods that a problem declares, if it is uncertainty weighting."""
+    if advised.candidate != "uncertainty" or not likelihoods:
+        return advised
+    given = json.dumps(dict(likelihoods), ensure_ascii=False)
+    method = Method("uncertainty", None, {"likelihoods": dict(likelihoods)})
+    return replace(advised, method=method, code=f"{advised.code[:-1]}, likelihoods={given})", notes=())
+
+
+def rule_test() -> str:
+    """Return a sentence on the result of the rule's test, or that there is none yet."""
+    if not REGRETS.is_file():
+        return UNTESTED
+    lower = pd.read_csv(REGRETS)["lower"]
+    return (
+        "In the test by rule 34 of the protocol, the rule had a lower regret than its opponent, which always advises "
+        f"the method that is best on the other problems, on {(lower == 'advice').sum()} of {len(lower)} problems."
+    )
 
 
 def evidence() -> pd.DataFrame | None:

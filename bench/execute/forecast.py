@@ -97,10 +97,10 @@ def _causes(reasons: Mapping[str, str]) -> str:
 
 
 def sentence(suite: Suite, missing: Sequence[Planned], timed: Sequence[Planned], jobs: int, paces: Paces) -> str:
-    """Return the forecast as a sentence: ``315 runs and 42 step timings: about 14 to 17 minutes, ...``.
+    """Return the forecast as a sentence: ``63 runs (81 if ...) and 9 step timings: about 14 to 17 minutes, ...``.
 
-    The longer time holds if the best learning rates lie at both edges of every grid, which extends the grids. The
-    sentence ends with the computing time of all workers together. Runs that could not be timed are left out of all
+    The larger numbers hold if the best learning rates lie at both edges of every grid, which extends the grids once.
+    The sentence ends with the computing time of all workers together. Runs that could not be timed are left out of all
     times.
 
     Args:
@@ -128,7 +128,10 @@ def sentence(suite: Suite, missing: Sequence[Planned], timed: Sequence[Planned],
             tuning += share if run.spec.phase == "tuning" else 0.0
     seconds += sum(loads.values())
     parts = [counted(count, what) for count, what in ((len(distinct), "run"), (len(timed), "step timing")) if count]
-    grows = 0.0 if suite.searches else 2 / max(1, len(suite.learning_rates))
+    grows = 0.0 if not suite.growths else 2 / max(1, len(suite.learning_rates))
+    more = round(grows * sum(run.spec.phase == "tuning" for run in distinct.values()))
+    if more:
+        parts[0] += f" ({len(distinct) + more} if the grid of learning rates grows at both edges)"
     time_taken = in_words(seconds, seconds + grows * tuning)
     about = f"{jobs} at a time, {core_time(work)}"
     return f"{' and '.join(parts)}: {time_taken}, estimated from a few steps of each ({about})"

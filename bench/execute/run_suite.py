@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bench.analysis.static_front import MOST_POINTS
 from bench.cost import measure_step, micro
-from bench.run import atomic_file, machine_facts
+from bench.run import atomic_file, machine_facts, suite_text
 from bench.run.pace import Pace
 from bench.run.result_store import ResultStore
 from bench.suite import plan, rate_search, result_tables
@@ -154,7 +154,8 @@ class _Work:
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
         result_tables.write(result_tables.assemble(suite, done, selection, cost_rows, again), folder / "tables")
         micro.add_table(folder)
-        atomic_file.write(folder / "suite.toml", suite.written.text.encode())
+        kept = suite_text.kept(suite.written, suite.plugins, folder)
+        atomic_file.write(folder / suite_text.KEPT, kept.encode())
         failed = [run for run in done if run.result.status == "failed"]
         return Summary(self.computed, len(self.seen) - self.computed, failed)
 
@@ -298,23 +299,31 @@ class _Work:
         raise EngineError(f"{LOSSES} workers that timed steps were lost")
 
     def timed_by_one_worker(self, costs: Sequence[Planned], anew: bool) -> list[result_tables.Row]:
-        """Return the rows of the table of step costs; with ``anew``, those that were measured before are not used."""
+        """Return the rows of the table of step costs; with ``anew``, those that were measured before are not used.
+
+        ``busy_cores`` is the number of cores that other programs used when timing began: 0 up to `run_job.BUSY`. Steps
+        that an earlier version timed have no such column.
+        """
         kind = self.workforce.kind_of_machine()
         self.store.keep_kind_of_machine(kind)
         keys = {run.key: self.cost_key(run, kind) for run in costs}
         stored = {} if anew else {run.key: self.store.cost(keys[run.key]) for run in costs}
         missing = [run for run in costs if stored.get(run.key) is None]
         self.progress.begin("step timing", len(missing), lambda: (1, 1), reused=len(costs) - len(missing))
-        if missing and (busy := self.workforce.busy_cores()) > run_job.BUSY:
+        busy = self.workforce.busy_cores() if missing else 0.0
+        if busy > run_job.BUSY:
             self.tell(f"steps are timed while other programs use {busy:.1f} cores: the times may be too long")
+        else:
+            busy = 0.0
         rows: list[result_tables.Row] = []
         for run in costs:
             facts = stored.get(run.key)
             if facts is None:
-                facts = self.measure(run)
+                facts = {**self.measure(run), "busy_cores": busy}
                 self.store.keep_cost(keys[run.key], facts)
                 self.progress.finish(failed=not facts["rows"])
-            rows += ({"problem": run.problem, "balancer": run.balancer, **row} for row in facts["rows"])
+            known = {"busy_cores": facts["busy_cores"]} if "busy_cores" in facts else {}
+            rows += ({"problem": run.problem, "balancer": run.balancer, **row, **known} for row in facts["rows"])
         return rows
 
     def measure(self, run: Planned) -> dict[str, Any]:

@@ -1,16 +1,22 @@
 """Answer a comparison in a few sentences: which method to use, at what cost, and what the answer does not rest on."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
+import tasks
 from bench.analysis import EQUIVALENCE, loss_scales
 from bench.run import suite_text
-from bench.style.numbers import counted, join, rate, relative
+from bench.style.numbers import counted, join, rate, relative, span
 from bench.style.short_label import short
 
-from . import evidence, task_tables
+from . import evidence, step_ratios, task_tables
 from .results_folder import Results
 from .verdict_wording import as_predicate, seeds
+
+FEW_SEEDS = 10
+"""If most verdicts are not settled on fewer seeds than this, the answer suggests more."""
 
 
 def answer(results: Results) -> list[str]:
@@ -33,11 +39,14 @@ def answer(results: Results) -> list[str]:
 def caveat(results: Results) -> str:
     """Return a sentence that the best of several methods needs new seeds before it is relied on.
 
-    It is empty if nothing is ranked, if there is one method to compare, if the runs were repeated on other seeds, or if
-    verdicts are confirmatory.
+    It is empty if nothing is ranked, if there is one method to compare, if no method is better than equal weighting, if
+    the runs were repeated on other seeds, or if verdicts are confirmatory.
     """
     methods = results.balancers_in(results.evidence)
     if not results.ranking or len(methods) < 3 or len(results.tables["repeated"]) or evidence.claims(results):
+        return ""
+    others = results.evidence[results.evidence["balancer"].map(results.roles.by_label) != "control"]
+    if not (others["verdict"] == "better").any():
         return ""
     problems = results.evidence["problem"].nunique()
     return (
@@ -63,10 +72,39 @@ def far_apart(results: Results) -> list[str]:
 
     The problems that come with the benchmark are left out: some are like that on purpose.
     """
-    if not suite_text.parse(results.suite_toml).values.get("plugins"):
+    suite = suite_text.parse(results.suite_toml).values
+    if not suite.get("plugins"):
         return []
+    ours = {entry.get("label", entry["name"]) for entry in suite["problems"] if _is_ours(entry["name"])}
     first = loss_scales.first_losses(results.tables["trajectory"])
-    return [sentence for problem, losses in first.items() if (sentence := loss_scales.advice(losses, problem))]
+    told = (loss_scales.advice(losses, problem) for problem, losses in first.items() if problem not in ours)
+    return [sentence for sentence in told if sentence]
+
+
+def _is_ours(problem: str) -> bool:
+    """Return whether a problem comes with the benchmark."""
+    return problem in tasks.names() and tasks.get(problem).__module__.split(".")[0] == tasks.__name__
+
+
+def edge_remedy(rows: pd.DataFrame, results: Results) -> str:
+    """Return how learning rates beyond the grid are tried, for the rows of a leaderboard whose rate is at its edge.
+
+    The rates of a suite that ``lossbench try`` made follow from the recipe, so the recipe is named there.
+    """
+    growths = "state a larger growths under [learning_rates] in the suite"
+    if _tried_file(results) is None:
+        return growths
+    selection, ends = results.tables["selection"], set()
+    for _, row in rows[rows["grid_edge"].astype(bool)].iterrows():
+        rates = selection.loc[selection["problem"] == row["problem"], "lr"]
+        ends.add("raise" if row["lr"] >= rates.max() else "lower")
+    return f"{' or '.join(sorted(ends, reverse=True)) or 'change'} the lr of the recipe, or {growths}"
+
+
+def _tried_file(results: Results) -> str | None:
+    """Return the name of the user's file if ``lossbench try`` made the suite, which it keeps in the results folder."""
+    plugins = suite_text.parse(results.suite_toml).values.get("plugins")
+    return Path(plugins[0]).name if plugins and (results.path / f"{results.name}.toml").is_file() else None
 
 
 def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str:
@@ -81,20 +119,20 @@ def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str
     if better.empty:
         return _none_better(others, equal, results)
     best = better.iloc[0]
-    text = f"try {_named(best)} {_of_equals(best, equal)}{_cost(best)}."
+    text = f"try {_named(best)} {_of_equals(best, equal)}{_cost(best, results)}."
     named = [best]
     if np.isfinite(better["step_ratio"].astype(float)).any():
         cheapest = better.sort_values("step_ratio", kind="stable").iloc[0]
         if cheapest["balancer"] != best["balancer"]:
-            text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest)}."
+            text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest, results)}."
             named.append(cheapest)
     if results.roles.static not in (None, best["balancer"]) and best["static_verdict"] not in ("", "better"):
         static = short(results.roles.static or "", 40)
         text += f" Compared with {static}, it is {as_predicate(best['static_verdict'])}."
     if best["failed"]:
         text += f" {best['failed']} of its {best['seeds']} runs failed."
-    more = task_tables.finding(results, best["balancer"]), _at_edge(named, equal)
-    return " ".join(part for part in (text, *more) if part)
+    more = task_tables.finding(results, best["balancer"]), _at_edge(named, equal, results)
+    return " ".join(part for part in (text, *more, _more_seeds(others, results)) if part)
 
 
 def _none_better(others: pd.DataFrame, equal: pd.Series, results: Results) -> str:
@@ -108,13 +146,32 @@ def _none_better(others: pd.DataFrame, equal: pd.Series, results: Results) -> st
     if not leading:
         counts = others["verdict"].value_counts()
         rest = [f"{counts[verdict]} {verdict}" for verdict in ("worse", "tie", "not settled") if verdict in counts]
-        return f"stay with {_label(equal)}. No method is better beyond noise ({', '.join(rest)})."
+        text = f"stay with {_label(equal)}. No method is better beyond noise ({', '.join(rest)})."
+        return " ".join(part for part in (text, _costs(others), _more_seeds(others, results)) if part)
     best = leading[0]
     text = (
-        f"undecided on {seeds(others)}. The best mean is that of {_named(best)} {_of_equals(best, equal)}. "
-        "Add seeds under [seeds] reported in the suite; finished runs are kept."
+        f"undecided on {seeds(others)}. The best mean is that of {_named(best)} {_of_equals(best, equal)}"
+        f"{_cost(best, results)}."
     )
-    return " ".join(part for part in (text, _at_edge([best], equal)) if part)
+    more = _more_seeds(others, results) or "Add seeds under [seeds] reported in the suite; finished runs are kept."
+    return " ".join(part for part in (text, more, _at_edge([best], equal, results)) if part)
+
+
+def _more_seeds(others: pd.DataFrame, results: Results) -> str:
+    """Return how to compare on more seeds, if there are few and most verdicts are not settled; else an empty text."""
+    unsettled = int((others["verdict"] == "not settled").sum())
+    if others["seeds"].max() >= FEW_SEEDS or 2 * unsettled <= len(others):
+        return ""
+    file = _tried_file(results)
+    how = f"give `lossbench try {file}` more --minutes" if file else "add seeds under [seeds] reported in the suite"
+    verdicts = f"{unsettled} of {counted(len(others), 'verdict')} are not settled on {seeds(others)}"
+    return f"{verdicts}: {how}; finished runs are kept."
+
+
+def _costs(others: pd.DataFrame) -> str:
+    """Return a sentence on the time of a step of all methods; empty if none was timed."""
+    ratios = others["step_ratio"].astype(float).dropna()
+    return f"A step of the other methods takes {span(ratios)} times as long." if len(ratios) else ""
 
 
 def _leads(row: pd.Series, equal: pd.Series, higher_is_better: bool) -> bool:
@@ -125,12 +182,16 @@ def _leads(row: pd.Series, equal: pd.Series, higher_is_better: bool) -> bool:
     return bool(gain > EQUIVALENCE * abs(equal["score"]))
 
 
-def _at_edge(named: list[pd.Series], equal: pd.Series) -> str:
+def _at_edge(named: list[pd.Series], equal: pd.Series, results: Results) -> str:
     """Return a sentence on those methods whose chosen learning rate is at the edge of the grid; empty if none is."""
-    at_edge = [f"{_label(row)} ({rate(row['lr'])}*)" for row in (*named, equal) if row["grid_edge"]]
-    if not at_edge:
+    rows = [row for row in (*named, equal) if row["grid_edge"]]
+    if not rows:
         return ""
-    return f"At the edge of the grid of learning rates, beyond which a better one may lie: {join(at_edge)}."
+    named_rates = join(f"{_label(row)} ({rate(row['lr'])}*)" for row in rows)
+    return (
+        f"At the edge of the grid of learning rates, beyond which a better one may lie: {named_rates}. To look there, "
+        f"{edge_remedy(pd.DataFrame(rows), results)}."
+    )
 
 
 def _label(row: pd.Series) -> str:
@@ -145,5 +206,10 @@ def _of_equals(row: pd.Series, equal: pd.Series) -> str:
     return f"{'of' if row['scale'] == 'ratio' else 'on'} {_label(equal)}'s score"
 
 
-def _cost(row: pd.Series) -> str:
-    return f", at {row['step_ratio']:.2f}× the time of a step" if np.isfinite(row["step_ratio"]) else ""
+def _cost(row: pd.Series, results: Results) -> str:
+    """Return the end of a clause on the time of a step; empty if it was not timed."""
+    if not np.isfinite(row["step_ratio"]):
+        return ""
+    busy = step_ratios.busy_cores(results)
+    surroundings = f" (timed while other programs used {busy:.1f} cores)" if busy > 0 else ""
+    return f", at {step_ratios.brief(row, results)} the time of a step{surroundings}"

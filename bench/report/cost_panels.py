@@ -13,6 +13,7 @@ from bench.style.figure_style import FAINT, INK, category_axis, label_ends, log_
 from bench.style.numbers import step_ratio
 from bench.style.short_label import short
 
+from . import step_ratios
 from .results_folder import Results
 
 PARTS = {"forward": 0.35, "backward": 1.0, "optimizer": 0.6}
@@ -46,11 +47,19 @@ def step_cost(results: Results) -> tuple[Figure, str] | None:
     figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1.2, handleheight=0.9)
     where = " and ".join(results.machine(device) for device in devices)
     return figure, (
-        f"Time of a training step on {where}, with nothing else running. Each step of a method was timed next to a "
+        f"Time of a training step on {where}{_surroundings(results)}. Each step of a method was timed next to a "
         "step of equal weighting. The length of a bar is the median of the ratio of the two times; the text beside it "
         "adds the 95 % interval. The shades divide a bar in proportion to the median times of its parts. The table "
         "below has the times in milliseconds."
     )
+
+
+def _surroundings(results: Results) -> str:
+    """Return what else the computer did when the timing began; empty if that is not known."""
+    busy = step_ratios.busy_cores(results)
+    if np.isnan(busy):
+        return ""
+    return f", while other programs used {busy:.1f} cores" if busy > 0 else ", which was quiet otherwise"
 
 
 def _bars(panel: Axes, rows: pd.DataFrame, results: Results) -> None:
@@ -90,8 +99,9 @@ def draw_ratios(panel: Axes, results: Results, problems: Sequence[str]) -> None:
         heading.set_in_layout(False)  # a long heading must not make the panel smaller
         for label in results.balancers_in(rows):
             place += 1
-            ratio = float(ratios[label])
-            if np.isfinite(ratio):
+            timed = bool(np.isfinite(ratios[label]))
+            ratio = 1.0 if timed and label == results.baseline else float(ratios[label])
+            if timed:
                 panel.barh(place, ratio, height=0.7, color=looks[label].colour, linewidth=0)
                 end = (max(ratio, 1), place)
                 panel.annotate(f"{ratio:.2f}×", end, xytext=(4, 0), textcoords="offset points", va="center")

@@ -11,18 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.style.numbers import NOTHING, interval, rate, relative, step_ratio
+from bench.style.numbers import NOTHING, interval, rate, relative
 from bench.style.short_label import short
 
-from . import evidence, task_tables
-from .answer import caveat, far_apart, mixed
+from . import evidence, step_ratios, task_tables
+from .answer import caveat, edge_remedy, far_apart, mixed
 from .front_report import print_search
 from .results_folder import Results, load
 from .verdict_wording import seeds, title
 
 WIDTH = 100
 """Width in characters where the output is not a terminal."""
-SCORE = "score [95 %]"
+SCORE, AGAINST = "score [95 %]", "against "
+"""The heads of columns with intervals; the latter is the beginning of one."""
 NARROW = {"method": 12, "verdict": 7, "against\nstatic": 7}
 """Columns of words, which are narrowed before columns of numbers are, and their least widths."""
 WIDEST = 26
@@ -53,7 +54,10 @@ def print_leaderboard(results: Path) -> None:
         notes.append(f"Repeated on other seeds: {changed}")
     notes += [
         sentence
-        for sentence in (evidence.claims(loaded), caveat(loaded), mixed(loaded), *far_apart(loaded))
+        for sentence in (
+            *(evidence.claims(loaded), caveat(loaded), mixed(loaded), step_ratios.warning(loaded)),
+            *far_apart(loaded),
+        )
         if sentence
     ]
     if notes:
@@ -65,10 +69,14 @@ def print_leaderboard(results: Path) -> None:
 def _fit(columns: dict[str, list[str]], width: int) -> dict[str, int]:
     """Return the width of each column, so that the table fits into ``width`` characters.
 
-    The column of methods is narrowed first, then the verdicts. If that is not enough, the scores in ``columns`` are
-    changed in place: their intervals move to a second line.
+    The column of methods is narrowed first, then the verdicts. If that is not enough, scores in ``columns`` are changed
+    in place, and then what they are against equal weighting: their intervals move to a second line.
     """
-    widths = {head: max(map(len, (*cells, *head.split("\n")))) for head, cells in columns.items()}
+
+    def needed(head: str) -> int:
+        return max(len(line) for cell in (head, *columns[head]) for line in cell.split("\n"))
+
+    widths = {head: needed(head) for head in columns}
     widths["method"] = min(widths["method"], WIDEST)
 
     def over() -> int:
@@ -77,9 +85,10 @@ def _fit(columns: dict[str, list[str]], width: int) -> dict[str, int]:
     for head, least in NARROW.items():
         if head in widths and over() > 0:
             widths[head] = max(min(widths[head], least), widths[head] - over())
-    if over() > 0:
-        columns[SCORE] = [cell.replace(" [", "\n[") for cell in columns[SCORE]]
-        widths[SCORE] = max(len(line) for cell in (SCORE, *columns[SCORE]) for line in cell.split("\n"))
+    for head in columns:
+        if over() > 0 and (head == SCORE or head.startswith(AGAINST)):
+            columns[head] = [cell.replace(" [", "\n[") for cell in columns[head]]
+            widths[head] = needed(head)
     return widths
 
 
@@ -91,7 +100,7 @@ def _table(rows: pd.DataFrame, results: Results, width: int) -> Table:
         SCORE: [interval(row["score"], row["score_low"], row["score_high"]) for row in each],
     }
     if results.baseline:
-        columns[f"against {short(results.baseline, 13)}"] = [
+        columns[f"{AGAINST}{short(results.baseline, 13)}"] = [
             relative(row["scale"], row["relative"], row["relative_low"], row["relative_high"]) for row in each
         ]
     if results.ranking:
@@ -99,16 +108,18 @@ def _table(rows: pd.DataFrame, results: Results, width: int) -> Table:
         if (rows["static_verdict"] != "").any():
             columns["against\nstatic"] = [row["static_verdict"] or NOTHING for row in each]
     if np.isfinite(rows["step_ratio"].astype(float)).any():
-        columns["step\ntime"] = [step_ratio(row["step_ratio"], np.nan, np.nan) for row in each]
+        columns["step\ntime"] = [step_ratios.brief(row, results).replace(" [", "\n[") for row in each]
 
     widths = _fit(columns, width)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    tight = sum(widths.values()) + 2 * len(widths) > width
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0 if tight else 1, 0, 0), pad_edge=False)
     for head in columns:
         justify: Literal["left", "right"] = "left" if head == "method" else "right"
         table.add_column(Text(head), justify=justify, overflow="fold", width=widths[head])
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell) for cell in cells))
-    notes = ["* at the edge of the grid: a better learning rate may lie beyond"] if rows["grid_edge"].any() else []
+    edge = f"* at the edge of the grid: a better learning rate may lie beyond; {edge_remedy(rows, results)}"
+    notes = [edge] if rows["grid_edge"].any() else []
     notes += [f"{row['failed']} of {row['seeds']} runs of {row['balancer']} failed" for row in each if row["failed"]]
     if notes:
         table.caption = Text("\n".join(notes))

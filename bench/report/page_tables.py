@@ -9,7 +9,7 @@ from bench.analysis import primary_rows
 from bench.style.numbers import NOTHING, interval, number, quantity, rate, relative, span, step_ratio
 from bench.style.short_label import short
 
-from . import evidence
+from . import evidence, step_ratios
 from .results_folder import Facts, Results
 from .task_tables import TaskTable, task_table
 from .text_grid import TextGrid
@@ -43,6 +43,7 @@ class Sheet(TypedDict):
         caption: caption of the picture.
         finding: sentence on what the leaderboard shows.
         seeds: number of seeds in words.
+        cost_notes: sentences on how far the times of steps can be relied on.
         target_score: the score to reach, as text.
         runs: all runs with the commands that repeat them; None for the evidence, whose runs are in the folders of its
             parts.
@@ -60,6 +61,7 @@ class Sheet(TypedDict):
     target: TextGrid | None
     target_score: str
     costs: list[TextGrid]
+    cost_notes: list[str]
     selection: list[TextGrid]
     runs: TextGrid | None
 
@@ -78,12 +80,13 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
         "caption": picture.caption,
         "finding": finding(problem, results.board, results),
         "seeds": seeds(results.board) if len(results.board) else "",
-        "board": [_board_row(row) for _, row in results.board.iterrows()],
+        "board": [_board_row(row, results) for _, row in results.board.iterrows()],
         "tasks": task_table(results),
         "baselines": _baselines(results),
         "target": None if results.several_lengths else evidence.target_grid(results),
         "target_score": evidence.target_value(results),
         "costs": costs(results),
+        "cost_notes": [text for text in (step_ratios.noise(results), step_ratios.warning(results)) if text],
         "selection": selection(results),
         "runs": None if results.has_claims else _runs(results),
     }
@@ -164,7 +167,7 @@ def _against(scale: str, mean: float, verdict: str) -> str:
     return f"{bare} [{verdict}]" if verdict else bare
 
 
-def _board_row(row: pd.Series) -> dict[str, str]:
+def _board_row(row: pd.Series, results: Results) -> dict[str, str]:
     return {
         "balancer": row["balancer"],
         "lr": rate(row["lr"]),
@@ -175,7 +178,7 @@ def _board_row(row: pd.Series) -> dict[str, str]:
         "verdict": row["verdict"],
         "static": relative(row["scale"], row["static_relative"], row["static_low"], row["static_high"]),
         "static_verdict": row["static_verdict"],
-        "step_ratio": step_ratio(row["step_ratio"], row["step_ratio_low"], row["step_ratio_high"]),
+        "step_ratio": step_ratios.full(row, results),
         "failed": f"{row['failed']} of {row['seeds']}" if row["failed"] else "",
     }
 

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from bench.style.figure_style import FAINT, GRID, INK, NUM_COLOURS, PAPER, PIXELS_PER_POINT, styles
 
-from . import answer, evidence, evidence_answer, evidence_sections, front_report, gpu_tables, page_tables
+from . import answer, evidence, evidence_answer, evidence_sections, front_report, gpu_tables, page_tables, step_ratios
 from .report_figures import draw
 from .results_folder import Results, load
 from .verdict_wording import reading, title
@@ -42,6 +42,8 @@ def write(results: Path) -> Path:
         caveat=answer.caveat(loaded),
         far_apart=answer.far_apart(loaded),
         mixed=answer.mixed(loaded),
+        busy=step_ratios.warning(loaded),
+        edge_remedy=answer.edge_remedy(loaded.board, loaded),
         looks=styles(loaded.balancers),
         # No figure of the evidence tells methods apart by colour, so that all of them can be highlighted at once.
         num_colours=len(loaded.balancers) if loaded.has_claims else NUM_COLOURS,

@@ -59,7 +59,11 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts about a problem in a suite; ``score`` is the name of its primary metric with its unit."""
+    """The facts about a problem in a suite.
+
+    ``score`` is the name of its primary metric with its unit, and ``description`` says what it is; results stored by
+    earlier versions lack it.
+    """
 
     problem: str
     summary: str
@@ -70,6 +74,7 @@ class Facts:
     batch_size: int
     higher_is_better: bool
     score: str
+    description: str
 
     @property
     def direction(self) -> str:
@@ -160,6 +165,7 @@ class Results:
         table = self.tables["problems"]
         row = table[table["problem"] == problem].iloc[0]
         unit = f" ({row['unit']})" if row["unit"] else ""
+        description = row.get("description")
         return Facts(
             problem=problem,
             summary=str(row["summary"]),
@@ -170,6 +176,7 @@ class Results:
             batch_size=int(row["batch_size"]),
             higher_is_better=bool(row["higher_is_better"]),
             score=f"{row['primary']}{unit}",
+            description=description if isinstance(description, str) else "",
         )
 
     def picture(self, problem: str) -> Picture:

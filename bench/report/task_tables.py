@@ -1,5 +1,7 @@
 """Show which task paid: every method's metrics of single tasks, compared with equal weighting."""
 
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -19,6 +21,8 @@ MOST_NAMED = 4
 """Maximum number of metrics that a sentence names one by one; for more, it counts verdicts."""
 MOST_PROBLEMS = 2
 """Maximum number of problems whose tasks are printed in the terminal; the page has them all."""
+ARROWS = {", lower is better": " ↓", ", higher is better": " ↑"}
+"""What stands for a metric's direction in the terminal."""
 UNSETTLED = "?"
 """Text in the terminal for a change that is not settled."""
 
@@ -84,8 +88,9 @@ def print_tasks(results: Results, console: Console) -> None:
     if found is None:
         return
     columns = {"method": [short(label) for label, _ in found["rows"]]}
-    columns |= {head: [_line(cells[place]) for _, cells in found["rows"]] for place, head in enumerate(found["header"])}
-    widths = [max(map(len, [*cells, *head.split(" ")])) for head, cells in columns.items()]
+    for place, head in enumerate(found["header"]):
+        columns[_with_arrow(head)] = [_line(cells[place]) for _, cells in found["rows"]]
+    widths = _widths(columns, console.width)
     if sum(widths) + 2 * len(widths) > console.width:
         console.print(
             "",
@@ -101,6 +106,24 @@ def print_tasks(results: Results, console: Console) -> None:
     console.print("", Text("Task by task, means over seeds"), table, sep="\n", end="")
     for note in _notes(found, results):
         console.print(Text(note))
+
+
+def _with_arrow(head: str) -> str:
+    """Return the head of a column with an arrow for its direction, which takes less room than the words."""
+    for words, arrow in ARROWS.items():
+        head = head.replace(words, arrow)
+    return head
+
+
+def _widths(columns: Mapping[str, Sequence[str]], room: int) -> list[int]:
+    """Return the widths of columns that hold their cells; where there is room, their heads take two lines at most."""
+    widths = [max(map(len, [*cells, *head.split(" ")])) for head, cells in columns.items()]
+    while sum(widths) + 2 * len(widths) < room:
+        lines = [len(textwrap.wrap(head, width)) for head, width in zip(columns, widths, strict=True)]
+        if max(lines) <= 2:
+            break
+        widths[lines.index(max(lines))] += 1
+    return widths
 
 
 def _notes(found: TaskTable, results: Results) -> list[str]:

@@ -4,8 +4,11 @@ The report reads the copy of the file in a results folder in this way. It must n
 methods that the suite was run with.
 """
 
+import json
+import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,3 +61,31 @@ def read(path: Path) -> SuiteText:
         ValueError: The file is not TOML in UTF-8.
     """
     return parse(path.read_text(encoding="utf-8"))
+
+
+def kept(suite: SuiteText, plugins: Sequence[Path], folder: Path) -> str:
+    """Return the suite's text as its results ``folder`` keeps it, from where its ``plugins`` are found too.
+
+    Their paths are relative to the folder of a suite's file, so the line ``plugins`` is written anew. Without plugins,
+    or if that line can't be found in the text, the text stays as it is.
+    """
+    folder = folder.resolve()
+    written = suite.values.get("plugins", ())
+    if [(folder / name).resolve() for name in written] == list(plugins):
+        return suite.text
+    paths = [_relative(path, folder) for path in plugins]
+    line = f"plugins = {json.dumps(paths, ensure_ascii=False)}"
+    text = re.sub(r"^plugins\s*=\s*\[.*?\]", lambda _: line, suite.text, count=1, flags=re.MULTILINE | re.DOTALL)
+    try:
+        moved = parse(text).values == {**suite.values, "plugins": paths}
+    except ValueError:
+        moved = False
+    return text if moved else suite.text
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return the path from ``folder`` to a file; on another drive of Windows, the whole path."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()

@@ -84,6 +84,7 @@ def problems(suite: Suite, done: Sequence[Done] = ()) -> pd.DataFrame:
                 "primary": primary.name,
                 "higher_is_better": primary.higher_is_better,
                 "unit": primary.unit,
+                "description": primary.description,
                 "steps": entry.recipe.steps,
                 "batch_size": entry.recipe.batch_size,
                 "control": entry.problem.control,

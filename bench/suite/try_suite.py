@@ -27,6 +27,9 @@ from .toml_table import SuiteError
 METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "random")
 """The methods of the suite: the protocol's core methods, and a control."""
 
+UNTRAINED = "static 1/untrained loss"
+"""The label of static weights that are made from an untrained model's losses."""
+
 TUNING = 101
 """The first tuning seed."""
 
@@ -62,7 +65,7 @@ def make(
     Args:
         file: The Python file that registers problems, and perhaps methods.
         folder: The folder into which the suite is written.
-        minutes: The time that the suite's runs should take together.
+        minutes: The time that the suite's runs aim at together.
         seconds_of: Returns how long the runs of a suite take together, in seconds.
 
     Returns:
@@ -93,8 +96,14 @@ def make(
         seconds = seconds_of(loaded, _runs(loaded))
         if seconds <= 60 * minutes:
             break
+    took = in_words(seconds, seconds)
+    if seconds <= 60 * minutes:
+        notes.append(
+            f"the comparison aims at {minutes:g} minutes: {len(_runs(loaded))} runs in {took}, if the grid of learning "
+            "rates grows at one edge; other programs make it slower"
+        )
     else:
-        notes.append(f"the smallest comparison takes longer than {minutes:g} minutes: {in_words(seconds, seconds)}")
+        notes.append(f"the smallest comparison takes longer than {minutes:g} minutes: {took}")
     elsewhere = "" if folder.parent == Path("results") else f" --results {folder.parent}"
     notes.append(f"the suite is in {path}; to go on from there, edit it and run: lossbench run {path}{elsewhere}")
     return loaded, notes
@@ -131,7 +140,7 @@ def _require_models(file: Path, problems: Sequence[Problem[Any]]) -> None:
     """Raise a `SuiteError` if not even equal weighting can be made on a problem: the problem is then at fault."""
     for problem in problems:
         try:
-            _make("equal", problem)
+            _make("equal", problem, {})
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise SuiteError(f"{file.name}: the model of {problem.name} can't be used: {reason}") from error
@@ -151,8 +160,10 @@ def _methods(
         try:
             if name == "static":
                 options = {"weights": _weights(problems, first_losses, notes)}
+            elif name == "uncertainty":
+                options = _likelihoods(problems, notes)
             for problem in problems:
-                _make(name, problem)
+                _make(name, problem, options)
         except Exception as error:
             notes.append(f"{name} is left out: {error}")
             continue
@@ -178,9 +189,24 @@ def _weights(
     values = [first_losses[problem.name].get(task, math.nan) for task in problem.tasks]
     if not all(0 < value < math.inf for value in values):
         raise ValueError("the problem states no static_weights, and not all of its first losses are positive")
-    notes.append("static has weights of one over an untrained model's losses: the problem states no static_weights")
+    notes.append(
+        f"{UNTRAINED} has weights of one over an untrained model's losses, because the problem states no static_weights"
+    )
     inverse = [1 / value for value in values]
     return [float(f"{len(values) * each / sum(inverse):.4g}") for each in inverse]
+
+
+def _likelihoods(problems: Sequence[Problem[Any]], notes: list[str]) -> dict[str, list[str]]:
+    """Return the options of uncertainty weighting: the likelihoods that the problems declare, in the order of tasks.
+
+    A suite gives a method the same options on all problems. If these declare different likelihoods, the options are
+    empty, and a sentence that says so is appended to ``notes``.
+    """
+    declared = [[problem.likelihoods[task] for task in problem.tasks if problem.likelihoods] for problem in problems]
+    if any(each != declared[0] for each in declared):
+        notes.append("uncertainty has Gaussian likelihoods, because the problems in the file declare different ones")
+        return {}
+    return {"likelihoods": declared[0]} if declared[0] else {}
 
 
 def _first_losses(problem: Problem[Any]) -> dict[str, float]:
@@ -200,12 +226,13 @@ def _first_losses(problem: Problem[Any]) -> dict[str, float]:
         return {}
 
 
-def _make(name: str, problem: Problem[Any]) -> None:
+def _make(name: str, problem: Problem[Any], options: Mapping[str, Any]) -> None:
     """Create a method on the problem's model, to see whether that raises an error."""
     cls = balancers.get(name)
     with torch.random.fork_rng(devices=[]):
         model = problem.model()
-        options = {"weights": [1.0] * len(problem.tasks)} if name == "static" else {}
+        if name == "static":
+            options = {"weights": [1.0] * len(problem.tasks)}
         build.balancer(Method(name, build.default_wrt(cls, problem.shared(model)), options), problem, model)
 
 
@@ -229,6 +256,8 @@ def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, A
         lines += ["\n[[problems]]", f"name = {json.dumps(name)}"]
     for name, options in methods.items():
         lines += ["\n[[balancers]]", f"name = {json.dumps(name)}"]
+        if name == "static" and options["weights"] != "problem:first":
+            lines.append(f"label = {json.dumps(UNTRAINED)}")
         lines += [f"options.{key} = {json.dumps(value)}" for key, value in options.items()]
     return "\n".join(lines) + "\n"
 

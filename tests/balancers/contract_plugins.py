@@ -86,3 +86,6 @@ class SecondShares(LossBalancer):
 
 
 PLUGINS: tuple[type[LossBalancer], ...] = (InverseRoots, NormSeeker, MeanProducts, TrackedNorms, SecondShares)
+
+OWN: list[type[LossBalancer]] = []
+"""The methods of the file that ``--method`` names: if there are any, the contract is tested for them alone."""

@@ -3,6 +3,8 @@
 The methods are those of the registry, so that a new one is tested by being registered, and those that
 `contract_plugins` defines as a plugin would. `contract`, `contract_state` and `contract_passes` have the checks.
 
+With ``--method my_method.py``, they are those that this file registers, and nothing else is tested.
+
 The checks of `contract_state` and `contract_passes` run for each method where its paper measures. At the other places,
 and with further sets of options, they are marked slow.
 """
@@ -34,12 +36,12 @@ from balancers import UncertaintyWeighting as Uncertainty
 
 from . import contract, contract_passes, contract_state
 from .contract import COPIES, Case, Subject
-from .contract_plugins import PLUGINS
+from .contract_plugins import OWN, PLUGINS
 
 pytestmark = pytest.mark.on_device
 
 REGISTERED = names()  # now: other tests register methods of their own while they run
-CASES = list(contract.cases([*map(get, REGISTERED), *PLUGINS]))
+CASES = list(contract.cases(OWN or [*map(get, REGISTERED), *PLUGINS]))
 FAILS = (AssertionError, pytest.fail.Exception)
 
 

@@ -54,7 +54,7 @@ LOSSES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ["task 'normals'", "does not require grad"],
     ),
     "float": (lambda: [loss(), 0.5], TypeError, ["task 'normals'", "float", "scalar tensor"]),
-    "None": (lambda: {"depth": None, "normals": loss()}, TypeError, ["task 'depth'", "NoneType"]),
+    "None": (lambda: {"depth": None, "normals": loss()}, TypeError, ["task 'depth' is None", "leave it out"]),
     "integers": (
         lambda: [torch.tensor(1), loss()],
         TypeError,

@@ -52,6 +52,20 @@ def test_everything_there_is_is_listed_with_a_line() -> None:
     assert "gradnorm " not in output
 
 
+def test_problems_are_listed_without_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def data(*_: object) -> None:
+        raise AssertionError("data are loaded")
+
+    for name in tasks.names():
+        monkeypatch.setattr(tasks.get(name), "data", data)
+    code, output = lossbench("list", "problems")
+    assert code == 0, output
+    words = " ".join(output.split())
+    for each in ("regression", "normalized loss ↓", "relative depth error", "steps of"):
+        assert each in words, each
+    assert "fail" not in words
+
+
 def test_help_says_what_a_command_does_and_how_it_ends() -> None:
     assert {"run", "report", "list"} <= set(lossbench("--help")[1].split())
     code, output = lossbench("run", "--help")

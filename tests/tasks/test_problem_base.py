@@ -61,6 +61,7 @@ def test_a_problem_that_states_all_is_accepted():
         ("metrics", (Metric("sum", "", "", True),) * 2, r"Sines\.metrics is \['sum', 'sum'\]"),
         ("metrics", (Metric("sum", "", "", True, "medium"),), r"metric 'sum' has task 'medium'; expected one of \["),
         ("primary", "mean", r"Sines\.primary is 'mean'; expected the name of one of its metrics: \['sum', 'e'\]"),
+        ("likelihoods", {"one": "softmax"}, r"likelihoods names \['one'\]; expected all tasks: \["),
         ("static_weights", {"one": (1.0,)}, r"static_weights\['one'\] has 1 weights that sum to 1.0; expected 2"),
         ("static_weights", {"tiny": (0.1, 0.1)}, r"static_weights\['tiny'\] has 2 weights that sum to 0.2; expected 2"),
     ],

@@ -1,6 +1,7 @@
 """Users whose losses are on very different scales are told so, and what to do."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from bench.analysis import loss_scales
 from bench.cli import app
-from bench.report import report_page
+from bench.report import answer, report_page
 from bench.suite import try_suite
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -50,6 +51,17 @@ def test_try_says_so_before_it_compares(tmp_path: Path) -> None:
     file = far_apart(tmp_path, "unscaled")
     _, notes = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
     assert [note for note in notes if note.startswith("On unscaled, the first loss of b (")]
+
+
+def test_problems_of_ours_beside_a_users_method_are_left_out() -> None:
+    """Some are on different scales on purpose, and their losses can't be scaled in a suite."""
+    names = ("regression", "unknown-here")
+    rows = [(name, 1, task, loss) for name in names for task, loss in (("a", 1.0), ("b", 1000.0))]
+    entries = "".join(f'[[problems]]\nname = "{name}"\n' for name in names)
+    trajectory = pd.DataFrame(rows, columns=["problem", "step", "task", "loss"])
+    results = SimpleNamespace(suite_toml=f'plugins = ["mine.py"]\n{entries}', tables={"trajectory": trajectory})
+    [told] = answer.far_apart(results)
+    assert told.startswith("On unknown-here, the first loss of b (1e+03) is 1,000 times that of a (1).")
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import balancers
 from bench.cli import app
 from bench.diagnose import diagnose_terminal, rule
-from bench.diagnose.diagnose_terminal import gain_and_cost
+from bench.diagnose.advice import Advice
+from bench.diagnose.diagnose_terminal import gain_and_cost, with_likelihoods
+from bench.run.spec import Method
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -117,7 +121,7 @@ def test_bad_input_is_told_in_a_sentence(file: Path, tmp_path: Path) -> None:
     for arguments, message in [
         ((str(tmp_path / "none.py"),), "error: there is no file"),
         ((str(empty),), f"error: {empty} registers no problem"),
-        (("regresion",), "error: no problem is named 'regresion' (did you mean 'regression'?)"),
+        (("regresion",), "error: no problem is named 'regresion'; did you mean 'regression'?"),
         (("regression", "--option", "sigmas"), "error: --option takes KEY=VALUE"),
         (("regression", "--option", "sigma=1"), "error: regression has no option 'sigma'"),
         ((str(both), "--json", str(tmp_path / "out.json")), f"error: {both} registers "),
@@ -147,3 +151,39 @@ def test_the_evidence_is_told_once_there_is_some(file: Path, tmp_path: Path, mon
     assert "On the problems of the evidence" not in lossbench("diagnose", str(file))[1]
     table.to_csv(path, index=False)
     assert "On the problems of the evidence" in lossbench("diagnose", str(file))[1]
+
+
+def test_the_rule_counts_as_untested_until_its_test_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested = diagnose_terminal.REGRETS.is_file()
+    page = (TREE / "docs" / "add-a-problem.md").read_text(encoding="utf-8")
+    for text in (lossbench("diagnose", "--help")[1], page):
+        assert ("has not been tested yet" in " ".join(text.split())) != tested
+
+    monkeypatch.setattr(diagnose_terminal, "REGRETS", tmp_path / "advice_regrets.csv")
+    assert diagnose_terminal.rule_test() == diagnose_terminal.UNTESTED
+    pd.DataFrame({"lower": ["advice", "opponent", "advice", ""]}).to_csv(diagnose_terminal.REGRETS, index=False)
+    assert diagnose_terminal.rule_test().endswith("on 2 of 4 problems.")
+
+
+def test_the_help_names_what_the_rule_can_advise() -> None:
+    assert "FAMO" not in lossbench("diagnose", "--help")[1]
+    advised = set(re.findall(r'Choice\(\s*"([a-z-]+)"', Path(rule.__file__).read_text(encoding="utf-8")))
+    assert advised == set(rule.CANDIDATES) - {"famo"}
+
+
+def test_declared_likelihoods_are_in_the_advice() -> None:
+    advised = Advice(
+        "uncertainty",
+        Method("uncertainty", None, {}),
+        'balancers.UncertaintyWeighting(["a", "b"])',
+        ("Give likelihoods.",),
+        None,
+        (),
+    )
+    likelihoods = {"a": "gaussian", "b": "softmax"}
+    found = with_likelihoods(advised, likelihoods)
+    assert found.method.options == {"likelihoods": likelihoods}
+    assert found.notes == ()
+    assert eval(found.code, {"balancers": balancers}).likelihoods == ["gaussian", "softmax"]
+    assert with_likelihoods(advised, {}) == advised
+    assert with_likelihoods(replace(advised, candidate="equal"), likelihoods).code == advised.code

@@ -1,9 +1,11 @@
 """A run is given up by what its own computer needs, a step that hangs is a failure, and a busy computer is told of."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -75,6 +77,27 @@ def test_a_busy_computer_that_times_steps_is_told_of(
         run_suite.run(make_suite(learning_rates=None, rounds=1), tmp_path, here, Console(file=output, width=200))
     sentence = "steps are timed while other programs use 1.3 cores: the times may be too long"
     assert (sentence in output.getvalue()) == told
+    assert set(busy_cores(tmp_path)) == {busy if told else 0.0}
+
+
+def busy_cores(folder: Path) -> "pd.Series[float]":
+    return pd.read_parquet(folder / "tables" / "costs.parquet")["busy_cores"]
+
+
+@pytest.mark.slow
+def test_without_the_folder_of_costs_steps_are_timed_again_and_no_run_is(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite(learning_rates=None, rounds=1, reported=(1,))
+    monkeypatch.setattr(run_job, "busy_cores", lambda: 2.0)
+    with Workforce.of(0) as here:
+        run_suite.run(suite, tmp_path, here, Console(quiet=True))
+        monkeypatch.setattr(run_job, "busy_cores", lambda: 0.0)
+        assert run_suite.run(suite, tmp_path, here, Console(quiet=True)).computed == 0
+        assert set(busy_cores(tmp_path)) == {2.0}
+        shutil.rmtree(tmp_path / "costs")
+        assert run_suite.run(suite, tmp_path, here, Console(quiet=True)).computed == 0
+    assert set(busy_cores(tmp_path)) == {0.0}
 
 
 def test_the_cores_in_use_are_a_number_of_this_computer_s_cores() -> None:

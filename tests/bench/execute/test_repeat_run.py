@@ -1,5 +1,6 @@
 """Test ``lossbench once``: one run of a suite, found by its key and done again."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.execute import run_suite
 from bench.execute.workforce import Workforce
+from bench.run.suite_text import kept as suite_kept
+from bench.run.suite_text import parse
 from bench.suite import suite_file
+
+from ..conftest import PLUGINS
 
 LOSSBENCH = CliRunner()
 
@@ -57,6 +62,42 @@ def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: C
     elsewhere = LOSSBENCH.invoke(app, ["once", str(path), other.stem, "--results", str(tmp_path / "elsewhere")])
     assert elsewhere.exit_code == 0
     assert elsewhere.output.strip().endswith("no scores are stored for this run")
+
+
+def test_the_reports_command_finds_plugins_beside_the_suite(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    """The kept copy of the suite lies in another folder than the suite and its plugins."""
+    for plugin in PLUGINS:
+        shutil.copy(plugin, tmp_path)
+    path = tmp_path / "mine.toml"
+    methods = [{"name": "equal"}]
+    names = [plugin.name for plugin in PLUGINS]
+    path.write_text(suite_text(learning_rates=None, reported=[1], balancers=methods, plugins=names))
+    run(path)
+    folder = tmp_path / "mine"
+    assert 'plugins = ["../small.py", "../methods.py"]\n' in (folder / "suite.toml").read_text()
+    [key] = [file.stem for file in (folder / "runs").glob("*.parquet")]
+    again = LOSSBENCH.invoke(app, ["once", "mine", key, "--results", str(tmp_path)])
+    assert again.exit_code == 0, again.output
+    assert again.output.strip().endswith("the scores equal the stored ones")
+
+
+LINES = [
+    ('plugins = ["own.py"]  # mine\n', 'plugins = ["../../own.py"]  # mine\n'),
+    ('plugins=[\n  "own.py",\n]\n', 'plugins = ["../../own.py"]\n'),
+    ('"plugins" = ["own.py"]\n', '"plugins" = ["own.py"]\n'),
+    ('plugins = ["odd].py"]\n', 'plugins = ["odd].py"]\n'),
+    ('plugins = ["../../own.py"]\n', 'plugins = ["../../own.py"]\n'),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "kept"), LINES)
+def test_the_kept_suite_names_its_plugins_from_where_it_lies(tmp_path: Path, line: str, kept: str) -> None:
+    """A line that can't be replaced stays as it was."""
+    suite = parse(f'description = "plugins = []"\n{line}evaluations = 3\n')
+    files = [(tmp_path / Path(name).name).resolve() for name in suite.values.get("plugins", ())]
+    expected = f'description = "plugins = []"\n{kept}evaluations = 3\n'
+    assert suite_kept(suite, files, tmp_path / "results" / "mine") == expected
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path, suite_text: Callable[..., str]) -> None:

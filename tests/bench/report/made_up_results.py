@@ -96,6 +96,7 @@ def build(
             "primary": METRIC,
             "higher_is_better": False,
             "unit": "",
+            "description": "mean of the losses, each over its first",
             "steps": STEPS,
             "batch_size": 100,
             "control": [bool(alone) and place == len(num_tasks) - 1 for place in range(len(num_tasks))],

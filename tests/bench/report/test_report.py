@@ -13,7 +13,14 @@ import pytest
 from matplotlib.image import imread
 
 import balancers
-from bench.report import leaderboard_terminal, report_figures, report_page, verdict_wording
+from bench.report import (
+    cost_panels,
+    leaderboard_terminal,
+    report_figures,
+    report_page,
+    step_ratios,
+    verdict_wording,
+)
 from bench.report.answer import answer, caveat, mixed
 from bench.report.evidence import repeated
 from bench.report.results_folder import load
@@ -340,6 +347,57 @@ class TestAnswer:
         assert "answer" not in {attributes.get("class") for _, attributes in Page(bare / "report.html").tags}
 
 
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory) -> Path:
+    """Return the folder of a suite that was timed on a busy computer, whose ratios have wide intervals."""
+    folder = build(tmp_path_factory.mktemp("results") / "busy", num_tasks=(2,), failing=None)
+    path = folder / "tables" / "costs.parquet"
+    costs = pd.read_parquet(path).assign(busy_cores=2.04)
+    costs.assign(ratio_to_equal=1.04, ratio_low=0.54, ratio_high=11.42).to_parquet(path)
+    return folder
+
+
+class TestStepRatios:
+    def test_a_busy_computer_is_told_with_a_remedy(self, busy, whole, capsys):
+        leaderboard_terminal.print_leaderboard(busy)
+        told = " ".join(capsys.readouterr().out.split())
+        warning = step_ratios.warning(load(busy))
+        assert warning.startswith("Steps were timed while other programs used 2.0 cores, so the times may be too long.")
+        assert "delete the folder `costs`" in warning
+        assert warning in told
+        assert step_ratios.warning(load(whole)) == ""  # it is not known
+
+    def test_a_wide_interval_is_in_the_terminal_and_equal_weighting_is_one(self, busy, whole, capsys):
+        leaderboard_terminal.print_leaderboard(busy)
+        out = capsys.readouterr().out
+        assert max(map(len, out.splitlines())) <= 100
+        assert out.count("[0.54, 11.42]") == 3
+        assert out.count("1.04×") == 3
+        assert "1.00×" in next(line for line in out.splitlines() if line.strip().startswith("equal"))
+        rows = load(whole).board
+        assert [step_ratios.brief(row, load(whole)) for _, row in rows[rows["balancer"] == "GradNorm"].iterrows()] == [
+            "1.20×",
+            "1.20×",
+        ]
+
+    @pytest.mark.parametrize(
+        ("cores", "said"),
+        [(None, "processor). Each"), (0.0, "processor), which was quiet otherwise. Each"), (2.04, "used 2.0 cores.")],
+    )
+    def test_the_caption_says_what_else_ran(self, whole, cores, said):
+        results = load(whole)
+        costs = results.tables["costs"].assign(**({} if cores is None else {"busy_cores": cores}))
+        _, caption = cost_panels.step_cost(replace(results, tables=results.tables | {"costs": costs}))
+        assert said in caption
+
+    @pytest.mark.slow
+    def test_the_page_has_the_warning_and_the_noise(self, busy, monkeypatch):
+        monkeypatch.setattr(report_page, "draw", lambda results: [])
+        text = " ".join(Page(report_page.write(busy)).text.split())
+        assert text.count(step_ratios.warning(load(busy))) == 2
+        assert "A step of equal was timed next to another step of equal" in text
+
+
 class TestFigures:
     @pytest.mark.slow
     def test_all_are_written_and_not_blank(self, whole):
@@ -448,6 +506,17 @@ class TestTerminal:
             assert widths[head] >= max(map(len, columns[head][0].split("\n")))
         assert widths["verdict"] >= len("verdict")
         assert ("\n" in columns[leaderboard_terminal.SCORE][0]) == ("0.000604" in score and widths["method"] == 12)
+
+    def test_in_80_columns_words_and_numbers_stay_whole(self):
+        numbers = {"lr": "0.0333*", leaderboard_terminal.SCORE: "0.2044 [0.1971, 0.2119]"}
+        numbers |= {"against equal": "0.983× [0.949, 1.017]"}
+        last = {"verdict": "not settled", "against\nstatic": "not settled", "step\ntime": "2.31×"}
+        columns = {head: [cell] for head, cell in {"method": "uncertainty", **numbers, **last}.items()}
+        widths = leaderboard_terminal._fit(columns, 80)
+        assert sum(widths.values()) + len(widths) + 1 <= 80
+        for head, (cell,) in columns.items():
+            assert widths[head] >= max(map(len, cell.split())), head
+        assert columns["against equal"] == ["0.983×\n[0.949, 1.017]"]
 
     def test_without_a_grid_nothing_is_ranked(self, bare, capsys):
         leaderboard_terminal.print_leaderboard(bare)

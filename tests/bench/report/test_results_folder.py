@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from bench.analysis import SuiteTables, leaderboard
 from bench.cli import app
-from bench.report import folder_comparison, leaderboard_terminal, report_figures, results_folder
+from bench.report import folder_comparison, leaderboard_terminal, report_figures, report_page, results_folder
 from bench.report.results_folder import BASE
 
 from .made_up_results import BALANCERS, build
@@ -83,6 +83,16 @@ def test_a_table_without_a_column_is_refused(tmp_path):
     pd.read_parquet(path).drop(columns="status").to_parquet(path, index=False)
     with pytest.raises(ValueError, match=r"the table runs in .* has no column status"):
         results_folder.load(folder)
+
+
+def test_the_page_says_what_the_score_is_if_that_was_stored(tmp_path):
+    folder = build(tmp_path / "made-up", num_tasks=(2,), timed=False)
+    said = "lower is better: mean of the losses, each over its first."
+    assert said in " ".join(report_page.write(folder).read_text().split())
+    path = folder / "tables" / "problems.parquet"
+    pd.read_parquet(path).drop(columns="description").to_parquet(path, index=False)
+    assert results_folder.load(folder).facts(results_folder.load(folder).problems[0]).description == ""
+    assert "lower is better." in " ".join(report_page.write(folder).read_text().split())
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -90,6 +90,15 @@ def test_the_page_and_the_terminal_show_it(folder: Path, capsys: pytest.CaptureF
     assert re.search(r"static 1/sigma² +0\.\d+ 0\.\d+× better +0\.\d+ 1\.\d+× worse", table)
 
 
+def test_heads_take_two_lines_where_there_is_room(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
+    task_tables.print_tasks(results, Console(width=80))
+    out = capsys.readouterr().out
+    head = out[: out.index("─")].splitlines()[2:]
+    assert len(head) <= 2
+    assert "is better" not in out
+    assert " ".join(" ".join(head).split()).count("↓") == 2
+
+
 def test_a_terminal_too_narrow_for_it_refers_to_the_page(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
     task_tables.print_tasks(results, Console(width=40))
     assert " ".join(capsys.readouterr().out.split()) == (

@@ -314,9 +314,10 @@ def test_how_long_it_will_take_grows_with_what_there_is_to_do(make_suite: MakeSu
     seconds = 30 + 6 * 25 / 2
     most = seconds + 75 * 2 / 3
     assert forecast.sentence(loaded, tuning, [], 2, paces).startswith(
-        f"6 runs: about {round(seconds / 60)} to {math.floor(most / 60 + 0.5)} minutes"
+        f"6 runs (10 if the grid of learning rates grows at both edges): about {round(seconds / 60)} to "
+        f"{math.floor(most / 60 + 0.5)} minutes"
     )
-    assert "6 runs: about 1 second," in forecast.sentence(loaded, tuning, [], 2, dict.fromkeys(paces))
+    assert "edges): about 1 second," in forecast.sentence(loaded, tuning, [], 2, dict.fromkeys(paces))
 
 
 def test_problems_are_listed_with_all_that_is_known_of_them(
@@ -336,5 +337,11 @@ def test_problems_are_listed_with_all_that_is_known_of_them(
     assert listed["kept-back"].reserved.startswith("for the evidence; until that has run, only equal")
     assert listed["small"].reserved == ""
     shown = " ".join(CliRunner().invoke(app, ["list", "problems"]).output.split())
-    for part in (small.name, small.summary, "samples train 64", "score error ↓", "reserved for the evidence"):
+    for part in (
+        small.name,
+        small.summary,
+        "one run 12 steps of 16 samples",
+        "score error ↓",
+        "reserved for the evidence",
+    ):
         assert part in shown

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.execute.forecast import Forecast
 from bench.execute.workforce import Workforce
-from bench.report.answer import answer
+from bench.report.answer import answer, caveat
 from bench.report.results_folder import Results, load
 from bench.run.seeds import generator
 from bench.run.training import Training
+from bench.style import numbers
 from bench.suite import plan, suite_file, try_suite
 from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
@@ -62,6 +63,46 @@ def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
     assert len(made.reported_seeds) == 10
 
 
+def test_what_it_aims_at_includes_a_grown_grid(file, tmp_path):
+    made, said = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 120.0)
+    runs = 10 * (2 * 6 + 10) + 2 * 10  # five rates and one more; both tasks alone
+    assert said[-2] == (
+        f"the comparison aims at 60 minutes: {runs} runs in about 2 minutes, if the grid of learning rates grows at "
+        "one edge; other programs make it slower"
+    )
+    assert len(labels(made)) == 10
+
+
+def test_declared_likelihoods_are_those_of_uncertainty_weighting(file, tmp_path):
+    declared = '    likelihoods = {"a": "softmax", "b": "gaussian"}\n    primary ='
+    file.write_text(file.read_text().replace("    primary =", declared, 1))
+    made, _ = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+    (problem,) = made.problems
+    methods = {entry.label: entry.methods[problem.label].options for entry in made.balancers}
+    assert methods["uncertainty"] == {"likelihoods": ["softmax", "gaussian"]}
+    assert methods["gradnorm"] == {}
+
+
+def test_problems_with_different_likelihoods_are_told(file, tmp_path):
+    second = '\n\n@register\nclass Second(Small):\n    name = "other-likelihoods"\n'
+    second += '    likelihoods = {"a": "softmax", "b": "gaussian"}\n'
+    file.write_text(file.read_text() + second)
+    made, said = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+    assert "uncertainty has Gaussian likelihoods, because the problems in the file declare different ones" in said
+    uncertainty = next(entry for entry in made.balancers if entry.label == "uncertainty")
+    assert [method.options for method in uncertainty.methods.values()] == [{}, {}]
+
+
+def test_an_unknown_likelihood_leaves_uncertainty_weighting_out(file, tmp_path):
+    declared = '    likelihoods = {"a": "poisson", "b": "gaussian"}\n    primary ='
+    file.write_text(file.read_text().replace("    primary =", declared, 1))
+    made, said = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+    assert "uncertainty" not in labels(made)
+    assert any(
+        sentence.startswith("uncertainty is left out: likelihoods ") and "'poisson'" in sentence for sentence in said
+    )
+
+
 def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     assert len(made.learning_rates) == 3
@@ -89,9 +130,10 @@ def without_weights(file: Path) -> None:
 def test_without_stated_weights_static_ones_are_one_over_the_first_losses(file, tmp_path):
     without_weights(file)
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
-    assert said[0].startswith("static has weights of one over an untrained model's losses")
+    assert said[0].startswith("static 1/untrained loss has weights of one over an untrained model's losses")
     (problem,) = made.problems
-    static = next(entry for entry in made.balancers if entry.label == "static")
+    static = next(entry for entry in made.balancers if entry.label == try_suite.UNTRAINED)
+    assert made.written.roles("mine").static == try_suite.UNTRAINED
     weights = static.methods[problem.label].options["weights"]
     training = Training(replace(plan.reported(made, None)[0].spec, seed=try_suite.TUNING))
     training.prepare()
@@ -184,7 +226,7 @@ def test_the_command_ends_with_an_answer(file, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert (tmp_path / "mine" / "report.html").is_file()
     assert re.search(r"^test_\S+: (try \S+, |stay with equal\.|undecided on 3 seeds\.)", done.output, re.MULTILINE)
-    assert "4 methods were compared on 1 problem" in done.output
+    assert ("4 methods were compared on 1 problem" in done.output) == (": try " in done.output)
     assert "Task by task, means over seeds" in done.output
     assert "suite core" not in done.output
 
@@ -256,15 +298,59 @@ def compared(results: Results, gradnorm: tuple[float, float, float], scale: str 
 def test_where_nothing_is_better_the_answer_is_to_stay(results):
     """A mean that is better by less than the margin of a tie is no reason to go on."""
     for estimate in ((0.99, 0.91, 1.08), (1.2, 0.9, 1.5)):
-        assert answer(compared(results, estimate)) == [
-            "regression, 2 tasks: stay with equal. No method is better beyond noise (1 worse, 1 tie, 1 not settled)."
+        found = compared(results, estimate)
+        assert answer(found) == [
+            "regression, 2 tasks: stay with equal. No method is better beyond noise (1 worse, 1 tie, 1 not settled). A "
+            "step of the other methods takes 1.01 to 1.20 times as long."
         ]
+        assert caveat(found) == ""
+
+
+UNSETTLED = {"equal": "", "static 1/sigma²": "not settled", "uncertainty": "worse", "GradNorm": "not settled"}
+
+
+@pytest.mark.parametrize("tried", [True, False])
+def test_few_seeds_and_many_open_verdicts_call_for_more(results, tried):
+    if tried:
+        (results.path / "made-up.toml").touch()
+        results = replace(results, suite_toml=f'plugins = ["/somewhere/waves.py"]\n{results.suite_toml}')
+    more = "give `lossbench try waves.py` more --minutes" if tried else "add seeds under [seeds] reported in the suite"
+    board = results.board.assign(verdict=results.board["balancer"].map(UNSETTLED), relative=1.1)
+    (said,) = answer(replace(results, board=board))
+    assert said.endswith(f"2 of 3 verdicts are not settled on 5 seeds: {more}; finished runs are kept.")
+    (said,) = answer(replace(results, board=board.assign(seeds=10)))
+    assert "not settled on" not in said
+
+
+@pytest.mark.parametrize(
+    ("tried", "rate", "remedy"),
+    [
+        (False, 3e-4, ""),
+        (True, 3e-4, "lower the lr of the recipe, or "),
+        (True, 0.003, "raise the lr of the recipe, or "),
+    ],
+)
+def test_a_rate_at_the_edge_comes_with_a_remedy(results, tried, rate, remedy):
+    if tried:
+        (results.path / "made-up.toml").touch()
+        results = replace(results, suite_toml=f'plugins = ["/somewhere/waves.py"]\n{results.suite_toml}')
+    board = results.board.assign(grid_edge=results.board["balancer"] == "static 1/sigma²", lr=rate)
+    (said,) = answer(replace(results, board=board))
+    growths = "state a larger growths under [learning_rates] in the suite."
+    assert said.endswith(f"lie: static 1/sigma² ({numbers.rate(rate)}*). To look there, {remedy}{growths}")
+
+
+def test_a_time_from_a_busy_computer_and_a_wide_interval_are_told(results):
+    costs = results.tables["costs"].assign(busy_cores=2.04)
+    board = results.board.assign(step_ratio=7.97, step_ratio_low=2.54, step_ratio_high=11.42)
+    (said,) = answer(replace(results, board=board, tables=results.tables | {"costs": costs}))
+    assert ", at 7.97× [2.54, 11.42] the time of a step (timed while other programs used 2.0 cores)." in said
 
 
 def test_a_lead_within_the_noise_is_undecided(results):
     assert answer(compared(results, (0.57, 0.26, 1.21))) == [
         "regression, 2 tasks: undecided on 5 seeds. The best mean is that of GradNorm, 0.57× [0.26, 1.21] of equal's "
-        "score. Add seeds under [seeds] reported in the suite; finished runs are kept."
+        "score, at 1.20× the time of a step. Add seeds under [seeds] reported in the suite; finished runs are kept."
     ]
 
 
@@ -282,8 +368,8 @@ def test_a_rate_at_the_edge_of_the_grid_is_told(results):
     board = results.board.copy()
     board.loc[board["balancer"] == "static 1/sigma²", "grid_edge"] = True
     (said,) = answer(replace(results, board=board))
-    assert said.endswith(
-        " At the edge of the grid of learning rates, beyond which a better one may lie: static 1/sigma² (0.001*)."
+    assert (
+        "At the edge of the grid of learning rates, beyond which a better one may lie: static 1/sigma² (0.001*)" in said
     )
     board["grid_edge"] = board["balancer"] == "uncertainty"  # no method of the answer
     (said,) = answer(replace(results, board=board))
