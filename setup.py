@@ -30,7 +30,7 @@ def description(readme: str, repository: str | None, tag: str) -> str:
 
 if __name__ == "__main__":
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    library = (ROOT / "balancers" / "__init__.py").read_text(encoding="utf-8")
+    library = (ROOT / "balancers" / "version.py").read_text(encoding="utf-8")
     version = re.search(r'^__version__ = "(.*)"$', library, re.MULTILINE)[1]
     setup(
         long_description=description(

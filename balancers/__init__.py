@@ -75,8 +75,7 @@ from .tchebycheff import Tchebycheff
 from .uncertainty import UncertaintyWeighting
 from .unit_norm import UnitNorm
 from .upgrad import UPGrad
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "COSMOS",

@@ -175,7 +175,12 @@ class MeasuringStep(Step):
         return self.balancer.exact or self.weights.device.type == "mps"
 
     def is_late(self) -> bool:
-        """Return whether the code runs in the pass of another call of the balancer."""
+        """Return whether the code runs in the pass of another call of the balancer.
+
+        A second batch goes through the fork within a call, so a method that needs one is never late.
+        """
+        if self.balancer.needs_second_batch:
+            return False
         return self._pass != current_pass() and self.balancer._window.under_way == current_pass()
 
     def _at_fork(self) -> None:
