@@ -28,6 +28,7 @@ from bench.diagnose import gradient_profile
 from bench.paper.all_claims import CLAIMS
 from bench.run import machine_facts
 from bench.run.spec import protocol_version
+from tasks import problem_registry
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -52,6 +53,14 @@ def test_everything_there_is_is_listed_with_a_line() -> None:
     assert "gradnorm " not in output
 
 
+@pytest.fixture
+def our_problems_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the problems that other tests of this process have registered."""
+    ours = {name: tasks.get(name) for name in tasks.names() if tasks.get(name).__module__.startswith("tasks.")}
+    monkeypatch.setattr(problem_registry, "_classes", ours)
+
+
+@pytest.mark.usefixtures("our_problems_alone")
 def test_problems_are_listed_without_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def data(*_: object) -> None:
         raise AssertionError("data are loaded")
@@ -138,7 +147,7 @@ def answered_at_once(*arguments: str, **surroundings: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("tune", "--help"), ("--version",), ("--show-completion",)])
+@pytest.mark.parametrize("arguments", [("--help",), ("tune", "--help"), ("--version",)])
 def test_help_and_version_import_nothing_slow(arguments: tuple[str, ...]) -> None:
     assert answered_at_once(*arguments)
 
@@ -159,6 +168,10 @@ def test_the_shell_completes_names(words: str, completed: list[str]) -> None:
     count = str(len(words.split()) - 1)
     prepared = {"_LOSSBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
     assert sorted(answered_at_once(**prepared).split()) == completed
+
+
+def test_completion_is_shown_at_once_for_the_shell_that_is_named() -> None:
+    assert "_LOSSBENCH_COMPLETE=complete_bash" in answered_at_once(_LOSSBENCH_COMPLETE="source_bash")
 
 
 def test_the_names_that_the_shell_completes_are_those_that_are_registered() -> None:
@@ -197,6 +210,7 @@ def test_the_shell_completes_suites_and_keys_of_stored_results(tmp_path: Path) -
         ("run smoke --cluster none.py:f", r"there is no Python file none.py"),
     ],
 )
+@pytest.mark.usefixtures("our_problems_alone")
 def test_an_error_is_one_line(arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bytes.toml").write_bytes(b"\xff\xfe\x00")

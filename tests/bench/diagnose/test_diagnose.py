@@ -121,7 +121,7 @@ def test_bad_input_is_told_in_a_sentence(file: Path, tmp_path: Path) -> None:
     for arguments, message in [
         ((str(tmp_path / "none.py"),), "error: there is no file"),
         ((str(empty),), f"error: {empty} registers no problem"),
-        (("regresion",), "error: no problem is named 'regresion'; did you mean 'regression'?"),
+        (("regresion",), "error: no problem is named 'regresion'; did you mean 'regression'"),
         (("regression", "--option", "sigmas"), "error: --option takes KEY=VALUE"),
         (("regression", "--option", "sigma=1"), "error: regression has no option 'sigma'"),
         ((str(both), "--json", str(tmp_path / "out.json")), f"error: {both} registers "),
