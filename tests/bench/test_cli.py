@@ -412,7 +412,7 @@ def test_it_runs_from_a_folder_with_a_tasks_file_of_its_own(tmp_path: Path, suit
     assert "results/mine/report.html" in first.stdout
     folder = tmp_path / "results/mine"
     assert (folder / "report.html").is_file()
-    assert (folder / "suite.toml").read_text() == text
+    assert (folder / "suite.toml").read_text() == text.replace('"tasks.py"', '"../../tasks.py"')
     runs = pd.read_parquet(folder / "tables/runs.parquet").set_index("balancer")["status"]
     assert runs.groupby(level=0).agg(set).to_dict() == {"equal": {"ok"}, "mine": {"ok"}, "broken": {"failed"}}
 
