@@ -282,18 +282,7 @@ def recorded_before(start: Node | None, number: int) -> bool:
 
     Nodes of another thread have numbers of their own. Nothing public tells the order of nodes.
     """
-    waiting, seen = [start], {start, None}
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        if cast(Any, node)._sequence_nr() < number:
-            return True
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return False
+    return any(cast(Any, node)._sequence_nr() < number for node in _upstream(start))
 
 
 def recomputes(start: Node | None) -> bool:
@@ -301,18 +290,21 @@ def recomputes(start: Node | None) -> bool:
 
     Each differentiation through such a graph runs the forward pass again. Nothing public says so before it happens.
     """
+    return any(_has_unpack_hook(node, name, False) for node in _upstream(start) for name in _saved_names(type(node)))
+
+
+def _upstream(start: Node | None) -> Iterator[Node]:
+    """Yield ``start`` and every node that it depends on, each once."""
     waiting, seen = [start], {start, None}
     while waiting:
         node = waiting.pop()
         if node is None:
             continue
-        if any(_has_unpack_hook(node, name, False) for name in _saved_names(type(node))):
-            return True
+        yield node
         for following, _ in node.next_functions:
             if following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return False
 
 
 def _has_unpack_hook(node: Node, name: str, unknown: bool) -> bool:
