@@ -184,7 +184,7 @@ class LossBalancer(DeclaredState):
         self._held: _Held | None = None
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._checked: set[bool] = set()
-        """The kinds of steps whose first result was checked: True for steps with all tasks, False for those with some."""
+        """Kinds of steps whose first result was checked: True for steps with all tasks, False for those with some."""
         self._dropped = 0
         """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
