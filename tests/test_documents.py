@@ -192,6 +192,7 @@ def test_the_cost_of_ones_own_model(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "cost" / "my_model" / "cost.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_ten_task_recipe_of_public_gradnorm_orders_the_weights_against_sigma() -> None:
     logs: dict[str, np.ndarray] = {}

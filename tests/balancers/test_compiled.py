@@ -457,6 +457,7 @@ def test_a_traced_model_is_refused(name: str):
 # Compiled parts that are differentiated more than once.
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("name", ["gradnorm", "mgda"])
 def test_batches_of_changing_size_at_the_features(kind: str, name: str):
@@ -520,6 +521,7 @@ def test_a_compiled_trunk_in_a_checkpoint(kind: str, place: str):
     same(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gradnorm", "mgda"])
 def test_a_compiled_model_under_ddp(name: str):
     """DDP splits the graph of a model that is compiled."""

@@ -101,6 +101,7 @@ CHECKS: Mapping[str, Callable[[Case], None]] = {
 }
 
 
+@pytest.mark.slow  # not each of them, but together
 @pytest.mark.filterwarnings("ignore:.* is made for:RuntimeWarning")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("case", pairs(), ids=lambda case: case.label)

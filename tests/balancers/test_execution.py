@@ -44,6 +44,7 @@ inductor = pytest.param(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("wrt", ["layer", "features"])
 @pytest.mark.parametrize("backend", ["aot_eager", inductor])

@@ -308,6 +308,7 @@ def test_projections_against_torchjd(cls: type[GradientBalancer], name: str) -> 
     agree(method(cls), getattr(torchjd(), name)(projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-12)), 23)
 
 
+@pytest.mark.slow
 @few_or_all
 def test_mgda_against_torchjd(cases: int) -> None:
     theirs = torchjd().MGDA(epsilon=1e-12, max_iters=2000)
@@ -334,6 +335,7 @@ def test_cagrad_against_torchjd(cases: int) -> None:
     assert max(differences) < 1e-3
 
 
+@pytest.mark.slow
 def test_fairgrad_against_torchjd() -> None:
     theirs = torchjd().FairGradWeighting(alpha=2.0)
     compared = 0

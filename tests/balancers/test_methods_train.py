@@ -39,6 +39,7 @@ def regression(num_tasks: int) -> tuple[tasks.Problem, list]:
     return problem, list(itertools.islice(batches, STEPS))
 
 
+@pytest.mark.slow  # not each of them, but together
 @pytest.mark.parametrize(("num_tasks", "precision"), SIZES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(filter(None, kind)))
 def test_trains_without_a_nan(kind, num_tasks, precision):

@@ -227,6 +227,7 @@ def test_freezes_after_a_number_of_updates(wrt: str):
 # State
 
 
+@pytest.mark.slow
 def test_resumed_with_another_k():
     """A state saved in another cycle is measured again within k steps."""
     saved = Training.make("gradnorm", update_every=5)

@@ -289,6 +289,7 @@ def test_inverse_constant_weights_are_those_of_the_training_text(problem, data):
     np.testing.assert_allclose(problem.static_weights["inverse-constant"], 4 * inverse / inverse.sum(), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_short_training_beats_the_constant_predictor_at_every_offset(problem, data, model):
     scores = problem.evaluate(model, data, "validation")
     constant = problem.evaluate(problem.constant(data), data, "validation")

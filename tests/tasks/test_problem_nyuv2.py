@@ -398,6 +398,7 @@ def test_the_same_seeds_give_the_same_bits(problem):
 # The picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_model", [False, True])
 def test_draw(problem, data, equal, with_model):
     figure = Figure((9, 5), layout="constrained")

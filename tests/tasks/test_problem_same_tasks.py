@@ -88,6 +88,7 @@ def test_heads_stay_equal_under_fixed_weights(equal):
         torch.testing.assert_close(other.weight, first.weight, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_untrained_copy_keeps_its_head_and_stays_bad(problem, data, single):
     start = initial_model(problem)
     for i, model in enumerate(single):

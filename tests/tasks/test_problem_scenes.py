@@ -67,6 +67,7 @@ def test_the_facts_agree(problem, data):
     assert units["mean angle"] == "deg"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_shapes_types_and_ranges(data, split):
     images = getattr(data, split)
@@ -294,6 +295,7 @@ def test_static_weights_undo_the_constant_predictors_losses(problem, data):
     np.testing.assert_allclose(problem.static_weights["inverse-constant"], expected, atol=0.01)
 
 
+@pytest.mark.slow
 def test_half_of_the_recipe_learns_every_task(problem, data, trained):
     scores = problem.evaluate(trained, data, "validation")
     constant = problem.evaluate(problem.constant(data), data, "validation")

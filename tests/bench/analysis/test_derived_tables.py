@@ -58,6 +58,7 @@ def test_verdicts_on_other_seeds_do_not_depend_on_the_timing(suite: tuple[SuiteT
     assert untimed["leaderboard"]["step_ratio"].isna().all()
 
 
+@pytest.mark.slow
 def test_a_table_without_its_runs_is_absent(suite: tuple[SuiteTables, Roles]) -> None:
     tables, roles = suite
     untuned = replace(tables, selection=tables.selection[:0])

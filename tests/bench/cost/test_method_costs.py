@@ -34,6 +34,7 @@ def test_each_method_is_timed_where_it_is_cheapest(monkeypatch: pytest.MonkeyPat
     assert (table["ratio"] > 0).all()
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method_costs, "BATCH", 8)
     monkeypatch.setattr(method_costs, "QUICK", 2)

@@ -89,6 +89,7 @@ class TestTables:
         assert set(claims["balancer"]) == set(rows().of_kind("method"))
         assert set(claims["problem"]) == {"scenes", "burgers", "recommender"}
 
+    @pytest.mark.slow
     def test_reserved_problems_are_a_family_of_their_own(self, tables: Tables) -> None:
         counts = tables["claims"].groupby("problem").size()
         tests = tables["detectable"].set_index("problem")["tests"]

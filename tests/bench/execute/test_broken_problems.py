@@ -41,6 +41,7 @@ def broken(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str, str
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "other", "cause"),
     [
@@ -76,6 +77,7 @@ def test_a_suite_ends_when_every_method_fails_in_its_first_steps(
     assert not (tmp_path / "results" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_problem_among_others_is_named_and_the_others_are_run(
     broken: Callable[[str, str], tuple[str, Path]], make_suite: MakeSuite, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     made.stop()
 
 
+@pytest.mark.slow
 def test_all_tasks_are_done(engine: Engine) -> None:
     todo = [Task(f"{k}", engine_jobs.add, (k, 1)) for k in range(100)]
     found = {task.key: verdict for task, verdict in carry_out(todo, engine)}

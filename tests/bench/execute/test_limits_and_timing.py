@@ -100,6 +100,7 @@ def test_without_the_folder_of_costs_steps_are_timed_again_and_no_run_is(
     assert set(busy_cores(tmp_path)) == {0.0}
 
 
+@pytest.mark.slow
 def test_the_cores_in_use_are_a_number_of_this_computer_s_cores() -> None:
     psutil = pytest.importorskip("psutil")
     assert 0 <= run_job.busy_cores() <= psutil.cpu_count()

@@ -106,6 +106,7 @@ def test_one_line_says_how_far_it_is(make_suite: MakeSuite, tmp_path: Path) -> N
     assert lines[-1] == "step timing: 8 of 8 done, 0 running on 1 worker, 4 failed"
 
 
+@pytest.mark.slow
 def test_a_changed_option_reruns_what_it_touches(run: Run) -> None:
     parts = {"learning_rates": None, "reported": [1, 2, 3, 4]}
     methods = [{"name": "equal"}, {"name": "gradnorm", "options": {"alpha": 0.5}}]
@@ -175,6 +176,7 @@ def test_a_method_that_always_fails_does_not_extend_the_grid() -> None:
     assert tuple(plan.extended({"p": (0.05, 0.1)}, only_x)["p"]) == (0.05, 0.1)
 
 
+@pytest.mark.slow
 def test_equal_specifications_share_a_result_and_keep_their_rows(run: Run, table: Table) -> None:
     methods = [{"name": "equal"}, {"name": "equal", "label": "equal again"}, {"name": "also-equal"}]
     assert run(learning_rates=None, balancers=methods).computed == 6

@@ -37,6 +37,7 @@ def test_one_child_does_all_jobs_on_one_thread(slot: Slot) -> None:
     assert slot.do(NONE, engine_jobs.environment, "OMP_NUM_THREADS") == "1"
 
 
+@pytest.mark.slow
 def test_slots_take_gpus_in_turns_and_see_one_alone() -> None:
     engine = ThisMachine(4, ["5", "7"])
     try:
@@ -61,6 +62,7 @@ def test_a_child_that_ends_is_replaced(slot: Slot) -> None:
     assert slot.do(NONE, engine_jobs.process) != first
 
 
+@pytest.mark.slow
 def test_a_killed_child_is_told_by_its_signal(slot: Slot) -> None:
     child = slot.do(NONE, engine_jobs.process)
     slot_killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({child}, 9)"])
@@ -71,6 +73,7 @@ def test_a_killed_child_is_told_by_its_signal(slot: Slot) -> None:
     assert "signal 9; perhaps it ran out of memory" in caught.value.clause
 
 
+@pytest.mark.slow
 def test_limits_end_the_job_alone(slot: Slot) -> None:
     with pytest.raises(TimeLimitError):
         slot.do(Limits(seconds=0.5), engine_jobs.sleep, 600.0)

@@ -73,6 +73,7 @@ def test_a_part_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> 
     assert records(tmp_path)["b"].reason == ""
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
     assert run_all(tmp_path, {"a": HANGS, "b": DONE}, [part("a", most=0.5), part("b")]) == ["a", "b"]
     assert records(tmp_path)["a"].status == "stopped"

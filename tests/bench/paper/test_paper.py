@@ -95,6 +95,7 @@ def test_a_peak_is_the_best_within_against_the_best_of_the_others() -> None:
     assert peak(np.ones((4, 4)) * noise, (0.1, 1, 2, 3), (1, 2))[1] == "does not hold"  # all places score alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pearson", [0.0, 0.5, -0.8])
 def test_the_interval_of_a_rank_correlation_covers_it(pearson: float) -> None:
     truth = 6 / np.pi * np.arcsin(pearson / 2)  # true rank correlation of normal variables

@@ -276,6 +276,7 @@ def test_the_table_has_a_row_for_each(table: pd.DataFrame) -> None:
     assert measured["weights_deviation"].tolist() == pytest.approx([1, 0, 0], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_row_says_why_a_peer_was_not_measured(table: pd.DataFrame) -> None:
     missing, broken = (table.iloc[i] for i in (3, 4))
     assert missing["missing"] == "not installed; pip install '.[peers]'"

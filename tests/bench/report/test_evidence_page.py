@@ -71,6 +71,7 @@ class TestAnswers:
         )
         assert "Plain training for twice as long scores 0.8" in found.beside
 
+    @pytest.mark.slow
     def test_a_method_that_fails_its_gate_is_not_claimed_however_good(self, results: Results) -> None:
         claims = results.tables["claims"]
         only = claims[(claims["problem"] == "multi-token") & (claims["balancer"] == "gradnorm")]
@@ -232,6 +233,7 @@ class TestPicture:
 
 
 class TestPage:
+    @pytest.mark.slow
     def test_the_answer_comes_first(self, page: str) -> None:
         order = [
             *("That balancing helps is claimed in", "Balancing helps: uncertainty", 'id="practice"', 'id="effects"'),

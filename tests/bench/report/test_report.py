@@ -135,6 +135,7 @@ class TestPage:
                 assert attributes.get(name, "#").startswith("#")
         assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", parsed.source))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("folder", ["whole", "bare", "hostile"])
     def test_ids_are_unique_and_references_lead_somewhere(self, folder, request):
         parsed = Page(request.getfixturevalue(folder) / "report.html")
@@ -260,6 +261,7 @@ def evidence(tmp_path_factory) -> Path:
 
 
 class TestEvidence:
+    @pytest.mark.slow
     def test_the_page_has_what_stands_behind_the_verdicts(self, evidence):
         parsed = Page(evidence / "report.html")
         assert parsed.headings()[:3] == ["Leaderboard", "Controls", "Repeated on other seeds"]
@@ -416,6 +418,7 @@ class TestFigures:
     def test_summary_is_as_wide_as_a_readme(self, whole):
         assert imread(whole / "figures" / "summary.png").shape[:2] == (500, 1200)
 
+    @pytest.mark.slow
     def test_of_many_problems_the_summary_compares_methods(self, many):
         height, width = imread(many / "figures" / "summary.png").shape[:2]
         assert width == 1200

@@ -85,6 +85,7 @@ def test_a_table_without_a_column_is_refused(tmp_path):
         results_folder.load(folder)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_score_is_if_that_was_stored(tmp_path):
     folder = build(tmp_path / "made-up", num_tasks=(2,), timed=False)
     said = "lower is better: mean of the losses, each over its first."

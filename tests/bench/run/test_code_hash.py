@@ -202,6 +202,7 @@ def test_a_changed_constant_anywhere_changes_the_hash(
     assert before != after
 
 
+@pytest.mark.slow
 def test_a_run_depends_on_its_method_and_not_on_others() -> None:
     """`pcgrad` stands on the engine and a solver of random orders; `equal` needs neither `gradnorm` nor the solvers."""
     files = {path.name for path in code_hash.files_of(["balancers.equal"], code_hash.OURS)}

@@ -55,6 +55,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 200])
 def test_no_flipped_bit_changes_a_number(make_suite: MakeSuite, steps: int) -> None:
     run = plan.reported(make_suite(balancers=[{"name": "equal"}]), None)[0]

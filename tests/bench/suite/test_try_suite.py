@@ -52,6 +52,7 @@ def labels(made: Suite) -> list[str]:
     return [entry.label for entry in made.balancers]
 
 
+@pytest.mark.slow
 def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
     made, _ = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=Forecast(Workforce.of(0)))
     assert labels(made)[:-1] == list(try_suite.METHODS)
@@ -103,6 +104,7 @@ def test_an_unknown_likelihood_leaves_uncertainty_weighting_out(file, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
     assert len(made.learning_rates) == 3
@@ -146,6 +148,7 @@ def test_without_stated_weights_static_ones_are_one_over_the_first_losses(file, 
     assert sum(weights) == pytest.approx(2, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path, monkeypatch):
     without_weights(file)
     file.write_text(
