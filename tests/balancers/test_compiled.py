@@ -177,6 +177,7 @@ def check(name: str, place: str, kind: str, way: Callable[..., Forward], backend
 @BACKENDS
 @SOME
 @KINDS
+@pytest.mark.slow
 def test_a_compiled_model(kind: str, name: str, place: str, backend: str):
     """Hooks fire, weights and gradients are those without a compiler, and the balancer learns.
 

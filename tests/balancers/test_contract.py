@@ -5,8 +5,8 @@ The methods are those of the registry, so that a new one is tested by being regi
 
 With ``--method my_method.py``, they are those that this file registers, and nothing else is tested.
 
-The checks of `contract_state` and `contract_passes` run for each method where its paper measures. At the other places,
-and with further sets of options, they are marked slow.
+The checks of `contract_state` and `contract_passes`, and the longest of `contract`, run for each method where its paper
+measures. At the other places, and with further sets of options, they are marked slow.
 """
 
 import copy
@@ -83,7 +83,7 @@ def test_saves_every_buffer_that_steps_change(case: Case):
 
 
 @pytest.mark.parametrize("how", COPIES)
-@each()
+@each_at_home()
 def test_goes_on_to_the_bit(case: Case, how: str):
     contract.goes_on_to_the_bit(case, how)
 
@@ -164,12 +164,12 @@ def test_shows_copies_of_its_weights(case: Case):
 
 
 @pytest.mark.filterwarnings("ignore:.* is made for:RuntimeWarning")
-@each()
+@each_at_home()
 def test_an_invalid_step_leaves_no_trace(case: Case):
     contract.leaves_no_trace(case)
 
 
-@each()
+@each_at_home()
 def test_check_finite_raises(case: Case):
     contract.check_finite_raises(case)
 
@@ -183,7 +183,7 @@ def test_shows_the_weights_it_used(case: Case):
 
 
 @pytest.mark.filterwarnings("ignore:.* compares tasks:RuntimeWarning")
-@each()
+@each_at_home()
 def test_a_task_left_out_keeps_its_state(case: Case):
     contract.left_out_tasks_keep_their_state(case)
 
