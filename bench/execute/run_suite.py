@@ -26,7 +26,7 @@ from bench.suite.suite_entries import Suite
 
 from . import forecast, run_job
 from .progress import Progress
-from .task import EngineError
+from .task import CannotRunError, EngineError
 from .workforce import WorkerLostError, Workforce
 
 MANY = 10
@@ -69,7 +69,7 @@ def run(suite: Suite, folder: Path, workforce: Workforce, console: Console) -> S
         BusyError: another process is running a suite in ``folder``.
         SuiteError: every method fails in its first steps on every problem.
         EngineError: no further run can be done.
-        NotDoneError: some runs were given up.
+        NotDoneError: some runs were given up, or some steps could not be timed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -88,6 +88,7 @@ def step_costs(suite: Suite, folder: Path, workforce: Workforce, console: Consol
     Raises:
         BusyError: another process is running a suite in ``folder``.
         EngineError: nothing more can be timed.
+        NotDoneError: some steps could not be timed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -303,6 +304,9 @@ class _Work:
 
         ``busy_cores`` is the number of cores that other programs used when timing began: 0 up to `run_job.BUSY`. Steps
         that an earlier version timed have no such column.
+
+        Raises:
+            NotDoneError: some steps were not timed, for a reason that is not their own; the others are stored.
         """
         kind = self.workforce.kind_of_machine()
         self.store.keep_kind_of_machine(kind)
@@ -316,14 +320,24 @@ class _Work:
         else:
             busy = 0.0
         rows: list[result_tables.Row] = []
+        not_timed: list[tuple[Planned, str]] = []
         for run in costs:
             facts = stored.get(run.key)
             if facts is None:
-                facts = {**self.measure(run), "busy_cores": busy}
+                try:
+                    facts = {**self.measure(run), "busy_cores": busy}
+                except CannotRunError as error:
+                    not_timed.append((run, f"its steps cannot be timed: {error}"))
+                    self.progress.finish(failed=False)
+                    continue
                 self.store.keep_cost(keys[run.key], facts)
                 self.progress.finish(failed=not facts["rows"])
+                if not facts["rows"]:
+                    self.tell(f"the steps of {run.balancer} on {run.problem} are not timed: {facts['reason']}")
             known = {"busy_cores": facts["busy_cores"]} if "busy_cores" in facts else {}
             rows += ({"problem": run.problem, "balancer": run.balancer, **row, **known} for row in facts["rows"])
+        if not_timed:
+            raise NotDoneError(not_timed)
         return rows
 
     def measure(self, run: Planned) -> dict[str, Any]:
@@ -331,7 +345,7 @@ class _Work:
         facts = {"spec": asdict(run.spec), "rounds": self.suite.cost_rounds}
         try:
             return {**facts, "rows": self.step_cost(run), "reason": ""}
-        except (WorkerLostError, EngineError):
+        except (WorkerLostError, EngineError, CannotRunError):
             raise
         except Exception as error:
             return {**facts, "rows": [], "reason": f"{type(error).__name__}: {error}"}

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from bench.execute import run_job, run_suite, workforce
 from bench.execute.run_job import FailedStart, RunJob
-from bench.execute.task import Ending, Task, TookTooLong, WorkerLost
+from bench.execute.run_suite import NotDoneError
+from bench.execute.task import CannotRunError, Ending, Task, TookTooLong, WorkerLost
 from bench.execute.this_process import InThisProcess
 from bench.execute.workforce import StepFailedError, WorkerLostError, Workforce
 from bench.run.pace import Pace
@@ -98,6 +99,45 @@ def test_without_the_folder_of_costs_steps_are_timed_again_and_no_run_is(
         shutil.rmtree(tmp_path / "costs")
         assert run_suite.run(suite, tmp_path, here, Console(quiet=True)).computed == 0
     assert set(busy_cores(tmp_path)) == {0.0}
+
+
+def test_steps_that_this_computer_cannot_time_are_named_and_timed_by_the_next_call(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite(rounds=1)
+    first, *others = plan.costs(suite)
+    absent, asked = {first.key}, []
+
+    def step_cost(job: RunJob, rounds: int) -> list[dict[str, object]]:
+        asked.append(job.run.key)
+        if job.run.key in absent:
+            raise CannotRunError("its data are not here")
+        return [{"step_ms": 1.0}]
+
+    monkeypatch.setattr(run_job, "step_cost", step_cost)
+    with Workforce.of(0) as here:
+        with pytest.raises(NotDoneError) as caught:
+            run_suite.step_costs(suite, tmp_path, here, Console(quiet=True))
+        assert caught.value.runs == [(first, "its steps cannot be timed: its data are not here")]
+        assert len(asked) == 1 + len(others)
+        absent.clear()
+        assert len(run_suite.step_costs(suite, tmp_path, here, Console(quiet=True))) == 1 + len(others)
+    assert asked[1 + len(others) :] == [first.key]
+
+
+def test_why_a_step_fails_is_told_when_it_is_timed(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step_cost(job: RunJob, rounds: int) -> list[dict[str, object]]:
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(run_job, "step_cost", step_cost)
+    suite, output = make_suite(rounds=1), io.StringIO()
+    with Workforce.of(0) as here:
+        assert not run_suite.step_costs(suite, tmp_path, here, Console(file=output, width=200))
+    for run in plan.costs(suite):
+        sentence = f"the steps of {run.balancer} on {run.problem} are not timed: ValueError: no such layer"
+        assert sentence in output.getvalue()
 
 
 @pytest.mark.slow
