@@ -1,7 +1,6 @@
 """Train two tasks with Accelerate, which prepares the network, accumulates gradients and saves the state of all parts.
 
-The balancer needs no preparation, because it moves to the losses' device. It follows the optimiser, whose steps end its
-windows of passes. `register_for_checkpointing` puts its state into what `save_state` saves:
+The balancer needs no preparation. It follows the optimiser, and `register_for_checkpointing` has its state saved too:
 
     python examples/accelerate_loop.py
 """
@@ -9,7 +8,7 @@ windows of passes. `register_for_checkpointing` puts its state into what `save_s
 import tempfile
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, utils
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -67,7 +66,8 @@ class Training:
 
 def main(steps: int = 20) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Return what two epochs log, of ``steps`` steps each, and what the second logs when it goes on from the first."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as own:
+        [folder] = utils.broadcast_object_list([own])  # that of rank 0
         training, again = Training(steps), Training(steps)
         history = training.epoch()
         training.accelerator.save_state(folder)
