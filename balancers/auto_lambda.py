@@ -30,9 +30,9 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
         initial: :math:`\lambda_i` at first.
         lr: learning rate of :math:`\lambda`; 1e-4 in the paper, 3e-5 for Cityscapes.
         optimizer: optimiser of :math:`\lambda`, ``"adam"`` or ``"sgd"``.
-        fork, wrt, options: see `GradientBalancer`; ``fork`` is None. Give the second batch's losses with
-            `second_batch`, of all primary tasks in every step. ``wrt`` is what moves to :math:`\theta'`; in the paper,
-            all parameters, those of the heads too.
+        fork, wrt, options: see `GradientBalancer`; a ``fork`` changes nothing, so give None. Give the second batch's
+            losses with `second_batch`, of all primary tasks in every step. ``wrt`` is what moves to
+            :math:`\theta'`; in the paper, all parameters, those of the heads too.
 
     Raises:
         ValueError: ``primary`` names no task of these, or ``lr``, ``initial`` or ``optimizer`` is out of range.
