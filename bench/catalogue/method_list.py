@@ -1,6 +1,7 @@
 """List what each method declares about itself, as a table for the terminal or in Markdown."""
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,10 @@ READS = {
     "second batch": "a second batch",
     "residuals": "residuals",
 }
+
+
+MARKED = re.compile(r":\w+:`([^`]*)`")
+"""A formula or a reference within a docstring."""
 
 
 class ListedMethod(NamedTuple):
@@ -60,6 +65,15 @@ def table(methods: list[ListedMethod]) -> Table:
         text = Text(f"{e.summary} {e.use_when}").append("\n" + "; ".join(facts), style="dim")
         lines.add_row(Text(e.name, style="bold"), text)
     return lines
+
+
+def documentation(name: str) -> str:
+    """Return how a method is called, and its documentation without the marks of formulas and code."""
+    cls = balancers.get(name)
+    signature = inspect.signature(cls)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    text = MARKED.sub(r"\1", (inspect.getdoc(cls) or "").replace("``", "`"))
+    return f"{cls.__name__}{signature.replace(parameters=bare)}\n\n{text}"
 
 
 def _entry(cls: type[LossBalancer]) -> ListedMethod:

@@ -20,9 +20,8 @@ from typer.testing import CliRunner
 
 import balancers
 import tasks
-from bench import cli
 from bench.catalogue import shell_completion
-from bench.cli import app
+from bench.cli import app, on_suites, on_yours
 from bench.cost.devices import DeviceName
 from bench.diagnose import gradient_profile
 from bench.paper.all_claims import CLAIMS
@@ -75,6 +74,25 @@ def test_problems_are_listed_without_their_data(monkeypatch: pytest.MonkeyPatch)
     assert "fail" not in words
 
 
+def test_a_method_is_listed_with_its_arguments_and_its_documentation() -> None:
+    code, output = lossbench("list", "gradnorm")
+    assert code == 0, output
+    words = " ".join(output.split())
+    assert "GradNorm(fork, wrt=None, *, tasks=None" in words
+    assert "alpha=1.5" in words
+    assert r"With the norms G_i = \lVert" in words
+    assert "ICML 2018" in words
+    assert "`wrt=net.trunk[-1]`" in words
+    assert ":math:`" not in words
+
+
+def test_a_problem_is_listed_with_its_samples() -> None:
+    code, output = lossbench("list", "apart")
+    assert code == 0, output
+    assert "samples" in output
+    assert "regression" not in output
+
+
 def test_help_says_what_a_command_does_and_how_it_ends() -> None:
     assert {"run", "report", "list"} <= set(lossbench("--help")[1].split())
     code, output = lossbench("run", "--help")
@@ -118,9 +136,9 @@ def test_the_versions_are_told() -> None:
 
 def test_what_the_command_line_states_again_is_what_the_rooms_state() -> None:
     """It does not import them for its help, as they import PyTorch."""
-    assert list(cli.MeasuredOn) == list(DeviceName)
-    assert len(CLAIMS) == cli.NUM_CLAIMS
-    assert cli.PROFILE_SEED == gradient_profile.SEED
+    assert list(on_yours.MeasuredOn) == list(DeviceName)
+    assert len(CLAIMS) == on_suites.NUM_CLAIMS
+    assert on_yours.PROFILE_SEED == gradient_profile.SEED
 
 
 COMPLETE = """
@@ -206,7 +224,7 @@ def test_the_shell_completes_suites_and_keys_of_stored_results(tmp_path: Path) -
         ("try none.py", r"there is no file none.py"),
         ("cost none.py:f", r"there is no file none.py"),
         ("report smoek", r"there are no tables in results/smoek; .*; did you mean 'smoke'\? .*"),
-        ("list balancer", r"invalid value: 'balancer' is neither a .py file nor one of .*"),
+        ("list balancer", r"invalid value: nothing is called 'balancer'; did you mean 'balancers'\? .*"),
         ("run smoke --cluster none.py:f", r"there is no Python file none.py"),
     ],
 )
