@@ -41,7 +41,8 @@ class CommandLine(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands in the order of their headings."""
         headings = [ON_SUITES, ON_YOURS, ON_LISTS]
-        return sorted(self.commands, key=lambda name: headings.index(self.commands[name].rich_help_panel))
+        heading = {name: str(getattr(command, "rich_help_panel", None)) for name, command in self.commands.items()}
+        return sorted(self.commands, key=lambda name: headings.index(heading[name]))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that ``args`` begins with, or say which commands there are."""
