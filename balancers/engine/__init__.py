@@ -2,6 +2,7 @@
 
 from .base import LossBalancer
 from .declared import Range, option, state
+from .declared_method import DeclaredMethod
 from .gradients import GradientBalancer
 from .learned_state import LearnedState
 from .loss_input import Losses
@@ -13,6 +14,7 @@ from .rng import Draws
 from .second_batch import SecondBatchBalancer
 
 __all__ = [
+    "DeclaredMethod",
     "Draws",
     "GradientBalancer",
     "LearnedState",

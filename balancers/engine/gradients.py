@@ -6,30 +6,33 @@ the shared parameters, before the weighted sum is.
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .base import REQUIRED, LossBalancer, Reads
+from . import decision
+from .base import LossBalancer
+from .combining_step import CombiningStep, HeldStep
 from .declared import option
+from .declared_method import REQUIRED, Reads, Wrt
 from .fork import Fork, Reader
+from .fork_argument import NOT_MEASURED, tasks_of
 from .fork_audit import audit
 from .fork_error import ForkError
 from .host_flag import Later
-from .loss_input import Entries, Losses, LossReader
-from .prior_weighting import Scaled, adopt, keep, scale, teach
+from .loss_input import Entries, Losses
+from .measuring_step import MeasuringStep, NormsStep
+from .prior_weighting import adopt, teach
 from .reach import reaching
-from .readings import NOTHING, Read, Result, State
+from .readings import Read, Result, State
 from .shared_parameters import SharedParameters
-from .step import Call, CombiningStep, HeldStep, MeasuringStep, NormsStep, Step
-from .torch_internals import COMPILED, foreach_norm, not_compiled
+from .step import Call, Step
+from .torch_internals import COMPILED, not_compiled
 
-Wrt = Literal["features", "layer", "parameters"]
 SETTLED_CHECKS = 10
 """Number of updates between two looks of ranks for whether the method has stopped learning."""
 
@@ -119,7 +122,7 @@ class GradientBalancer(LossBalancer):
         compile: bool = False,
         **options: object,
     ) -> None:
-        super().__init__(_tasks_of(type(self), fork, tasks), compile=compile, **options)
+        super().__init__(tasks_of(type(self), fork, tasks), compile=compile, **options)
         if not self.combines:
             self.weighting, self.averaging = None, 0.0
         if fork is None and wrt is None:
@@ -130,7 +133,7 @@ class GradientBalancer(LossBalancer):
         )
         """Whether, with a fork, ``wrt`` must be all parameters upstream of it."""
         if kind in self.undefined_for and not self.needs_whole_trunk:
-            raise ValueError(f"{type(self).__name__} {_PLACES[kind]}: {self.undefined_for[kind]}")
+            raise ValueError(f"{type(self).__name__} {NOT_MEASURED[kind]}: {self.undefined_for[kind]}")
         self.__dict__["fork"] = fork  # past nn.Module: it is the model's, not the balancer's, to train or to save
         self.__dict__["_shared"] = None if wrt is None else SharedParameters(wrt)
         self.recomputes: bool | None = None
@@ -361,7 +364,7 @@ class GradientBalancer(LossBalancer):
             if self._ranks.size > 1:
                 losses, given = self._mean_losses(losses, given)
             step.commit = partial(teach, self.weighting, Read(losses, step.weights), given, None)
-        return _ratio(self.last_weights, step.weights)
+        return decision.ratio(self.last_weights, step.weights)
 
     def _updated(
         self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, finite: Tensor | None = None
@@ -378,162 +381,8 @@ class GradientBalancer(LossBalancer):
     def decide(
         self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Have the method decide on this pass's gradients, and write its state.
-
-        Args:
-            step: the step.
-            columns: of each tensor of features or parameters, the gradients of the losses times ``step.factors``,
-                ``(T, ...)``. They are overwritten.
-            gramian: their inner products, ``(T, T)``, where these were measured in their place.
-
-        Returns:
-            What these gradients are multiplied by, ``(T,)``; and what takes the place of their weighted sums, or at
-            parameters is added to their plain sums, where that is not it.
-        """
-        shapes = [column.shape[1:] for column in columns]
-        # Methods flatten the gradients of each parameter, also those of a scalar.
-        columns[:] = [column.unsqueeze(-1) if column.ndim == 1 else column for column in columns]
-        told, columns, gramian = self._told(step, columns, gramian)
-        index, factor, held = told.chosen, told.factor, told.held
-        seen = self._seen(step, told, columns, gramian)
-        read, tracked, by = seen.read, seen.tracked, None if seen.scaled is None else seen.scaled.weights
-        finite = seen.finite if step.valid is None else seen.finite & step.valid
-        update = self.compiled("_updated") if self.compiles and index is None else self._updated
-        valid, result = update(read, self._arguments(self._update_takes, index, read=read), index, finite)
-        assert result.weights is not None
-        shares = torch.where(valid, result.weights, held)
-        replaced = self._directions(step, columns, result, factor)
-        if tracked is not None and self.replaces_gradients:
-            replaced = tracked.corrections(shares * factor, valid)
-        if by is not None:
-            shares = torch.where(valid, shares * by, held)
-        if replaced is not None:
-            replaced = [each.reshape(shape) for each, shape in zip(replaced, shapes, strict=True)]
-        weights = torch.where(valid, result.weights * told.used, told.shown) if self.weighs else shares
-        if index is not None:
-            weights = self.last_weights.index_copy(0, index, weights)
-            shares = torch.zeros_like(weights).index_copy(0, index, shares)
-        if self.check_finite:
-            self._check_valid(valid)
-
-        def end() -> None:
-            self._commit(result, read, index, valid)
-            self._count_draws()
-            self._tell(result.statistics, told.given)
-            if tracked is not None:
-                self.commit({f"{self.tracks}_{k}": new for k, new in enumerate(tracked.new)}, index, valid)
-            self._record(weights)
-            if self.weighting is not None:
-                self._end_weighting(self.weighting, step, told, seen, valid)
-            self._after_update(valid, read.losses, index)
-
-        step.commit = end
-        return shares, replaced
-
-    def _told(
-        self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None
-    ) -> tuple["_Told", list[Tensor], Tensor | None]:
-        """Return what is known of a pass beside its gradients, and those of the tasks that take part on any rank."""
-        shown = self.last_weights
-        losses, used, factors = (each.to(shown.dtype) for each in (step.losses, step.weights, step.factors))
-        given, losses, columns = self._of_all_ranks(step, losses, columns)
-        index, rest = None if self.sees_all_tasks else self.index(given), cast(Tensor | float, 0.0)
-        if index is not None:
-            columns = [column[index] for column in columns]
-            gramian = None if gramian is None else gramian[index][:, index]
-            rest = shown.index_fill(0, index, 0.0).sum()
-            factors, used, shown = factors[index], used[index], shown[index]
-        # Losses that were not multiplied have the factor of the whole pass; those that were, its multiple.
-        factor, held = factors[0], shown
-        if self._weigh_takes:
-            factor, held = factors[0] / used[0], shown / used
-        elif self.weighs:  # by a weighting, which may leave tasks without weight
-            factor, held = torch.dot(factors, used) / torch.dot(used, used), _ratio(shown, used)
-        return _Told(given, index, losses, used, rest, shown, factor, held), columns, gramian
-
-    def _seen(self, step: MeasuringStep, told: "_Told", columns: list[Tensor], gramian: Tensor | None) -> "_Seen":
-        """Return the gradients of a pass as the method reads them, after its weighting if it has one."""
-        before, index, used = self.weighting, told.chosen, told.used
-        read = Read(told.losses if index is None else told.losses[index], used, told.rest)
-        if self.sees_all_tasks and told.given is not None:
-            read.present = self.mask(told.given)
-        own = self._ranks.size > 1 and step.wrt is None  # a rank's features are variables of its own
-        finite, scaled, tracked = list[Tensor](), cast(Scaled | None, None), None
-        if self.reads == "gramian" or (before is not None and before.reads in ("norms", "gramian")):
-            if gramian is None:
-                gramian = reduce(torch.add, [_gramian(column.to(used.dtype)) for column in columns])
-            finite.append(self._read_gramian(read, gramian, told.factor, own))
-        if before is not None and before.reads == "norms":
-            read.norms = read.gramian.diagonal().clamp(min=0).sqrt() / used.abs()
-        if before is not None and before.combines:
-            scaled = scale(before, replace(read), index, finite[0])
-            finite.append(scaled.valid)
-            read.gramian = read.gramian * torch.outer(scaled.weights, scaled.weights)
-        if self.tracks:
-            self._check_tracked()
-            tracked = self._track(columns, told, read.present, None if scaled is None else scaled.weights)
-            read.tracked = tracked.total
-            finite.append(_are_finite(tracked.plain))
-        elif self.reads == "gradients":
-            if self.per_parameter:
-                self._check_tracked()
-            rows = [column.to(used.dtype) / told.factor for column in columns]
-            are_finite = _are_finite(rows)
-            finite.append(self._ranks.mean(are_finite.to(used.dtype)) == 1 if own else are_finite)
-            read.mean = self._ranks.mean if own else read.mean
-            read.gradients = rows if scaled is None else [_times(each, scaled.weights) for each in rows]
-        return _Seen(read, reduce(torch.logical_and, finite), tracked, scaled)
-
-    def _end_weighting(
-        self, weighting: LossBalancer, step: MeasuringStep, told: "_Told", seen: "_Seen", valid: Tensor
-    ) -> None:
-        """Have the weighting learn from the pass, at its end."""
-        if seen.scaled is not None:
-            keep(weighting, seen.scaled, told.chosen, valid)
-            return
-        norms = seen.read.norms
-        if told.chosen is not None and norms is not NOTHING:
-            norms = torch.zeros_like(told.losses).index_copy(0, told.chosen, norms)
-        teach(weighting, Read(told.losses, step.weights.to(told.losses.dtype), norms=norms), told.given, valid)
-
-    def _of_all_ranks(
-        self, step: MeasuringStep, losses: Tensor, columns: list[Tensor]
-    ) -> tuple[tuple[bool, ...] | None, Tensor, list[Tensor]]:
-        """Return the tasks that take part on any rank, and the mean losses and gradients over all ranks."""
-        given = step.given
-        if self._ranks.size > 1:
-            losses, given = self._mean_losses(losses, given)
-            if step.wrt is not None:
-                columns = [self._ranks.mean(column) for column in columns]
-        return given, losses, columns
-
-    def _read_gramian(self, read: Read, gramian: Tensor, scale: Tensor, own: bool) -> Tensor:
-        """Read the Gramian, zero where it is not finite; return whether it is.
-
-        With ``own``, each rank's features are variables of their own, in a loss that is the mean over ranks.
-        """
-        gramian = gramian / scale.square()
-        if own:
-            gramian = self._ranks.mean(gramian) / self._ranks.size
-        finite = gramian.trace() < torch.inf  # no product is larger than the squares of both
-        read.gramian = self.statistics["gramian"] = torch.where(finite, gramian, 0.0)
-        return finite
-
-    def _directions(
-        self, step: MeasuringStep, columns: Sequence[Tensor], result: Result, scale: Tensor
-    ) -> list[Tensor] | None:
-        """Return what replaces the weighted sums, or at parameters is added to the plain sums; None: nothing does."""
-        if result.directions is None:
-            return None
-        if not self.replaces_gradients or (self.fork is not None and step.wrt is not None and not step.gated):
-            raise TypeError(
-                f"{type(self).__name__} returned directions, so it must declare replaces_gradients = True, and be "
-                f"undefined_for layers at a fork, whose gradients do not go on into the trunk"
-            )
-        replaced = [direction * scale for direction in result.directions]
-        if step.wrt is None:
-            return replaced
-        return [new - rows.to(new.dtype).sum(0) for new, rows in zip(replaced, columns, strict=True)]
+        """Have the method decide on this pass's gradients: see `decision.decide`."""
+        return decision.decide(self, step, columns, gramian)
 
     def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:
         stacked = super()._stacked(losses, given)
@@ -555,155 +404,6 @@ class GradientBalancer(LossBalancer):
                 f"now than when the balancer was made: were some frozen, or replaced? Make another balancer"
             )
 
-    def _track(self, columns: list[Tensor], told: "_Told", present: Tensor | None, by: Tensor | None) -> "_Tracked":
-        """Track the gradients times ``by``, parameter by parameter, each of which is freed when it was tracked."""
-        made, state, factor = _Tracked(), dict(self.state(told.chosen)), told.factor
-        if self.sees_all_tasks:
-            state["present"] = torch.ones_like(told.shown) if present is None else present.to(told.shown.dtype)
-        for k, column in enumerate(columns):
-            made.plain.append(column.sum(0).flatten().to(factor.dtype))
-            gradient = column.to(factor.dtype).div_(factor)
-            if self.replaces_gradients and self.needs_positive_losses:
-                made.held.append(torch.mv(gradient.flatten(1).t(), told.held * factor))
-            if by is not None:
-                gradient = _times(gradient, by)
-            new, part = self.track(gradient, state[f"{self.tracks}_{k}"], state)
-            made.total = made.total + part if made.total.numel() else part
-            made.new.append(new)
-            columns[k] = new
-        return made
-
-
-class _Told(NamedTuple):
-    """The tasks, losses and weights of a pass. T' tasks take part on any rank."""
-
-    given: tuple[bool, ...] | None
-    """For each task whether it takes part; None if all do."""
-    chosen: Tensor | None
-    """The tasks that do, ``(T',)``; None if all do."""
-    losses: Tensor
-    """``(T,)``: the mean over ranks."""
-    used: Tensor
-    """``(T',)``: what the losses were multiplied by."""
-    rest: Tensor | float
-    """The sum of the weights last used of the tasks that take no part."""
-    shown: Tensor
-    """``(T',)``: the weights last used."""
-    factor: Tensor
-    """A scalar: what all losses were multiplied by besides ``used``, such as a GradScaler's scale."""
-    held: Tensor
-    """``(T',)``: what this pass's gradients are to be multiplied by to have the weights last used."""
-
-
-class _Seen(NamedTuple):
-    """The measurements of a pass's gradients."""
-
-    read: Read
-    finite: Tensor
-    """A bool scalar: whether all of them are finite."""
-    tracked: "_Tracked | None"
-    scaled: Scaled | None
-    """The result of a weighting that reads inner products; None without one."""
-
-
-class _Tracked:
-    """The results of `track`, one for each parameter."""
-
-    def __init__(self) -> None:
-        self.new: list[Tensor] = []
-        """The new values, ``(T', ...)``."""
-        self.total = NOTHING
-        """The sum of the second values that ``track`` returned."""
-        self.plain: list[Tensor] = []
-        """The sum of the tasks' gradients, which the backward pass sends to the parameter, flattened."""
-        self.held: list[Tensor] = []
-        """The gradient that the parameter receives if the step is not valid, flattened; empty if it needs none."""
-
-    def corrections(self, weights: Tensor, valid: Tensor) -> list[Tensor]:
-        """Return what each parameter's gradient lacks of the tracked values times ``weights``, ``(T',)``."""
-        found = []
-        for k, (new, plain) in enumerate(zip(self.new, self.plain, strict=True)):
-            lacking = torch.addmv(plain, new.flatten(1).t(), weights, beta=-1)
-            if self.held:
-                lacking = torch.where(valid, lacking, self.held[k] - plain)
-            found.append(lacking.view(new.shape[1:]))
-        return found
-
-
-def _ratio(numerators: Tensor, denominators: Tensor) -> Tensor:
-    """Return the ratios, zero where the denominator is."""
-    return torch.where(denominators == 0, 0.0, numerators / denominators)
-
-
-def _times(rows: Tensor, weights: Tensor) -> Tensor:
-    """Return rows ``(T', ...)``, each times its weight."""
-    return (rows.movedim(0, -1) * weights).movedim(-1, 0)
-
-
-def _are_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Return a bool scalar: whether all entries are finite."""
-    return torch.stack(foreach_norm(tensors)).amax() < torch.inf
-
-
-def _gramian(column: Tensor) -> Tensor:
-    """Return the inner products of T gradients, ``(T, ...)``."""
-    rows = column.flatten(1)
-    return rows @ rows.mT
-
-
-_PLACES: Mapping[Wrt, str] = {
-    "features": "does not measure at the features (wrt=None)",
-    "layer": "does not measure at a fork with respect to a layer",
-    "parameters": "does not measure without a fork (fork=None)",
-}
-
 
 def _given(losses: Entries) -> set[int]:
     return {i for i, loss in enumerate(losses) if loss is not None}
-
-
-def _how_to_make(method: type[GradientBalancer]) -> str:
-    """Return how a method is made with a `Fork` and without one, as far as it is defined for them, for messages."""
-    features, layer, parameters = (place not in method.undefined_for for place in ("features", "layer", "parameters"))
-    ways = []
-    if features or layer:
-        ways.append(f"{method.__name__}(net.fork{'' if features else ', wrt=net.trunk'}), where net.fork is a Fork")
-    if parameters:
-        where = " for a model without a Fork" if ways else ""
-        ways.append(f"{method.__name__}(None, wrt=net.trunk, tasks=[...]){where}")
-    return ", or ".join(ways)
-
-
-def tasks_at(fork: Fork, tasks: int | Sequence[str] | None) -> int | Sequence[str]:
-    """Return the ``tasks`` of a balancer that is made for a fork; where they are None, their number.
-
-    Raises:
-        TypeError, ValueError: they are no tasks, or not as many as the fork's.
-    """
-    if tasks is None:
-        return fork.num_tasks
-    if LossReader(tasks).num_tasks != fork.num_tasks:
-        raise ValueError(f"tasks is {tasks!r}, but the fork was made for {fork.num_tasks}")
-    return tasks
-
-
-def _tasks_of(
-    method: type[GradientBalancer], fork: Fork | None, tasks: int | Sequence[str] | None
-) -> int | Sequence[str]:
-    if fork is REQUIRED:
-        raise TypeError(
-            f"{method.__name__} lacks its first argument, fork, by which it knows the tasks and where their gradients "
-            f"are: write {_how_to_make(method)}"
-        )
-    if fork is None:
-        if tasks is None:
-            raise ValueError(
-                f"fork is None and tasks is not given, so that the number of tasks is not known: write "
-                f"{_how_to_make(method)}; tasks is a number or a list of names"
-            )
-        return tasks
-    if not isinstance(fork, Fork):
-        raise TypeError(
-            f"fork is of type {type(fork).__name__}; expected the model's Fork, or None: write {_how_to_make(method)}"
-        )
-    return tasks_at(fork, tasks)

@@ -12,10 +12,10 @@ from torch import Tensor
 from .readings import Result
 
 if TYPE_CHECKING:
-    from .base import LossBalancer
+    from .declared_method import DeclaredMethod
 
 
-def check_weights(balancer: "LossBalancer", weights: Tensor, number: int) -> None:
+def check_weights(balancer: "DeclaredMethod", weights: Tensor, number: int) -> None:
     """Check what `weigh` returned: one weight for each of ``number`` tasks.
 
     Raises:
@@ -28,7 +28,7 @@ def check_weights(balancer: "LossBalancer", weights: Tensor, number: int) -> Non
         raise ValueError(f"{_named(balancer, 'weigh')} returned {_unlike('weights', weights, (number,))}")
 
 
-def check_result(balancer: "LossBalancer", result: Result, number: int, index: Tensor | None) -> None:
+def check_result(balancer: "DeclaredMethod", result: Result, number: int, index: Tensor | None) -> None:
     """Check what `update` returned, or what `solve` did; see `Result`.
 
     Args:
@@ -62,14 +62,14 @@ def check_result(balancer: "LossBalancer", result: Result, number: int, index: T
         _check(balancer, function, f"state[{name!r}]", value, _shape(balancer, name, index))
 
 
-def _check(balancer: "LossBalancer", function: str, what: str, value: Tensor, shape: Iterable[int]) -> None:
+def _check(balancer: "DeclaredMethod", function: str, what: str, value: Tensor, shape: Iterable[int]) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{_named(balancer, function)} returned {_type(value)} as {what}; expected a tensor")
     if value.shape != shape:
         raise ValueError(f"{_named(balancer, function)} returned {_unlike(what, value, shape)}")
 
 
-def _shape(balancer: "LossBalancer", name: str, index: Tensor | None) -> Iterable[int]:
+def _shape(balancer: "DeclaredMethod", name: str, index: Tensor | None) -> Iterable[int]:
     """Return the shape of the rows of a state that belong to the tasks at ``index``; None: to all."""
     shape: torch.Size = balancer.get_buffer(name).shape
     if index is None:
@@ -78,12 +78,12 @@ def _shape(balancer: "LossBalancer", name: str, index: Tensor | None) -> Iterabl
     return tuple(len(index) if dim in dims else size for dim, size in enumerate(shape))
 
 
-def _own(balancer: "LossBalancer") -> list[str]:
+def _own(balancer: "DeclaredMethod") -> list[str]:
     """Return the names of the state that the method's `update` may change."""
     return [name for name in balancer._declared if name != "last_weights"]
 
 
-def _named(balancer: "LossBalancer", function: str) -> str:
+def _named(balancer: "DeclaredMethod", function: str) -> str:
     return f"{type(balancer).__name__}.{function}"
 
 
@@ -95,5 +95,5 @@ def _unlike(what: str, value: Tensor, shape: Iterable[int]) -> str:
     return f"{what} of shape {tuple(value.shape)}; expected {tuple(shape)}"
 
 
-def _reads(balancer: "LossBalancer") -> str:
+def _reads(balancer: "DeclaredMethod") -> str:
     return "the Gramian" if balancer.reads == "gramian" else "the gradients"

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from .base import LossBalancer
 from .fork import Fork
-from .gradients import GradientBalancer, tasks_at
+from .fork_argument import tasks_at
+from .gradients import GradientBalancer
 
 GROUP = "lossbench.balancers"
 

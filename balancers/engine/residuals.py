@@ -12,10 +12,10 @@ from .ahead import AheadBalancer
 from .declared import option
 from .fork_error import ForkError
 from .loss_input import Entries, entries
+from .measuring_step import nothing_measured
 from .passes import measuring
 from .readings import Read
 from .rng import Draws
-from .step import nothing_measured
 from .task_gradients import dense
 from .torch_internals import before_first_backward, foreach_norm
 from .vector_jacobian import in_one_pass

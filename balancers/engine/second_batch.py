@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from .ahead import AheadBalancer
 from .before_step import second_losses
 from .loss_input import Entries
+from .measuring_step import Lookahead
 from .readings import Read
-from .step import Call, Lookahead
+from .step import Call
 from .task_gradients import flat
 
 _REASON = "gradients of two batches are compared, which have different samples and so different features"

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from balancers.engine.gradients import Wrt
+from balancers.engine.declared_method import Wrt
 from bench.cost.subject import MakeStep
 
 from .contender import PeerContender

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 import balancers
 from balancers import GradientBalancer, LossBalancer
 from balancers.engine import ResidualBalancer
-from balancers.engine.gradients import Wrt
+from balancers.engine.declared_method import Wrt
 from tasks import Problem, Recipe, Shared
 
 from .spec import Method

@@ -18,7 +18,7 @@ import torch
 
 import balancers
 import tasks
-from balancers.engine.gradients import Wrt
+from balancers.engine.declared_method import Wrt
 from tasks import Recipe
 
 from . import code_hash

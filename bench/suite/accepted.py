@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from balancers.engine.gradients import Wrt
+from balancers.engine.declared_method import Wrt
 from bench.run.spec import Device
 from tasks.problem import Schedule
 

@@ -43,7 +43,10 @@ PAGES = (
     Page(
         "loss-balancer",
         "What every method is",
-        ("balancers.LossBalancer", "balancers.GradientBalancer", "balancers.Losses"),
+        (
+            *("balancers.LossBalancer", "balancers.engine.DeclaredMethod", "balancers.GradientBalancer"),
+            "balancers.Losses",
+        ),
     ),
     Page(
         "fork",
