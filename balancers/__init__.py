@@ -23,17 +23,17 @@ from .db_mtl import DBMTL
 from .dual_proj import DualProj
 from .dynamic_average import DynamicWeightAverage
 from .encodec import EnCodecBalancer
-from .engine.base import LossBalancer
 from .engine.captured_step import CapturedStep
-from .engine.declared import Range, option, state
-from .engine.fork import Fork
+from .engine.classes.base import LossBalancer
+from .engine.classes.gradients import GradientBalancer
 from .engine.fork_error import ForkError
-from .engine.gradients import GradientBalancer
-from .engine.linear_heads import LinearHeads
-from .engine.loss_input import Losses
+from .engine.forks.fork import Fork
+from .engine.forks.linear_heads import LinearHeads
+from .engine.losses.loss_input import Losses
+from .engine.method.declared import Range, option, state
+from .engine.method.readings import Read, Result, State
+from .engine.method.rng import Draws
 from .engine.method_registry import create, get, names, register
-from .engine.readings import Read, Result, State
-from .engine.rng import Draws
 from .epo import EPO
 from .equal import EqualWeighting
 from .excess_risk import ExcessMTL

@@ -32,8 +32,8 @@ from balancers import (
     UncertaintyWeighting,
     create,
 )
-from balancers.engine.base import DROPPED
-from balancers.engine.loss_warnings import INVALID
+from balancers.engine.classes.base import DROPPED
+from balancers.engine.losses.loss_warnings import INVALID
 from balancers.integrations.physics_checks import check_fits
 
 ROOT = Path(__file__).parents[1]

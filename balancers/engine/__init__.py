@@ -1,17 +1,25 @@
-"""Shared machinery of all methods: base classes, the fork, measurements, state, distributed ranks and the registry."""
+"""What all methods share. The rooms, each of which uses only those below it:
 
-from .base import LossBalancer
-from .declared import Range, option, state
-from .declared_method import DeclaredMethod
-from .gradients import GradientBalancer
-from .learned_state import LearnedState
-from .loss_input import Losses
+- `method_registry` finds methods by name, and `captured_step` runs a training step as a CUDA graph;
+- `classes` has what a method is a subclass of;
+- `steps` follow a call through its backward pass;
+- `forks` and `measuring`: where the tasks' gradients are told apart, and how they are measured;
+- `method` has the parts of a method, and `losses` reads those of a caller;
+- `torch_internals` has all that is private to PyTorch; `ranks`, `passes` and `host_flag` are small.
+"""
+
+from .classes.base import LossBalancer
+from .classes.gradients import GradientBalancer
+from .classes.learned_state import LearnedState
+from .classes.period_means import PeriodMeans
+from .classes.residuals import ResidualBalancer
+from .classes.second_batch import SecondBatchBalancer
+from .losses.loss_input import Losses
+from .method.declared import Range, option, state
+from .method.declared_method import DeclaredMethod
+from .method.readings import Read, Result, State
+from .method.rng import Draws
 from .method_registry import register
-from .period_means import PeriodMeans
-from .readings import Read, Result, State
-from .residuals import ResidualBalancer
-from .rng import Draws
-from .second_batch import SecondBatchBalancer
 
 __all__ = [
     "DeclaredMethod",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .base import LossBalancer
+from .classes.base import LossBalancer
 from .torch_internals import tree_flatten, tree_unflatten
 
 WARM_UP = 11

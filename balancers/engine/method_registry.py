@@ -21,10 +21,10 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from .base import LossBalancer
-from .fork import Fork
-from .fork_argument import tasks_at
-from .gradients import GradientBalancer
+from .classes.base import LossBalancer
+from .classes.gradients import GradientBalancer
+from .forks.fork import Fork
+from .forks.fork_argument import tasks_at
 
 GROUP = "lossbench.balancers"
 

@@ -6,7 +6,7 @@ It needs the package ``lightning``. Nothing else in a Lightning project needs th
 
 from typing import Any, cast
 
-from ..engine.base import LossBalancer
+from ..engine.classes.base import LossBalancer
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from balancers.engine.ghost_norms import layers_behind
+from balancers.engine.measuring.ghost_norms import layers_behind
 
 from .operation_count import count
 from .subject import MakeStep, features, make

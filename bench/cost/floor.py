@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from balancers import EqualWeighting, Losses
-from balancers.engine.fork import Passage, Reader
+from balancers.engine.forks.fork import Passage, Reader
 
 from .subject import Subject
 from .timed_methods import TimedMethod

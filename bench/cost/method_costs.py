@@ -20,7 +20,7 @@ from rich.text import Text
 import balancers
 import tasks
 from balancers import GradientBalancer, LossBalancer
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.run import build, machine_facts
 from bench.run.seeds import generator
 from bench.run.spec import Method

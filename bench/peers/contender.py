@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import balancers
 from balancers import EqualWeighting, GradientBalancer
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.cost.subject import MakeStep, in_order, make
 from bench.cost.training_step import adam
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.cost.subject import MakeStep
 
 from .contender import PeerContender

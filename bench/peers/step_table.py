@@ -24,7 +24,7 @@ from torch import Tensor
 
 import balancers
 from balancers import GradientBalancer
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.cost.operation_count import count
 from bench.cost.step_clock import interleave, single_thread
 from bench.cost.step_comparison import time_row

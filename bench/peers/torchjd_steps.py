@@ -23,7 +23,7 @@ from torchjd import aggregation, autojac
 from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedAggregator
 from torchjd.autogram import Engine
 
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.cost.subject import MakeStep
 
 from .contender import PeerContender

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 import balancers
 from balancers import GradientBalancer, LossBalancer
 from balancers.engine import ResidualBalancer
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from tasks import Problem, Recipe, Shared
 
 from .spec import Method

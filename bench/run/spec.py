@@ -18,7 +18,7 @@ import torch
 
 import balancers
 import tasks
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from tasks import Recipe
 
 from . import code_hash

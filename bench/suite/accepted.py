@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.run.spec import Device
 from tasks.problem import Schedule
 

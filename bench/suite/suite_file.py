@@ -17,7 +17,7 @@ import torch
 import balancers
 import tasks
 from balancers import GradientBalancer, StaticWeighting
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.run import build, plugins, suite_text
 from bench.run.spec import Device, Method, Options
 from bench.run.suite_text import KEPT

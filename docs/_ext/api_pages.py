@@ -83,8 +83,8 @@ PAGES = (
     ),
 )
 FUNCTIONS = {
-    "balancers.option": "balancers.engine.declared.Option",
-    "balancers.state": "balancers.engine.declared.Declared",
+    "balancers.option": "balancers.engine.method.declared.Option",
+    "balancers.state": "balancers.engine.method.declared.Declared",
 }
 """Functions that the source has as classes."""
 WITHOUT_MEMBERS = {"tasks.dense.dense_problem.DensePrediction", "tasks.dense.network.SegNet"}

@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 
 import balancers
 from balancers import GradientBalancer, LossBalancer
-from balancers.engine.declared import Option
+from balancers.engine.method.declared import Option
 from bench.catalogue import method_list
 from bench.style.numbers import step_ratio
 

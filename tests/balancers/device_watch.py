@@ -85,10 +85,10 @@ class DeviceWatch(TorchDispatchMode):
     def _is_allowed(self, name: str, arrives: bool) -> bool:
         """Return whether an operator belongs to a copy to the device that this class allows."""
         module = _engine_frame()[0]
-        if module == "balancers.engine.rng":
+        if module == "balancers.engine.method.rng":
             self.draws += arrives
             return arrives or name in ("rand", "randn")
-        return module == "balancers.engine.saved_state" and self.moving and (arrives or name == "lift_fresh")
+        return module == "balancers.engine.method.saved_state" and self.moving and (arrives or name == "lift_fresh")
 
 
 def _tensors(values: object) -> list[Tensor]:

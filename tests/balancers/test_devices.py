@@ -33,7 +33,7 @@ from balancers import (
     get,
     names,
 )
-from balancers.engine import rng
+from balancers.engine.method import rng
 
 from .contract import OPTIONS
 from .device_watch import DEVICES, DeviceWatch, autocast, simulated
@@ -490,7 +490,7 @@ def test_the_engine_may_not_copy_draws_back(monkeypatch: pytest.MonkeyPatch):
     scope: dict[str, Any] = {"__name__": rng.__name__, "uniform": Draws.uniform}
     exec("def faulty(draws, *shape): return uniform(draws, *shape).cpu()", scope)  # as if it stood in that module
     monkeypatch.setattr(Draws, "uniform", scope["faulty"])
-    with pytest.raises(AssertionError, match=r"balancers.engine.rng:\d+ copies from the device to the host"):
+    with pytest.raises(AssertionError, match=r"balancers.engine.method.rng:\d+ copies from the device to the host"):
         holds(Case(PCGrad, "parameters"))
 
 

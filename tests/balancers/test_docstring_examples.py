@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import balancers
 from balancers import Draws, EqualWeighting, Fork, LossBalancer, NashMTL, Read, Result
-from balancers.engine import declared, method_registry
+from balancers.engine import method_registry
+from balancers.engine.method import declared
 
 from ..docstring_examples import TOML_BLOCKS, examples, public_classes
 from ..integrations.deepxde_backend import import_deepxde
@@ -431,27 +432,27 @@ def _line(pina: Any) -> Names:
 PLACES: Mapping[str, Callable[[], Place]] = {place: partial(_method, place) for place in METHODS} | {
     "__init__": _quickstart,
     "encodec.EnCodecBalancer": _encodec,
-    "engine.base.LossBalancer": _skip_steps_that_are_not_finite,
-    "engine.base.LossBalancer, 2": _inverse_loss,
-    "engine.base.held": _held,
-    "engine.base.second_batch": _second_batch,
+    "engine.classes.base.LossBalancer": _skip_steps_that_are_not_finite,
+    "engine.classes.base.LossBalancer, 2": _inverse_loss,
+    "engine.classes.base.held": _held,
+    "engine.classes.base.second_batch": _second_batch,
     "engine.captured_step.CapturedStep": _captured_step,
-    "engine.declared": _declared,
-    "engine.declared.Declared": _state,
-    "engine.declared.Option": _option,
-    "engine.declared.Range": _range,
-    "engine.fork": _forward,
-    "engine.fork.Fork": _fork,
-    "engine.fork.attach": _attach,
+    "engine.method.declared": _declared,
+    "engine.method.declared.Declared": _state,
+    "engine.method.declared.Option": _option,
+    "engine.method.declared.Range": _range,
+    "engine.forks.fork": _forward,
+    "engine.forks.fork.Fork": _fork,
+    "engine.forks.fork.attach": _attach,
     "engine.fork_error.ForkError": _fork_error,
-    "engine.gradients.GradientBalancer": _unit_gradients,
-    "engine.linear_heads.LinearHeads": _linear_heads,
+    "engine.classes.gradients.GradientBalancer": _unit_gradients,
+    "engine.forks.linear_heads.LinearHeads": _linear_heads,
     "engine.method_registry": _register,
     "engine.method_registry.create": _create,
-    "engine.readings.Read": _update_by_gramian,
-    "engine.readings.Result": _update_of_state,
-    "engine.residuals.ResidualBalancer": _residuals,
-    "engine.rng.Draws": _update_by_draws,
+    "engine.method.readings.Read": _update_by_gramian,
+    "engine.method.readings.Result": _update_of_state,
+    "engine.classes.residuals.ResidualBalancer": _residuals,
+    "engine.method.rng.Draws": _update_by_draws,
     "famo.FAMO": _famo,
     "integrations.deepxde.BalanceLosses": _deepxde,
     "integrations.lightning.LogWeights": _log_weights,

@@ -34,9 +34,9 @@ from balancers import (
     Result,
     UPGrad,
 )
-from balancers.engine import fork as forks
-from balancers.engine import ghost_norms as ghosts
-from balancers.engine.gate import close
+from balancers.engine.forks import fork as forks
+from balancers.engine.forks.gate import close
+from balancers.engine.measuring import ghost_norms as ghosts
 
 from .ranks import Ranks
 from .worker_gate import run

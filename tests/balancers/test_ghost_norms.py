@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from balancers import MGDA, EqualWeighting, Fork, GradNorm, LinearHeads
-from balancers.engine import ghost_norms as ghosts
-from balancers.engine import measure
-from balancers.engine.ghost_norms import is_less, kernel, squared_norms
+from balancers.engine.measuring import ghost_norms as ghosts
+from balancers.engine.measuring import measure
+from balancers.engine.measuring.ghost_norms import is_less, kernel, squared_norms
 
 pytestmark = pytest.mark.on_device
 

@@ -96,7 +96,7 @@ def run(later: type[Later], monkeypatch: pytest.MonkeyPatch, finite: bool) -> tu
 
     If not ``finite``, the first loss of the late task is infinite.
     """
-    monkeypatch.setattr("balancers.engine.gradients.Later", later)
+    monkeypatch.setattr("balancers.engine.classes.gradients.Later", later)
     net = Net()
     balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"), freeze_after=4)
     measured = []

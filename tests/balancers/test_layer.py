@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from balancers import EqualWeighting, Fork, GradNorm, LinearHeads
-from balancers.engine import measure
-from balancers.engine.measure import Measurement
+from balancers.engine.measuring import measure
+from balancers.engine.measuring.measure import Measurement
 from bench.cost.operation_count import count
 
 pytestmark = pytest.mark.on_device

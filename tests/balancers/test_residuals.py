@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
 from balancers import Fork, ForkError, NTKWeighting
-from balancers.engine import residuals as engine
+from balancers.engine.classes import residuals as engine
 
 pytestmark = pytest.mark.on_device
 TASKS = ("equation", "boundary", "start")

@@ -27,7 +27,7 @@ from balancers import (
     SDMGrad,
     UncertaintyWeighting,
 )
-from balancers.engine.second_batch import moved
+from balancers.engine.classes.second_batch import moved
 
 pytestmark = pytest.mark.on_device
 TASKS = ("a", "b", "c")

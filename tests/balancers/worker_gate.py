@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from balancers import Fork, GradientBalancer, get
-from balancers.engine import fork as forks
-from balancers.engine.gate import close
+from balancers.engine.forks import fork as forks
+from balancers.engine.forks.gate import close
 
 TASKS = "abc"
 STEPS, SAMPLES, SHARDS = 3, 8, 2

@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, mean_squared_error
 import balancers
 from balancers import Fork, GradNorm, StaticWeighting
 from balancers.engine import ResidualBalancer
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.run.build import default_wrt
 from bench.run.spec import Method, RunSpec
 from bench.run.training import Training

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import balancers
-from balancers.engine.declared_method import Wrt
+from balancers.engine.method.declared_method import Wrt
 from bench.cost.subject import MakeStep, make
 from bench.peers import libmtl_steps, step_table, step_times
 from bench.peers.contender import Contender, OurStep, PeerContender

@@ -81,7 +81,7 @@ def test_every_python_computes_the_same_hash() -> None:
         ('use_when: str = "Always."', 'use_when = "Never."'),
         ('summary = "A method."', "reserved = True"),
         ("from .engine.base import", "from .base import"),
-        ("from .engine.base import", "from balancers.engine.base import"),
+        ("from .engine.base import", "from balancers.engine.classes.base import"),
         (
             "from .engine.base import Range, LossBalancer as Base",
             "from .limits import Range\nfrom .engine.base import LossBalancer as Base",
@@ -208,7 +208,7 @@ def test_a_run_depends_on_its_method_and_not_on_others() -> None:
     files = {path.name for path in code_hash.files_of(["balancers.equal"], code_hash.OURS)}
     assert {"equal.py", "base.py", "loss_input.py"} <= files
     assert not files & {"gradnorm.py", "minimum_norm.py", "pcgrad.py", "regression.py", "__init__.py"}
-    audited = {path.name for path in code_hash.files_of(["balancers.engine.fork_audit"], code_hash.OURS)}
+    audited = {path.name for path in code_hash.files_of(["balancers.engine.forks.fork_audit"], code_hash.OURS)}
     assert "torch_internals.py" in audited  # for constants alone
     assert len({run_code("regression", name) for name in ("equal", "gradnorm", "pcgrad")}) == 3
 

@@ -1,0 +1,1 @@
+"""The fork of a trunk into heads, where the tasks' gradients are told apart, and checks that each loss keeps to it."""

@@ -1,0 +1,103 @@
+"""The end of the trunk's graph, where a method combines the gradients of all shared parameters.
+
+A gate's inputs are all leaves of the graph upstream of some features, and its outputs are these features. The gradients
+that come to them go no further: a balancer's step makes of them the gradient of each leaf, and the gate returns these.
+Their hooks, gradients that are there already, DistributedDataParallel, and an optimiser that steps in the backward pass
+see what they see with any other loss.
+
+What lies between a leaf and the features is no input of the gate. Hooks on it see each task's gradient by itself, and
+`torch.autograd.grad` of a loss with respect to it finds no way there.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
+
+from ..torch_internals import REENTRANT, in_transform, static_model, without_hooks
+
+if TYPE_CHECKING:
+    from .fork import Passage
+
+
+def close(
+    features: Sequence[Tensor],
+    passages: Sequence["Passage"],
+    shared: Collection[nn.Parameter],
+    mark_of: Callable[[Node], object],
+) -> tuple[Tensor, ...] | None:
+    """Return the features as a gate's outputs; None where a parameter upstream of them is not one of ``shared``.
+
+    Then, and where ``mark_of`` a node upstream tells of another fork, or where a DDP with a static graph counts passes
+    through the trunk, the features' gradients have to go on through it.
+    """
+    leaves = _leaves(features, mark_of)
+    parameters = {leaf for leaf in leaves if isinstance(leaf, nn.Parameter)}
+    if in_transform() or not parameters or not parameters.issubset(shared):
+        return None
+    outputs: tuple[Tensor, ...] = _Gate.apply(list(features), list(passages), *leaves)
+    return outputs
+
+
+def differentiate(
+    features: Sequence[Tensor], gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient of each leaf for those of the features; the leaves' hooks don't see it."""
+    given = [(z, gradient) for z, gradient in zip(features, gradients, strict=True) if gradient is not None]
+    if not given:
+        return (None,) * len(leaves)
+    with without_hooks(leaves):
+        return torch.autograd.grad(
+            [get_gradient_edge(z) for z, _ in given],
+            leaves,
+            [gradient for _, gradient in given],
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+
+
+def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object]) -> list[Tensor]:
+    """Return the leaves of the graph upstream of the features; none where there is a fork on the way."""
+    leaves = list[Tensor]()
+    waiting = [z.grad_fn for z in features]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node is None or mark_of(node) is not None or static_model(node) is not None or node.name() == REENTRANT:
+            return []
+        for following, _ in node.next_functions:
+            if following is None or following in seen:
+                continue
+            seen.add(following)
+            variable = getattr(following, "variable", None)
+            if isinstance(variable, Tensor) and variable.is_leaf:
+                leaves.append(variable)
+            else:
+                waiting.append(following)
+    return leaves
+
+
+class _Gate(torch.autograd.Function):
+    """The identity of features; the leaves are inputs so that they get the gradients that ``backward`` returns."""
+
+    @staticmethod
+    def forward(ctx: Any, features: list[Tensor], passages: list["Passage"], *leaves: Tensor) -> tuple[Tensor, ...]:
+        # Saved, the features keep their graph until a backward pass frees it, and no longer.
+        ctx.save_for_backward(*features)
+        ctx.passages, ctx.leaves = passages, leaves
+        ctx.set_materialize_grads(False)
+        return tuple(z.detach() for z in features)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
+        if step is None or not step.combines:
+            found = differentiate(features, gradients, leaves)
+        elif step.features == len(features):
+            found = step.gradients_of(leaves, features, ctx.passages)
+        else:  # other features of this step went through the fork by themselves
+            found = differentiate(features, [step.combined(passage) for passage in ctx.passages], leaves)
+        return None, None, *found

@@ -1,0 +1,1 @@
+"""Losses: how they are given, what is warned of, and what a logger is told."""

@@ -1,0 +1,341 @@
+"""Take the tasks' gradients from one backward pass.
+
+Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
+layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
+than one task's is held, of heads as one product a few, unless gradients are to be averaged before their norm is taken.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ..torch_internals import foreach_norm, recomputes, recorded_nodes
+from .ghost_norms import GhostNorms, ghost_norms, inner_products, is_less, kernel, squared_norms
+from .layer import Linear, linear
+from .task_gradients import TaskGradients, dense
+from .vector_jacobian import gradients as vector_jacobian
+from .vector_jacobian import idle_passes, in_one_pass
+
+LITTLE = 2**18
+"""Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
+
+
+class Measurement:
+    """Takes the tasks' gradients, in whatever order they come.
+
+    Args:
+        num_tasks: T.
+        wrt: the parameters to take gradients of; None: the features.
+        adds_up: whether what is measured is to be summed, over several features or passes: gradients of parameters are
+            then kept. Norms of features go by squares: other samples' features are other variables.
+        dtype: of the norms.
+        overwrite: whether all tasks' gradients, when they come as one, are lost to the caller.
+        expected: the number of tasks whose gradients of one tensor of features come one by one; 0 if that is not known.
+        idle: the number of passes to make besides the tasks' own. FSDP gathers parameters in each pass, so that all
+            ranks must make as many, whatever tasks they have.
+        forms_gradients: whether norms are always taken of gradients that are formed: see `ghost_norms`.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        wrt: Sequence[nn.Parameter] | None,
+        adds_up: bool,
+        dtype: torch.dtype,
+        overwrite: bool = True,
+        expected: int = 0,
+        idle: int = 0,
+        forms_gradients: bool = True,
+    ) -> None:
+        self._overwrite = overwrite
+        self._expected = expected
+        self._idle = idle
+        self._observed = 0
+        """Number of tasks whose gradients of the features at hand were differentiated one by one."""
+        self._waiting: list[tuple[Tensor, int, Tensor]] = []
+        """Features, and a task's gradient of them, that are differentiated together."""
+        self.missing: set[int] = set()
+        """Tasks that were given, but have no gradient of a parameter."""
+        self.reached: set[int] = set()
+        """The parameters, by place, that a loss was found to depend on when losses were differentiated."""
+        self.has_sparse = False
+        """Whether gradients of parameters are sparse."""
+        self.observed = False
+        """Whether a gradient of the features came."""
+        self._recomputes = False
+        self._reached = wrt is None
+        """Whether a gradient of a parameter was found."""
+        self._wrt = wrt
+        self._adds_up = adds_up
+        self._dtype = dtype
+        self._of_task: list[list[Tensor] | None] = [None] * num_tasks
+        self._of_all: list[Tensor] | None = None
+        self._layer: tuple[Tensor, Linear | None] | None = None
+        self._ghosts: GhostNorms | None = None
+        """Measures norms at the features at hand, where that is less work than forming the gradients."""
+        self._kernel: Tensor | None = None
+        self._num_tasks = expected or num_tasks
+        self._forms_gradients = forms_gradients
+
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        """Take what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
+        self.observed = True
+        if self._wrt is None:
+            gradients = dense(gradients)
+            norms = [row_norms(gradients, self._dtype) if task is None else self._norm(gradients)]
+            self._keep(task, norms)
+            return
+        layer = self._layer_of(z)
+        if task is None:
+            self._keep(None, self._all(z, layer, gradients, spare))
+        elif layer is not None:
+            self._keep(task, self._of_one(layer, gradients))
+        elif self._recomputes:
+            if all(z is not other for other, _, _ in self._waiting):
+                # The node of the features runs when all tasks' gradients of them have come.
+                assert z.grad_fn is not None
+                z.grad_fn.register_prehook(lambda _: self._differentiate_waiting())
+            self._waiting.append((z, task, gradients))
+        else:
+            self._keep(task, self._differentiated(z, gradients))
+            self._observed += 1
+            if self._observed == self._expected:
+                idle_passes(get_gradient_edge(z), self._wrt, gradients, self._idle)
+
+    def _layer_of(self, z: Tensor) -> Linear | None:
+        """Return the linear layer that ``z`` comes from, if it does; the graph is searched once for each ``z``."""
+        assert self._wrt is not None
+        if self._layer is None or self._layer[0] is not z:
+            self._layer, self._observed = (z, linear(z, self._wrt)), 0
+            self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
+            self._kernel = self._ghosts = None
+            if self._layer[1] is None and not (self._adds_up or self._forms_gradients or self._recomputes):
+                self._ghosts = ghost_norms(z, self._wrt, self._num_tasks)
+        return self._layer[1]
+
+    def observe_all(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Take all tasks' gradients, each ``(T, *z.shape)``, of all features ``z`` of a step."""
+        if len(features) > 1 and any(recomputes(z.grad_fn) for z in features):
+            rows = self._together([get_gradient_edge(z) for z in features], gradients)
+            self._keep(None, [torch.stack(column) for column in zip(*rows, strict=True)])
+            return
+        for z, of_all in zip(features, gradients, strict=True):
+            self.observe(z, None, of_all, spare=0)
+
+    def gramian(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor | None:
+        """Return the inner products ``(T, T)`` of all tasks' gradients; for the arguments see `observe_all`.
+
+        None where the features are the layer itself, and products are no more arithmetic.
+        """
+        assert self._wrt is not None
+        layer = self._layer_of(features[0]) if len(features) == 1 else None
+        if layer is None:
+            found = TaskGradients(features, gradients, self._wrt, len(self._wrt), self._forms_gradients)
+            return found.gramian(self._dtype) if found.reached else None
+        rows = _rows(gradients[0], layer, 1)
+        num_tasks, num_rows, outputs = rows.shape
+        less = is_less(num_rows, layer.inputs.shape[1], outputs, num_tasks, "gramian")
+        if self._forms_gradients or "weight" not in layer.parts or not less:
+            return None
+        rows = layer.before_relu(rows, overwrite=False).unsqueeze(1)
+        return inner_products(kernel(layer.inputs.unsqueeze(0), "bias" in layer.parts), rows).to(self._dtype)
+
+    def _differentiate_waiting(self) -> None:
+        """Differentiate the gradients of the features that have come so far, of all tasks in one pass."""
+        waiting, self._waiting = self._waiting, []
+        features = list({id(z): z for z, _, _ in waiting}.values())
+        tasks = sorted({task for _, task, _ in waiting})
+        given = {(id(z), task): gradient for z, task, gradient in waiting}
+        if not waiting:
+            return
+        rows = [
+            torch.stack([torch.zeros_like(z) if (g := given.get((id(z), task))) is None else g for task in tasks])
+            for z in features
+        ]
+        for task, found in zip(tasks, self._together([get_gradient_edge(z) for z in features], rows), strict=True):
+            self._keep(task, found)
+
+    def differentiate(self, losses: Sequence[tuple[GradientEdge, Tensor] | None], together: bool) -> bool:
+        """Take the gradients of the parameters from the losses: each one's edge and the gradient to start with there.
+
+        With ``together`` all are differentiated in one pass, so that a checkpoint on the way is recomputed once.
+        Without it, the others are as soon as a pass has recomputed one.
+
+        Returns:
+            Whether they were differentiated in one pass, and are the next time.
+        """
+        assert self._wrt is not None
+        waiting = [(task, *loss) for task, loss in enumerate(losses) if loss is not None]
+        edge, seed = waiting[0][1:]
+        while waiting and not together:
+            before = recorded_nodes()
+            task, start, gradient = waiting.pop(0)
+            self._found(task, self._gradients([start], [gradient]))
+            together = recorded_nodes() > before
+        if waiting:
+            seeds = [
+                torch.stack([seed if i == j else torch.zeros_like(seed) for j in range(len(waiting))])
+                for i, (_, _, seed) in enumerate(waiting)
+            ]
+            found = in_one_pass([edge for _, edge, _ in waiting], self._wrt, seeds, self._idle)
+            for (task, _, _), gradients in zip(waiting, found, strict=True):
+                self._found(task, gradients)
+        else:
+            idle_passes(edge, self._wrt, seed, self._idle)
+        return together
+
+    def _found(self, task: int, gradients: Sequence[Tensor | None]) -> None:
+        if len(self.reached) < len(gradients):
+            self.reached.update(k for k, gradient in enumerate(gradients) if gradient is not None)
+            self.has_sparse = self.has_sparse or any(each is not None and each.is_sparse for each in gradients)
+        if all(gradient is None for gradient in gradients):
+            self.missing.add(task)
+        else:
+            self._reached = True
+        self._of_task[task] = self._reduced(gradients)
+
+    def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return what is kept of several tasks' gradients of features, each ``(T, ...)``, from one pass."""
+        assert self._wrt is not None
+        found = in_one_pass(edges, self._wrt, rows, self._idle)
+        self._reached = self._reached or any(part is not None for row in found for part in row)
+        return [self._reduced(gradients) for gradients in found]
+
+    def _gradients(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        assert self._wrt is not None
+        return vector_jacobian(edges, self._wrt, seeds)
+
+    def without_gradient(self, given: Sequence[bool] | None) -> list[int]:
+        """Return the tasks that were given, of which no gradient came to the features."""
+        if self._of_all is not None:
+            return []
+        return [i for i, parts in enumerate(self._of_task) if parts is None and (given is None or given[i])]
+
+    def columns(self) -> list[Tensor]:
+        """Return what was measured, each ``(T, ...)``: zeros for a task without a gradient; empty if none arrived.
+
+        Each task's part is freed when it is in its column.
+        The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
+        """
+        if not self._reached:
+            return []
+        some = next((parts for parts in self._of_task if parts is not None), None)
+        if some is None:
+            return self._of_all or []
+        rows = [[torch.zeros_like(part) for part in some] if parts is None else parts for parts in self._of_task]
+        size, self._of_task, some = len(some), [], None
+        columns = [torch.stack([parts.pop(0) for parts in rows]) for _ in range(size)]
+        return columns if self._of_all is None else self._sum(columns, self._of_all)
+
+    def _keep(self, task: int | None, new: list[Tensor]) -> None:
+        if task is None:
+            self._of_all = new if self._of_all is None else self._sum(self._of_all, new)
+        else:
+            before = self._of_task[task]
+            self._of_task[task] = new if before is None else self._sum(before, new)
+
+    def _sum(self, before: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+        assert self._wrt is None or self._adds_up
+        combine = torch.hypot if self._wrt is None else torch.add
+        return [combine(a, b) for a, b in zip(before, new, strict=True)]
+
+    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, spare: int) -> list[Tensor]:
+        """Return what is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
+        if layer is not None:
+            return self._of_several(layer, gradients, spare)
+        if self._recomputes:
+            rows = self._together([get_gradient_edge(z)], [gradients])
+        else:
+            rows = [self._differentiated(z, gradient) for gradient in gradients]
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+    def _differentiated(self, z: Tensor, gradient: Tensor) -> list[Tensor]:
+        """Return what is kept of one task's, by way of the graph."""
+        if self._ghosts is not None:
+            self._reached = True
+            return [self._ghosts.norm(gradient, self._dtype)]
+        found = self._gradients([get_gradient_edge(z)], [gradient])
+        self._reached = self._reached or any(part is not None for part in found)
+        return self._reduced(found)
+
+    def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
+        self._reached = True
+        rows = layer.before_relu(_rows(gradient, layer, 0), overwrite=False)
+        if self._by_rows(layer, rows):
+            return [self._row_norms(layer, rows.unsqueeze(0))[0]]
+        parts = layer.gradient(rows)
+        return parts if self._adds_up else [self._norm(part) for part in parts]
+
+    def _of_several(self, layer: Linear, gradients: Tensor, spare: int) -> list[Tensor]:
+        self._reached = True
+        gradients = layer.before_relu(_rows(gradients, layer, 1), self._overwrite)
+        if self._adds_up:
+            return layer.gradients(gradients)
+        num_tasks, num_rows, num_outputs = gradients.shape
+        if self._by_rows(layer, gradients):
+            at_once = 1 + max(spare, LITTLE) // (4 * num_rows * num_outputs)  # in double precision, and their products
+            return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
+        size = num_outputs * layer.inputs.shape[1]
+        # As many products at a time as fit into what is spare, a copy of the features and two of the layer's gradient.
+        at_once = 2 + (max(spare, LITTLE) + num_rows * num_outputs) // size
+        if at_once >= num_tasks:
+            return [joint_norms(layer.gradients(gradients), self._dtype)]
+        return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]
+
+    def _by_rows(self, layer: Linear, gradients: Tensor) -> bool:
+        """Return whether norms are taken without the weight's gradients, of which there may be none."""
+        num_rows, outputs = gradients.shape[-2:]
+        return (
+            not (self._adds_up or self._forms_gradients)
+            and "weight" in layer.parts
+            and is_less(num_rows, layer.inputs.shape[1], outputs, self._num_tasks)
+        )
+
+    def _row_norms(self, layer: Linear, gradients: Tensor) -> Tensor:
+        """Return the norms ``(T,)`` for gradients ``(T, N, out)`` of the layer's outputs."""
+        if self._kernel is None:
+            self._kernel = kernel(layer.inputs.unsqueeze(0), "bias" in layer.parts)
+        return squared_norms(self._kernel, gradients.unsqueeze(1)).sqrt().to(self._dtype)
+
+    def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        assert self._wrt is not None
+        if not self._wrt:
+            return []
+        if self._adds_up:
+            pairs = zip(gradients, self._wrt, strict=True)
+            return [dense(torch.zeros_like(parameter) if part is None else part) for part, parameter in pairs]
+        some = [dense(gradient) for gradient in gradients if gradient is not None]
+        if len(some) == 1:
+            return [self._norm(some[0])]
+        if not some:
+            return [torch.zeros((), dtype=self._dtype, device=self._wrt[0].device)]
+        return [self._norm(torch.stack(foreach_norm(some, self._dtype)))]
+
+    def _norm(self, tensor: Tensor) -> Tensor:
+        wide = torch.promote_types(tensor.dtype, self._dtype)
+        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
+        return norm.to(self._dtype)
+
+
+def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
+    """Return ``gradients`` with the dimensions from ``dim`` on as the layer has them, ``(N, out)``."""
+    if gradients.ndim == dim + 2 and gradients.shape[dim] == len(layer.inputs):
+        return gradients
+    return gradients.reshape(*gradients.shape[:dim], len(layer.inputs), -1)
+
+
+def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(T,)``: the norm of each of T tensors stacked."""
+    if rows.ndim == 1:
+        return rows
+    wide = torch.promote_types(rows.dtype, dtype)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)), dtype=wide)
+    return norms.to(dtype)
+
+
+def joint_norms(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """``(T,)``: each task's joint norm over columns of shape ``(T, ...)``."""
+    return reduce(torch.hypot, [row_norms(column, dtype) for column in columns])

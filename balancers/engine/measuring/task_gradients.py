@@ -1,0 +1,255 @@
+r"""All tasks' gradients of the trunk's parameters: their inner products, and the weighted sum once weights are known.
+
+The tasks' gradients of the features are taken through the trunk one after another. At a linear layer, such a pass
+yields the gradient of the layer's outputs, :math:`d_i`, and no weight gradient. Where that is less arithmetic (see
+`ghost_norms`), the inner products of two tasks are :math:`\langle x x^\top d_i, d_j \rangle`, and the weighted sum is
+one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, more than three tasks'
+weight gradients of a linear layer are formed by one batched product; other gradients are formed by autograd.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import reduce
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from ..torch_internals import LinearNode, recorded_nodes, without_hooks
+from ..torch_internals import recomputes as reruns
+from .ghost_norms import Layer, Use, edges_of, inner_products, layers_behind
+from .vector_jacobian import gradients, in_one_pass
+
+LITTLE = 2**16
+"""Entries that are copied faster than operators are called."""
+FEW = 3
+"""Number of tasks up to which gradients are multiplied one by one, without a copy in which they lie side by side."""
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as real, dense numbers: inner products and norms of complex ones are those of their parts."""
+    gradient = gradient.to_dense() if gradient.layout is not torch.strided else gradient
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+
+
+def real_as(numbers: Tensor, like: Tensor) -> Tensor:
+    """Return real numbers in the type of ``like``, which may be complex: see `dense`."""
+    return torch.view_as_complex(numbers).to(like.dtype) if like.is_complex() else numbers.to(like.dtype)
+
+
+def widened(rows: Tensor) -> Tensor:
+    """Return ``rows`` in single precision, or in double if they are."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
+    """``(...)``: of ``weights`` ``(T,)`` and ``gradients`` ``(T, ...)``."""
+    # A weight may be larger than half precision holds, where a gradient is small.
+    rows = widened(flat(gradients)) if gradients.dtype is torch.float16 else flat(gradients)
+    return torch.mv(rows.t(), weights.to(rows.dtype)).to(gradients.dtype).view(gradients.shape[1:])
+
+
+def flat(gradients: Tensor) -> Tensor:
+    """Return the gradients of T tasks, ``(T, ...)``, which may be those of a scalar, as ``(T, n)``."""
+    return gradients.flatten(1) if gradients.ndim > 1 else gradients.unsqueeze(1)
+
+
+class TaskGradients:
+    """The gradients of T' tasks behind some features.
+
+    Args:
+        features: z, one tensor or several.
+        of_features: for each of them the tasks' gradients, ``(T', *z.shape)``.
+        leaves: parameters behind the features, and other leaves.
+        counted: the number of leaves, from the first, that inner products are taken over.
+        forms: whether all gradients are to be formed.
+        recomputes: whether a checkpoint behind the features is known to run a forward pass again; None if it is not
+            known.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        of_features: Sequence[Tensor],
+        leaves: Sequence[Tensor],
+        counted: int,
+        forms: bool,
+        recomputes: bool | None = None,
+    ) -> None:
+        self._tasks = len(of_features[0])
+        self._leaves, self._counted = leaves, set(leaves[:counted])
+        edges = [get_gradient_edge(z) for z in features]
+        self.recomputes = any(map(reruns, (z.grad_fn for z in features))) if recomputes is None else recomputes
+        """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
+        layers, rest = list[Layer](), list(leaves)
+        if not (forms or self.recomputes):
+            layers, rest = layers_behind(features, leaves, self._is_chosen)
+        nodes = list({use.node: None for layer in layers for use in layer.uses})
+        with without_hooks(leaves):
+            if self.recomputes:
+                found = in_one_pass(edges, rest, of_features)
+            else:
+                before, inputs = recorded_nodes(), [*edges_of(nodes), *rest]
+                found = [list(gradients(edges, inputs, seeds)) for seeds in zip(*of_features, strict=True)]
+                self.recomputes = recorded_nodes() > before
+        columns = [list(column) for column in zip(*found, strict=True)]
+        of_node = dict(zip(nodes, (_stacked(column) for column in columns), strict=False))
+        self._parts: list[_Part] = []
+        formed = {leaf: _Formed(leaf, column) for leaf, column in zip(rest, columns[len(nodes) :], strict=True)}
+        for layer in layers:
+            part = _ByRows(layer, [of_node[use.node] for use in layer.uses])
+            if layer.is_less(self._tasks, "sum"):
+                self._parts.append(part)
+            else:
+                formed |= {leaf: _Formed(leaf, rows) for leaf, rows in part.formed().items()}
+        self._formed = {leaf: rows for leaf, rows in formed.items() if rows.given or forms}
+        self.has_sparse = any(self._formed[leaf].is_sparse for leaf in self._counted if leaf in self._formed)
+        """Whether gradients of a counted leaf are sparse."""
+        little = [rows for rows in self._formed.values() if rows.leaf in self._counted and rows.is_little]
+        if forms or len(little) == 1:
+            little = []
+        self._parts += [rows for rows in self._formed.values() if rows not in little]
+        self._parts += [_Joined(little)] if little else []
+
+    def _is_chosen(self, layer: Layer) -> bool:
+        several = isinstance(layer.uses[0].found, LinearNode) and self._tasks > FEW
+        return several or layer.is_less(self._tasks, "sum")
+
+    @property
+    def reached(self) -> bool:
+        """Whether a task has a gradient of a counted leaf."""
+        return any(part.given and not self._counted.isdisjoint(part.leaves) for part in self._parts)
+
+    def gramian(self, dtype: torch.dtype) -> Tensor:
+        """Return the inner products of the gradients, ``(T', T')``."""
+        parts = [part.products() for part in self._parts if part.given and not self._counted.isdisjoint(part.leaves)]
+        return reduce(torch.add, [part.to(dtype) for part in parts])
+
+    def columns(self) -> list[Tensor]:
+        """Return the tasks' gradients of each counted leaf, ``(T', ...)``, which were all to be formed."""
+        return [self._formed[leaf].side_by_side() for leaf in self._leaves if leaf in self._counted]
+
+    def combined(self, weights: Tensor, some: Collection[Tensor] | None = None) -> dict[Tensor, Tensor]:
+        """Return the weighted sums, for weights ``(T',)``, of all leaves of which a task has a gradient, or of some."""
+        found: dict[Tensor, Tensor] = {}
+        for part in self._parts:
+            if part.given and (some is None or not set(some).isdisjoint(part.leaves)):
+                found |= zip(part.leaves, part.combined(weights), strict=True)
+        return found
+
+
+class _Part(Protocol):
+    """The tasks' gradients of some leaves."""
+
+    leaves: Sequence[Tensor]
+    given: bool
+    """Whether a task has a gradient of them."""
+
+    def products(self) -> Tensor:
+        """Return the inner products, ``(T', T')``."""
+
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
+        """Return each leaf's weighted sum."""
+
+
+class _ByRows:
+    """A layer, and the gradients of each application's outputs, ``(T', ...)``; None if no task has one."""
+
+    def __init__(self, layer: Layer, raw: Sequence[Tensor | None]) -> None:
+        self._layer = layer
+        self._raw = [(use, each) for use, each in zip(layer.uses, raw, strict=True) if each is not None]
+        self.leaves: Sequence[Tensor] = [layer.uses[0].weight, *([] if layer.bias is None else [layer.bias])]
+        self.given = bool(self._raw)
+
+    def products(self) -> Tensor:
+        tasks, layer = range(len(self._raw[0][1])), self._layer
+        rows = torch.stack([layer.rows({use.node: raw[t] for use, raw in self._raw}) for t in tasks])
+        return inner_products(layer.kernel(), rows)
+
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
+        return self._gradients([(use, weighted_sum(weights, raw)) for use, raw in self._raw])
+
+    def formed(self) -> dict[Tensor, Tensor]:
+        """Return each leaf's gradients, ``(T', ...)``."""
+        return dict(zip(self.leaves, self._gradients(self._raw), strict=True)) if self.given else {}
+
+    def _gradients(self, raw: Sequence[tuple[Use, Tensor]]) -> list[Tensor]:
+        of_uses = [use.gradients(each, self._layer.bias is not None) for use, each in raw]
+        return [reduce(torch.add, parts) for parts in zip(*of_uses, strict=True)]
+
+
+class _Formed:
+    """The tasks' gradients of one leaf, ``(T', ...)``; or one by one, with None for a task without one."""
+
+    def __init__(self, leaf: Tensor, rows: Tensor | list[Tensor | None]) -> None:
+        self.leaf, self._rows = leaf, rows
+        self.leaves: Sequence[Tensor] = [leaf]
+        self._some = leaf if isinstance(rows, Tensor) else next((row for row in rows if row is not None), None)
+        self.given = self._some is not None
+
+    @property
+    def is_sparse(self) -> bool:
+        return self._some is not None and self._some.is_sparse
+
+    @property
+    def is_little(self) -> bool:
+        """Whether it costs more to call operators on it than to copy it."""
+        some = self._some
+        if some is None or some.is_complex() or some.layout is not torch.strided:
+            return False
+        return len(self._rows) * some.numel() <= LITTLE and some.dtype is torch.get_default_dtype()
+
+    def products(self) -> Tensor:
+        if isinstance(self._rows, Tensor) or len(self._rows) > FEW:
+            return _products(self.side_by_side())
+        wide = [widened(dense(self._or_zero(row))).flatten() for row in self._rows]
+        upper = {(i, j): torch.dot(a, wide[j]) for i, a in enumerate(wide) for j in range(i, len(wide))}
+        tasks = range(len(wide))
+        return torch.stack([upper[min(i, j), max(i, j)] for i in tasks for j in tasks]).view(len(wide), -1)
+
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
+        some = self._or_zero(self._some)
+        if isinstance(self._rows, Tensor):
+            total = real_as(weighted_sum(weights, self._rows), some)
+            return [total.to_sparse(some.sparse_dim()) if self.is_sparse else total]
+        shares = weights.to(some.real.dtype).unbind()
+        given = [(share, row) for share, row in zip(shares, self._rows, strict=True) if row is not None]
+        total = given[0][1] * given[0][0]
+        for share, row in given[1:]:
+            total = total + row * share if row.is_sparse else torch.addcmul(total, row, share)
+        return [total]
+
+    def side_by_side(self) -> Tensor:
+        """Return the gradients as real, dense numbers, ``(T', ...)``."""
+        if not isinstance(self._rows, Tensor):
+            self._rows = torch.stack([dense(self._or_zero(row)) for row in self._rows])
+        return self._rows
+
+    def _or_zero(self, row: Tensor | None) -> Tensor:
+        return torch.zeros_like(self.leaf if self._some is None else self._some) if row is None else row
+
+
+class _Joined:
+    """The tasks' gradients of leaves that are little, in one tensor ``(T', P)``."""
+
+    def __init__(self, parts: Sequence[_Formed]) -> None:
+        self.leaves: Sequence[Tensor] = [part.leaf for part in parts]
+        self.given = True
+        self._rows = torch.cat([flat(part.side_by_side()) for part in parts], 1)
+
+    def products(self) -> Tensor:
+        return _products(self._rows)
+
+    def combined(self, weights: Tensor) -> Sequence[Tensor]:
+        parts = weighted_sum(weights, self._rows).split([leaf.numel() for leaf in self.leaves])
+        return [part.view_as(leaf) for part, leaf in zip(parts, self.leaves, strict=True)]
+
+
+def _products(rows: Tensor) -> Tensor:
+    wide = flat(widened(rows))
+    return wide @ wide.mT
+
+
+def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
+    some = next((row for row in rows if row is not None), None)
+    return None if some is None else torch.stack([torch.zeros_like(some) if row is None else row for row in rows])

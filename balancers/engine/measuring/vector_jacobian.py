@@ -1,0 +1,102 @@
+"""Vector-Jacobian products on a graph that is already recorded: gradients of parameters, for those at some edges."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.overrides import TorchFunctionMode
+
+from ..fork_error import ForkError
+from ..torch_internals import gradients_within
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say in this package's words why PyTorch refuses to differentiate a graph more than once."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ForkError(
+                "a checkpoint with use_reentrant=True hides parameters that are to be measured: pass "
+                "use_reentrant=False to torch.utils.checkpoint"
+            ) from error
+        if "donated_buffer" in str(error):
+            raise ForkError(
+                "the compiled trunk can be differentiated once, and the tasks' gradients are measured before the "
+                "gradient is taken: set torch._functorch.config.donated_buffer = False before the model is compiled, "
+                "or measure at the features (wrt=None)"
+            ) from error
+        raise
+
+
+def gradients(
+    edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ``wrt`` for ``seeds`` at the edges; None for one that is not reached."""
+    if not wrt:
+        return ()
+    with explained():
+        return torch.autograd.grad(edges, wrt, seeds, retain_graph=True, allow_unused=True)
+
+
+def in_one_pass(
+    edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor], idle: int = 0
+) -> list[list[Tensor | None]]:
+    """Return each row's gradients for ``seeds``, ``(T, ...)`` at each edge, so that a checkpoint is recomputed once.
+
+    Where that fails, each row has a pass of its own, and ``idle`` more passes are made: see `idle_passes`.
+    """
+    try:
+        columns = torch.autograd.grad(edges, wrt, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    except RuntimeError:  # random numbers are drawn again, or an operator takes one gradient at a time
+        return _with_random_numbers(edges, wrt, seeds, idle)
+    return [[None if column is None else column[t] for column in columns] for t in range(len(seeds[0]))]
+
+
+def _with_random_numbers(
+    edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor], idle: int
+) -> list[list[Tensor | None]]:
+    """Return the same, with the random numbers of the first forward pass; where that fails, in a pass for each."""
+    reached: list[bool] = []
+
+    def one(*row: Tensor) -> list[Tensor]:
+        found = gradients_within(_SameDropout(), edges, wrt, row)
+        reached[:] = [gradient is not None for gradient in found]
+        return [gradient for gradient in found if gradient is not None]
+
+    try:
+        if not seeds[0].is_cpu:
+            raise RuntimeError("on a GPU, torch.vmap draws numbers with other kernels than the forward pass")
+        columns = iter(torch.func.vmap(one, randomness="same")(*seeds))
+    except RuntimeError:
+        rows = [list(gradients(edges, wrt, [seed[t] for seed in seeds])) for t in range(len(seeds[0]))]
+        idle_passes(edges[0], wrt, seeds[0][0], idle)
+        return rows
+    of_all = [next(columns) if each else None for each in reached]
+    return [[None if column is None else column[t] for column in of_all] for t in range(len(seeds[0]))]
+
+
+class _SameDropout(TorchFunctionMode):
+    """Refuse dropout of a tensor that is not contiguous: `torch.vmap` drops other entries than the forward pass did."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        drops = "drop" in getattr(func, "__name__", "")
+        if drops and any(isinstance(x, Tensor) and not x.is_contiguous() for x in args):
+            raise RuntimeError("torch.vmap would drop other entries than the forward pass did")
+        return func(*args, **(kwargs or {}))
+
+
+def idle_passes(edge: GradientEdge, wrt: Sequence[Tensor], like: Tensor, number: int) -> None:
+    """Make passes that other ranks make too, in which FSDP gathers parameters from all of them."""
+    for _ in range(number):
+        gradients([edge], wrt, [torch.zeros_like(like)])

@@ -1,0 +1,1 @@
+"""The parts of a method: its options, its state, what its functions read and return, and how they are called."""

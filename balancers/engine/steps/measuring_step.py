@@ -1,0 +1,199 @@
+"""A step that measures each task's gradient in its backward pass.
+
+A fork shows a step the gradients of the features that went through it; without a fork, a step differentiates the losses
+itself. A `NormsStep` measures the gradients' norms, a `Lookahead` returns the gradients, and a `CombiningStep` of
+`combining_step` decides what they are multiplied by.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..fork_error import ForkError
+from ..forks.fork import Passage
+from ..losses.loss_input import Entries, roots
+from ..measuring.measure import Measurement, joint_norms
+from ..measuring.task_gradients import dense
+from ..passes import measuring
+from ..torch_internals import before_first_backward, current_pass, recomputes
+from .step import Call, Step
+
+if TYPE_CHECKING:
+    from ..classes.gradients import GradientBalancer
+
+passes_at_fork = set[int]()
+"""The numbers of the passes under way in which a fork shows gradients to a step."""
+
+
+class MeasuringStep(Step):
+    """A step that differentiates."""
+
+    balancer: "GradientBalancer"
+
+    def __init__(self, balancer: "GradientBalancer", call: Call) -> None:
+        super().__init__(balancer, call)
+        self.gated = False
+        """Whether it makes the gradients of the shared parameters itself, at a gate."""
+        shared: Sequence[nn.Parameter] | None = None
+        self.features = 0
+        """Number of tensors that went through the fork since the last call."""
+        if balancer.fork is not None:
+            self.features, shared = balancer.fork.reading.claim(self)
+        self.wrt = balancer.measured_parameters() if shared is None else tuple(shared)
+
+    @property
+    def _forms_gradients(self) -> bool:
+        """Whether gradients are always formed: see `ghost_norms`, which needs double precision."""
+        return self.balancer.exact or self.weights.device.type == "mps"
+
+    def is_late(self) -> bool:
+        """Return whether the code runs in the pass of another call of the balancer.
+
+        A second batch goes through the fork within a call, so a method that needs one is never late.
+        """
+        if self.balancer.needs_second_batch:
+            return False
+        return self._pass != current_pass() and self.balancer._window.under_way == current_pass()
+
+    def _at_fork(self) -> None:
+        """Check that features went through the fork, which shows their gradients in this pass."""
+        if self.features == 0:
+            assert self.balancer.fork is not None
+            raise ForkError(self.balancer.fork.reading.why_nothing())
+        passes_at_fork.add(current_pass())
+
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        """Take what a `Fork` shows: see `Observer`."""
+
+    def combined(self, passage: Passage) -> Tensor | None:
+        """Return what goes on from features into the trunk, of a step that combines."""
+        raise NotImplementedError
+
+    def gradients_of(
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of a gate's leaves, of a step that combines."""
+        raise NotImplementedError
+
+    def _measurement(self, adds_up: bool, overwrite: bool = True, expected: int = 0) -> Measurement:
+        idle = 0
+        if self.given is not None and self.balancer.is_sharded() and self.balancer._ranks.size > 1:
+            idle = self.given.count(False)
+        return Measurement(
+            self.balancer.num_tasks,
+            self.wrt,
+            adds_up,
+            self.weights.dtype,
+            overwrite,
+            expected,
+            idle,
+            forms_gradients=self._forms_gradients or idle > 0,
+        )
+
+    def _nothing(self) -> list[Tensor]:
+        """Return gradients of zero for a rank whose few tasks have none: other ranks wait for it, and may have some."""
+        if self.wrt is None or self.balancer._ranks.size == 1 or self.given is None or all(self.given):
+            raise ForkError(nothing_measured(self.balancer, observed=False))
+        tasks, like = self.balancer.num_tasks, [dense(torch.zeros_like(parameter)) for parameter in self.wrt]
+        return [zero.new_zeros(tasks, *zero.shape) for zero in like]
+
+    def _differentiate(self, losses: Entries, measurement: Measurement, factors: Tensor) -> None:
+        """Measure the gradients of the losses, multiplied by ``factors``, with respect to ``wrt``."""
+        assert self.wrt is not None
+        found = roots(losses)
+        edges = [root.edge for root in found if root is not None]
+        first = self.balancer.recomputes is None
+        if first:
+            self.balancer.recomputes = any(recomputes(edge.node) for edge in edges)
+        seeded = [
+            None if root is None else (root.edge, root.seed * factor)
+            for root, factor in zip(found, factors, strict=True)
+        ]
+        nodes = [edge.node for edge in edges]
+        with measuring(nodes), before_first_backward(edges) if first else nullcontext():
+            self.balancer.recomputes = measurement.differentiate(seeded, together=bool(self.balancer.recomputes))
+        missing = sorted(measurement.missing & self.balancer.unmeasured)
+        self.balancer.unmeasured.clear()
+        if missing and len(measurement.missing) < len(edges) and self.balancer._ranks.size == 1:
+            raise ForkError(
+                f"the loss of {self.balancer.label(missing[0])} does not depend on the parameters that wrt names: was "
+                f"it detached? A task without a loss to learn from can be left out of a {{task: loss}} dict"
+            )
+        told = self.balancer.warnings
+        if 0 < len(measurement.missing) < len(edges):
+            told.tell_missing(self.balancer, measurement.missing)
+        has_all = self.given is None or all(self.given)
+        if self.balancer.lists_parameters and has_all and measurement.reached:
+            told.tell_unreached(self.balancer, len(self.balancer.reached - measurement.reached))
+        self.balancer.reached |= measurement.reached
+
+
+class NormsStep(MeasuringStep):
+    """A step that measures the norms of the tasks' gradients."""
+
+    def __init__(self, balancer: "GradientBalancer", call: Call) -> None:
+        super().__init__(balancer, call)
+        # A layer's gradients add up over all features that depend on it; norms of features go by squares.
+        self.adds_up = balancer.accumulate > 1 or balancer._ranks.size > 1
+        self.adds_up |= balancer.fork is not None and self.wrt is not None and self.features != 1
+        self.squared = self.adds_up and self.wrt is None
+        self._found: Measurement | None = None
+
+    def _begin(self, losses: Entries) -> None:
+        expected = 0 if self.features != 1 else self.balancer.num_tasks if self.given is None else sum(self.given)
+        self._found = self._measurement(self.adds_up, expected=expected)
+        if self.balancer.fork is None:
+            self._differentiate(losses, self._found, self.factors)
+        else:
+            self._at_fork()
+
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+        assert self._found is not None
+        self._found.observe(z, task, gradients, spare)
+
+    def _end(self) -> None:
+        assert self._found is not None
+        found, self._found = self._found, None
+        passes_at_fork.discard(self._pass)
+        without = found.without_gradient(self.given) if self.balancer.fork is not None else ()
+        columns = found.columns()
+        if not columns and (not self.adds_up or found.observed or self.balancer.fork is not None):
+            raise ForkError(nothing_measured(self.balancer, found.observed))
+        self.balancer.warnings.tell_missing(self.balancer, without)
+        columns = columns or self._nothing()
+        factors, dtype = self.factors.to(self.weights.dtype), self.weights.dtype
+        if self.adds_up and self.wrt is not None:
+            columns = [column if column.ndim > 1 else column.unsqueeze(1) for column in columns]  # one row a task
+            self.gradients = [(column.to(dtype).movedim(0, -1) / factors).movedim(-1, 0) for column in columns]
+        else:
+            norms = joint_norms(columns, dtype) / factors.abs()
+            self.gradients = [norms.square() if self.adds_up else norms]
+        super()._end()
+
+
+class Lookahead(MeasuringStep):
+    """Differentiates losses before a step, without a backward pass of its own."""
+
+    def of_losses(self, losses: Entries) -> list[Tensor]:
+        """Return the gradient of each loss with respect to each parameter of ``wrt``, ``(T, ...)``."""
+        measurement = self._measurement(adds_up=True)
+        self._differentiate(losses, measurement, self.weights)
+        return measurement.columns() or self._nothing()
+
+
+def nothing_measured(balancer: "GradientBalancer", observed: bool) -> str:
+    """Return why a backward pass showed no gradient; ``observed``: whether one came to the fork."""
+    if balancer.fork is not None and not observed:
+        return (
+            "the backward pass brought no gradient to the fork: the tasks' gradients were not measured. Call backward "
+            "on the loss that the balancer returned, for all parameters, and run the model that the balancer was made "
+            "for: a copied model has another fork. A head must not change its features in place"
+        )
+    return (
+        "no loss depends on the parameters that wrt names. Are they frozen, were they replaced after the balancer was "
+        "made (load_state_dict(assign=True), fully_shard, a copied model), or does a checkpoint with "
+        "use_reentrant=True hide them? Give the module itself as wrt, and make the balancer after the model"
+    )
