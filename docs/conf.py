@@ -62,7 +62,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|dist|nn|numpy|matplotlib|collections|typing|contextlib|lightning|pina|deepxde)(\..*)?"),
     (r"py:class", r"Tensor|Figure"),
     # What a type checker sees, and a reader need not look up.
-    (r"py:class", r"(balancers|tasks)\..*\.(Balancer|ProblemClass|Data|\w+Data|Number|Scalar|\w*Step)"),
+    (r"py:class", r"(balancers|tasks)\..*\.(Balancer|ProblemClass|Data|\w+Data|Number|Scalar|\w*Step|LossReader)"),
 ]
 
 # The tutorial is a program whose output and pictures are on its page.

@@ -381,7 +381,7 @@ class GradientBalancer(LossBalancer):
     def decide(
         self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Have the method decide on this pass's gradients: see `decision.decide`."""
+        """Have the method decide on this pass's gradients: ``decide`` of ``decision.py`` does."""
         return decision.decide(self, step, columns, gramian)
 
     def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:

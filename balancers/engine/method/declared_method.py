@@ -54,7 +54,7 @@ class DeclaredMethod(DeclaredState):
     `second_batch` shows, or the gradients of residuals."""
     when: ClassVar[Literal["forward", "backward", "after_step"]] = "backward"
     """When `update` runs: before the losses are weighed, with the weights that it leads to; after the backward pass; or
-    when `after_step` is called."""
+    when `LossBalancer.after_step` is called."""
     needs_second_batch: ClassVar[bool] = False
     """Whether it needs `second_batch`."""
     needs_optimizer: ClassVar[bool] = False
@@ -79,7 +79,7 @@ class DeclaredMethod(DeclaredState):
     random: ClassVar[bool] = False
     """Whether it draws random numbers: it then takes ``seed``."""
     looks_again: bool = False
-    """Whether it needs `after_step`."""
+    """Whether it needs `LossBalancer.after_step`."""
     heads: Literal["weighted", "plain"] = "weighted"
     """Whether heads are trained on the losses as `weigh` multiplies them, or as they are."""
     combines: ClassVar[bool] = False
