@@ -230,3 +230,16 @@ def test_the_comparison_covers_the_true_ratio(deviation, seeds):
         found = compare(0.9 * ours, theirs, higher_is_better=False, scale="ratio")
         hits.append(found.low <= 0.9 <= found.high)
     assert 0.935 <= np.mean(hits) <= 0.965
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shift", "expected"), [(0.0, 0.95), (0.1, 0.94), (0.3, 0.86)])
+def test_a_shift_that_a_set_of_seeds_shares_costs_coverage(shift, expected):
+    """Each set has one learning rate, which may suit it by luck; ``docs/step-length.md`` states these numbers."""
+    random = np.random.default_rng(5)
+    hits = []
+    for _ in range(4000):
+        differences = random.normal(size=(2, 10)) + shift * random.normal(size=(2, 1))
+        found = compare(np.exp(differences.flatten()), np.ones(20), higher_is_better=False, scale="ratio")
+        hits.append(found.low <= 1 <= found.high)
+    assert np.mean(hits) == pytest.approx(expected, abs=0.015)
