@@ -6,7 +6,7 @@ The methods are those of the registry, so that a new one is tested by being regi
 With ``--method my_method.py``, they are those that this file registers, and nothing else is tested.
 
 The checks of `contract_state` and `contract_passes`, and the longest of `contract`, run for each method where its paper
-measures. At the other places, and with further sets of options, they are marked slow.
+measures. At the other places, with further sets of options, and most of them in windows of passes, they are slow tests.
 """
 
 import copy
@@ -45,23 +45,24 @@ CASES = list(contract.cases(OWN or [*map(get, REGISTERED), *PLUGINS]))
 FAILS = (AssertionError, pytest.fail.Exception)
 
 
+def every_step(case: Case) -> bool:
+    return case.mode == ""
+
+
 def each(*conditions: Callable[[Case], bool]) -> pytest.MarkDecorator:
     """Run a test once for each case that meets all conditions."""
     chosen = [case for case in CASES if all(condition(case) for condition in conditions)]
     return pytest.mark.parametrize("case", chosen, ids=lambda case: case.label)
 
 
-def each_at_home(*conditions: Callable[[Case], bool]) -> pytest.MarkDecorator:
-    """Run a test once for each case that meets all conditions, and mark as slow those that are not `Case.at_home`."""
+def each_at_home(
+    *conditions: Callable[[Case], bool], fast: Callable[[Case], bool] = lambda case: True
+) -> pytest.MarkDecorator:
+    """Run a test once for each case that meets all conditions; those that are not `Case.at_home` and fast are slow."""
     chosen = [case for case in CASES if all(condition(case) for condition in conditions)]
-    return pytest.mark.parametrize(
-        "case",
-        [pytest.param(case, marks=[] if case.at_home else pytest.mark.slow, id=case.label) for case in chosen],
-    )
-
-
-def every_step(case: Case) -> bool:
-    return case.mode == ""
+    slow = [[] if case.at_home and fast(case) else [pytest.mark.slow] for case in chosen]
+    marked = [pytest.param(case, marks=marks, id=case.label) for case, marks in zip(chosen, slow, strict=True)]
+    return pytest.mark.parametrize("case", marked)
 
 
 def has_windows(case: Case) -> bool:
@@ -83,7 +84,7 @@ def test_saves_every_buffer_that_steps_change(case: Case):
 
 
 @pytest.mark.parametrize("how", COPIES)
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_goes_on_to_the_bit(case: Case, how: str):
     contract.goes_on_to_the_bit(case, how)
 
@@ -121,7 +122,7 @@ def test_begins_on_meta(case: Case, how: str):
     contract_state.begins_on_meta(case, how)
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_resets(case: Case):
     contract_state.resets(case)
 
@@ -145,12 +146,12 @@ def test_a_frozen_balancer_that_loads_an_earlier_state_learns_again():
     contract.assert_traces(frozen.run(steps[1:]), earlier.run(steps[1:]), "after loading")
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_what_it_holds_does_not_grow(case: Case):
     contract_state.does_not_grow(case)
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_buffers_keep_their_addresses(case: Case):
     contract_state.keeps_addresses(case)
 
@@ -169,7 +170,7 @@ def test_an_invalid_step_leaves_no_trace(case: Case):
     contract.leaves_no_trace(case)
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_check_finite_raises(case: Case):
     contract.check_finite_raises(case)
 
@@ -214,7 +215,7 @@ def test_learns_at_its_turn_alone(case: Case):
 # Single passes
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_eval_mode_only_weighs(case: Case):
     contract_passes.eval_mode_only_weighs(case)
 
@@ -224,7 +225,7 @@ def test_the_networks_mode_does_not_matter(case: Case):
     contract_passes.network_mode_does_not_matter(case)
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_a_second_pass_changes_nothing(case: Case):
     contract_passes.a_second_pass_changes_nothing(case)
 
@@ -234,12 +235,12 @@ def test_a_differentiated_pass_is_no_step(case: Case):
     contract_passes.a_differentiated_pass_is_no_step(case)
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_an_exception_ends_its_own_pass_alone(case: Case):
     contract_passes.an_exception_ends_its_own_pass_alone(case)
 
 
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_held_weights_hold(case: Case):
     contract_passes.held_weights_hold(case)
 

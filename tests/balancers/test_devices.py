@@ -275,6 +275,7 @@ def holds(case: Case) -> DeviceWatch:
     return watch
 
 
+@pytest.mark.slow
 @each(quick())
 def test_no_step_waits(case: Case):
     """Every method at one place; `test_no_step_waits_anywhere` is the full product."""

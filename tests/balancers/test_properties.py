@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -36,7 +36,25 @@ TRACKS = ("db-mtl", "m-config", "moco")
 """Methods that use a moving average of the gradients in place of the gradients."""
 ORDERED = ("ldc-mtl", "m-config")
 """Methods for which the order of the tasks matters, or whose turn it is."""
-kinds = pytest.mark.parametrize("kind", KINDS, ids="-".join)
+
+
+def each(chosen: Iterable[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Run a test once for each method and place; those where the method's paper does not measure are slow tests."""
+    homes = {name: getattr(get(name), "default_wrt", "") for name, _ in KINDS}
+    return pytest.mark.parametrize(
+        "kind",
+        [
+            pytest.param(
+                (name, wrt),
+                marks=[] if wrt == homes[name] or homes[name] not in places(name) else pytest.mark.slow,
+                id="-".join([name, wrt]),
+            )
+            for name, wrt in chosen
+        ],
+    )
+
+
+kinds = each(KINDS)
 gradnorm = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] == "gradnorm"], ids="-".join)
 
 scale = st.floats(1e-2, 1e2)
@@ -92,9 +110,7 @@ def train(balancer: LossBalancer, net: Tasks, steps: int = 4, form: Callable[[li
     return torch.stack(weights)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if not get(kind[0]).random and kind[0] not in ORDERED], ids="-".join
-)
+@each(kind for kind in KINDS if not get(kind[0]).random and kind[0] not in ORDERED)
 @quick
 @given(c=two_or_more, data=st.data())
 def test_permuting_the_tasks_permutes_the_weights(kind, c, data):
@@ -119,7 +135,7 @@ def test_permuting_the_tasks_permutes_the_weights(kind, c, data):
     torch.testing.assert_close(permuted_weights, weights[:, order], rtol=rtol, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] not in TRACKS], ids="-".join)
+@each(kind for kind in KINDS if kind[0] not in TRACKS)
 @quick
 @given(c=scale)
 def test_one_task(kind, c):
