@@ -356,13 +356,14 @@ def test_a_training_repeats_to_the_bit(problem):
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "steps", "highest"),
     [
         (Helmholtz(), 1_200, 0.6),
         (Burgers(), 1_200, 0.6),
-        pytest.param(ReactionDiffusion(), 2_000, 0.3, marks=pytest.mark.slow),
-        pytest.param(PoissonLShape(), 1_500, 0.15, marks=pytest.mark.slow),
+        (ReactionDiffusion(), 2_000, 0.3),
+        (PoissonLShape(), 1_500, 0.15),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

@@ -408,6 +408,7 @@ def test_a_part_of_the_recipe_already_learns_every_task(data):
     assert metrics["relative error"] < 0.3
 
 
+@pytest.mark.slow
 def test_trees_learn_every_task_from_the_same_inputs(data):
     part = replace(data, train=Samples(*(tensor[::50] for tensor in data.train)))
     metrics = PROBLEM.reference(part)

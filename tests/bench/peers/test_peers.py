@@ -285,6 +285,7 @@ def test_a_row_says_why_a_peer_was_not_measured(table: pd.DataFrame) -> None:
     assert np.isnan(figures).all(axis=None)
 
 
+@pytest.mark.slow
 def test_what_is_printed(table: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
     show(table)
     printed = " ".join(capsys.readouterr().out.split())
@@ -295,6 +296,7 @@ def test_what_is_printed(table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
     assert "It breaks." in printed
 
 
+@pytest.mark.slow
 def test_the_command_keeps_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: pd.DataFrame) -> None:
     monkeypatch.setattr(command, "measure", lambda num_tasks, seconds: table)
     app = command.typer.Typer()

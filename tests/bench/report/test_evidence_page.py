@@ -19,6 +19,8 @@ from bench.style.figure_style import theme
 from ..evidence import made_up_parts
 from .test_report_page import CHROMIUM, in_browser
 
+pytestmark = pytest.mark.slow
+
 PROBLEMS = ("scenes", "flights", "multi-token", "helmholtz", "burgers", *made_up_parts.CONTROLS, "recommender")
 FACTORS = {
     ("burgers", "famo"): 0.5,
@@ -56,7 +58,6 @@ def answer(results: Results, problem: str) -> ProblemAnswer:
 
 
 class TestAnswers:
-    @pytest.mark.slow
     def test_a_claim_is_told_with_both_comparisons_and_its_price(self, results: Results) -> None:
         found = answer(results, "scenes")
         assert re.match(
@@ -71,7 +72,6 @@ class TestAnswers:
         )
         assert "Plain training for twice as long scores 0.8" in found.beside
 
-    @pytest.mark.slow
     def test_a_method_that_fails_its_gate_is_not_claimed_however_good(self, results: Results) -> None:
         claims = results.tables["claims"]
         only = claims[(claims["problem"] == "multi-token") & (claims["balancer"] == "gradnorm")]
@@ -233,7 +233,6 @@ class TestPicture:
 
 
 class TestPage:
-    @pytest.mark.slow
     def test_the_answer_comes_first(self, page: str) -> None:
         order = [
             *("That balancing helps is claimed in", "Balancing helps: uncertainty", 'id="practice"', 'id="effects"'),
@@ -269,14 +268,12 @@ class TestPage:
         assert re.search(r'<td class="pays" data-sort="[\d.]+">', page)
 
 
-@pytest.mark.slow
 def test_the_whole_page_stays_small(tmp_path: Path) -> None:
     """Nine problems with ten tasks each, and four reserved ones."""
     page = report_page.write(folder(tmp_path, num_metrics=10))
     assert page.stat().st_size < 1_500_000
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
 def test_rows_are_sorted_hidden_and_highlighted_without_an_error(page: str, results: Results) -> None:

@@ -180,6 +180,7 @@ class TestPage:
             finding = verdict_wording.finding(problem, results.only(problem).board, results)
             assert finding in " ".join(parsed.text.split())
 
+    @pytest.mark.slow
     def test_leaves_out_sections_without_data(self, bare):
         parsed = Page(bare / "report.html")
         assert parsed.headings() == ["regression, 2 tasks", "Glossary", "Machine and versions"]
@@ -187,6 +188,7 @@ class TestPage:
             *(verdict_wording.DEFAULTS_TITLE, "Learning curves", "Weights", "Size of the steps", "The suite's file")
         ]
 
+    @pytest.mark.slow
     def test_without_a_grid_nothing_is_ranked(self, bare):
         text = Page(bare / "report.html").text
         assert "Defaults, not a ranking" in text
@@ -194,6 +196,7 @@ class TestPage:
         for word in ("Leaderboard", "Verdict", "better than", "worse than", "tie"):
             assert not re.search(rf"\b{word}\b", text), word
 
+    @pytest.mark.slow
     def test_hostile_labels_are_text(self, hostile):
         parsed = Page(hostile / "report.html")
         for label in HOSTILE:
@@ -219,6 +222,7 @@ class TestPage:
                 _, _, bounds = numbers.interval(mean, low, high).partition(" ")
                 assert f'<span class="bounds">{bounds}</span>' in source
 
+    @pytest.mark.slow
     def test_columns_of_a_device_that_was_not_measured_are_absent(self, whole, hostile):
         assert "CUDA" not in Page(whole / "report.html").text
         assert "CPU time / CUDA time" in Page(hostile / "report.html").text
@@ -273,6 +277,7 @@ class TestEvidence:
         for caption in ("Compared with equal", "Compared with static", "Time to reach equal&#39;s final score"):
             assert f"<caption>{caption}" in parsed.source
 
+    @pytest.mark.slow
     def test_controls_are_counted_neither_as_problems_nor_as_methods(self, evidence):
         results = load(evidence)
         text = verdict_wording.reading(results)
@@ -302,6 +307,7 @@ class TestEvidence:
         leaderboard_terminal.print_leaderboard(folder)
         assert "Control FAILED: equal, under a second name: NOT bit-identical." in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_a_verdict_that_flips_is_named(self, evidence):
         results = load(evidence)
         table = results.tables["repeated"].copy()
@@ -343,6 +349,7 @@ class TestAnswer:
         results.tables["runs"]["processor"] = "one"
         assert mixed(results) == ""
 
+    @pytest.mark.slow
     def test_defaults_and_repeated_runs_need_no_such_caveat(self, bare, evidence):
         for folder in (bare, evidence):
             assert caveat(load(folder)) == ""
@@ -360,6 +367,7 @@ def busy(tmp_path_factory) -> Path:
 
 
 class TestStepRatios:
+    @pytest.mark.slow
     def test_a_busy_computer_is_told_with_a_remedy(self, busy, whole, capsys):
         leaderboard_terminal.print_leaderboard(busy)
         told = " ".join(capsys.readouterr().out.split())
@@ -369,6 +377,7 @@ class TestStepRatios:
         assert warning in told
         assert step_ratios.warning(load(whole)) == ""  # it is not known
 
+    @pytest.mark.slow
     def test_a_wide_interval_is_in_the_terminal_and_equal_weighting_is_one(self, busy, whole, capsys):
         leaderboard_terminal.print_leaderboard(busy)
         out = capsys.readouterr().out
@@ -521,12 +530,14 @@ class TestTerminal:
             assert widths[head] >= max(map(len, cell.split())), head
         assert columns["against equal"] == ["0.983×\n[0.949, 1.017]"]
 
+    @pytest.mark.slow
     def test_without_a_grid_nothing_is_ranked(self, bare, capsys):
         leaderboard_terminal.print_leaderboard(bare)
         out = capsys.readouterr().out
         assert out.startswith("Defaults, not a ranking")
         assert "better" not in out.replace("lower is better", "")
 
+    @pytest.mark.slow
     def test_labels_are_not_markup(self, hostile, capsys):
         leaderboard_terminal.print_leaderboard(hostile)
         assert "[red]" in capsys.readouterr().out

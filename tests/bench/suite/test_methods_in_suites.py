@@ -52,9 +52,8 @@ def check(loaded: Suite, number: int) -> None:
         assert (result.dynamics[-1].trunk_update_norm > 0) != waits, name
 
 
-@pytest.mark.parametrize(
-    "num_tasks", [2, pytest.param(10, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num_tasks", [2, 10, 40])
 def test_every_method_trains_the_regression_family(make_suite: MakeSuite, num_tasks: int) -> None:
     sigmas = np.geomspace(1, 100, num_tasks).tolist()
     problem = {
@@ -74,16 +73,8 @@ def test_every_method_trains_the_regression_family(make_suite: MakeSuite, num_ta
     check(loaded, len(OURS))
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [
-        "burgers",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("helmholtz", "reaction-diffusion", "poisson-l-shape")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["burgers", "helmholtz", "reaction-diffusion", "poisson-l-shape"])
 def test_methods_train_a_differential_equation(make_suite: MakeSuite, problem: str) -> None:
     names = in_parameters()
     num_tasks = 2 if problem == "helmholtz" else 3
