@@ -1,4 +1,4 @@
-"""M-ConFIG: combine moving averages of the gradients, of which each step renews one."""
+"""M-ConFIG: combine moving averages of the gradients; each step renews one of them."""
 
 import torch
 from torch import Tensor

@@ -146,7 +146,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageCodecData:
-    """The digits of each split, of which no image is in two splits, and the judge."""
+    """The digits of each split, and the judge. No image is in two splits."""
 
     train: Digits
     validation: Digits

@@ -7,7 +7,7 @@ click, and a click to a purchase. As in Ma, Zhao, Huang, Wang, Hu, Zhu and Gai, 
 2018), purchases are predicted for all impressions and not only for clicked ones. That paper's network multiplies two of
 its outputs to do so. Here each task has an output of its own, because a head may not read another head's output.
 
-The interactions are generated. Users and items have hidden traits, of which their profiles are noisy pictures. All
+The interactions are generated. Users and items have hidden traits; their profiles are noisy pictures of these. All
 probabilities are known, so that the score of the true probabilities, the best that any model can expect, can be stated
 (`Recommender.ceiling`). An item's appeal at first sight raises clicks, and lowers purchases and viewing times. Few
 impressions are positive: one in eighteen is clicked, and one in two hundred leads to a purchase.

@@ -46,7 +46,7 @@ def rounding(gramian: Tensor) -> float:
 
 
 def ridge(indefinite: float) -> float:
-    """Return the ridge for a matrix of which rounding may have moved an eigenvalue this far below zero."""
+    """Return the ridge for a matrix in which rounding may have moved an eigenvalue this far below zero."""
     return max(RIDGE, 4 * indefinite)
 
 

@@ -49,7 +49,7 @@ SEED = 1
 LEAST_STEPS, MOST_STEPS = 20, 200
 """Minimum and maximum number of steps; a shorter run is profiled whole."""
 ONE_IN = 20
-"""The profile has one in so many of the run's steps: 5 %."""
+"""A profile takes one in this many of a run's steps: 5 %."""
 FIRST = 20
 """Number of steps over which the first losses and norms are averaged, like `balancers.InverseInitialLoss`."""
 

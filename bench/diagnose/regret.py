@@ -131,7 +131,7 @@ def _check(scores: pd.DataFrame, advised: Mapping[str, str], folds: Mapping[str,
     """Raise the errors of `regrets`."""
     values = scores["value"].astype(float)
     for bad, why in (
-        (scores["higher_is_better"].astype(bool), "has a score of which higher is better"),
+        (scores["higher_is_better"].astype(bool), "has a score where higher is better"),
         (~(np.isfinite(values) & (values > 0)), "has a score that is not positive and finite"),
     ):
         if bad.any():

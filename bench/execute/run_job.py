@@ -30,7 +30,7 @@ NAMES: Mapping[str, str] = {
 }
 """What a result depends on besides its specification, in words."""
 TIMES_FORECAST = 20.0
-"""A run is given up after so many times its forecast."""
+"""A run is given up after this many times its forecast."""
 BUSY = 0.3
 """The number of cores that other programs may use while steps are timed, without a warning."""
 

@@ -44,7 +44,7 @@ name = "equal"
 name = "uncertainty"
 """
 PARTS = 4
-"""The number of parts of the runs after each of which memory is looked at."""
+"""Memory is looked at this many times, after equal parts of the runs."""
 MIB = 2**20
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -40,7 +40,7 @@ class Part:
 
 
 Command = Callable[[Part, float], Sequence[str]]
-"""Returns the command line of a part that may take so many seconds."""
+"""Returns the command line of a part, for the seconds that the part may take."""
 
 
 def run(

@@ -78,7 +78,7 @@ class Cell(NamedTuple):
 def cells(
     networks: Iterable[str], num_tasks: Iterable[int], places: Iterable[Wrt], methods: Sequence[str]
 ) -> Iterator[Cell]:
-    """Yield the cells of which both sides have the method at the place; those with few tasks come first."""
+    """Yield the cells for which both sides have the method at the place; those with few tasks come first."""
     networks, places = list(networks), list(places)
     for T in num_tasks:
         for network in networks:

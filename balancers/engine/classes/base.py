@@ -91,7 +91,7 @@ class LossBalancer(DeclaredMethod):
     check_finite: bool = option(False)
     process_group: GroupOption = option(None, free=True)
     last_weights: Tensor = state(1.0)
-    """``(T,)``: the weights last used, of which `weights` returns a copy."""
+    """``(T,)``: the weights last used. `weights` returns a copy of them."""
 
     def __init__(self, tasks: int | Sequence[str], *, compile: bool = False, **options: object) -> None:
         super().__init__(LossReader(tasks), options, compile)
@@ -175,7 +175,7 @@ class LossBalancer(DeclaredMethod):
             else:
                 weights, valid = self._weighed(detached.to(self.last_weights.dtype), given, learning)
             if not self.combines:
-                weights = self.last_weights.copy_(weights).clone()  # of which autograd keeps one, and a user another
+                weights = self.last_weights.copy_(weights).clone()  # autograd keeps one, a user has the other
         total = torch.dot(stacked, weights.to(stacked.dtype))
         if learning:
             self.statistics["losses"], self._losses_of = detached, given
@@ -468,7 +468,7 @@ class LossBalancer(DeclaredMethod):
         return stack(losses)
 
     def _learn(self, read: Read, given: tuple[bool, ...] | None, finite: Tensor | None = None) -> None:
-        """Update the state from what was read of all T tasks, of which ``given`` took part; see `_updated`."""
+        """Update the state from ``read``, which is of all T tasks; those of ``given`` took part. See `_updated`."""
         self._dropped = 0
         index = self._select(read, given)
         arguments = self._arguments(self._update_takes, index, read=read)

@@ -139,7 +139,7 @@ class GradientBalancer(LossBalancer):
         self.recomputes: bool | None = None
         """Whether losses are differentiated in one pass, by way of a checkpoint; None before the first step."""
         self.unmeasured: set[int] = set()
-        """Tasks that were given for the first time, of which it is not known whether they depend on the parameters."""
+        """Tasks that were given for the first time, and may turn out not to depend on the parameters."""
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
         """Hooks of a backward pass under way."""
         self.reached: set[int] = set()

@@ -31,9 +31,9 @@ class ResidualBalancer(AheadBalancer):
     r"""A balancer that reads the mean diagonal of each residual's tangent kernel, as the square of ``read.norms``.
 
     For a residual :math:`r_i` with :math:`N_i` entries it is :math:`\frac{1}{N_i} \sum_n \lVert \nabla_\theta r_{in}
-    \rVert^2`, where :math:`\theta` are the parameters ``wrt``. This takes a backward pass for each entry, of which
-    some are made as one. With ``probes``, it is the mean of :math:`\frac{1}{N_i} \lVert \nabla_\theta \sum_n e_n
-    r_{in} \rVert^2` over so many draws of random signs :math:`e_n`, which is right on average.
+    \rVert^2`, where :math:`\theta` are the parameters ``wrt``. This takes a backward pass for each entry; several
+    passes are made as one. With ``probes``, it is the mean of :math:`\frac{1}{N_i} \lVert \nabla_\theta \sum_n e_n
+    r_{in} \rVert^2` over ``probes`` draws of random signs :math:`e_n`, which is right on average.
 
     The user gives the residuals before the balancer is called, in the steps that measure them::
 

@@ -32,7 +32,7 @@ class SecondBatchBalancer(AheadBalancer):
     needs_second_batch = True
     undefined_for = MappingProxyType({"features": _REASON, "layer": "its losses are differentiated without a fork"})
     second_batches: ClassVar[int] = 1
-    """The number of batches drawn: with two, the products are those of these two, none of which is the step's."""
+    """The number of batches drawn. With two, the products are of these two, without the step's batch."""
 
     def look(self, read: Read, losses: Entries, given: tuple[bool, ...] | None) -> None:
         self._audit(losses)

@@ -33,7 +33,7 @@ class LossWarnings:
         self._warned = self._told_missing = self._told_unreached = self._told_alone = False
 
     def tell_missing(self, balancer: "LossBalancer", tasks: Collection[int]) -> None:
-        """Warn once of tasks that were given, of which no gradient arrived."""
+        """Warn once of tasks that were given but got no gradient."""
         if tasks and not self._told_missing:
             self._told_missing = True
             named = ", ".join(balancer.label(i) for i in sorted(tasks))

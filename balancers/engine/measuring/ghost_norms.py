@@ -253,7 +253,7 @@ class GhostNorms:
         self._nodes = list({use.node: None for layer in layers for use in layer.uses})
 
     def norm(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the norm for one task, of which ``gradient`` is that of the features."""
+        """Return the norm for one task, from its ``gradient`` with respect to the features."""
         found = gradients([self._z], [*edges_of(self._nodes), *self._rest], [gradient])
         of_node = dict(zip(self._nodes, found, strict=False))
         squares = [squared_norms(layer.kernel(), layer.rows(of_node).unsqueeze(0))[0] for layer in self._layers]

@@ -209,7 +209,7 @@ class Measurement:
         return vector_jacobian(edges, self._wrt, seeds)
 
     def without_gradient(self, given: Sequence[bool] | None) -> list[int]:
-        """Return the tasks that were given, of which no gradient came to the features."""
+        """Return the tasks that were given but whose gradient did not come to the features."""
         if self._of_all is not None:
             return []
         return [i for i, parts in enumerate(self._of_task) if parts is None and (given is None or given[i])]
@@ -286,7 +286,7 @@ class Measurement:
         return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]
 
     def _by_rows(self, layer: Linear, gradients: Tensor) -> bool:
-        """Return whether norms are taken without the weight's gradients, of which there may be none."""
+        """Return whether norms are taken without forming the weight's gradients."""
         num_rows, outputs = gradients.shape[-2:]
         return (
             not (self._adds_up or self._forms_gradients)

@@ -86,7 +86,7 @@ class SharedParameters:
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is a DTensor, of which this rank holds a part."""
+    """Return whether a parameter is a DTensor: this rank then holds a part of it."""
     return hasattr(parameter, "device_mesh")
 
 

@@ -130,7 +130,7 @@ class TaskGradients:
         return [self._formed[leaf].side_by_side() for leaf in self._leaves if leaf in self._counted]
 
     def combined(self, weights: Tensor, some: Collection[Tensor] | None = None) -> dict[Tensor, Tensor]:
-        """Return the weighted sums, for weights ``(T',)``, of all leaves of which a task has a gradient, or of some."""
+        """Return the sums, weighted by ``(T',)``, of all leaves that a task has a gradient for, or of ``some``."""
         found: dict[Tensor, Tensor] = {}
         for part in self._parts:
             if part.given and (some is None or not set(some).isdisjoint(part.leaves)):

@@ -223,7 +223,7 @@ class CombiningStep(MeasuringStep):
 class HeldStep(MeasuringStep):
     """The first evaluation in a block of ``held()``, of a method that combines.
 
-    The losses have the weights held, of which some may be zero, so each loss is differentiated by itself.
+    The losses have the weights held. Some of these may be zero, so each loss is differentiated by itself.
 
     Args:
         balancer, call: see `Step`.
@@ -286,7 +286,7 @@ class _Rows:
         of_tasks[task] = gradients
 
     def without_gradient(self, given: Sequence[bool] | None) -> list[int]:
-        """Return the tasks that were given, of which no gradient came."""
+        """Return the tasks that were given but whose gradient did not come."""
         if any(isinstance(gradients, Tensor) for gradients in self._gradients):
             return []
         came = [any(gradients[i] is not None for gradients in self._gradients) for i in range(self._num_tasks)]
