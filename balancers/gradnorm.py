@@ -49,7 +49,7 @@ class GradNorm(GradientBalancer, LearnedState):
 
         balancer = GradNorm(net.fork, wrt=net.trunk[-1], alpha=1.5, update_every=10)
         balancer(losses).backward()
-        balancer.statistics["gradient_norms"]  # those of the losses as they are, (T,)
+        balancer.statistics["gradient_norms"]  # those of the weighted losses, (T,)
 
     Source: Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing in
     Deep Multitask Networks", ICML 2018, algorithm 1.

@@ -66,7 +66,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
-        ("lossbench list", "what there is, a line each"),
+        ("lossbench list", "all methods, problems and suites"),
         ("lossbench try my_problem.py", "which method to use"),
         ("lossbench cost my_model.py:make_step", "what a method adds to your step"),
         ("lossbench run smoke", "a test, in a minute"),

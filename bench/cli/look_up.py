@@ -57,9 +57,9 @@ def list_all(
 ) -> None:
     """List all balancers, problems and suites; or one kind, one of them or your own file in detail.
 
-    The details of a problem are its tasks, its metrics and its steps. Of one
-    problem, or those in your file, they are also the numbers of samples, and
-    the time of a run on this machine, estimated from a few training steps.
+    The details of a problem are its tasks, its metrics and its steps. For one
+    problem, or the problems in your file, the command also prints the numbers
+    of samples. It estimates the time of a run from a few training steps.
 
     Exit codes: 0, success; 2, there is no such kind, name or file.
     """

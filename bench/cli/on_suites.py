@@ -51,7 +51,8 @@ def run(
     After a change to the suite or to a method, only the runs that the change
     affects are done again.
 
-    Exit codes: 0, success; 1, some runs failed; 2, the suite cannot be run.
+    Exit codes: 0, success; 1, some runs failed or were not done; 2, the suite
+    cannot be run; 130, stopped with Ctrl-C.
     """
     from bench.suite import suite_file
 
@@ -110,7 +111,8 @@ def tune_all(
     Results are stored in a folder called SUITE-tuned, together with the suite
     that was made.
 
-    Exit codes: 0, success; 1, some runs failed; 2, the suite cannot be run.
+    Exit codes: 0, success; 1, some runs failed or were not done; 2, the suite
+    cannot be run; 130, stopped with Ctrl-C.
     """
     from bench.suite import tune_suite
 
@@ -254,11 +256,11 @@ def report(
 
 @app.command(
     rich_help_panel=ON_SUITES,
-    epilog=examples(("lossbench compare results/reference/core results/core", "what has changed?")),
+    epilog=examples(("lossbench compare results/reference/default results/default", "what has changed?")),
 )
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder, such as results/reference/core.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another results folder, such as results/core.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder, such as results/reference/default.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another results folder, such as results/default.")],
 ) -> None:
     """Compare results folder B with results folder A, and print which scores changed beyond noise.
 

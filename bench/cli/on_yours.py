@@ -58,8 +58,9 @@ def try_out(
     rates grows at both edges, it takes longer. Give the same command again to
     go on after a stop.
 
-    Exit codes: 0, success; 1, some runs failed; 2, nothing can be run, or every
-    method fails in its first steps.
+    Exit codes: 0, success; 1, some runs failed or were not done; 2, nothing
+    can be run, or every method fails in its first steps; 130, stopped with
+    Ctrl-C.
     """
     from bench.execute import forecast
     from bench.suite import try_suite
@@ -146,13 +147,14 @@ def cost(
         typer.Option(help="Folder of the figure and the tables; default: results/cost/FILE.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure within about a minute what balancing costs on your own model, and compare its tasks' gradients.
+    """Time GradNorm and uncertainty weighting on your own model in about a minute, and compare its tasks' gradients.
 
-    FUNCTION takes no arguments and returns (model, losses) or (model, losses,
-    wrt): a model that contains a balancers.Fork; a function that takes the
-    model and returns the losses of a batch (a list, a {task: loss} dict or a
-    tensor); and the last shared layer. It is called once per method, so that
-    each method trains its own copy. Let nothing else run meanwhile.
+    FUNCTION takes no arguments. It returns (model, losses) or (model, losses,
+    wrt). The model should contain a balancers.Fork. losses is a function
+    without arguments that returns the losses of a batch: a list, a {task:
+    loss} dict or a tensor. wrt is the last shared layer. FUNCTION is called
+    once per method, so that each method trains its own copy. Let nothing
+    else run meanwhile.
 
     Exit codes: 0, success; 2, the model cannot be measured.
     """

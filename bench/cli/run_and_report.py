@@ -47,7 +47,7 @@ def workforce(
 
     with user_errors(console):
         if scheduler and cluster:
-            raise SuiteError("--scheduler and --cluster exclude each other")
+            raise SuiteError("give --scheduler or --cluster, not both")
         if jobs and (scheduler or cluster):
             raise SuiteError(
                 "--jobs is for this machine; on a cluster, the workers say how many at a time (--nthreads)"

@@ -233,13 +233,16 @@ def test_the_comparison_covers_the_true_ratio(deviation, seeds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shift", "expected"), [(0.0, 0.95), (0.1, 0.94), (0.3, 0.86)])
-def test_a_shift_that_a_set_of_seeds_shares_costs_coverage(shift, expected):
-    """Each set has one learning rate, which may suit it by luck; ``docs/step-length.md`` states these numbers."""
+@pytest.mark.parametrize(
+    ("shift", "sets", "expected"),
+    [(0.0, 2, 0.95), (0.1, 2, 0.94), (0.3, 2, 0.86), (0.1, 1, 0.93), (0.3, 1, 0.77)],
+)
+def test_a_shift_that_seeds_share_costs_coverage(shift, sets, expected):
+    """A set of seeds has one learning rate, which may suit it by luck; ``docs/step-length.md`` states these numbers."""
     random = np.random.default_rng(5)
     hits = []
     for _ in range(4000):
-        differences = random.normal(size=(2, 10)) + shift * random.normal(size=(2, 1))
+        differences = random.normal(size=(sets, 20 // sets)) + shift * random.normal(size=(sets, 1))
         found = compare(np.exp(differences.flatten()), np.ones(20), higher_is_better=False, scale="ratio")
         hits.append(found.low <= 1 <= found.high)
-    assert np.mean(hits) == pytest.approx(expected, abs=0.015)
+    assert np.mean(hits) == pytest.approx(expected, abs=0.02)
