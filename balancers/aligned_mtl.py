@@ -17,8 +17,8 @@ class AlignedMTL(GradientBalancer):
     .. math:: w = \sqrt{\min_k \sigma_k}\ \sum_k \frac{v_k v_k^\top}{\sqrt{\sigma_k}} \; \frac{\mathbf 1}{T}
 
     The linear system of the aligned gradients has condition number 1: no task dominates, and no two tasks conflict.
-    If all gradients are zero, :math:`w_i = 1/T`. At the features (``wrt=None``) this is the source's upper-bound
-    variant.
+    Weights may be negative. If all gradients are zero, :math:`w_i = 1/T`. At the features (``wrt=None``) this is the
+    source's upper-bound variant.
 
     Args:
         fork, wrt, options: see `GradientBalancer`.
@@ -29,13 +29,14 @@ class AlignedMTL(GradientBalancer):
         balancer(losses).backward()
 
     Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for Multi-Task Learning",
-    CVPR 2023, algorithm 1.
+    CVPR 2023, algorithm 1. The authors' code and LibMTL take the sum of the aligned gradients: T times this direction.
     """
 
     name = "aligned-mtl"
     summary = "Make the gradients orthogonal and equally long, then take their mean."
     reads = "gramian"
     use_when = "When gradients conflict and differ in length; steps become as short as the weakest direction."
+    may_ascend = True
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""

@@ -47,7 +47,7 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
 
     Source: Liu, James, Davison and Johns, "Auto-Lambda: Disentangling Dynamic Task Relationships", TMLR 2022, eqs. 3 to
     5. The paper takes finite differences of :math:`L_i` along the second batch's gradient, which this derivative is the
-    limit of. The official code, too, draws the second batch from the training data. Of the optimiser's state, it and
+    limit of. The official code draws the second batch from the training data. Of the optimiser's state, it and
     this class know the momentum of SGD alone: with Adam, :math:`\theta'` is a step of plain SGD.
     """
 

@@ -21,10 +21,10 @@ class CAGrad(GradientBalancer):
         \quad \lambda = \arg\min_{\lambda \in \Delta}\
         g_\lambda^\top g_0 + c\,\lVert g_0 \rVert \lVert g_\lambda \rVert
 
-    For :math:`c < 1` it converges to a minimum of the mean loss. Where :math:`g_\lambda` vanishes, the point is Pareto
-    stationary, and all weights are zero. Where it vanishes because a satisfied task has no gradient, the direction is
-    the mean, :math:`d = g_0`. The official code divides the direction by :math:`1 + c^2`; the paper and this class do
-    not.
+    For :math:`c < 1` it converges to a minimum of the mean loss. Where :math:`g_\lambda` vanishes (the point is Pareto
+    stationary, or a satisfied task has no gradient), the direction is the mean, :math:`d = g_0`, as in the official
+    code; TorchJD's is then zero. The official code multiplies the direction by :math:`T / (1 + c^2)`; the paper and
+    this class do not.
 
     Args:
         c: radius of the ball relative to :math:`\lVert g_0 \rVert`, 0 or more; 0.4 in the paper on NYUv2 and
@@ -66,4 +66,4 @@ class CAGrad(GradientBalancer):
         vanishes = (squared_norm <= STATIONARY**2 * parts) | (satisfied & (minimum >= 0))
         length = (mean_squared_norm / squared_norm).sqrt_()
         weights = (shares * length).mul_(self.c).add_(1 / num_tasks)
-        return torch.where(vanishes, satisfied.to(weights.dtype) / num_tasks, weights).squeeze(-1)
+        return torch.where(vanishes, 1 / num_tasks, weights).squeeze(-1)

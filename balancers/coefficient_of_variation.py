@@ -17,10 +17,11 @@ class CoefficientOfVariation(LossBalancer):
     With the mean :math:`\mu_{\ell_i}` and the standard deviation :math:`\sigma_{\ell_i}` of these ratios over all
     steps before this one,
 
-    .. math:: w_i \propto \frac{\sigma_{\ell_i}}{\mu_{\ell_i}}, \quad \sum_i w_i = 1.
+    .. math:: w_i \propto \frac{(\sigma_{\ell_i}^2 + 10^{-8})^{1/2}}{\mu_{\ell_i}}, \quad \sum_i w_i = 1.
 
-    The first ratio is 1. The weights are :math:`1/T` until each task has two ratios. The scale of a loss cancels out.
-    A task without a loss in a step keeps its weight, and the other tasks share the rest.
+    The first ratio is 1. The term :math:`10^{-8}` counts where ratios vary by :math:`10^{-4}` or less. The weights are
+    :math:`1/T` until each task has two ratios. The scale of a loss cancels out. A task without a loss in a step keeps
+    its weight, and the other tasks share the rest.
 
     Args:
         tasks: see `LossBalancer`.
@@ -49,6 +50,7 @@ class CoefficientOfVariation(LossBalancer):
     decay: float | None = option(None, above=0, below=1)
     next_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     """:math:`w_i`, ``(T,)``."""
+    last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     mean_losses: Tensor = state(1.0)
     r""":math:`\mu_{L_i}`, ``(T,)``."""
     mean_ratios: Tensor = state(1.0)

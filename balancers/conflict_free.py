@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .engine import GradientBalancer, register
-from .solvers.spectrum import pseudo_solve
+from .solvers.equal_angle import equal_angle
 
 
 @register
@@ -18,7 +18,11 @@ class ConFIG(GradientBalancer):
         \hat d = \frac{U^{+} \mathbf 1}{\lVert U^{+} \mathbf 1 \rVert}
 
     This needs only the cosines :math:`C = U U^\top`, because :math:`U^{+} \mathbf 1 = U^\top C^{+} \mathbf 1`. A task
-    whose gradient is zero gets weight 0.
+    whose gradient is zero gets weight 0. Weights may be negative.
+
+    If the gradients are linearly dependent, there may be no direction at the same angle to all. Then :math:`\hat d` is
+    the one that least squares finds, and a step along it may raise a loss. If the gradients balance each other (three
+    at 120 degrees), :math:`U^{+} \mathbf 1` is zero up to rounding, and all weights are 0.
 
     Args:
         fork, wrt, options: see `GradientBalancer`.
@@ -37,6 +41,7 @@ class ConFIG(GradientBalancer):
     reads = "gramian"
     use_when = "For physics-informed networks, where the gradients of the losses differ by orders of magnitude."
     default_wrt = "parameters"
+    may_ascend = True
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)`` for Gramians of shape ``(..., T, T)``."""
@@ -45,14 +50,11 @@ class ConFIG(GradientBalancer):
 
 def conflict_free(gramian: Tensor) -> Tensor:
     """Return ConFIG's weights, ``(..., T)``, for Gramians ``(..., T, T)``."""
-    norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    inverse_norms = torch.where(norms > 0, 1 / norms, 0.0)
     if gramian.shape[-1] == 2:  # the direction is the bisector
+        norms = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
         present = (norms > 0).sum(-1, keepdim=True).clamp(min=1)
-        return norms.sum(-1, keepdim=True) / present * inverse_norms
-    cosines = inverse_norms.unsqueeze(-1) * gramian * inverse_norms.unsqueeze(-2)
-    shares = pseudo_solve(cosines, (norms > 0).to(gramian.dtype))
-    alignments = torch.einsum("...ij,...j->...i", cosines, shares)
-    squared_norm = (shares * alignments).sum(-1, keepdim=True)
-    length = (norms * alignments).sum(-1, keepdim=True) / squared_norm
-    return torch.where(squared_norm > 0, length * shares * inverse_norms, 0.0)
+        return norms.sum(-1, keepdim=True) / present * torch.where(norms > 0, 1 / norms, 0.0)
+    weights = equal_angle(gramian)
+    products = (gramian @ weights.unsqueeze(-1)).squeeze(-1)
+    squared_norm = (weights * products).sum(-1, keepdim=True)
+    return torch.where(squared_norm > 0, products.sum(-1, keepdim=True) / squared_norm * weights, 0.0)

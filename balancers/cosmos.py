@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .engine import LossBalancer, Range, State, option, register
+from .engine import LossBalancer, Range, State, option, register, state
 from .penalty_boundary import norm, unit
 
 
@@ -53,6 +53,7 @@ class COSMOS(LossBalancer):
     use_when = "Instead of pbi, when losses should only tend to given proportions."
     preferences: list[float] = option(lambda balancer: 1 / balancer.num_tasks, at_least=0, per_task=True)
     penalty: float = option(2.0, at_least=0, tune=Range(0.01, 8.0, log=True))
+    last_weights: Tensor = state(lambda balancer: balancer.preferences)
 
     def prepare(self) -> None:
         if not any(self.preferences):

@@ -15,9 +15,9 @@ class DynamicWeightAverage(PeriodMeans):
     .. math:: w_i = T\, \frac{e^{r_i / \tau}}{\sum_j e^{r_j / \tau}}, \quad
         r_i = \frac{\bar L_i(t - 1)}{\bar L_i(t - 2)}.
 
-    The weights sum to T, and all are 1 in the first two periods. The scale of a loss cancels out. A loss that was
-    zero in both periods counts as constant, :math:`r_i = 1`, and so does a task that does not have two means yet. A
-    task without a loss in a whole period keeps its means and its weight.
+    The weights sum to T, and all are 1 in the first two periods. The scale of a loss cancels out. A task whose earlier
+    mean is zero or negative counts as constant, :math:`r_i = 1`. A task without a loss in a whole period keeps its
+    means and its weight, and so does one that does not have two means yet. The other tasks share the rest.
 
     Args:
         tasks: see `LossBalancer`.
@@ -43,6 +43,7 @@ class DynamicWeightAverage(PeriodMeans):
     use_when = "When training takes many epochs and losses fall steadily; the weights stay close to equal."
     reads = "losses"
     expects_nonnegative_losses = True
+    out_of_domain = "the task may count as constant"
     temperature: float = option(2.0, above=0, tune=Range(0.2, 20.0, log=True))
     next_weights: Tensor = state(1.0)
     """:math:`w_i`, ``(T,)``."""
@@ -53,6 +54,20 @@ class DynamicWeightAverage(PeriodMeans):
 
     def update(self, read: Read, state: State) -> Result:
         new, changed = self.means(read, state)
-        ratios = torch.where((new["periods"] > 1) & (new["earlier"] > 0), new["latest"] / new["earlier"], 1.0)
-        weights = self.num_tasks * torch.softmax(ratios / self.temperature, -1)
-        return Result(state=new | {"next_weights": torch.where(changed, weights, state["next_weights"])})
+        ratios = torch.where(new["earlier"] > 0, new["latest"] / new["earlier"], 1.0)
+        weights = shared(ratios / self.temperature, changed, state["next_weights"], self.num_tasks)
+        return Result(state=new | {"next_weights": weights})
+
+
+def shared(logits: Tensor, changed: Tensor, before: Tensor, total: int) -> Tensor:
+    """Return weights ``(T,)`` that sum to ``total``: a softmax over some tasks, which share what the others leave.
+
+    Args:
+        logits: ``(T,)``.
+        changed: ``(T,)``, bool: the tasks that get new weights.
+        before: ``(T,)``: the weights so far, which the others keep.
+        total: the sum of all weights.
+    """
+    rest = torch.where(changed, 0.0, before).sum()
+    shares = torch.softmax(torch.where(changed, logits, -torch.inf), -1)
+    return torch.where(changed, (total - rest) * shares, before)

@@ -32,6 +32,9 @@ class EPO(GradientBalancer):
     If no weights meet the constraints, they are :math:`r_i / \sum_j r_j`. Losses must not be negative. A loss of zero
     counts as a rounding of the others. If all losses are zero, they count as equal.
 
+    At a fork, the weights are those of the trunk alone, and the heads are trained on the losses as they are. The paper
+    weighs the losses, heads included, as ``fork=None`` does.
+
     Args:
         preferences: :math:`r_i`, positive: one per task or a dict by task name. They are used as they are, whatever
             their sum; by default :math:`1/T`. A task's loss ends up proportional to :math:`1 / r_i`.
@@ -45,7 +48,7 @@ class EPO(GradientBalancer):
     Example::
 
         preferences = {"class": 4.0, "box": 1.0}  # heads for a loss of "box" that is four times that of "class"
-        balancer = EPO(net.fork, wrt=net.trunk, tasks=["class", "box"], preferences=preferences)
+        balancer = EPO(None, wrt=net, tasks=["class", "box"], preferences=preferences)
         balancer(losses).backward()
 
     Source: Mahapatra and Rajan, "Multi-Task Learning with User Preferences: Gradient Descent with Controlled Ascent in

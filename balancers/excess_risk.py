@@ -29,6 +29,10 @@ class ExcessMTL(GradientBalancer):
     The weights start at :math:`1/T`. A task whose gradient has been zero from the start counts as not yet begun:
     :math:`E_i / E_i(0) = 1`. The sums take as much memory as T copies of the parameters ``wrt``.
 
+    At a fork, the weights are those of the trunk alone, and the heads are trained on the losses as they are. Beside
+    them, the trunk learns T times more slowly than in the paper, which weighs the losses, heads included, as
+    ``fork=None`` does.
+
     Args:
         step_size: :math:`\eta`, positive; the default is LibMTL's.
         fork, wrt, options: see `GradientBalancer`. The paper measures all
@@ -39,7 +43,7 @@ class ExcessMTL(GradientBalancer):
 
     Example::
 
-        balancer = ExcessMTL(net.fork, wrt=net.trunk, step_size=0.1)
+        balancer = ExcessMTL(None, wrt=net.trunk, tasks=["depth", "normals"], step_size=0.1)
         balancer(losses).backward()
 
     Source: He et al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, eqs. 6, 7 and 9. As in the official

@@ -29,7 +29,8 @@ class FairGrad(GradientBalancer):
         balancer = FairGrad(net.fork, wrt=net.trunk, alpha=2.0)
         balancer(losses).backward()
 
-    Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, eq. 4.
+    Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, eq. 4. The authors' code
+    multiplies the direction by T and then clips it to norm 1. Its default is ``alpha=1``.
     """
 
     name = "fairgrad"

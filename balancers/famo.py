@@ -63,6 +63,7 @@ class FAMO(LearnedState):
     learns = "log_shares"
     log_shares: Tensor = state()
     r""":math:`\xi_i`, ``(T,)``."""
+    last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
 
     def lowest_losses(self, state: State) -> Tensor:
         return state["min_losses"]

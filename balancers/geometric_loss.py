@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .engine import LossBalancer, register
+from .engine import LossBalancer, register, state
 
 
 @register
@@ -30,6 +30,7 @@ class GeometricLossStrategy(LossBalancer):
     use_when = "When losses have different scales and all can come close to zero; nothing to tune."
     reads = "losses"
     needs_positive_losses = True
+    last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
 
     def weigh(self, losses: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""

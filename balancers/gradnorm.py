@@ -27,7 +27,8 @@ class GradNorm(GradientBalancer, LearnedState):
 
     Each step weighs the network's losses with :math:`w_i(t)` and then computes :math:`w_i(t+1)`. These are raised to
     at least 1e-4 and then rescaled to sum to T. The weights start at 1. Losses must be zero or more. A task whose loss
-    has been zero from the start counts as not yet begun, :math:`\tilde L_i = 1`.
+    has been zero from the start counts as not yet begun, :math:`\tilde L_i = 1`. Where all losses of a step are zero,
+    all :math:`r_i` are 1.
 
     Args:
         fork, wrt, options: see `GradientBalancer`. The paper's :math:`W` is the
@@ -83,7 +84,8 @@ class GradNorm(GradientBalancer, LearnedState):
         ratios = torch.where(begun, read.losses / initial, 1.0)
         weighted_norms = weights * read.norms
         mean_norm, mean_ratio = weighted_norms.sum() / len(ratios), ratios.sum() / len(ratios)
-        targets = mean_norm * (ratios / mean_ratio) ** self.alpha
+        rates = torch.where(mean_ratio > 0, ratios / mean_ratio, 1.0)
+        targets = mean_norm * rates**self.alpha
         gradient = torch.sign(weighted_norms - targets) * read.norms
 
         new = {

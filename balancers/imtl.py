@@ -4,6 +4,7 @@ from torch import Tensor
 
 from .engine import LearnedState, Read, Result, State, register, state
 from .imtl_gradient import IMTLGradient
+from .imtl_loss import grown
 
 
 @register
@@ -14,8 +15,9 @@ class IMTL(IMTLGradient, LearnedState):
 
     .. math:: \sum_i e^{s_i} L_i - s_i
 
-    and start at 0, so that :math:`e^{s_i} L_i` tends to 1. The heads are trained on :math:`e^{s_i} L_i`, and the
-    trunk on `IMTLGradient`'s combination of the gradients of :math:`e^{s_i} L_i`.
+    and start at 0, so that :math:`e^{s_i} L_i` tends to 1. Losses must be zero or more. The heads are trained on
+    :math:`e^{s_i} L_i`, and the trunk on `IMTLGradient`'s combination of the gradients of :math:`e^{s_i} L_i`. The
+    scale of a loss that stays zero grows without bound.
 
     Args:
         lr: learning rate of the scales.
@@ -37,14 +39,14 @@ class IMTL(IMTLGradient, LearnedState):
     name = "imtl"
     summary = "Bring the losses to one size by learned scales, then take the direction with equal projections."
     use_when = "Instead of imtl-g, when the heads should be balanced too."
-    needs_positive_losses = True
+    needs_nonnegative_losses = True
     learns = "log_scales"
     log_scales: Tensor = state()
     """:math:`s_i`, ``(T,)``."""
 
     def weigh(self, state: State) -> Tensor:
         """Return :math:`e^{s_i}`, ``(T,)``."""
-        return state["log_scales"].exp()
+        return grown(state["log_scales"])
 
     def update(self, read: Read, state: State) -> Result:
         gradient = read.weights * read.losses - 1

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .engine import GradientBalancer, register
-from .solvers.spectrum import pseudo_solve
+from .solvers.equal_angle import equal_angle
 
 
 @register
@@ -14,8 +14,13 @@ class IMTLGradient(GradientBalancer):
     .. math:: \Big\langle \sum_j w_j \nabla L_j, \frac{\nabla L_i}{\lVert \nabla L_i \rVert} \Big\rangle
         \ \text{equal for all } i, \quad \sum_i w_i = 1
 
-    Equivalently, :math:`w \propto M^{+} n` with :math:`n_i = \lVert \nabla L_i \rVert`. Weights may be negative. If
-    :math:`M^{+} n` is zero, or its entries sum to zero (the gradients cancel), :math:`w_i = 1/T`.
+    Equivalently, :math:`w_i \propto (C^{+} \mathbf 1)_i / \lVert \nabla L_i \rVert` with the cosines :math:`C` of the
+    gradients.
+
+    With three tasks or more, weights may be negative, and they grow without bound as the sum by which they are divided
+    nears zero. If it is negative, the common projection is too: then a step raises all losses. If it is zero, or if the
+    gradients balance each other so that only the zero vector has equal projections, :math:`w_i = 1/T`. If the gradients
+    are linearly dependent and no direction has equal projections, they are as nearly equal as least squares makes them.
 
     Args:
         fork, wrt, options: see `GradientBalancer`. The paper measures the
@@ -34,6 +39,7 @@ class IMTLGradient(GradientBalancer):
     summary = "Take the direction whose projections on all gradients are equal."
     reads = "gramian"
     use_when = "When all tasks should make equal progress, whatever the sizes of their gradients."
+    may_ascend = True
 
     def solve(self, gramian: Tensor) -> Tensor:
         """Return weights of shape ``(..., T)``, whose sum is 1, for Gramians of shape ``(..., T, T)``."""
@@ -43,7 +49,7 @@ class IMTLGradient(GradientBalancer):
             inverse = torch.where(norms > 0, 1 / norms, 0.0)
             total = inverse.sum(-1, keepdim=True)
             return torch.where(total > 0, inverse / total, 1 / num_tasks)
-        weights = pseudo_solve(gramian, norms)
+        weights = equal_angle(gramian)
         total, size = weights.sum(-1, keepdim=True), weights.abs().sum(-1, keepdim=True)
         cancels = total.abs() <= size * num_tasks * torch.finfo(gramian.dtype).eps
         return torch.where(cancels, 1 / num_tasks, weights / total)

@@ -16,6 +16,9 @@ class InverseDirichlet(GradientBalancer):
     The standard deviation is over all entries of a gradient with respect to ``wrt``. Each step applies the weights
     that it has just computed. :math:`\lambda_i` starts at 1. A task whose gradient has no variance keeps its weight.
 
+    At a fork, the weights are those of the trunk alone, and the heads are trained on the losses as they are. The paper
+    weighs the losses, heads included, as ``fork=None`` does.
+
     Args:
         alpha: :math:`\alpha`, above 0 and up to 1: fraction of the average that each step replaces.
         fork, wrt, options: see `GradientBalancer`. The official code updates

@@ -24,6 +24,9 @@ class InverseGradientNorm(GradientBalancer):
     this holds for all tasks, which on the CPU is at once, nothing is measured any more. This definition of static
     weights is our own: no source gives one.
 
+    At a fork, the weights are those of the trunk alone, and the heads are trained on the losses as they are. The paper
+    weighs the losses, heads included, as ``fork=None`` does.
+
     Args:
         alpha: :math:`\alpha`, at least 0 and below 1: fraction of itself that a weight keeps in a step. It is not used
             with ``first_steps``.

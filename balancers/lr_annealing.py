@@ -19,6 +19,9 @@ class LearningRateAnnealing(GradientBalancer):
     has just computed. :math:`\lambda_i` starts at 1, and the reference's stays 1. A term whose gradient is zero keeps
     its weight. In a step without the reference, or in which its gradient is zero, all terms keep their weights.
 
+    At a fork, the weights are those of the trunk alone, and the heads are trained on the losses as they are. The paper
+    weighs the losses, heads included, as ``fork=None`` does.
+
     Args:
         reference: the task whose weight stays 1, by its index or its name.
         alpha: :math:`\alpha`, above 0 and up to 1: fraction of the average that each step replaces.

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .engine import GradientBalancer, Range, Read, Result, State, option, register, state
-from .solvers.simplex import project
+from .solvers.simplex import kept_total, project
 
 
 @register
@@ -19,6 +19,10 @@ class MoCo(GradientBalancer):
     The shared parameters ``wrt`` receive :math:`\sum_i \lambda_i y_i`; all other parameters receive the gradients of
     the losses as they are. :math:`y_i` starts at zero, and :math:`\lambda_i` at :math:`1/T`. The tracked gradients
     take as much memory as T copies of the parameters ``wrt``.
+
+    In a step without some of the tasks, the others share the sum of :math:`\lambda` that they had before. So a step
+    whose tasks all have :math:`\lambda_i = 0` does not train the shared parameters, and with one task a step all
+    :math:`\lambda_i` stay at :math:`1/T`.
 
     Args:
         beta: :math:`\beta`, above 0 and up to 1: fraction of the tracked gradients that the first step replaces.
@@ -40,7 +44,8 @@ class MoCo(GradientBalancer):
 
     Source: Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach",
     ICLR 2023, algorithm 1. As in the official code, the tracked gradients are updated first, so that the first step
-    is not zero. The official code takes twice the step :math:`\gamma`. LibMTL also divides each gradient by its norm,
+    is not zero. The official code for Office takes twice the step :math:`\gamma`; its code for NYUv2 does not, but
+    multiplies the direction by T. LibMTL also divides each gradient by its norm,
     multiplies it by the loss, and has a softmax in place of the projection.
     """
 
@@ -75,5 +80,6 @@ class MoCo(GradientBalancer):
     def update(self, read: Read, state: State) -> Result:
         before, k = state["shares"], state["steps"] + 1
         slope = read.tracked @ before + self.rho * before
-        shares = project(before - self.gamma * k**-self.sigma * slope, before.sum())
+        total = kept_total(before, self.num_tasks)
+        shares = project(before - self.gamma * k**-self.sigma * slope, total)
         return Result(shares, {"shares": shares, "steps": k, "kept": 1 - self.beta * (k + 1) ** -self.sigma})

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .engine import Range, Read, Result, SecondBatchBalancer, State, option, register, state
-from .solvers.simplex import project
+from .solvers.simplex import kept_total, project
 
 
 @register
@@ -17,6 +17,9 @@ class MoDo(SecondBatchBalancer):
     batch. The products of gradients of one batch with themselves are too large on average; those of two independent
     batches are not. :math:`\lambda_i` starts at :math:`1/T`, and the step is made with the new weights. The size of
     :math:`\gamma A` matters: losses that are multiplied by c need a :math:`\gamma` that is c² times smaller.
+
+    In a step without some of the tasks, the others share the sum of the weights that they had before. So a step whose
+    tasks all have the weight 0 trains nothing, and with one task a step the weights stay at :math:`1/T`.
 
     Args:
         gamma: :math:`\gamma`, positive: step size of the weights.
@@ -37,6 +40,8 @@ class MoDo(SecondBatchBalancer):
     Source: Chen, Fernando, Ying and Chen, "Three-Way Trade-Off in Multi-Objective Learning: Optimization,
     Generalization and Conflict-Avoidance", NeurIPS 2023, algorithm 2; the weights are those of TorchJD's ``MoDo``. The
     paper's step also trains on the second batch; here that batch may be one to validate with, so it is not trained on.
+    LibMTL, and the authors' code with its option ``three_grads``, choose the weights by two batches and train on a
+    third. Here the batch that is trained on is one of the two that choose its weights.
     """
 
     name = "modo"
@@ -51,7 +56,7 @@ class MoDo(SecondBatchBalancer):
     def update(self, read: Read, state: State) -> Result:
         before = state["shares"]
         slope = read.products @ before + self.rho * before
-        return Result(state={"shares": project(before - self.gamma * slope, before.sum())})
+        return Result(state={"shares": project(before - self.gamma * slope, kept_total(before, self.num_tasks))})
 
     def weigh(self, state: State) -> Tensor:
         r"""Return :math:`\lambda`, ``(T,)``."""

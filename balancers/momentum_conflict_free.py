@@ -39,8 +39,11 @@ class MomentumConFIG(GradientBalancer):
         balancer({"box": losses_of(net, batch)["box"]}).backward()  # a step that computes one loss
 
     Source: Liu, Chu and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", ICLR
-    2025, algorithm 1, with the start of the authors' code. There the direction is divided by the root of a moving
-    average of squares, as Adam does; leave that to the optimiser: use Adam with ``betas=(0, 0.999)``, or any other.
+    2025, algorithm 1, with the start of the authors' code. There the direction is also divided by the root of a moving
+    average of squares of a pseudo-gradient, :math:`(f_t - \beta f_{t-1}) / (1 - \beta)` for directions :math:`f`. This
+    class leaves the division to the optimiser. Adam with ``betas=(0, 0.999)`` is near it, but averages the squares of
+    the direction itself. Where noise rules, these are smaller, and its steps are up to
+    :math:`\sqrt{(1 + \beta) / (1 - \beta)} = 4.4` times as long.
     """
 
     name = "m-config"
@@ -50,6 +53,7 @@ class MomentumConFIG(GradientBalancer):
     replaces_gradients = True
     sees_all_tasks = True
     default_wrt = "parameters"
+    may_ascend = True
     undefined_for = {
         "features": "a moving average of feature gradients would mix different samples",
         "layer": "it replaces the gradients of all shared parameters, not those of one layer",

@@ -15,9 +15,12 @@ class NashMTL(GradientBalancer):
     .. math:: M w = 1 / w, \quad w_i > 0
 
     A task's gain is one over its weight, so the scale of a loss cancels out. The combined gradient has the norm
-    :math:`\sqrt T`, whatever the norms of the tasks' gradients. The official code first divides the Gramian by its
-    norm and then clips the direction to length 1. Its direction is the same; the length differs, which matters to SGD
-    but not to Adam.
+    :math:`\sqrt T`, whatever the norms of the tasks' gradients. It is shorter where the gradients nearly cancel, and
+    tasks whose gradient is zero don't count in T.
+
+    The official code first divides the Gramian by its norm and then clips the direction to length 1. Its direction is
+    the same; the length differs, which matters to SGD but not to Adam. It also trains the heads on the weighted losses;
+    here they learn from the losses as they are.
 
     Args:
         fork, wrt, options: see `GradientBalancer`. The paper bargains at each
@@ -28,8 +31,10 @@ class NashMTL(GradientBalancer):
         balancer = NashMTL(net.fork, wrt=net.trunk, update_every=50)
         balancer(losses).backward()
 
-    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, claim 3.1 and eq. 2. The equation is
-    solved to rounding, while the paper takes a few convex approximations.
+    Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, claim 3.1 and eq. 2. The paper
+    takes a few convex approximations; here 16 steps of an interior-point method solve the equation to rounding, unless
+    the gradients nearly cancel. If they cancel but for 1 %, the direction is up to 1 % off in float32, and its length
+    up to 26 %. In float64 the direction is within 0.01 %, even if they cancel but for a millionth.
     """
 
     name = "nash-mtl"

@@ -17,8 +17,8 @@ class NTKWeighting(ResidualBalancer):
 
     :math:`k_i` says how fast gradient descent lowers the residual on average, so that the weights make all terms fall
     equally fast. Neither the size of the residuals nor their number counts. The weights start at 1. A task without a
-    gradient, :math:`k_i = 0`, keeps its weight. Give the residuals with `residuals`, in each step in which
-    `needs_residuals` is true.
+    gradient, :math:`k_i = 0`, keeps its weight, and does not count in the mean. Give the residuals with `residuals`, in
+    each step in which `needs_residuals` is true. Random numbers are drawn with ``probes`` alone.
 
     Args:
         alpha: :math:`\alpha`, at least 0 and below 1: fraction of the weights that an update keeps.
@@ -56,7 +56,8 @@ class NTKWeighting(ResidualBalancer):
 
     def update(self, read: Read, state: State) -> Result:
         k, before = read.norms.square(), state["next_weights"]
-        found = torch.where(k > 0, k.mean() / k, before)
+        mean = k.sum() / (k > 0).sum()
+        found = torch.where(k > 0, mean / k, before)
         return Result(state={"next_weights": torch.lerp(found, before, self.alpha)}, statistics={"kernel": k})
 
     def weigh(self, state: State) -> Tensor:

@@ -45,8 +45,8 @@ class PCGrad(GradientBalancer):
 
 def of_two(gramian: Tensor) -> Tensor:
     r"""Return PCGrad's weights ``(..., 2)`` for two tasks, :math:`1 - \min(0, g_1^\top g_2) / |g_i|^2`."""
-    squares = gramian.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(gramian.dtype).tiny)
-    return 1 - gramian[..., 0, 1:].clamp(max=0) / squares
+    squares = gramian.diagonal(dim1=-2, dim2=-1)
+    return 1 - torch.where(squares == 0, 0.0, gramian[..., 0, 1:].clamp(max=0) / squares)
 
 
 def orders(gramian: Tensor, draws: Draws) -> Tensor:
@@ -65,8 +65,8 @@ def surgery(gramian: Tensor, order: Tensor) -> Tensor:
     products = gramian.clone()  # of each gradient, as projected so far, with all gradients
     for k in range(order.shape[-1]):
         other = order[..., k : k + 1]
-        conflicts = products.gather(-1, other).clamp(max=0)
-        steps = torch.where(conflicts < 0, conflicts / squared_norms.gather(-1, other), 0.0)
+        conflicts, square = products.gather(-1, other).clamp(max=0), squared_norms.gather(-1, other)
+        steps = torch.where(square == 0, 0.0, conflicts / square)
         parts.scatter_add_(-1, other, -steps)
         products -= steps * gramian.gather(-2, other.expand_as(gramian))
     return parts.sum(-2)

@@ -1,9 +1,12 @@
 """Penalty-based boundary intersection: go down a ray of preferences, and pay for every distance from it."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .engine import LossBalancer, Range, State, option, register
+from .engine import LossBalancer, Range, State, option, register, state
 
 ROUNDING = 4
 """Distance from the ray, in units of T times the type's precision, that counts as none."""
@@ -55,6 +58,7 @@ class PBI(LossBalancer):
     preferences: list[float] = option(lambda balancer: 1 / balancer.num_tasks, at_least=0, per_task=True)
     ideal: list[float] = option(0.0, per_task=True)
     theta: float = option(5.0, at_least=0, tune=Range(0.1, 10.0, log=True))
+    last_weights: Tensor = state(lambda balancer: _direction(balancer.preferences))
 
     def prepare(self) -> None:
         if not any(self.preferences):
@@ -67,6 +71,11 @@ class PBI(LossBalancer):
         precision = ROUNDING * gaps.shape[-1] * torch.finfo(gaps.dtype).eps
         is_off = norm(aside) > precision * norm(gaps)
         return ray + self.theta * torch.where(is_off, unit(aside), 0.0)
+
+
+def _direction(preferences: Sequence[float]) -> list[float]:
+    r"""Return :math:`\hat r`."""
+    return [preference / math.hypot(*preferences) for preference in preferences]
 
 
 def norm(vectors: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .engine import Draws, LossBalancer, Read, Result, State, register, state
+from .engine import Draws, LossBalancer, Result, State, register, state
 
 
 @register
@@ -12,8 +12,8 @@ class RandomLossWeighting(LossBalancer):
 
     .. math:: w = \operatorname{softmax}(x), \quad x \sim \mathcal{N}(0, I)
 
-    The weights sum to 1. New ones are drawn after each training step, so that evaluating the losses between steps
-    draws nothing. A task without a loss in a step keeps its weight.
+    The weights of all tasks sum to 1. After each training step, new ones are drawn for all tasks, whether or not they
+    had a loss in the step. Evaluating the losses between steps draws nothing.
 
     Args:
         tasks: see `LossBalancer`.
@@ -34,10 +34,12 @@ class RandomLossWeighting(LossBalancer):
 
     name = "random"
     summary = "Draw the weights at random in every step."
-    use_when = "As a baseline: a method that does not beat it has learned nothing from the losses."
+    use_when = "As a baseline: what a method gains over it is due to its weights, not to their noise."
     reads = "nothing"
+    sees_all_tasks = True
     next_weights: Tensor = state(lambda balancer: balancer.first())
     """:math:`w_i`, ``(T,)``."""
+    last_weights: Tensor = state(lambda balancer: balancer.first())
 
     def first(self) -> list[float]:
         """Return the weights of the first step."""
@@ -47,8 +49,8 @@ class RandomLossWeighting(LossBalancer):
         """Return the weights drawn after the last step, ``(T,)``."""
         return state["next_weights"]
 
-    def update(self, read: Read, draws: Draws) -> Result:
-        return Result(state={"next_weights": (1 - read.rest) * _draw(draws, len(read.losses))})
+    def update(self, draws: Draws) -> Result:
+        return Result(state={"next_weights": _draw(draws, self.num_tasks)})
 
 
 def _draw(draws: Draws, num_tasks: int) -> Tensor:

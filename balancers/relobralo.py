@@ -22,7 +22,7 @@ class ReLoBRaLo(LossBalancer):
         + (1 - \alpha)\, \hat\lambda_i(t, t - 1)
 
     The weights sum to T, and :math:`w_i(0) = 1`. The scale of a loss cancels out. A task without a loss in a step
-    keeps its weight.
+    keeps its weight, and the other tasks share the rest: in place of T there stands the sum of their :math:`w_j(t-1)`.
 
     Args:
         tasks: see `LossBalancer`.
@@ -64,14 +64,19 @@ class ReLoBRaLo(LossBalancer):
 
     def weigh(self, losses: Tensor, state: State) -> Tensor:
         """Return weights of shape ``(..., T)`` for positive ``losses`` of shape ``(..., T)``."""
-        kept = torch.where(state["keeps"] > 0, state["history"], self._balance(losses, state["initial_losses"]))
-        return torch.lerp(self._balance(losses, state["previous_losses"]), kept, self.alpha)
+        some = losses.shape[-1] < self.num_tasks
+        total = state["history"].sum(-1, keepdim=True) if some else self.num_tasks
+        kept = torch.where(state["keeps"] > 0, state["history"], self._balance(losses, state["initial_losses"], total))
+        return torch.lerp(self._balance(losses, state["previous_losses"], total), kept, self.alpha)
 
-    def _balance(self, losses: Tensor, before: Tensor) -> Tensor:
-        r"""Return :math:`\hat\lambda_i`, ``(..., T)``; a task whose loss ``before`` is unknown counts as constant."""
+    def _balance(self, losses: Tensor, before: Tensor, total: Tensor | int) -> Tensor:
+        r"""Return :math:`\hat\lambda_i`, ``(..., T)``, whose sum is ``total``.
+
+        A task whose loss ``before`` is unknown counts as constant.
+        """
         ratios = losses / (self.temperature * torch.where(before > 0, before, losses))
         ratios = ratios.clamp(max=torch.finfo(losses.dtype).max)  # a softmax of inf is NaN
-        return losses.shape[-1] * torch.softmax(ratios, -1)
+        return total * torch.softmax(ratios, -1)
 
     def update(self, read: Read, state: State, draws: Draws) -> Result:
         initial = state["initial_losses"]

@@ -43,6 +43,7 @@ class RevisedUncertaintyWeighting(LearnedState):
     use_when = "Instead of uncertainty, when losses come close to zero: the weights grow more slowly."
 
     expects_nonnegative_losses = True
+    out_of_domain = "its weight grows, without bound if they go on"
     learns = "log_variances"
     log_variances: Tensor = state()
     """:math:`s_i`, ``(T,)``."""

@@ -4,7 +4,10 @@ import torch
 from torch import Tensor
 
 from .engine import Range, Read, Result, SecondBatchBalancer, State, option, register, state
-from .solvers.simplex import project
+from .solvers.simplex import kept_total, project
+
+SMALL = 1e-4
+"""Number added to the products of a task's gradients in the scale, so that pure noise is not blown up."""
 
 
 @register
@@ -16,12 +19,13 @@ class SDMGrad(SecondBatchBalancer):
     over the simplex, by ``iterations`` steps of projected gradient descent with momentum, from the last step's weights:
 
     .. math:: z \leftarrow \mu z + A (w + \lambda p), \quad w \leftarrow \Pi_\Delta (w - \eta z), \quad
-        A_{ij} = \frac{\langle \nabla L'_i, \nabla L''_j \rangle}{s^2 + 10^{-8}}, \quad
-        s = \frac1T \sum_i \sqrt{\max(\langle \nabla L'_i, \nabla L''_i \rangle, 0)}
+        A_{ij} = \frac{\langle \nabla L'_i, \nabla L''_j \rangle}{s^2}, \quad
+        s = \frac1T \sum_i \sqrt{\max(\langle \nabla L'_i, \nabla L''_i \rangle, 0) + 10^{-4}}
 
     with losses :math:`L'` and :math:`L''` of two batches beside the step's, and :math:`z = 0` at first. The losses of
     the step have the weights :math:`(w + \lambda p) / (1 + \lambda)`. :math:`\lambda = 0` is MGDA with small batches,
-    and a large :math:`\lambda` follows the preferences alone.
+    and a large :math:`\lambda` follows the preferences alone. Gradients shorter than 0.01 make
+    smaller steps. In a step without some of the tasks, the others share the sum of :math:`w` that they had before.
 
     Args:
         regularization: :math:`\lambda`, 0 or more.
@@ -44,8 +48,10 @@ class SDMGrad(SecondBatchBalancer):
         balancer(losses).backward()
 
     Source: Xiao, Ban and Ji, "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
-    NeurIPS 2023, algorithm 1, with the scaling of the authors' code and TorchJD's order of the batches. The authors'
-    code takes the step's own batch as one of the two, and multiplies the weights by T.
+    NeurIPS 2023, algorithm 1, with the scaling of the authors' code. That code multiplies the weights by T and then
+    clips the gradient of the shared parameters to norm 1. It draws three batches, as this class does, but by a slip the
+    products are those of one batch with itself. TorchJD adds :math:`10^{-8}` to :math:`s^2` in
+    place of the :math:`10^{-4}`.
     """
 
     name = "sdmgrad"
@@ -72,10 +78,10 @@ class SDMGrad(SecondBatchBalancer):
         return [(1 / self.num_tasks + self.regularization * p) / (1 + self.regularization) for p in preferred]
 
     def update(self, read: Read, state: State) -> Result:
-        size = read.products.diagonal().clamp(min=0).sqrt().mean()
-        A = read.products / (size.square() + 1e-8)
+        size = (read.products.diagonal().clamp(min=0) + SMALL).sqrt().mean()
+        A = read.products / size.square()
         w = state["shares"]
-        total, pull, z = w.sum(), self.regularization * state["preferred"], torch.zeros_like(w)
+        total, pull, z = kept_total(w, self.num_tasks), self.regularization * state["preferred"], torch.zeros_like(w)
         for _ in range(self.iterations):
             z = self.momentum * z + A @ (w + pull)
             w = project(w - self.lr * z, total)

@@ -33,7 +33,8 @@ class SmoothTchebycheff(Tchebycheff):
     Source: Lin, Zhang, Yang, Liu, Wang and Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective
     Optimization", ICML 2024, where :math:`\mu` is 0.01 to 1. TorchJD has the same objective. The official code for
     multi-task learning minimises another one: T times this objective, of :math:`\log (L_i / n_i)` in place of the
-    losses, with :math:`\lambda_i = 1` and mean losses :math:`n_i` from four epochs of plain log-losses.
+    losses, with :math:`\lambda_i = 1` and by default :math:`\mu = 1`. There, training begins with epochs of plain
+    log-losses, five by default, and :math:`n_i` is the mean loss over the last of them.
     """
 
     name = "stch"

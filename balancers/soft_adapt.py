@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .dynamic_average import shared
 from .engine import PeriodMeans, Range, Read, Result, State, option, register, state
 
 
@@ -15,7 +16,8 @@ class SoftAdapt(PeriodMeans):
     .. math:: w_i = \frac{e^{\beta s_i}}{\sum_j e^{\beta s_j}}, \quad s_i = f_i(t - 1) - f_i(t - 2).
 
     The weights sum to 1, and all are :math:`1/T` in the first two periods. A task without a loss in a whole period
-    keeps its mean losses and its weight.
+    keeps its mean losses and its weight, and so does one that does not have two means yet. The other tasks share the
+    rest, and sums over j are over these.
 
     Args:
         tasks: see `LossBalancer`.
@@ -47,6 +49,7 @@ class SoftAdapt(PeriodMeans):
     loss_weighted: bool = option(False)
     next_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     """:math:`w_i`, ``(T,)``."""
+    last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
 
     def prepare(self) -> None:
         self.needs_nonnegative_losses = self.loss_weighted
@@ -58,11 +61,10 @@ class SoftAdapt(PeriodMeans):
     def update(self, read: Read, state: State) -> Result:
         new, changed = self.means(read, state)
         tiny = torch.finfo(read.losses.dtype).tiny
-        rates = torch.where(new["periods"] > 1, new["latest"] - new["earlier"], 0.0)
+        rates = torch.where(changed, new["latest"] - new["earlier"], 0.0)
         if self.normalized:
             rates = rates / rates.abs().sum().clamp(min=tiny)
         logits = self.beta * rates
         if self.loss_weighted:
             logits = logits + new["latest"].clamp(min=tiny).log()
-        weights = torch.softmax(logits, -1)
-        return Result(state=new | {"next_weights": torch.where(changed, weights, state["next_weights"])})
+        return Result(state=new | {"next_weights": shared(logits, changed, state["next_weights"], 1)})

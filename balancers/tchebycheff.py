@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .engine import LossBalancer, State, option, register
+from .engine import LossBalancer, State, option, register, state
 
 
 @register
@@ -42,6 +42,7 @@ class Tchebycheff(LossBalancer):
     use_when = "When the worst task is what counts, and losses have the same scale or known ideals and preferences."
     preferences: list[float] = option(lambda balancer: 1 / balancer.num_tasks, at_least=0, per_task=True)
     ideal: list[float] = option(0.0, per_task=True)
+    last_weights: Tensor = state(lambda balancer: [each / balancer.num_tasks for each in balancer.preferences])
 
     def prepare(self) -> None:
         if not any(self.preferences):

@@ -58,6 +58,7 @@ class UncertaintyWeighting(LearnedState):
     )
 
     expects_nonnegative_losses = True
+    out_of_domain = "its weight grows, without bound if they go on"
     likelihoods: list[Likelihood] = option("gaussian", one_of=tuple(SHARE), per_task=True)
     learns = "log_variances"
     log_variances: Tensor = state()

@@ -23,7 +23,9 @@ class UnitNorm(GradientBalancer):
         balancer = MGDA(net.fork, weighting=UnitNorm(net.fork))
         balancer(losses).backward()
 
-    Source: Sener and Koltun's MGDA code offers it as the gradients' normalization "l2" (NeurIPS 2018).
+    Source: Sener and Koltun's MGDA code offers it as the gradients' normalization "l2" (NeurIPS 2018). That code finds
+    MGDA's weights for the unit gradients, but applies them to the gradients as they are. ``MGDA`` with this weighting
+    applies them to the unit gradients, as LibMTL does.
     """
 
     name = "unit-norm"

@@ -203,6 +203,7 @@ PROVOKED: dict[str, Lines] = {
     "a string as tasks": lambda: UncertaintyWeighting("depth"),
     "numbers as names": lambda: UncertaintyWeighting([1, 2]),  # type: ignore[list-item]
     "a name twice": lambda: UncertaintyWeighting(["depth", "depth"]),
+    "a set of names": lambda: UncertaintyWeighting({"depth", "normals"}),  # type: ignore[arg-type]
     "a fork as static weights": lambda: StaticWeighting(Fork(2)),  # type: ignore[arg-type]
     "no static weights": lambda: StaticWeighting([]),
     "a negative static weight": lambda: StaticWeighting([-1.0, 1.0]),
@@ -229,6 +230,7 @@ PROVOKED: dict[str, Lines] = {
     "a name as wrt": lambda: GradNorm(Fork(2), wrt="trunk"),  # type: ignore[arg-type]
     "a frozen module": lambda: GradNorm(Fork(2), wrt=layer().requires_grad_(False)),
     "no parameters": lambda: GradNorm(Fork(2), wrt=[]),
+    "a set of parameters": lambda: GradNorm(Fork(2), wrt={*layer().parameters()}),
     "frozen parameters": lambda: GradNorm(Fork(2), wrt=layer().requires_grad_(False).parameters()),
     # Attached forks.
     "a number as head": lambda: Fork.attach([1, 2]),  # type: ignore[list-item]
@@ -349,6 +351,13 @@ def a_forward_pass_for_each_task() -> None:
     net = Net()
     balancer, x = PCGrad(net.fork), torch.ones(2, 3)
     balancer([head(net.fork(net.trunk(x))[i]).square().mean() for i, head in enumerate(net.heads)]).backward()
+
+
+@provoked
+def a_fork_that_is_called_twice() -> None:
+    net = Net()
+    balancer, z = GradNorm(net.fork), net.trunk(torch.ones(2, 3))
+    balancer([a + b for a, b in zip(net.of(net.fork(z)), net.of(net.fork(z)), strict=True)])
 
 
 @provoked

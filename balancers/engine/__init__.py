@@ -1,11 +1,13 @@
-"""What all methods share. The rooms, each of which uses only those below it:
+"""What all methods share. The rooms, each of which imports only those below it:
 
 - `method_registry` finds methods by name, and `captured_step` runs a training step as a CUDA graph;
 - `classes` has what a method is a subclass of;
 - `steps` follow a call through its backward pass;
 - `forks` and `measuring`: where the tasks' gradients are told apart, and how they are measured;
 - `method` has the parts of a method, and `losses` reads those of a caller;
-- `torch_internals` has all that is private to PyTorch; `ranks`, `passes` and `host_flag` are small.
+- `fork_error`, `ranks`, `passes` and `host_flag` are small, and `torch_internals` has all that is private to PyTorch.
+
+At run time, steps call back into the balancer that they were given.
 """
 
 from .classes.base import LossBalancer

@@ -29,6 +29,9 @@ Returned = TypeVar("Returned")
 
 # Modules
 
+COMPILED_PREFIX = "_orig_mod."
+"""What `torch.compile` adds to the names of a module's parameters; it has no public function that takes it off."""
+
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's own buffers by name: the module's dict itself.
@@ -339,6 +342,21 @@ def without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for hooks, own in hooked:
             hooks.update(own)
+
+
+def hook_first(leaf: Tensor, hook: Callable[[Tensor], Tensor | None]) -> torch.utils.hooks.RemovableHandle:
+    """Register a hook on a leaf that sees its gradient before all other hooks do.
+
+    ``register_hook`` puts it behind them, and has no option as those of modules have (``prepend``).
+    """
+    hooks = cast(Any, leaf)._backward_hooks
+    others = dict(hooks or {})
+    handle: torch.utils.hooks.RemovableHandle = leaf.register_hook(hook)
+    hooks = cast(Any, leaf)._backward_hooks
+    for number in others:  # autograd goes by the order in which keys came into the dict, not by `move_to_end`
+        del hooks[number]
+    hooks.update(others)
+    return handle
 
 
 def static_model(node: Node) -> Any:

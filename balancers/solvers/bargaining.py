@@ -4,7 +4,8 @@ The weights solve :math:`M w = w^{-1/\alpha}`. Let :math:`v_i = |g_i| w_i`, let 
 let :math:`y = C v` be the progress along the unit gradients. Then the weights solve a complementarity problem:
 :math:`v, y > 0` and :math:`v_i y_i = \mu_i`, with targets that depend on the solution,
 :math:`\mu_i = |g_i|^{1/\alpha-1} v_i^{1-1/\alpha}`. Newton's method works on both variables; each takes its own
-step to just inside its boundary. It needs 5 to 15 iterations; on :math:`w` alone it would be slow.
+step to just inside its boundary. It needs 5 to 15 iterations, unless the cosines are nearly singular, from condition
+numbers of about 1e10 on; on :math:`w` alone it would be slow.
 
 With Nash's fairness, :math:`\alpha = 1`, the targets are constant. The solution is then the problem's analytic centre,
 does not depend on the norms, and can be reached from any starting point (it scales a matrix to row sums of 1: Khachiyan
@@ -39,7 +40,8 @@ def fair_bargaining(gramian: Tensor, alpha: float) -> Tensor:
     tasks, :math:`\alpha = 1` Nash's bargaining solution, and :math:`\alpha \to \infty` the most to the task that gains
     least. The solver is tested for :math:`0.1 \le \alpha \le 10`. The weights minimise the strictly convex
     :math:`\tfrac12 w^\top M w - \sum_i \phi(w_i)` with :math:`\phi'(w) = w^{-1/\alpha}`. Even where the weights are
-    inaccurate, their length is right to rounding: :math:`w^\top M w = \sum_i w_i^{1-1/\alpha}`.
+    inaccurate, their length is right to rounding, :math:`w^\top M w = \sum_i w_i^{1-1/\alpha}`, for the :math:`M` with
+    :math:`\varepsilon` as follows.
 
     There is no solution if nonnegative weights make the gradients cancel (an exact conflict, a Pareto-stationary
     point). The solver therefore uses the cosines :math:`C + \varepsilon I`, as if each task had a small gradient of its

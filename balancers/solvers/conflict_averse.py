@@ -15,7 +15,7 @@ from .cholesky import Cholesky
 from .interior_point import EQUAL, TINY, TO_BOUNDARY, rounding, share_among_equals, steps
 
 GAP = 1e-10
-"""Duality gap, for weights whose sum is 1, at which the barrier stops falling."""
+"""Duality gap, for multipliers whose sum is 1, at which the barrier stops falling."""
 TO_CENTRE = 0.2
 """Factor by which a step shrinks the duality gap if no boundary cuts the step short."""
 RISE = 4.0
@@ -27,7 +27,9 @@ many steps.
 MORE_STEPS = 2
 """Number of steps beyond those of a quadratic program."""
 RIDGE = 1e-13
-"""Smallest value for the ridge on the scaled Gramian's diagonal, and for divisors that could be zero."""
+"""Smallest value for the ridge on the cosines' diagonal, and for divisors that could be zero."""
+SMALLEST = 1e-8
+"""Smallest norm used for scaling, as a fraction of the largest norm."""
 
 
 def conflict_averse(gramian: Tensor, c: float) -> Tensor:
@@ -94,19 +96,27 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
 
     .. math:: z = b + M v - s \ge 0, \quad v \ge 0, \quad v_i z_i = 0,
 
-    For the :math:`s` at which :math:`v^\top M v = c^2`, :math:`v` has the direction of :math:`\lambda`. A step of
-    Newton's method that aims at :math:`v_i z_i = \mu` ends at :math:`v = v_0 + s\,v_1` with
+    For the :math:`s` at which :math:`v^\top M v = c^2`, :math:`v` has the direction of :math:`\lambda`.
 
-    .. math:: (M + \mathrm{diag}(z / v))\, (v_0, v_1) = (z + \mu / v - b,\; 1), \qquad
-              s = \max \{ s : |G^\top (v_0 + s\,v_1)| \le c \}.
+    So that a short gradient is as accurate as a long one, each condition is divided by the gradient's norm. With
+    :math:`a_i = \min_j |g_j| / |g_i|`, :math:`M` becomes the cosines, :math:`b_i` the cosine of :math:`g_i` and
+    :math:`g_0`, and the gain :math:`a_i s`; :math:`\lambda` has the direction of :math:`a_i v_i`. A step of Newton's
+    method that aims at :math:`v_i z_i = \mu` ends at :math:`v = v_0 + s\,v_1` with
 
-    The duality gap of :math:`\lambda = v / \sum_i v_i` is :math:`(v^\top z + |e| (c - |e|)) / \sum_i v_i`. If no
-    gain takes :math:`e` to the ball (an exact conflict), :math:`v` grows until the gap is small.
+    .. math:: (M + \mathrm{diag}(z / v))\, (v_0, v_1) = (z + \mu / v - b,\; a), \qquad
+              s = \max \{ s : v^\top M v \le c^2 \}.
+
+    The duality gap of :math:`\lambda` is :math:`(v^\top z + |e| (c - |e|)) / \sum_i a_i v_i` in units of the shortest
+    norm. If no gain takes :math:`e` to the ball (an exact conflict), :math:`v` grows until the gap is small.
     """
     batch, tasks = M.shape[:2]
-    M = M / M.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY**2)[:, None, None]
-    b = M.mean(2, keepdim=True)
-    b = b / b.mean(1, keepdim=True).clamp_min_(RIDGE).sqrt_()
+    norms = M.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().unsqueeze(2)
+    norms = torch.maximum(norms, SMALLEST * norms.amax(1, keepdim=True)).clamp_min_(TINY)
+    scale = norms.amin(1, keepdim=True) / norms
+    M = M / norms / norms.mT
+    b = torch.bmm(M, norms)
+    smallest_mean = norms.square().sum(1, keepdim=True).mul_(RIDGE * tasks)
+    b = b / torch.maximum(torch.bmm(norms.mT, b), smallest_mean).sqrt_()
     M.diagonal(dim1=1, dim2=2).add_(max(2 * indefinite, RIDGE))
     matrix = M.clone()
     curvature, diagonal = (each.diagonal(dim1=1, dim2=2).unsqueeze(2) for each in (M, matrix))
@@ -118,11 +128,11 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
     positive, step, v_row = state[:, : 2 * tasks], new[:, : 2 * tasks], v.mT
     v.mul_(max(c, RIDGE) / M.mean((1, 2), keepdim=True).sqrt() / tasks)
     gains = torch.baddbmm(b, M, v)
-    torch.sub(gains.amin(1, keepdim=True), 1, out=s)
-    torch.sub(gains, s, out=z)
+    torch.sub((gains / scale).amin(1, keepdim=True), 1, out=s)
+    torch.addcmul(gains, scale, s, value=-1, out=z)
 
     square, floor, rise = (M.new_full((1, 1, 1), x) for x in (c * c + RIDGE, GAP / tasks, RISE * tasks**0.5))
-    right = M.new_ones(batch, tasks, 2)
+    right = torch.cat([b, scale], 2)
     solutions, images = M.new_empty(batch, 2, tasks).mT, M.new_empty(batch, tasks, 2)
     products = M.new_empty(batch, 2, 2)
     transposed, (v_0, v_1), v_0_right = solutions.mT, solutions.split(1, 2), right[:, :, :1]
@@ -149,4 +159,4 @@ def _interior(M: Tensor, c: float, indefinite: float) -> Tensor:
         new.sub_(state)
         torch.amin(torch.div(step, positive, out=parts), 1, keepdim=True, out=shrinks)
         state.addcdiv_(new, shrinks.clamp_max_(-TO_BOUNDARY), value=-TO_BOUNDARY)
-    return state[:, :tasks]
+    return state[:, :tasks] * scale

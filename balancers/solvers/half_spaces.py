@@ -1,9 +1,9 @@
 r"""Find the vector nearest to a combination of gradients that has required products with them: PCD's problem.
 
 Each required product cuts off a half-space. The dual problem is a quadratic program over multipliers
-:math:`\mu \ge 0`, one for each half-space, which an interior point method solves in thirty steps. If the half-spaces
-have no point in common, the dual problem has no minimum. The solver then still returns numbers, but they leave a
-half-space unreached, which is checked.
+:math:`\mu \ge 0`, one for each half-space, which an interior point method solves in 24 steps plus the root of T. If
+the half-spaces have no point in common, the dual problem has no minimum. The solver then still returns numbers, but
+they leave a half-space unreached, which is checked.
 """
 
 import torch

@@ -10,7 +10,7 @@ from .bands import at_common_steps, band
 from .baselines import baselines
 from .controls import controls
 from .derived_tables import derived_tables
-from .equivalent_steps import EquivalentSteps, doubling, equivalent_steps, match_steps
+from .equivalent_steps import EquivalentSteps, chord_excess, doubling, equivalent_steps, match_steps
 from .free_choice import free_choice, free_comparisons, free_tables
 from .gates import gates, passed_gates
 from .hypothesis_tests import detectable_difference, holm, paired_p_value
@@ -62,6 +62,7 @@ __all__ = [
     "best_static",
     "beyond",
     "choose_learning_rates",
+    "chord_excess",
     "compare",
     "compare_unpaired",
     "comparison_scale",

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .intervals import Scale, compare, comparison_scale
+from .pooled_scores import SETS
 from .primary_metric import primary_rows
 from .roles import Roles
 from .suite_tables import SuiteTables
@@ -33,15 +34,15 @@ def controls(tables: SuiteTables, roles: Roles) -> pd.DataFrame:
         A frame of ``COLUMNS``. ``holds`` is true if the outcome is the known one. ``control`` is one of:
 
         - "random": random weights against equal weighting, one row per problem that is not itself a control.
-          ``relative`` is computed as in the leaderboard, over ``pairs`` of seeds. Holds unless random weights are
-          better.
+          ``relative`` is computed as in the leaderboard, over ``pairs`` of seeds of both sets, reported and repeated.
+          Holds unless random weights are better.
         - "second name": equal weighting under a second name, one row per problem. ``pairs`` counts the pairs of scores
           with the same learning rate and seed, ``different`` those that differ, however little. Holds if none differs.
         - "same tasks": static weights against the tasks trained alone, one row per problem that is itself a control,
           because fixed weights cannot matter there. On ``same-tasks`` all tasks are the same; on ``apart`` they share
-          nothing. ``relative`` compares the primary score with the mean of the tasks' own scores, seed by seed.
-          ``lr`` and ``baseline_lr`` are the learning rates of the two sides. Holds if the interval includes no
-          difference, or is a tie.
+          nothing. ``relative`` compares the primary score with the mean of the tasks' own scores, seed by seed, over
+          the reported seeds: the tasks are trained alone on no others. ``lr`` and ``baseline_lr`` are the learning
+          rates of the two sides. Holds if the interval includes no difference, however wide it is, or is a tie.
     """
     facts = tables.problems.set_index("problem")
     rows: list[Row] = []
@@ -60,8 +61,9 @@ def controls(tables: SuiteTables, roles: Roles) -> pd.DataFrame:
 
 
 def _random(scores: pd.DataFrame, problems: pd.DataFrame, random: str, equal: str, higher: bool) -> list[Row]:
-    """Return the row of the control "random" on one problem; none if a method has no reported runs."""
-    wide = _final(primary_rows(scores, problems), "reported").pivot(index="seed", columns="balancer", values="value")
+    """Return the row of the control "random" on one problem; none if a method has no reported or repeated runs."""
+    final = _final(primary_rows(scores, problems), *SETS)
+    wide = final.pivot(index=["phase", "seed"], columns="balancer", values="value")
     if not {random, equal} <= set(wide):
         return []
     scale = comparison_scale(wide.stack().dropna(), higher)
@@ -101,9 +103,9 @@ def _same(scores: pd.DataFrame, tables: SuiteTables, static: str, higher: bool) 
     return [row | {"holds": row["verdict"] in ("tie", "not settled", "")}]
 
 
-def _final(scores: pd.DataFrame, phase: str) -> pd.DataFrame:
-    """Return the test scores of the last checkpoints of the runs of ``phase``."""
-    return scores[(scores["phase"] == phase) & (scores["checkpoint"] == "last") & (scores["split"] == "test")]
+def _final(scores: pd.DataFrame, *phases: str) -> pd.DataFrame:
+    """Return the test scores of the last checkpoints of the runs of these phases."""
+    return scores[scores["phase"].isin(phases) & (scores["checkpoint"] == "last") & (scores["split"] == "test")]
 
 
 def _comparison(

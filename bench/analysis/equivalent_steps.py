@@ -28,16 +28,18 @@ What happens where the mean curve is not monotone:
   better than the method. A curve that passes the method and gets worse again after that is not "above".
 
 A flagged end has the number of the length that it lies beyond. The interval assumes that the interpolation is right. A
-learning curve that flattens is convex, a chord lies above it, and *q* comes out slightly too large between two lengths.
+learning curve that flattens is convex, a chord lies above it, and *q* comes out too large between two lengths, by some
+percent: `chord_excess` tells how much.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from .intervals import CONFIDENCE
@@ -157,6 +159,41 @@ def _accepted(gaps: Floats, lengths: Floats, confidence: float) -> tuple[list[fl
         cuts = np.array([0.0, *sorted(parts), 1.0])
         looked_at += [start + part * step for part in (cuts[:-1] + cuts[1:]) / 2]
     return accepted, any(rejection(gap) > 0 and gap.mean() > 0 for gap in looked_at)
+
+
+def chord_excess(curve: ArrayLike, factors: Sequence[float]) -> float:
+    r"""Return by which factor interpolation on a chord can make *q* too large, at most, on a learning curve.
+
+    Three neighbouring scores :math:`y_0 > y_1 > y_2`, at lengths that rise by the factor f, determine a power law with
+    an offset. After u steps of the factor f it has gone the part :math:`(1 - r^u) / (1 - r)` of the way from
+    :math:`y_0` to :math:`y_1`, with :math:`r = (y_1 - y_2) / (y_0 - y_1)`, while the chord has gone the part u. At the
+    same score, the chord's *q* is larger by
+
+    .. math:: f^{\max_u \left(\frac{1 - r^u}{1 - r} - u\right)}.
+
+    It is the same for both segments of three lengths. The result is the largest of all threes.
+
+    Args:
+        curve: The mean scores of equal weighting on the scale of comparisons, ``(k,)``; lower is better.
+        factors: The k lengths, each the same multiple of the one before.
+
+    Returns:
+        The factor. It is not-a-number if no three neighbours flatten (fall, and the second time by less).
+
+    Raises:
+        ValueError: The lengths do not rise by one factor.
+    """
+    drops = -np.diff(np.asarray(curve, dtype=float))
+    ratios = np.divide(factors[1:], factors[:-1])
+    if not (ratios > 1).all() or not np.allclose(ratios, ratios[0]):
+        raise ValueError(f"the lengths of training are {list(factors)}; expected them to rise by one factor")
+    excess = []
+    for first, second in pairwise(drops):
+        if 0 < second < first:
+            r = second / first
+            u = np.log((1 - r) / -np.log(r)) / np.log(r)
+            excess.append(float(ratios[0] ** ((1 - r**u) / (1 - r) - u)))
+    return max(excess, default=np.nan)
 
 
 def equivalent_steps(

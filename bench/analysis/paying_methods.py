@@ -35,8 +35,10 @@ def paying_methods(steps: pd.DataFrame, tables: SuiteTables) -> pd.DataFrame:
         - ``cost`` is the time of a step over the time of a step of equal weighting, with its interval; not-a-number if
           it was not measured.
         - ``q_per_cost`` is their ratio. ``low`` is the lowest q over the highest cost, and ``high`` the highest q over
-          the lowest cost: wider than a 95 % interval of the ratio, whatever the dependence between the two. The flags
-          of q are those of these numbers too: a ratio whose q is "above" is at least that large.
+          the lowest cost. Both parts are 95 % intervals. The ratio's coverage is at least 90 % whatever the dependence
+          between the two, and at least 95 % if their estimates are jointly normal. The interval of the cost is over
+          rounds of timing on one machine; other machines may differ by more. The flags of q are those of these numbers
+          too: a ratio whose q is "above" is at least that large.
         - ``verdict`` is "pays" if the interval lies above 1, "train longer" if it lies below 1, else "not settled". A
           lower end that is flagged "below" bounds nothing, and neither does an upper end that is flagged "above".
           The verdict is empty without an interval of q or a cost.

@@ -1,8 +1,9 @@
 """Bring together the test scores of both sets of seeds on one problem, on the scale that its comparisons use.
 
-Statements about seeds rest on the "reported" and the "repeated" runs together. The two sets have different seeds, and a
-learning rate of their own for each method. An interval over the pooled seeds treats all of them as draws from one
-population; it does not know that the runs of a set share a learning rate.
+Statements about seeds rest on the "reported" and the "repeated" runs together. The two sets have different seeds, and
+each set chooses a learning rate for each method. An interval over the pooled seeds treats all of them as draws from one
+population. It does not know that the runs of a set share a learning rate. Often both sets choose the same rate, because
+few are tried; then all seeds share what this rate does to a method, and no comparison between the sets shows it.
 """
 
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class PooledScores:
         """Compare two balancers over the seeds that both have."""
         pairs = self.values[[balancer, baseline]].dropna()
         return compare(pairs.iloc[:, 0].tolist(), pairs.iloc[:, 1].tolist(), self.higher_is_better, self.scale)
+
+    def against_score(self, balancer: str, score: float) -> Comparison:
+        """Compare a balancer with a fixed ``score``, such as that of a constant predictor."""
+        values = self.values[balancer].dropna().tolist()
+        return compare(values, [score] * len(values), self.higher_is_better, self.scale)
 
     def gains(self, balancer: str, baseline: str) -> pd.Series:
         """Return by how much ``balancer`` is better, for each phase and seed that both have, on the scale."""

@@ -19,7 +19,7 @@ from bench.run.spec import Method
 from bench.style.console import new_console
 from bench.style.numbers import number
 
-from . import gradient_profile, rule
+from . import gradient_profile, rule, rule_verdict
 from .advice import Advice, advice
 from .gradient_profile import GradientProfile
 
@@ -27,7 +27,7 @@ CORE = Path(__file__).parents[2] / "results" / "reference" / "core"
 EVIDENCE = CORE / "advice.csv"
 """Range of each candidate over the problems of the evidence: candidate, q_low, q_high, cost_low, cost_high."""
 REGRETS = CORE / "tables" / "advice_regrets.csv"
-"""Result of the rule's test: problem, reserved, lower. ``python -m bench.evidence advice`` writes it."""
+"""Result of the rule's test, which `rule_verdict.sentence` words. ``python -m bench.evidence advice`` writes it."""
 UNTESTED = "The rule has not been tested yet; rule 34 of the protocol says how it will be."
 SHORTEST, LONGEST = 0.5, 4.0
 """The shortest and the longest training of equal weighting in the evidence, as factors of the steps."""
@@ -57,7 +57,7 @@ def diagnose(
             out.print(Text(sentence))
     out.print(Text(f"\nadvice for {name}: {advised.candidate}", style="bold"))
     out.print(Text(f"  {advised.code}"), soft_wrap=True)
-    for sentence in (*advised.notes, *advised.reasons, gain_and_cost(evidence(), advised.candidate), rule_test()):
+    for sentence in (*advised.notes, *advised.reasons, gain_and_cost(evidence(), advised.candidate), result_of_test()):
         if sentence:
             out.print(Text(sentence))
     return profile, advised
@@ -107,15 +107,11 @@ def with_likelihoods(advised: Advice, likelihoods: Mapping[str, str]) -> Advice:
     return replace(advised, method=method, code=f"{advised.code[:-1]}, likelihoods={given})", notes=())
 
 
-def rule_test() -> str:
-    """Return a sentence on the result of the rule's test, or that there is none yet."""
+def result_of_test() -> str:
+    """Return the result of the rule's test in words, or that there is none yet."""
     if not REGRETS.is_file():
         return UNTESTED
-    lower = pd.read_csv(REGRETS)["lower"]
-    return (
-        "In the test by rule 34 of the protocol, the rule had a lower regret than its opponent, which always advises "
-        f"the method that is best on the other problems, on {(lower == 'advice').sum()} of {len(lower)} problems."
-    )
+    return rule_verdict.sentence(pd.read_csv(REGRETS))
 
 
 def evidence() -> pd.DataFrame | None:

@@ -35,7 +35,12 @@ PartsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="PART...", help="Parts, tables or problems: A/scenes, A, scenes.", show_default="all"),
 ]
-ReservedOption = Annotated[bool, typer.Option("--reserved", help="The reserved problems in place of the others.")]
+ReservedOption = Annotated[
+    bool,
+    typer.Option(
+        "--reserved", help="The reserved problems in place of the others. Refused until all parts of A and B are kept."
+    ),
+]
 JobsOption = Annotated[int, typer.Option(min=0, help="Number of runs at a time here; 0: in this process.")]
 SchedulerOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler.")
@@ -57,11 +62,15 @@ def run(
     """Do the runs of the evidence, and keep the tables of each part as it ends.
 
     A stopped command continues where it stopped. Scores do not depend on what
-    else the machine does; steps are timed by `costs`.
+    else the machine does; steps are timed by `costs`. The reserved problems are
+    run last (rule 33 of the protocol): `--reserved` is refused until all parts
+    of A and B are kept.
 
     Exit codes: 0, success; 1, some runs are not done; 2, nothing can be run.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with _errors(console):
+        _refuse_early(reserved, kept)
     with _errors(console), _workforce(jobs, scheduler, console) as workforce:
         for part in evidence_parts.parts(only or (), reserved):
             console.print(Text(part.name))
@@ -83,8 +92,13 @@ def costs(
     results: ResultsOption = Path("results"),
     kept: KeptOption = KEPT,
 ) -> None:
-    """Time the steps of all methods of table A, or of the reserved problems. Nothing else should be running."""
+    """Time the steps of all methods of table A, or of the reserved problems. Nothing else should be running.
+
+    `--reserved` is refused until all parts of A and B are kept.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with _errors(console):
+        _refuse_early(reserved, kept)
     table = "reserved" if reserved else "A"
     rounds = suite_file.load(suite_file.find(TABLES[table])).cost_rounds
     with _errors(console), _workforce(1, None, console) as workforce:
@@ -99,11 +113,14 @@ def costs(
 def tables(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
     """Make all tables from what is kept of the parts, and the page of the evidence.
 
-    Parts that are not there yet are named. Exit codes: 0, success; 2, there is no part of table A.
+    Parts that are not there yet are named. Reserved problems are left out until
+    all parts of A and B are kept.
+
+    Exit codes: 0, success; 2, there is no part of table A.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _errors(console):
-        made = evidence_tables.make(kept)
+        made = _made(kept)
         evidence_folder.write(made, kept, out)
         ranges = tested_advice.candidate_ranges(made["pays"], made["problems"], _rows())
         if len(ranges):
@@ -118,18 +135,54 @@ def tables(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
 def advice(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
     """Profile each problem that is kept, and compare the regret of the advice with that of its opponent.
 
+    Reserved problems are left out until all parts of A and B are kept.
+
     Exit codes: 0, success; 2, a problem can't be profiled, or a candidate has no scores on it.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _errors(console):
-        made = evidence_tables.make(kept)
+        made = _made(kept)
         there = set(made["problems"].loc[~made["problems"]["control"].astype(bool), "problem"])
         suites = [suite_file.load(suite_file.find(TABLES[table])) for table in ("A", "reserved")]
         facts = tested_advice.advised([entry for suite in suites for entry in suite.problems if entry.label in there])
         base = SuiteTables(problems=made["problems"], scores=made["scores"])
-        judgement = tested_advice.judge(base, facts, _rows())
+        judgement = tested_advice.judge(base, facts, _rows(), tested_advice.planned_problems())
         atomic_file.write(out / "tables" / "advice_regrets.csv", judgement.regrets.to_csv(index=False).encode())
         console.print(Text(judgement.sentence))
+
+
+def _made(kept: Path) -> dict[str, pd.DataFrame]:
+    """Return the tables of the evidence, without the reserved problems while a part of A or B is missing."""
+    made = evidence_tables.make(kept)
+    if not _missing(kept):
+        return made
+    parts = made["parts"]
+    reserved = parts.loc[parts["table"] == "reserved", "problem"]
+    for name, table in made.items():
+        if "problem" in table:
+            made[name] = table[~table["problem"].isin(reserved)].reset_index(drop=True)
+        elif "table" in table:
+            made[name] = table[table["table"] != "reserved"].reset_index(drop=True)
+    return made | {"parts": parts.assign(there=parts["there"] & (parts["table"] != "reserved"))}
+
+
+def _refuse_early(reserved: bool, kept: Path) -> None:
+    """Raise a `SuiteError` if reserved problems are asked for before all parts of A and B are kept."""
+    if reserved and (missing := _missing(kept)):
+        raise SuiteError(
+            f"reserved problems come after all parts of A and B (rule 33 of the protocol); {kept} lacks "
+            f"{', '.join(missing)}"
+        )
+
+
+def _missing(kept: Path) -> list[str]:
+    """Return the names of the parts of A and B that are not kept."""
+    names = [
+        evidence_parts.part_name(table, str(entry.get("label", entry["name"])))
+        for table in ("A", "B")
+        for entry in suite_text.read(suite_file.find(TABLES[table])).values["problems"]
+    ]
+    return [name for name in names if not (kept / name / "scores.parquet").is_file()]
 
 
 def _rows() -> EvidenceRows:

@@ -15,6 +15,9 @@ STATIC = ("static", "inverse-loss", "inverse-norm")
 """The methods whose weights stay as they are: the protocol's rule 28."""
 ONLY_STATIC = ("helmholtz",)
 """Problems on which only the comparison with static weights counts: the protocol's rule 28."""
+RELATIVE = ("relative error", "relative loss", "relative L2 error")
+"""Primary scores that are relative to what predicting a constant gives, so that a constant predictor scores 1. For the
+last of them, the constant is zero."""
 KINDS = ("equal", "static", "method", "yardstick", "control")
 COLUMNS = ["balancer", "kind", "family", "name", "times_steps"]
 

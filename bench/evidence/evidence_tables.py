@@ -15,8 +15,10 @@ import pandas as pd
 
 import tasks
 from bench.analysis import (
+    Roles,
     SuiteTables,
     balancing_claims,
+    chord_excess,
     delta_m,
     derived_tables,
     detectable_effects,
@@ -27,6 +29,8 @@ from bench.analysis import (
     passed_gates,
     paying_methods,
     pooled_comparisons,
+    pooled_scores,
+    primary_rows,
     step_length,
     training_scores,
 )
@@ -36,7 +40,7 @@ from bench.suite import suite_file
 
 from . import kept_tables
 from .evidence_parts import TABLES, part_name
-from .evidence_rows import ONLY_STATIC, EvidenceRows, evidence_rows
+from .evidence_rows import ONLY_STATIC, RELATIVE, EvidenceRows, evidence_rows
 
 PARTS = ["table", "problem", "there"]
 PRACTICE = {
@@ -52,6 +56,8 @@ PRACTICE = {
 Of several methods, it shows the one with the best validation score in tuning, so that no test score chooses.
 """
 VERDICTS = ("better", "worse", "tie", "not settled")
+EQUAL_TO_CONSTANT = ("equal_to_constant", "equal_to_constant_low", "equal_to_constant_high")
+"""The columns of the table of problems that compare equal weighting with the constant predictor."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,39 @@ class _Suite:
         problems = self.written.values["problems"]
         return {_label(entry) for entry in problems if tasks.get(str(entry["name"])).control}
 
+    @property
+    def roles(self) -> Roles:
+        """The roles of the rows."""
+        return self.written.roles(TABLES[self.table])
+
+    @property
+    def planned_tests(self) -> int:
+        """The number of methods times that of problems that are not controls, as the suite's file has them."""
+        return len(self.rows.of_kind("method")) * (len(self.parts) - len(self.controls))
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The constant predictors' primary test scores that are known, by problem.
+
+        They are 1 by definition for the scores in `RELATIVE`. For a score that is the mean of the tasks' metrics, it is
+        the mean of what the table of baselines has for the constant predictor. Others are not kept.
+        """
+        assert self.base is not None
+        baselines = self.others.get("baselines", pd.DataFrame(columns=["problem", "constant", "equal"]))
+        scores = self.base.scores
+        final = scores[(scores["phase"] == "reported") & (scores["checkpoint"] == "last") & (scores["split"] == "test")]
+        of_equal = primary_rows(final[final["balancer"] == self.rows.equal], self.base.problems)
+        found = {}
+        for problem, primary in zip(self.base.problems["problem"], self.base.problems["primary"], strict=True):
+            of_tasks = baselines.loc[baselines["problem"] == problem, ["constant", "equal"]].astype(float)
+            constant, equal = of_tasks.mean(skipna=False)
+            score = of_equal.loc[of_equal["problem"] == problem, "value"].astype(float).mean()
+            if primary in RELATIVE:
+                found[str(problem)] = 1.0
+            elif np.isfinite(constant) and np.isclose(equal, score, rtol=1e-6):
+                found[str(problem)] = float(constant)
+        return found
+
 
 def make(kept: Path) -> dict[str, pd.DataFrame]:
     """Return the tables by name, from the parts in the folder ``kept``.
@@ -83,19 +122,18 @@ def make(kept: Path) -> dict[str, pd.DataFrame]:
         raise FileNotFoundError(f"{kept} has no part of table A; python -m bench.evidence run makes them")
     rows = short.rows
     checked = gates(short.base, rows.equal_by_factor, [label for label in rows.same_length if label != rows.equal])
-    passed = passed_gates(checked) if short.controls <= set(checked["problem"]) else set()
+    passed = passed_gates(checked) if short.controls <= set(checked["problem"]) else None
     both = [each for each in (short, reserved) if each.base is not None]
-    base = _joined([(each.base, each is reserved) for each in both if each.base is not None])
+    base = _joined(both)
     tables = {name.name: getattr(base, name.name) for name in fields(SuiteTables)}
     del tables["curves"], tables["constants"]  # which are not kept
-    roles = short.written.roles("core")
-    tables |= derived_tables(base, roles)
+    tables |= derived_tables(base, short.roles)
     del tables["target"]  # time-to-target is not for suites with several lengths of training: rule 18
     if "delta_m" in tables:  # it is summarised over problems, and the reserved ones stand apart
         tables["delta_m"] = delta_m(short.base.scores, short.base.metrics)
     if baselines := [each.others["baselines"] for each in both if "baselines" in each.others]:
         tables["baselines"] = pd.concat(baselines, ignore_index=True)
-    of_each = [_of_suite(each.base, rows, passed) for each in both if each.base is not None]
+    of_each = [_of_suite(each, passed) for each in both]
     tables |= {name: pd.concat([made[name] for made in of_each], ignore_index=True) for name in of_each[0]}
     tables["comparisons"] = pd.concat(_comparisons(short, published, reserved), ignore_index=True)
     if published.base is not None:
@@ -107,7 +145,7 @@ def make(kept: Path) -> dict[str, pd.DataFrame]:
     tables["gates"], tables["rows"] = checked, rows.table
     tables["parts"] = pd.concat([each.parts for each in (short, published, reserved)], ignore_index=True)
     tables["practice"] = _practice(tables["pays"], base, rows)
-    tables["counts"] = _counts(tables, rows)
+    tables["counts"] = _counts(tables, short, passed)
     return tables
 
 
@@ -129,23 +167,48 @@ def _read(table: str, kept: Path) -> _Suite:
     return _Suite(table, written, rows, parts, base, others)
 
 
-def _joined(bases: Sequence[tuple[SuiteTables, bool]]) -> SuiteTables:
+def _joined(suites: Sequence[_Suite]) -> SuiteTables:
     """Join the tables of suites.
 
-    In the table of problems, ``reserved`` marks those of the reserved suite, and ``only_static`` those on which only
-    the comparison with static weights counts.
+    The table of problems gets these columns:
+
+    - ``reserved`` marks those of the reserved suite, and ``only_static`` those on which only the comparison with static
+      weights counts;
+    - ``constant`` is the constant predictor's score, and ``equal_to_constant`` with its interval the comparison of
+      equal weighting with it, on ``constant_scale``; ``equal_is_worse`` is true if the verdict is "worse". They are
+      not-a-number and false if that score is not known;
+    - ``chord`` is the factor by which interpolation can make q too large, see `chord_excess`.
     """
-    marked = [
-        replace(
-            base,
-            problems=base.problems.assign(reserved=reserved, only_static=base.problems["problem"].isin(ONLY_STATIC)),
-        )
-        for base, reserved in bases
-    ]
+    marked = [replace(each.base, problems=_with_facts(each, each.base)) for each in suites if each.base is not None]
     names = [each.name for each in fields(SuiteTables)]
     return SuiteTables(
         **{name: pd.concat([getattr(each, name) for each in marked], ignore_index=True) for name in names}
     )
+
+
+def _with_facts(suite: _Suite, base: SuiteTables) -> pd.DataFrame:
+    """Return the table of problems of a suite with the columns that `_joined` states."""
+    constants = suite.constants
+    rows = []
+    for problem in base.problems["problem"]:
+        (scores,) = pooled_scores(problem, base)
+        constant = constants.get(problem, np.nan)
+        row = {"constant": constant, "constant_scale": scores.scale, "equal_is_worse": False, "chord": np.nan}
+        if np.isfinite(constant) and suite.rows.equal in scores.values:
+            found = scores.against_score(suite.rows.equal, constant)
+            row |= {"equal_to_constant": found.mean, "equal_to_constant_low": found.low}
+            row |= {"equal_to_constant_high": found.high, "equal_is_worse": found.verdict == "worse"}
+        factors = sorted(suite.rows.equal_by_factor)
+        lengths = [suite.rows.equal_by_factor[factor] for factor in factors]
+        if set(lengths) <= set(scores.values):
+            row["chord"] = chord_excess(scores.badness[lengths].dropna().mean().to_numpy(), factors)
+        rows.append(row)
+    names = ["constant", "constant_scale", *EQUAL_TO_CONSTANT, "equal_is_worse", "chord"]
+    facts = pd.DataFrame(rows, index=base.problems.index).reindex(columns=names)
+    marked = base.problems.assign(
+        reserved=suite.table == "reserved", only_static=base.problems["problem"].isin(ONLY_STATIC)
+    )
+    return pd.concat([marked, facts], axis=1)
 
 
 def _only(tables: SuiteTables, problems: Collection[str]) -> SuiteTables:
@@ -154,15 +217,21 @@ def _only(tables: SuiteTables, problems: Collection[str]) -> SuiteTables:
     return SuiteTables(**{name: (frame := getattr(tables, name))[frame["problem"].isin(problems)] for name in names})
 
 
-def _of_suite(base: SuiteTables, rows: EvidenceRows, passed: Collection[str]) -> dict[str, pd.DataFrame]:
-    """Return the tables of one suite's problems; the claims on it are corrected for their own number."""
+def _of_suite(suite: _Suite, passed: Collection[str] | None) -> dict[str, pd.DataFrame]:
+    """Return the tables of one suite's problems; the claims on it are corrected for its own number of planned tests."""
+    base, rows, tests = suite.base, suite.rows, suite.planned_tests
+    assert base is not None
     statics, methods = rows.of_kind("static"), rows.of_kind("method")
+    roles = {label: suite.roles.by_label[label] for label in methods}
+    claimable = [label for label in methods if passed is None or label in passed]
     steps = equivalent_steps(base, rows.equal_by_factor, rows.same_length)
     return {
         "equivalent_steps": steps,
         "doubling": doubling(base, rows.equal_by_factor),
-        "claims": balancing_claims(base, rows.equal, statics, methods, passed, ONLY_STATIC),
-        "detectable": detectable_effects(base, rows.equal, statics, methods, ONLY_STATIC),
+        "claims": balancing_claims(
+            base, rows.equal, statics, roles, passed, tests, ONLY_STATIC, constants=suite.constants
+        ),
+        "detectable": detectable_effects(base, rows.equal, statics, claimable, tests, ONLY_STATIC),
         "pays": paying_methods(steps, base),
         "training_scores": training_scores(base, rows.equal, list(rows.table["balancer"])),
     }
@@ -199,14 +268,17 @@ def _practice(pays: pd.DataFrame, base: SuiteTables, rows: EvidenceRows) -> pd.D
     return pd.DataFrame(found, columns=["problem", "column", *(each for each in pays.columns if each != "problem")])
 
 
-def _counts(tables: Mapping[str, pd.DataFrame], rows: EvidenceRows) -> pd.DataFrame:
+def _counts(tables: Mapping[str, pd.DataFrame], suite: _Suite, passed: Collection[str] | None) -> pd.DataFrame:
     """Count over problems, separately for the evidence and the reserved problems; controls are not counted.
 
     Returns:
-        One row per method, static row and random weights: the number of ``problems``, those on which it is ``better``,
-        ``worse``, a ``tie`` or ``not settled`` against equal weighting, ``claimed``, ``pays``, and those where training
-        longer is better (``train_longer``).
+        One row per method, static row and random weights, confirmatory ones first: its ``role``; its ``gate``,
+        "passes", "fails" or "not gated yet"; the number of ``problems``, those on which it is ``better``, ``worse``, a
+        ``tie`` or ``not settled`` against equal weighting, ``claimed``, ``pays``, and those where training longer is
+        better (``train_longer``).
     """
+    roles = suite.roles.by_label
+    labels = sorted(suite.rows.of_kind("static", "method", "control"), key=lambda each: roles[each] != "confirmatory")
     facts = tables["problems"]
     counted = []
     for reserved in (False, True):
@@ -215,12 +287,13 @@ def _counts(tables: Mapping[str, pd.DataFrame], rows: EvidenceRows) -> pd.DataFr
         compared, claims, pays = (tables[name] for name in ("comparisons", "claims", "pays"))
         compared = compared[(compared["table"] == table) & compared["problem"].isin(problems)]
         claims, pays = claims[claims["problem"].isin(problems)], pays[pays["problem"].isin(problems)]
-        for label in rows.of_kind("static", "method", "control"):
+        for label in labels:
             verdicts = compared.loc[compared["balancer"] == label, "verdict"]
             if verdicts.empty:
                 continue
             of_label = pays.loc[pays["balancer"] == label, "verdict"]
-            row = {"table": table, "balancer": label, "problems": len(verdicts)}
+            gate = "not gated yet" if passed is None else "passes" if label in passed else "fails"
+            row = {"table": table, "balancer": label, "role": roles[label], "gate": gate, "problems": len(verdicts)}
             row |= {word.replace(" ", "_"): int((verdicts == word).sum()) for word in VERDICTS}
             row["claimed"] = int(claims.loc[claims["balancer"] == label, "claimed"].sum())
             row |= {"pays": int((of_label == "pays").sum()), "train_longer": int((of_label == "train longer").sum())}
@@ -228,6 +301,8 @@ def _counts(tables: Mapping[str, pd.DataFrame], rows: EvidenceRows) -> pd.DataFr
     columns = [
         "table",
         "balancer",
+        "role",
+        "gate",
         "problems",
         "better",
         "worse",

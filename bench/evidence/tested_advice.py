@@ -5,20 +5,28 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+import tasks
 from bench.analysis import SuiteTables, pooled_scores
-from bench.diagnose import gradient_profile, regret, rule
+from bench.diagnose import gradient_profile, regret, rule, rule_verdict
+from bench.run import suite_text
+from bench.suite import suite_file
 from bench.suite.suite_entries import ProblemEntry
 
+from .evidence_parts import TABLES
 from .evidence_rows import EvidenceRows
 
 RANGES = ["candidate", "q_low", "q_high", "cost_low", "cost_high"]
 FACTS = ["problem", "advised", "norm_ratio", "cosine"]
-REGRETS = ["problem", "reserved", *FACTS[1:], *regret.COLUMNS[3:]]
+REGRETS = ["problem", "reserved", "there", *FACTS[1:], *regret.COLUMNS[3:], "verdict"]
 
 
 @dataclass(frozen=True)
 class AdviceJudgement:
-    """The regrets of the advice, as a frame of `REGRETS`, and a sentence on what they amount to."""
+    """The regrets of the advice, as a frame of `REGRETS`, and a sentence on what they amount to.
+
+    The frame has a row for each problem that the advice is judged on. ``there`` is false, and all numbers are missing,
+    where there are no scores yet. ``verdict`` is that of `bench.diagnose.rule_verdict`, the same in all rows.
+    """
 
     regrets: pd.DataFrame
     sentence: str
@@ -62,28 +70,48 @@ def advised(problems: Sequence[ProblemEntry]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=FACTS)
 
 
-def judge(tables: SuiteTables, facts: pd.DataFrame, rows: EvidenceRows) -> AdviceJudgement:
+def planned_problems() -> dict[str, bool]:
+    """Return the problems that the advice is judged on by their labels, and whether each is reserved.
+
+    These are all problems of the suites' files that are not controls, whether or not they were run.
+    """
+    return {
+        str(entry.get("label", entry["name"])): table == "reserved"
+        for table in ("A", "reserved")
+        for entry in suite_text.read(suite_file.find(TABLES[table])).values["problems"]
+        if not tasks.get(str(entry["name"])).control
+    }
+
+
+def judge(tables: SuiteTables, facts: pd.DataFrame, rows: EvidenceRows, planned: Mapping[str, bool]) -> AdviceJudgement:
     """Compute the regrets of the advice and of its opponent.
 
     Args:
-        tables: ``problems``, with a column ``reserved``, and ``scores`` are read.
+        tables: ``problems`` and ``scores`` are read.
         facts: What `advised` returns. The opponent learns from these problems alone; that of a reserved problem also
             from the other reserved ones.
         rows: The rows of the evidence.
+        planned: What `planned_problems` returns. While a problem of these is not among the ``facts``, the verdict is
+            not decided.
 
     Raises:
-        ValueError: See `bench.diagnose.regret.regrets`.
+        ValueError: A problem is not planned; or see `bench.diagnose.regret.regrets`.
     """
-    reserved = set(tables.problems.loc[tables.problems["reserved"].astype(bool), "problem"])
+    if unknown := sorted(set(facts["problem"]) - set(planned)):
+        raise ValueError(f"the advice is not judged on {unknown[0]}")
+    reserved = {problem for problem, is_reserved in planned.items() if is_reserved}
     scores = pd.concat([_scores(problem, tables, rows) for problem in facts["problem"]], ignore_index=True)
     ours = facts[~facts["problem"].isin(reserved)]
     parts = [_regrets(scores, ours)]
     if len(ours) < len(facts):
         everything = _regrets(scores, facts)
         parts.append(everything[everything["problem"].isin(reserved)])
-    table = pd.concat(parts, ignore_index=True).drop(columns=["fold", "advised"]).merge(facts, on="problem")
-    table["reserved"] = table["problem"].isin(reserved)
-    return AdviceJudgement(table[REGRETS], _sentence(table))
+    found = pd.concat(parts, ignore_index=True).drop(columns=["fold", "advised"]).merge(facts, on="problem")
+    table = pd.DataFrame({"problem": list(planned), "reserved": list(planned.values())})
+    table["there"] = table["problem"].isin(found["problem"])
+    table = table.merge(found, on="problem", how="left")
+    table["verdict"] = rule_verdict.verdict(table)
+    return AdviceJudgement(table[REGRETS], rule_verdict.sentence(table))
 
 
 def _regrets(scores: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
@@ -103,14 +131,3 @@ def _scores(problem: str, tables: SuiteTables, rows: EvidenceRows) -> pd.DataFra
     wide = pd.DataFrame(named).rename_axis(columns="candidate").reset_index()
     long = wide.melt(["phase", "seed"], var_name="candidate", value_name="value").dropna(subset="value")
     return long.assign(problem=problem, higher_is_better=pooled.higher_is_better)
-
-
-def _sentence(table: pd.DataFrame) -> str:
-    """Return a sentence on where the advice has the lower regret, and whether it succeeds by the protocol's rule."""
-    ours, others = table[~table["reserved"]], table[table["reserved"]]
-    lower = [int((part["lower"] == "advice").sum()) for part in (ours, others)]
-    where = f"The advice has a lower regret than its opponent on {lower[0]} of {len(ours)} problems of the evidence"
-    where += f" and on {lower[1]} of {len(others)} reserved ones" if len(others) else ""
-    succeeds = lower[0] >= regret.NEEDED and lower[1] == len(others) > 0
-    needs = f"It needs {regret.NEEDED} of 7 and all reserved ones: it {'succeeds' if succeeds else 'does not succeed'}."
-    return f"{where}. {needs}"

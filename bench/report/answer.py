@@ -39,19 +39,34 @@ def answer(results: Results) -> list[str]:
 def caveat(results: Results) -> str:
     """Return a sentence that the best of several methods needs new seeds before it is relied on.
 
-    It is empty if nothing is ranked, if there is one method to compare, if no method is better than equal weighting, if
-    the runs were repeated on other seeds, or if verdicts are confirmatory.
+    It is empty if nothing is ranked, if there is one method to compare, if no method is recommended, if the verdict on
+    each method that is recommended was repeated on other seeds, or if verdicts are confirmatory.
     """
     methods = results.balancers_in(results.evidence)
-    if not results.ranking or len(methods) < 3 or len(results.tables["repeated"]) or evidence.claims(results):
+    if not results.ranking or len(methods) < 3 or evidence.claims(results):
         return ""
     others = results.evidence[results.evidence["balancer"].map(results.roles.by_label) != "control"]
-    if not (others["verdict"] == "better").any():
+    recommended = [
+        (str(problem), row["balancer"])
+        for problem, rows in others.groupby("problem", sort=False)
+        for row in _recommended(_better(rows, results.only(str(problem))))
+    ]
+    if not recommended:
         return ""
+    again = _against_equal(results)
+    confirmed = again[again["again_verdict"] == "better"]
+    pairs = set(zip(confirmed["problem"], confirmed["balancer"], strict=True))
+    open_ones = [pair for pair in recommended if pair not in pairs]
+    if not open_ones:
+        return ""
+    what = "confirm it on new seeds (repeated, under [seeds] in the suite)"
+    if len(results.tables["repeated"]):
+        named = join(f"{short(label, 40)} on {short(problem, 40)}" for problem, label in open_ones)
+        what = f"the repeated seeds do not confirm that {named} {'is' if len(open_ones) == 1 else 'are'} better"
     problems = results.evidence["problem"].nunique()
     return (
         f"{len(methods)} methods were compared on {counted(problems, 'problem')}, so the best may owe a part of its "
-        "lead to luck: confirm it on new seeds (repeated, under [seeds] in the suite)."
+        f"lead to luck: {what}."
     )
 
 
@@ -115,24 +130,73 @@ def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str
         equal: The row of equal weighting.
         results: The results of this problem alone.
     """
-    better = others[others["verdict"] == "better"]
+    better = _better(others, results)
     if better.empty:
         return _none_better(others, equal, results)
-    best = better.iloc[0]
+    named = _recommended(better)
+    best = named[0]
     text = f"try {_named(best)} {_of_equals(best, equal)}{_cost(best, results)}."
-    named = [best]
-    if np.isfinite(better["step_ratio"].astype(float)).any():
-        cheapest = better.sort_values("step_ratio", kind="stable").iloc[0]
-        if cheapest["balancer"] != best["balancer"]:
-            text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest, results)}."
-            named.append(cheapest)
-    if results.roles.static not in (None, best["balancer"]) and best["static_verdict"] not in ("", "better"):
-        static = short(results.roles.static or "", 40)
-        text += f" Compared with {static}, it is {as_predicate(best['static_verdict'])}."
+    for cheapest in named[1:]:
+        text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest, results)}."
+    text += _against_static(best, results)
     if best["failed"]:
         text += f" {best['failed']} of its {best['seeds']} runs failed."
-    more = task_tables.finding(results, best["balancer"]), _at_edge(named, equal, results)
+    more = _reversals(results), task_tables.finding(results, best["balancer"]), _at_edge(named, equal, results)
     return " ".join(part for part in (text, *more, _more_seeds(others, results)) if part)
+
+
+def _against_equal(results: Results) -> pd.DataFrame:
+    """Return the comparisons with equal weighting that were repeated on other seeds."""
+    table = results.tables["repeated"]
+    rows: pd.DataFrame = table[table["against"] == "equal"]
+    return rows
+
+
+def _reversed(results: Results) -> set[str]:
+    """Return the methods that are better than equal weighting on one set of seeds and worse on the other."""
+    rows = _against_equal(results)
+    return set(rows.loc[rows["flipped"].astype(bool), "balancer"])
+
+
+def _better(others: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Return the rows of methods that are better than equal weighting, and that other seeds do not reverse."""
+    return others[(others["verdict"] == "better") & ~others["balancer"].isin(_reversed(results))]
+
+
+def _recommended(better: pd.DataFrame) -> list[pd.Series]:
+    """Return the rows of the best method, and of the cheapest one if that is another and steps were timed."""
+    if better.empty:
+        return []
+    best, cheapest = better.iloc[0], better.sort_values("step_ratio", kind="stable").iloc[0]
+    timed = np.isfinite(float(cheapest["step_ratio"]))
+    return [best, cheapest] if timed and cheapest["balancer"] != best["balancer"] else [best]
+
+
+def _reversals(results: Results) -> str:
+    """Return a sentence that names the verdicts on one problem that the repeated seeds reverse; empty if none is."""
+    rows = _against_equal(results)
+    rows = rows[rows["flipped"].astype(bool) & (rows["balancer"].map(results.roles.by_label) != "control")]
+    if rows.empty:
+        return ""
+    named = join(
+        f"{short(row['balancer'], 40)} ({row['verdict']} at first, then {row['again_verdict']})"
+        for _, row in rows.iterrows()
+    )
+    return f"Reversed by the repeated seeds, and therefore not counted: {named}."
+
+
+def _against_static(best: pd.Series, results: Results) -> str:
+    """Return a sentence on how the best method compares with static weights; empty if it is better, or was not."""
+    if results.roles.static in (None, best["balancer"]) or not best["static_verdict"]:
+        return ""
+    verdict = as_predicate(best["static_verdict"])
+    table = results.tables["repeated"]
+    again = table[(table["against"] == "static") & (table["balancer"] == best["balancer"])]
+    if again["flipped"].astype(bool).any():
+        verdict += f" on the first seeds and {again['again_verdict'].iloc[0]} on the repeated ones"
+    elif best["static_verdict"] == "better":
+        return ""
+    return f" Compared with {short(results.roles.static or '', 40)}, it is {verdict}."
 
 
 def _none_better(others: pd.DataFrame, equal: pd.Series, results: Results) -> str:
@@ -144,17 +208,20 @@ def _none_better(others: pd.DataFrame, equal: pd.Series, results: Results) -> st
     unsettled = others[others["verdict"] == "not settled"]
     leading = [row for _, row in unsettled.iterrows() if _leads(row, equal, higher)]
     if not leading:
-        counts = others["verdict"].value_counts()
-        rest = [f"{counts[verdict]} {verdict}" for verdict in ("worse", "tie", "not settled") if verdict in counts]
+        reversed_ones = others["balancer"].isin(_reversed(results))
+        counts = others["verdict"].mask(reversed_ones, "reversed on other seeds").value_counts()
+        words = ("worse", "tie", "not settled", "reversed on other seeds")
+        rest = [f"{counts[word]} {word}" for word in words if word in counts]
         text = f"stay with {_label(equal)}. No method is better beyond noise ({', '.join(rest)})."
-        return " ".join(part for part in (text, _costs(others), _more_seeds(others, results)) if part)
+        parts = (text, _reversals(results), _costs(others), _more_seeds(others, results))
+        return " ".join(part for part in parts if part)
     best = leading[0]
     text = (
         f"undecided on {seeds(others)}. The best mean is that of {_named(best)} {_of_equals(best, equal)}"
         f"{_cost(best, results)}."
     )
     more = _more_seeds(others, results) or "Add seeds under [seeds] reported in the suite; finished runs are kept."
-    return " ".join(part for part in (text, more, _at_edge([best], equal, results)) if part)
+    return " ".join(part for part in (text, _reversals(results), more, _at_edge([best], equal, results)) if part)
 
 
 def _more_seeds(others: pd.DataFrame, results: Results) -> str:

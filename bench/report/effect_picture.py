@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from bench.style.figure_style import DIVERGING, INK, mark
 from bench.style.short_label import short
 
+from .evidence_answer import equal_and_constant
 from .results_folder import Results
 
 COLUMNS = ["panel", "problem", "balancer", "effect", "mark", "failed"]
@@ -64,17 +65,26 @@ def caption(results: Results) -> str:
     facts = results.tables["problems"]
     controls = facts.loc[facts["control"].astype(bool), "problem"]
     of_methods = shown[shown["balancer"].isin(_of_kind(results, "method")) & ~shown["problem"].isin(controls)]
-    counts = of_methods[of_methods["panel"] == "A"]["mark"].value_counts()
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if verdict in counts)
+    counts = of_methods[(of_methods["panel"] == "A") & ~of_methods["failed"]]["mark"].value_counts()
+    told = ", ".join(
+        f"{counts[verdict]} {verdict}{_of_role(results, verdict)}" for verdict in MARKS if verdict in counts
+    )
     failed = [short(label, 40) for label in results.balancers if label in results.failed_gates]
-    hatched = f" Hatched, because they fail a gate: {', '.join(failed)}." if failed else ""
-    only = list(facts.loc[facts["only_static"].astype(bool), "problem"])
-    static = f" On {', '.join(only)}, only the comparison with static weights counts." if only else ""
+    hatched = f" Hatched and not counted, because they fail a gate: {', '.join(failed)}." if failed else ""
+    only = facts[facts["only_static"].astype(bool)]
+    static = "".join(f" On {row['problem']}: {equal_and_constant(row)}" for _, row in only.iterrows())
     return (
         "Test scores of each method over those of equal weighting on each problem, with the seeds of both sets: blue "
         f"is better, orange is worse. Verdicts on methods with the short memory: {told}.{hatched}{static} Below the "
         "methods: static weights, yardsticks and controls. At the right of each panel: the control problems."
     )
+
+
+def _of_role(results: Results, verdict: str) -> str:
+    """Return how many of the claims on methods are exploratory, in brackets; empty for other verdicts or if none is."""
+    claims = results.tables["claims"]
+    count = int((claims["claimed"].astype(bool) & (claims["role"] == "exploratory")).sum())
+    return f" ({count} of them exploratory)" if verdict == "claimed" and count else ""
 
 
 def effect_picture(results: Results) -> Figure | None:

@@ -110,15 +110,14 @@ def alarm(results: Results) -> str:
 def repeated_rows(results: Results) -> pd.DataFrame:
     """Return the verdicts whose repetition on other seeds is reported.
 
-    Controls are left out, and each pair of methods is compared once. On the core suite only confirmatory verdicts
-    count.
+    Controls are left out, and each pair of methods is compared once. Confirmatory verdicts come first.
     """
-    table, roles = results.tables["repeated"], results.roles.by_label
-    roles_of = table["balancer"].map(roles)
-    wanted = "confirmatory" if "confirmatory" in roles.values() else "exploratory"
+    table = results.tables["repeated"]
+    roles_of = table["balancer"].map(results.roles.by_label)
     mirrored = (table["against"] == "static") & (table["balancer"] == results.baseline)
     known = table["problem"].isin(results.evidence["problem"])
-    rows: pd.DataFrame = table[known & (roles_of == wanted) & ~mirrored]
+    wanted = known & roles_of.isin(["confirmatory", "exploratory"]) & ~mirrored
+    rows: pd.DataFrame = table[wanted].assign(role=roles_of).sort_values("role", kind="stable")
     return rows
 
 
@@ -130,12 +129,19 @@ def repeated(results: Results) -> str:
     flipped, changed = rows[rows["flipped"].astype(bool)], rows[rows["changed"].astype(bool)]
     flips = "none flipped between better and worse"
     if len(flipped):
-        named = join(f"{short(row['balancer'], 40)} on {short(row['problem'], 40)}" for _, row in flipped.iterrows())
+        told = "confirmatory" in results.roles.by_label.values()
+        named = join(_repeated_name(row, told) for _, row in flipped.iterrows())
         flips = f"{len(flipped)} flipped between better and worse ({named})"
     open_once = (changed[["verdict", "again_verdict"]] == "not settled").any(axis=1)
     sentence = f"Of {len(rows)} verdicts, {flips}; {int(open_once.sum())} changed between settled and not settled"
     others = int((~open_once).sum())
     return f"{sentence}{f', {others} between a tie and a difference' if others else ''}."
+
+
+def _repeated_name(row: pd.Series, told: bool) -> str:
+    """Return ``pcgrad on scenes``; if roles are ``told``, an exploratory one as ``mgda (exploratory) on scenes``."""
+    role = " (exploratory)" if told and row["role"] == "exploratory" else ""
+    return f"{short(row['balancer'], 40)}{role} on {short(row['problem'], 40)}"
 
 
 def repeated_grid(results: Results) -> TextGrid | None:
@@ -205,9 +211,12 @@ def target_value(results: Results) -> str:
 
 
 def change(results: Results) -> tuple[dict[str, str], list[str]]:
-    """Return each method's mean relative change to single-task training as text, and the problems it is taken over."""
+    """Return each method's mean relative change to single-task training as text, and the problems it is taken over.
+
+    Both are empty for the evidence, which has nothing but counts across problems (rule 30).
+    """
     table = results.tables["delta_m"]
-    if table.empty:
+    if table.empty or results.has_claims:
         return {}, []
     found = mean_change(table, results.tables["problems"], results.balancers)
     texts = {

@@ -4,6 +4,7 @@ For each problem the sentences say what is claimed to be balancing, what its pri
 longer training gives, and which methods' standing depends on the length of steps.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,10 @@ from .results_folder import Results
 MOST_NAMED = 3
 """Maximum number of methods that a sentence on step length names; the table has all of them."""
 BEYOND = {"below": "less than 1/2", "above": "more than 4"}
-"""Words for equivalent steps beyond the shortest and the longest training of equal weighting."""
+"""Words for equivalent steps that lie, with their whole interval, beyond the shortest or the longest training of equal
+weighting."""
+TWO_SIDED, ONE_SIDED = 0.05, 0.025
+"""The share of uncorrected 95 % intervals that exclude no difference by chance, on any side or on a given one."""
 
 
 def headlines(results: Results) -> list[str]:
@@ -50,11 +54,22 @@ class ProblemAnswer:
     beside: str
 
 
+def named(row: pd.Series) -> str:
+    """Return the name of a method in a row of the table of claims, with "(exploratory)" if its role is that."""
+    return short(row["balancer"], 40) + (" (exploratory)" if row["role"] == "exploratory" else "")
+
+
+def by_chance(count: int, share: float) -> str:
+    """Write how many of ``count`` outcomes are to be expected by chance: ``about 3``, or ``fewer than 1``."""
+    expected = count * share
+    return f"about {expected:.0f}" if expected >= 1 else "fewer than 1"
+
+
 def answers(results: Results) -> list[ProblemAnswer]:
     """Return the answers for all problems that are not controls."""
     facts = results.tables["problems"]
     problems = facts.loc[~facts["control"].astype(bool), "problem"]
-    return [_of_problem(str(problem), results.only(str(problem))) for problem in problems]
+    return [_of_problem(str(problem), results.only(str(problem)), results.failed_gates) for problem in problems]
 
 
 def equivalent(row: pd.Series, prefix: str = "") -> str:
@@ -91,17 +106,20 @@ def _set(results: Results, reserved: bool) -> pd.DataFrame:
 
 
 def _claimed(results: Results, reserved: bool) -> str:
-    """Count the claims on the problems of the evidence, or on the reserved ones."""
+    """Count the claims on the problems of the evidence, or on the reserved ones; confirmatory ones come first."""
     claims = results.tables["claims"]
     claims = claims[claims["problem"].isin(_set(results, reserved)["problem"])]
     if claims.empty:
         return ""
     problems = counted(claims["problem"].nunique(), "untouched problem" if reserved else "problem")
-    of = f"of {counted(len(claims), 'test')} on {problems}, corrected for their number"
+    planned = int(claims["tests"].iloc[0])
+    of = f"of {counted(len(claims), 'test')} on {problems}, corrected for the {planned} that were planned"
     found = claims[claims["claimed"].astype(bool)]
     if found.empty:
         return f"That balancing helps is claimed in none {of}."
-    return f"That balancing helps is claimed in {len(found)} {of}: {_per_method(found, results)}."
+    groups = [(role, found[found["role"] == role]) for role in ("confirmatory", "exploratory")]
+    told = [f"{len(rows)} {role} ({_per_claim(rows, results)})" for role, rows in groups if len(rows)]
+    return f"That balancing helps is claimed in {len(found)} {of}: {' and '.join(told)}."
 
 
 def _gates(results: Results) -> str:
@@ -111,7 +129,7 @@ def _gates(results: Results) -> str:
     expected = parts.loc[(parts["table"] == "A") & ~parts["there"].astype(bool), "problem"]
     methods = [label for label in rows.loc[rows["kind"] == "method", "balancer"] if label in set(gates["balancer"])]
     if not methods:
-        return "No control has been run, so nothing is claimed."
+        return "No control has been run, so no method is gated yet, and nothing is claimed."
     failed = [label for label in methods if label in results.failed_gates]
     where = "both controls" if len(controls) == 2 else f"{join(sorted(controls))} alone"
     text = f"{len(methods) - len(failed)} of {counted(len(methods), 'method')} pass the gate on {where}"
@@ -125,15 +143,24 @@ def _gates(results: Results) -> str:
 def _lengths(results: Results) -> str:
     """Count where the length of steps changes a method's standing; controls are left out."""
     table, rows = results.tables["step_length"], results.tables["rows"]
-    methods = rows.loc[rows["kind"] == "method", "balancer"]
+    methods = rows.loc[(rows["kind"] == "method") & ~rows["balancer"].isin(results.failed_gates), "balancer"]
     table = table[table["problem"].isin(_set(results, False)["problem"]) & table["balancer"].isin(methods)]
     if table.empty:
         return ""
     found = table[table["step_length"].astype(bool)]
     of = f"of {counted(len(table), 'comparison')} of table A with B"
     if found.empty:
-        return f"The length of steps changes no method's standing in any {of}."
-    return f"The length of steps changes a method's standing in {len(found)} {of}: {_per_method(found, results)}."
+        return f"The length of steps changes no method's standing in any {of}.{_gated(results)}"
+    text = f"The length of steps changes a method's standing in {len(found)} {of}: {_per_method(found, results)}."
+    chance = f"Each is at 95 % and uncorrected, so {by_chance(len(table), TWO_SIDED)} are to be expected by chance."
+    return f"{text} {chance}{_gated(results)}"
+
+
+def _gated(results: Results) -> str:
+    """Return a sentence that says that methods which fail a gate are not counted; empty if none fails."""
+    rows = results.tables["rows"]
+    fails = rows["balancer"].isin(results.failed_gates) & (rows["kind"] == "method")
+    return " Methods that fail a gate are not counted." if fails.any() else ""
 
 
 def _per_method(rows: pd.DataFrame, results: Results) -> str:
@@ -141,6 +168,13 @@ def _per_method(rows: pd.DataFrame, results: Results) -> str:
     counts = rows["balancer"].value_counts()
     order = sorted(results.balancers_in(rows), key=lambda label: -counts[label])
     return join(f"{short(label, 40)} on {counts[label]}" for label in order)
+
+
+def _per_claim(rows: pd.DataFrame, results: Results) -> str:
+    """Write the number of claims on each method as `_per_method` does, and whether the method is exploratory."""
+    counts, names = rows["balancer"].value_counts(), {row["balancer"]: named(row) for _, row in rows.iterrows()}
+    order = sorted(results.balancers_in(rows), key=lambda label: -counts[label])
+    return join(f"{names[label]} on {counts[label]}" for label in order)
 
 
 def _doublings(results: Results) -> str:
@@ -160,32 +194,81 @@ def _paying(results: Results) -> str:
     practice = practice[practice["problem"].isin(_set(results, False)["problem"]) & (practice["verdict"] != "")]
     if practice.empty:
         return ""
-    parts = []
+    parts, judged = [], 0
     for column, rows in practice.groupby("column", sort=False):
-        counts = rows["verdict"].value_counts()
-        parts.append(f"{column} on {counts.get('pays', 0)} of {len(rows)}")
-    return f"Choices that pay, that is, give more than the same time spent on longer training: {'; '.join(parts)}."
+        passing = rows[~rows["balancer"].isin(results.failed_gates)]
+        counts, failing = passing["verdict"].value_counts(), len(rows) - len(passing)
+        left_out = (
+            f" ({failing} more {'is' if failing == 1 else 'are'} of a method that fails a gate)" if failing else ""
+        )
+        parts.append(f"{column} on {counts.get('pays', 0)} of {len(passing)}{left_out}")
+        judged += len(passing)
+    text = f"Choices that pay, that is, give more than the same time spent on longer training: {'; '.join(parts)}."
+    chance = by_chance(judged, ONE_SIDED)
+    return f"{text} Each is at 95 % and uncorrected, so by chance {chance} would pay if all gave just as much."
 
 
-def _of_problem(problem: str, results: Results) -> ProblemAnswer:
-    """Return the answer for one problem."""
+def _of_problem(problem: str, results: Results, failed: Collection[str]) -> ProblemAnswer:
+    """Return the answer for one problem, from its ``results`` alone; the ``failed`` methods fail a gate."""
     only_static = bool(results.tables["problems"]["only_static"].astype(bool).any())
     claims = results.tables["claims"]
     found = claims[claims["claimed"].astype(bool)]
-    best = _best(found if len(found) else claims, "static_relative", results)
-    sentences = []
-    if only_static:
-        sentences.append("Equal weighting is worse than predicting zero here, so only static weights count.")
+    confirmatory = found[found["role"] == "confirmatory"]
+    best = _best(next((rows for rows in (confirmatory, found) if len(rows)), claims), "static_relative", results)
+    sentences = [equal_and_constant(results.tables["problems"].iloc[0])]
     if len(found) and best is not None:
         sentences.append(f"Balancing helps: {_compared(best, only_static)}.")
-        others = [short(label, 40) for label in results.balancers_in(found) if label != best["balancer"]]
-        sentences += [f"Claimed too: {join(others)}."] if others else []
+        others = found[found["balancer"] != best["balancer"]].sort_values("role", kind="stable")
+        sentences += [f"Claimed too: {join(named(row) for _, row in others.iterrows())}."] if len(others) else []
+        sentences.append(_worse_than_constant(found))
         priced = best["balancer"]
     else:
         sentences += [_not_claimed(best, only_static), _static(results)]
         priced = _static_label(results) or (None if best is None else best["balancer"])
-    beside = [_price(results, priced), _longer(results), _step_length(results)]
+        priced = None if priced in failed else priced
+    beside = [_price(results, priced), _longer(results), _step_length(results, failed)]
     return ProblemAnswer(problem, *(" ".join(each for each in part if each) for part in (sentences, beside)))
+
+
+def equal_and_constant(facts: pd.Series) -> str:
+    """Tell how equal weighting stands beside a constant predictor, where that matters: else the text is empty.
+
+    It matters where equal weighting is worse, and where only static weights count, which rule 28 gives that reason for.
+
+    Args:
+        facts: The problem's row of the table of problems.
+    """
+    only_static, worse = bool(facts["only_static"]), bool(facts["equal_is_worse"])
+    if pd.isna(facts["equal_to_constant"]):
+        unknown = (
+            "Only static weights count here. Whether equal weighting is worse than a constant predictor is not known."
+        )
+        return unknown if only_static else ""
+    ends = facts[["equal_to_constant", "equal_to_constant_low", "equal_to_constant_high"]].astype(float)
+    value = relative(facts["constant_scale"], *ends)
+    if worse:
+        follows = "so only static weights count" if only_static else "so that a gain over it says little"
+        return f"Equal weighting is worse than a constant predictor here ({value}), {follows}."
+    if only_static:
+        return (
+            "Only static weights count here. The protocol's reason for that, that equal weighting is worse than a "
+            f"constant predictor, does not hold ({value})."
+        )
+    return ""
+
+
+def _worse_than_constant(found: pd.DataFrame) -> str:
+    """Name the claimed methods that are worse than a constant predictor, or not shown to be better; else empty."""
+    texts = []
+    for verdicts, words in ((("worse",), "Worse"), (("tie", "not settled"), "Not shown to be better")):
+        rows = found[found["constant_verdict"].isin(verdicts)]
+        if len(rows):
+            values = [
+                f"{named(row)} ({relative(row['scale'], float(row['constant_relative']), np.nan, np.nan)})"
+                for _, row in rows.iterrows()
+            ]
+            texts.append(f"{words} than a constant predictor: {join(values)}.")
+    return " ".join(texts)
 
 
 def _best(claims: pd.DataFrame, column: str, results: Results) -> pd.Series | None:
@@ -204,10 +287,8 @@ def _compared(row: pd.Series, only_static: bool) -> str:
     static = relative(row["scale"], row["static_relative"], row["static_low"], row["static_high"])
     against_static = f"{static} {of} that of the best static weights ({short(row['static'], 40)})"
     if only_static:
-        return (
-            f"{short(row['balancer'], 40)} scores {static} {of} the score of the best static weights ({row['static']})"
-        )
-    return f"{short(row['balancer'], 40)} scores {equal} {of} equal weighting's score and {against_static}"
+        return f"{named(row)} scores {static} {of} the score of the best static weights ({row['static']})"
+    return f"{named(row)} scores {equal} {of} equal weighting's score and {against_static}"
 
 
 def _not_claimed(best: pd.Series | None, only_static: bool) -> str:
@@ -216,12 +297,14 @@ def _not_claimed(best: pd.Series | None, only_static: bool) -> str:
         return "No method was tested."
     name = short(best["balancer"], 40)
     why = {
+        "not gated yet": "but a control has not been run, so no method is gated yet",
         "gate": f"but {name} fails the gate, so that step length may be the cause",
         "not better than equal": "which is not better than equal weighting",
-        "not better than static": "which is not better than these",
+        "not better than static": "which is not better than all static weights",
+        "a tie": "which counts as a tie",
         "not settled": f"which is not settled after correction (p = {_p_value(best['holm_p'])})",
         "not repeated": "but only one set of seeds was run",
-        "sign differs": "but the sign differs between the two sets of seeds",
+        "not in both sets": "but one of the two sets of seeds alone does not show it",
     }[best["why_not"]]
     return f"No balancing is claimed. The best mean: {_compared(best, only_static)}, {why}."
 
@@ -237,11 +320,17 @@ def _static_label(results: Results) -> str | None:
 
 
 def _best_static(results: Results) -> pd.Series | None:
+    compared = _statics(results)
+    better = compared[compared["verdict"] == "better"]
+    return None if better.empty else better.iloc[int(better["effect"].to_numpy(dtype=float).argmin())]
+
+
+def _statics(results: Results) -> pd.DataFrame:
+    """Return the comparisons of static rows with equal weighting, with the short memory."""
     compared, rows = results.tables["comparisons"], results.tables["rows"]
     statics = rows.loc[rows["kind"] == "static", "balancer"]
-    short_memory = compared["balancer"].isin(statics) & (compared["table"] != "B")
-    better = compared[short_memory & (compared["verdict"] == "better")]
-    return None if better.empty else better.iloc[int(better["effect"].to_numpy(dtype=float).argmin())]
+    found: pd.DataFrame = compared[compared["balancer"].isin(statics) & (compared["table"] != "B")]
+    return found
 
 
 def _static(results: Results) -> str:
@@ -251,7 +340,10 @@ def _static(results: Results) -> str:
         return "No static weights are better than equal weighting either."
     value = relative(row["scale"], row["relative"], row["low"], row["high"])
     of = "of" if row["scale"] == "ratio" else "on"
-    return f"Static weights help: {short(row['balancer'], 40)} scores {value} {of} equal weighting's score."
+    text = f"Static weights help: {short(row['balancer'], 40)} scores {value} {of} equal weighting's score"
+    count = len(_statics(results))
+    chance = f"by chance alone, one of them would be better in up to {100 * ONE_SIDED * count:.0f} % of cases"
+    return f"{text}. It is the best of {counted(count, 'static row')}, each at 95 % and uncorrected: {chance}."
 
 
 def _price(results: Results, label: str | None) -> str:
@@ -261,7 +353,8 @@ def _price(results: Results, label: str | None) -> str:
     if label is None or pays.empty:
         return ""
     row, name = pays.iloc[0], short(label, 40)
-    factor = BEYOND.get(row["beyond"]) or equivalent(row, "q_")
+    outside = row["beyond"] and row["q_low_beyond"] == row["q_high_beyond"] == row["beyond"]
+    factor = BEYOND[row["beyond"]] if outside else equivalent(row, "q_")
     text = f"To match {name}, equal weighting must train for {factor} times the steps"
     if not np.isfinite(float(row["cost"])):
         return f"{text}."
@@ -284,10 +377,14 @@ def _longer(results: Results) -> str:
     return f"{text}: it has converged." if row["converged"] else f"{text}."
 
 
-def _step_length(results: Results) -> str:
-    """Name the methods whose standing depends on the optimiser's memory, those that change most first."""
+def _step_length(results: Results, failed: Collection[str]) -> str:
+    """Name the methods whose standing depends on the optimiser's memory, those that change most first.
+
+    Those that ``failed`` a gate are left out.
+    """
     table, rows = results.tables["step_length"], results.tables["rows"]
     table = table[table["balancer"].isin(rows.loc[rows["kind"].isin(["method", "static"]), "balancer"])]
+    table = table[~table["balancer"].isin(failed)]
     if table.empty:
         return ""
     found = table[table["step_length"].astype(bool)]
@@ -296,13 +393,14 @@ def _step_length(results: Results) -> str:
     change = found["change"].to_numpy(dtype=float)
     size = np.abs(np.log(change) if (found["scale"] == "ratio").all() else change)
     first = found.iloc[np.argsort(-size, kind="stable")]
-    named = [
+    texts = [
         f"{short(row['balancer'], 40)} ({_bare(row, 'short_memory')} in A, {_bare(row, 'as_published')} in B)"
         for _, row in first.head(MOST_NAMED).iterrows()
     ]
-    rest = len(first) - len(named)
+    rest = len(first) - len(texts)
     more = [f"{counted(rest, 'other')}"] if rest else []
-    return f"Step length changes the standing of {join([*named, *more])}."
+    chance = f"by chance {by_chance(len(table), TWO_SIDED)} of {len(table)} would be named"
+    return f"Step length changes the standing of {join([*texts, *more])}: each at 95 % and uncorrected; {chance}."
 
 
 def _bare(row: pd.Series, column: str) -> str:

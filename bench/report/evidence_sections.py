@@ -6,7 +6,7 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from bench.style.numbers import NOTHING, number, relative
+from bench.style.numbers import NOTHING, counted, number, relative
 from bench.style.short_label import short
 
 from .evidence_answer import equivalent, quotient
@@ -32,11 +32,15 @@ class JudgedRow(TypedDict):
 
 
 class JudgedTable(TypedDict):
-    """A table of judged rows. ``columns`` are the positions of the problems that columns belong to, None for others."""
+    """A table of judged rows, and a ``note`` to print below it.
+
+    ``columns`` are the positions of the problems that columns belong to, None for others.
+    """
 
     header: list[str]
     columns: list[int | None]
     rows: list[JudgedRow]
+    note: str
 
 
 def cell(text: str, *below: str, looks: str = "", sort: float | None = None) -> JudgedCell:
@@ -67,7 +71,25 @@ def practice(results: Results) -> JudgedTable:
         )
         for problem in results.problems_in(table)
     ]
-    return _table(["Problem", *(column[0].upper() + column[1:] for column in columns)], rows)
+    header = ["Problem", *(column[0].upper() + column[1:] for column in columns)]
+    return _table(header, rows, note=chord_note(results))
+
+
+def chord_note(results: Results) -> str:
+    """Return a sentence on how much too large interpolation on a chord can make *q*; empty if it is not known."""
+    facts = results.tables["problems"]
+    if not results.has_claims:
+        return ""
+    excess = facts.set_index("problem")["chord"].astype(float).dropna() - 1
+    if excess.empty:
+        return ""
+    least, most = (f"{100 * value:.0f}" for value in (excess.min(), excess.max()))
+    return (
+        "Between two lengths of training, q is interpolated on a straight line. A learning curve that flattens lies "
+        f"below that line, so q comes out too large: by at most {least if least == most else f'{least} to {most}'} %, "
+        "depending on the problem, measured against a power law through three neighbouring lengths. A q/c that exceeds "
+        "1 by less than this does not show that a method pays."
+    )
 
 
 def _choice(row: pd.Series | None, column: str, failed: Collection[str]) -> JudgedCell:
@@ -142,19 +164,33 @@ def claims(results: Results) -> JudgedTable:
     """Return the table of all tests of balancing, with what keeps each from being claimed."""
     rows = []
     for _, row in results.tables["claims"].iterrows():
-        told = cell("claimed", looks="pays") if row["claimed"] else cell("not claimed", row["why_not"])
+        told = _claim(row)
         cells = [
             cell(row["problem"]),
+            cell(row["role"]),
             _against(row, "relative", "relative_low", "relative_high"),
             _against(row, "static_relative", "static_low", "static_high", short(row["static"], 30)),
             cell(_p_value(row["p"]), sort=row["p"]),
             cell(_p_value(row["holm_p"]), sort=row["holm_p"]),
-            cell("yes" if row["same_sign"] else "no"),
+            *(cell(_p_value(row[column]), sort=row[column]) for column in ("reported_p", "repeated_p")),
             told,
         ]
         rows.append(_row(results, row["balancer"], row["problem"], cells))
-    header = ["Method", "Problem", "Against equal", "Against the best static row", "p", "p, corrected"]
-    return _table([*header, "Better in both sets of seeds", ""], rows)
+    header = ["Method", "Problem", "Role", "Against equal", "Against the best static row", "p", "p, corrected"]
+    return _table([*header, "p, first seeds", "p, other seeds", ""], rows)
+
+
+def _claim(row: pd.Series) -> JudgedCell:
+    """Return the cell that says whether a test is claimed, and what is to be said of the claim or against it."""
+    if not row["claimed"]:
+        return cell("not claimed", row["why_not"])
+    exploratory = " (exploratory)" if row["role"] == "exploratory" else ""
+    beside = {
+        "worse": "worse than a constant predictor",
+        "tie": "not shown to be better than a constant predictor",
+        "not settled": "not shown to be better than a constant predictor",
+    }
+    return cell(f"claimed{exploratory}", beside.get(row["constant_verdict"], ""), looks="pays")
 
 
 def free(results: Results) -> JudgedTable:
@@ -171,15 +207,17 @@ def free(results: Results) -> JudgedTable:
 
 
 def training(results: Results) -> JudgedTable:
-    """Return the table of training scores beside test scores."""
+    """Return the table of training scores beside test scores, with the number of seeds and of failed runs."""
     rows = []
     for _, row in results.tables["training_scores"].iterrows():
         pairs = [
             cell(number(float(row[split])), _bare(row, f"{split}_relative"), sort=float(row[split]))
             for split in ("train", "test")
         ]
-        rows.append(_row(results, row["balancer"], row["problem"], [cell(row["problem"]), *pairs]))
-    return _table(["Method", "Problem", "Training score", "Test score"], rows)
+        failed = f"{counted(int(row['failed']), 'run')} failed" if row["failed"] else ""
+        seeds = cell(str(row["seeds"]), failed, sort=float(row["seeds"]))
+        rows.append(_row(results, row["balancer"], row["problem"], [cell(row["problem"]), *pairs, seeds]))
+    return _table(["Method", "Problem", "Training score", "Test score", "Seeds"], rows)
 
 
 MAKERS: Mapping[str, Callable[[Results], JudgedTable]] = {
@@ -193,8 +231,10 @@ MAKERS: Mapping[str, Callable[[Results], JudgedTable]] = {
 }
 
 
-def _table(header: list[str], rows: list[JudgedRow], columns: list[int | None] | None = None) -> JudgedTable:
-    return {"header": header, "columns": columns or [None] * len(header), "rows": rows}
+def _table(
+    header: list[str], rows: list[JudgedRow], columns: list[int | None] | None = None, note: str = ""
+) -> JudgedTable:
+    return {"header": header, "columns": columns or [None] * len(header), "rows": rows, "note": note}
 
 
 def _row(results: Results, head: str, problem: str | None, cells: list[JudgedCell]) -> JudgedRow:
@@ -215,4 +255,4 @@ def _bare(row: pd.Series, column: str) -> str:
 
 
 def _p_value(value: float) -> str:
-    return number(value, 2) if value >= 0.001 else "<0.001"
+    return "<0.001" if value < 0.001 else number(value, 2)

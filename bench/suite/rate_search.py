@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import plan
-from .plan import Grids, OwnRates, Planned
+from .plan import Cell, Grids, OwnRates, Planned
 from .suite_entries import Suite
 
 
@@ -29,7 +29,8 @@ def stages(suite: Suite) -> Generator[Stage, pd.DataFrame, None]:
     First comes the grid, or the trials of a search. While the best rate of any method lies at an edge of the grid, the
     grid grows beyond it, as often as the suite allows. Then each method tries two more rates, at the suite's finer
     factor below and above its best one. Last come the methods whose rates are tried around those of another: at first
-    three, and while the best of them lies at an edge one more beyond it, as often as the grid may grow.
+    three, and while the best of them lies at an edge one more beyond it, as often as the grid may grow. A method that
+    scores the same at all rates, such as one that fails at all of them, has no best rate, so nothing is tried near it.
 
     Each `send` takes the table ``selection`` of the runs up to the stage that was yielded.
     """
@@ -45,22 +46,30 @@ def stages(suite: Suite) -> Generator[Stage, pd.DataFrame, None]:
         selection = yield Stage("learning rates beyond the grid", grids, own)
     if suite.finer is None:
         return
-    best = plan.chosen_rates(selection)
-    own = {cell: plan.around(lr, suite.finer) for cell, lr in best.items() if cell[1] not in alone}
+    own = {cell: plan.around(lr, suite.finer) for cell, lr in _best_rates(selection).items() if cell[1] not in alone}
     selection = yield Stage("learning rates between those of the grid", grids, own)
     if not any(entry.rates_around for entry in suite.balancers):
         return
-    best = plan.chosen_rates(selection)
+    chosen = plan.chosen_rates(selection)
     around: OwnRates = {
-        (problem.label, entry.label): plan.around(best[problem.label, entry.rates_around], suite.finer)
+        (problem.label, entry.label): plan.around(chosen[problem.label, entry.rates_around], suite.finer)
         for problem in suite.problems
         for entry in suite.balancers_on(problem.label)
         if entry.rates_around
     }
     for _ in range(1 + suite.growths):
         selection = yield Stage("learning rates around another method's", grids, {**own, **around})
-        best = plan.chosen_rates(selection)
-        wider = {cell: plan.grown(rates, {best[cell]}) for cell, rates in around.items()}
+        best = _best_rates(selection)
+        wider = {cell: plan.grown(rates, {best[cell]} if cell in best else set()) for cell, rates in around.items()}
         if wider == around:
             return
         around = wider
+
+
+def _best_rates(selection: pd.DataFrame) -> dict[Cell, float]:
+    """Return the best rates, by the labels of problem and balancer.
+
+    A balancer that scores the same at all rates, such as one that fails at all of them, has no best one.
+    """
+    scores = selection.groupby(["problem", "balancer"])["mean_validation_score"]
+    return plan.chosen_rates(selection[scores.transform("nunique") > 1])

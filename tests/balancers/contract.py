@@ -76,6 +76,8 @@ OPTIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 REFUSES_NEGATIVE_LOSSES: Mapping[str, Mapping[str, Any]] = {
     "epo": {},
     "gradnorm": {},
+    "imtl": {},
+    "imtl-l": {},
     "softadapt": {"loss_weighted": True},
 }
 """Methods for which a negative loss is invalid, but not a loss of zero, and the options under which it is."""
@@ -85,8 +87,10 @@ DEFAULT_PREFERENCES = ("cosmos", "epo", "tchebycheff", "stch")
 """Methods whose weights depend on the number of tasks that the balancer was made for, without ``preferences``."""
 COMBINES_ABSENT_TASKS = ("m-config",)
 """Methods whose weights are those of what was averaged of all tasks, also of those that have no loss in the step."""
-OF_ALL_TASKS = ("auto-lambda", "m-config", "sdmgrad")
+OF_ALL_TASKS = ("auto-lambda", "m-config", "relobralo", "sdmgrad")
 """Methods whose weights depend on all tasks that the balancer was made for."""
+DRAWS_FOR_ABSENT_TASKS = ("random",)
+"""Methods that draw new weights for all tasks, also for those that had no loss in the step."""
 
 FOR_EACH_TENSOR = ("norms",)
 """State of each task and shared tensor: the second dimension is not the tasks, although it has as many entries."""
@@ -743,6 +747,11 @@ def _task_dims(key: str, value: Tensor) -> list[int]:
 def _of_task(key: str, value: Tensor, i: int) -> list[Tensor]:
     """Return the parts of a state tensor that belong to task ``i``."""
     return [value.select(dim, i) for dim in _task_dims(key, value)]
+
+
+def keeps_absent_tasks(case: Case) -> bool:
+    """Return whether a task without a loss keeps its weight."""
+    return case.method.name not in DRAWS_FOR_ABSENT_TASKS
 
 
 def left_out_tasks_keep_their_state(case: Case) -> None:

@@ -1,13 +1,17 @@
 """A step captured in a CUDA graph trains as the step itself does, and steps that can't be captured are refused."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from balancers import CapturedStep, EqualWeighting, GradNorm, LossBalancer, UncertaintyWeighting
+from balancers.engine import captured_step
+from balancers.engine.captured_step import _Layout
 
 from .nets import Net, build, inputs, losses_of
 
@@ -76,3 +80,34 @@ def test_refuses_a_batch_of_another_shape():
         captured(x)
     with pytest.raises(ValueError, match="the step was captured with"):
         captured(x[:1])
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ((torch.ones(2), {"b": torch.ones(3), "a": torch.ones(3)}, 1, "x"), "keys of a dict in another order"),
+        ((torch.ones(2), {"a": torch.ones(3), "b": torch.ones(3)}, 2, "x"), r"has the numbers \[2\]"),
+        ((torch.ones(2), {"a": torch.ones(3), "b": torch.ones(4)}, 1, "x"), "tensors of shapes and types"),
+    ],
+)
+def test_batches_must_be_alike_in_all_that_the_captured_step_keeps(batch: tuple[object, ...], words: str):
+    def layout(batch: tuple[object, ...]) -> _Layout:
+        return _Layout.of(*tree_flatten(batch))
+
+    first = layout((torch.ones(2), {"a": torch.ones(3), "b": torch.ones(3)}, 1, "x"))
+    first.check(layout((torch.zeros(2), {"a": torch.zeros(3), "b": torch.zeros(3)}, 1, "y")))
+    with pytest.raises(ValueError, match=words):
+        first.check(layout(batch))
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_batch_that_is_not_on_the_balancers_device_is_told_once(on_gpu: bool, monkeypatch: pytest.MonkeyPatch):
+    _, balancer, step = training("layer", "cpu")
+    monkeypatch.setattr(captured_step, "_is_on_gpu", lambda each: on_gpu and each is balancer)
+    captured = CapturedStep(step, [balancer])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for x in inputs("linear", 3):
+            captured(x)
+    told = [each for each in caught if "CapturedStep captures nothing" in str(each.message)]
+    assert [each.filename for each in told] == [__file__] * on_gpu

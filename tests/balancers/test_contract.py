@@ -184,7 +184,7 @@ def test_shows_the_weights_it_used(case: Case):
 
 
 @pytest.mark.filterwarnings("ignore:.* compares tasks:RuntimeWarning")
-@each_at_home()
+@each_at_home(contract.keeps_absent_tasks)
 def test_a_task_left_out_keeps_its_state(case: Case):
     contract.left_out_tasks_keep_their_state(case)
 

@@ -106,10 +106,11 @@ def methods(*only: str, where: Callable[[type[LossBalancer]], bool] = lambda met
 
 
 @methods("imtl", "imtl-l")
+@pytest.mark.filterwarnings("ignore:imtl.* is made for nonnegative losses:RuntimeWarning")
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("bad", [-1.0, 0.0, -1e-30, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [-1.0, -1e-30, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("task", [0, 2])
-def test_imtl_scales_stay_at_a_loss_that_is_not_positive(
+def test_imtl_scales_stay_at_a_loss_that_is_negative_or_not_finite(
     name: str, place: str, optimizer: str, bad: float, task: int
 ) -> None:
     problem, calm = Problem(name, place, optimizer=optimizer), Problem(name, place, optimizer=optimizer)
@@ -123,6 +124,34 @@ def test_imtl_scales_stay_at_a_loss_that_is_not_positive(
         assert_bit_equal(problem.state(), before)
     assert not calm.balancer.log_scales.eq(0).any()
     assert_bit_equal(problem.state(), calm.state())
+
+
+@methods("imtl", "imtl-l")
+def test_imtl_scales_learn_from_a_loss_of_zero(name: str, place: str) -> None:
+    """Its slope is that of the paper's objective, as autograd finds it, and the other tasks learn as ever."""
+    problem = Problem(name, place, optimizer="sgd", lr=0.1)
+    scales = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([scales], lr=0.1)
+    with without_warnings():
+        for t in range(20):
+            values = torch.tensor([0.0 if t % 2 else 1.5, 2.0, 0.5 + t], dtype=torch.float64)
+            problem.step(values)
+            optimizer.zero_grad()
+            (scales.exp() * values - scales).sum().backward()
+            optimizer.step()
+            torch.testing.assert_close(problem.balancer.log_scales, scales.detach(), rtol=1e-12, atol=1e-12)
+
+
+@methods("imtl", "imtl-l")
+def test_the_weight_of_a_loss_that_stays_zero_never_becomes_infinite(name: str, place: str) -> None:
+    """Infinity times zero is not a number, and would be the end of the network."""
+    problem = Problem(name, place, without([0]))
+    problem.step([0.0, 2.0, 3.0])
+    problem.balancer.log_scales[0] = 1e4
+    for _ in range(3):
+        problem.step([0.0, 2.0, 3.0])
+        assert problem.balancer.weights.isfinite().all()
+        assert problem.net.trunk.isfinite().all()
 
 
 @methods("imtl")
@@ -172,7 +201,7 @@ def test_a_loss_out_of_the_domain_leaves_the_state_and_the_weights(name: str, pl
 
 # A satisfied task: its loss is exactly zero, or constant, and it has no gradient.
 
-STAYS = ("imtl", "db-mtl")
+STAYS = ("db-mtl",)
 """Combining methods that a loss of zero is not valid for: they keep their last weights."""
 STOPS = ("mgda",)
 """Methods whose direction is zero by definition: the shortest mean of gradients of which one is zero."""
@@ -319,7 +348,7 @@ def test_training_goes_on_with_the_last_weights(name: str, place: str, which: st
     assert_bit_equal(problem.state(), before)
 
 
-@methods(*STAYS)
+@methods("imtl", *STAYS)
 def test_a_constant_loss_without_a_gradient_is_valid(name: str, place: str) -> None:
     """Here the loss is positive, so that only its gradient is missing."""
     problem = Problem(name, place, without([0]))
@@ -472,6 +501,41 @@ def test_a_single_stray_value_is_not_told(name: str) -> None:
         with without_warnings():
             for t in range(24):
                 problem.step(values_at(t, b=-1.0 if t == stray else 2.0))
+
+
+@methods("scale-invariant", "imtl-l", "cov", "gradnorm", "uncertainty", "dwa")
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_loss_that_is_out_of_the_domain_now_and_then_is_told(name: str, place: str, every: int) -> None:
+    """As that of batches without positives, of which there are never three in a row."""
+    problem = Problem(name, place)
+    with collected() as messages:
+        for t in range(STEPS):
+            problem.step(values_at(t, b=2.0 if t % every else LIMITED[name]))
+    [message] = messages
+    assert "task 'b'" in message
+    assert "task 'a'" not in message
+
+
+def test_the_warning_says_what_such_losses_do() -> None:
+    """Each effect is seen in the weights of the same steps."""
+    effects = {
+        "dwa": "the task may count as constant",
+        "uncertainty": "its weight grows",
+        "imtl-l": "no weight changes",
+    }
+    for name, effect in effects.items():
+        problem = Problem(name, "", **({"period": 1} if name == "dwa" else {}))
+        with collected() as messages:
+            shown = []
+            for t in range(8):
+                problem.step([1.0, -1.0 - t, 1.0])
+                shown.append(problem.balancer.weights[1].item())
+        [message] = messages
+        assert f"in such steps {effect}" in message
+        if name == "uncertainty":
+            assert shown == sorted(set(shown))
+        else:
+            assert set(shown) == {1.0}
 
 
 @limited()

@@ -175,6 +175,24 @@ def check(net: Net, x: Any, balancer: GradientBalancer, others: Sequence[Tensor]
     close_to([p.grad for p in heads], list(of_heads))
 
 
+@pytest.mark.parametrize("num_tasks", [2, 5])
+def test_weights_that_half_precision_does_not_hold(gates: list[bool], num_tasks: int) -> None:
+    """Gradients of half precision that are tiny get weights above 65504."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    net = Net(nn.Linear(4, 5), x, num_tasks).half()
+    balancer = InverseNorm(net.fork, wrt=net.trunk)
+    losses = [1e-5 * (out.float() - 1).square().mean() for out in net(x.half())]
+    rows = rows_of([1e-5 * (out.float() - 1).square().mean() for out in net.plain(x.half())], [*net.trunk.parameters()])
+    balancer(losses).backward()
+    assert gates == [True]
+    assert balancer.weights.max() > 65504
+    wide = [[part.float() for part in row] for row in rows]
+    expected = weighted(balancer.weights, wide)
+    for parameter, direction in zip(net.trunk.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad.float(), direction, rtol=2e-2, atol=2e-2)
+
+
 class Halves(GradientBalancer):
     """Puts directions in the place of gradients: half their sum."""
 

@@ -44,6 +44,53 @@ def test_projection_on_a_point():
     assert project(torch.tensor([0.5, -1.0]), torch.tensor(0.0)).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", range(3, 13))
+def test_projection_of_large_numbers(exponent: int, dtype: torch.dtype):
+    """The result depends on the differences alone, which are small for the first two, and adds up to the total."""
+    for total in (1.0, 0.3):
+        point = torch.full((4,), 1.0, dtype=torch.float64)
+        point[1:] -= torch.tensor([0.25 * total, 10.0, 1e3])
+        near = project(point, torch.tensor(total))
+        torch.testing.assert_close(near, total * torch.tensor([0.625, 0.375, 0.0, 0.0], dtype=torch.float64))
+        for sign in (-1, 1):
+            far = sign * 10.0**exponent * torch.tensor([1.0, 1.3, 1.3, 0.9], dtype=dtype)
+            found = project(far, torch.tensor(total))
+            expected = [0.0, 0.0, 0.0, total] if sign < 0 else [0.0, total / 2, total / 2, 0.0]
+            torch.testing.assert_close(found, torch.tensor(expected, dtype=dtype))
+
+
+def test_projection_keeps_its_sum():
+    generator = torch.Generator().manual_seed(12)
+    for scale in (1.0, 1e3, 1e6, 1e9):
+        shares = torch.full((5,), 0.2)
+        for _ in range(1000):
+            shares = project(shares - scale * torch.rand(5, generator=generator), shares.sum())
+            torch.testing.assert_close(shares.sum().item(), 1.0, rtol=0, atol=1e-6)
+
+
+def test_moco_recovers_from_shares_without_a_sum():
+    planted, balancer = make(MoCo)
+    generator = torch.Generator().manual_seed(13)
+    planted.step(balancer, draw(3, generator))
+    balancer.shares.zero_()  # as rounding did before
+    planted.step(balancer, draw(3, generator))
+    torch.testing.assert_close(balancer.weights.sum().item(), 1.0)
+
+
+def test_moco_without_the_tasks_that_have_weight():
+    """The tasks of a step share the sum that they had before, also if it is zero."""
+    planted = Planted(3)
+    balancer = MoCo(None, wrt=planted.shared, tasks=["a", "b", "c"])
+    generator = torch.Generator().manual_seed(14)
+    planted.step(balancer, draw(3, generator))
+    balancer.shares.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    losses = dict(zip("abc", planted.losses(draw(3, generator), torch.ones(3)), strict=True))
+    del losses["a"]
+    assert not planted.backward(balancer, losses).any()
+    assert balancer.shares.tolist() == [1.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("options", [{}, {"beta": 0.2, "gamma": 0.01, "sigma": 0.0, "rho": 0.3}])
 def test_moco_is_its_algorithm(options):
     planted, balancer = make(MoCo, **options)

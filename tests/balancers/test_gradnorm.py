@@ -218,3 +218,15 @@ def test_the_gradient_of_a_scalar_is_no_norm() -> None:
     for _ in range(2):
         balancer([-3 * scalar, -5 * scalar]).backward()
     torch.testing.assert_close(balancer.statistics["gradient_norms"], torch.tensor([3.0, 5.0]))
+
+
+def test_losses_that_are_all_zero_count_as_equally_fast() -> None:
+    """Such a step is valid: it may be of batches without positives. The targets are then the mean norm."""
+    weight = nn.Parameter(tensor(1.0))
+    balancer = GradNorm(None, wrt=weight, tasks=2, lr=0.1, optimizer="sgd", check_finite=True)
+    balancer([weight.sum(), 3 * weight.sum()]).backward()
+    before = balancer.next_weights.clone()
+    balancer([(weight - 1).sum(), 3 * (weight - 1).sum()]).backward()
+    norms = before * tensor(1.0, 3.0)
+    expected = before - 0.1 * torch.sign(norms - norms.mean()) * tensor(1.0, 3.0)
+    torch.testing.assert_close(balancer.next_weights, 2 * expected / expected.sum())

@@ -6,16 +6,18 @@ The tests allow for these deliberate differences from TorchJD:
   tasks, where one of its steps is exact.
 - UPGrad, DualProj: TorchJD adds 1e-4 times the identity to the normalised Gramian; here almost nothing.
 - CAGrad: TorchJD solves to its convex solver's tolerance, which leaves up to 2e-4 in the direction. All cases are
-  compared by the objective, and most by the direction.
+  compared by the objective, and most by the direction. TorchJD's weights are zero where g_lambda is; ours are 1/T.
 - Nash-MTL: TorchJD makes a few convex approximations, and clips the direction's length. Here it makes many, and the
   directions are compared.
 - FairGrad: TorchJD solves by least squares with a loose tolerance; compared where its residual is small.
 - PCGrad, GradVac: both are given the same random orders.
 - GradVac: TorchJD adds 1e-8 to denominators.
-- IMTL-G: TorchJD's weights are zero where the gradients cancel; ours are 1/T.
+- IMTL-G: TorchJD's weights are zero where the gradients cancel; ours are 1/T. TorchJD takes the Gramian's rank, and
+  ours is that of the cosines, so that short gradients count.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +37,8 @@ from balancers import (
     IMTLGradient,
     NashMTL,
     UPGrad,
+    get,
+    names,
 )
 from balancers.grad_vac import vaccinate
 from balancers.pcgrad import of_two, surgery
@@ -103,6 +107,62 @@ def test_projections_on_all_gradients_are_equal(cls: type[GradientBalancer]) -> 
         weights = method(cls)(rows @ rows.T)
         projections = (rows / rows.norm(dim=1, keepdim=True)) @ direction(weights, rows)
         torch.testing.assert_close(projections, projections[:1].expand_as(projections), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("cls", [IMTLGradient, ConFIG])
+@pytest.mark.parametrize("dtype", [torch.float32, double])
+@pytest.mark.parametrize("short", [1e-2, 1e-4, 1e-6])
+def test_projections_on_short_gradients_are_equal_too(
+    short: float, dtype: torch.dtype, cls: type[GradientBalancer]
+) -> None:
+    generator = torch.Generator().manual_seed(15)
+    for case in range(20):
+        rows = torch.randn(2 + case % 4, 1000, generator=generator, dtype=double)
+        rows[case % 2] *= short
+        rows = rows.to(dtype)
+        combined = direction(method(cls)(rows @ rows.T).double(), rows.double())
+        projections = torch.nn.functional.normalize(rows.double(), dim=1) @ combined
+        torch.testing.assert_close(projections, projections[:1].expand_as(projections), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, double])
+def test_a_third_task_does_not_drop_a_short_gradient(dtype: torch.dtype) -> None:
+    short = 5e-4
+    two = method(IMTLGradient)(torch.diag(torch.tensor([1.0, short**2], dtype=dtype)))
+    three = method(IMTLGradient)(torch.diag(torch.tensor([1.0, short**2, 1.0], dtype=dtype)))
+    torch.testing.assert_close(two, torch.tensor([short, 1.0], dtype=dtype) / (1 + short))
+    torch.testing.assert_close(three, torch.tensor([short, 1.0, short], dtype=dtype) / (1 + 2 * short))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, double])
+@pytest.mark.parametrize("norms", [(1.0, 1.0, 1.0), (1.0, 2.0, 3.0)])
+def test_three_gradients_that_balance(norms: tuple[float, ...], dtype: torch.dtype) -> None:
+    angles = torch.arange(3, dtype=double) * math.tau / 3 + 0.3
+    rows = (torch.tensor(norms, dtype=double) * torch.stack([angles.cos(), angles.sin()])).T.to(dtype)
+    assert not method(ConFIG)(rows @ rows.T).any()
+    torch.testing.assert_close(method(IMTLGradient)(rows @ rows.T), torch.full((3,), 1 / 3, dtype=dtype))
+
+
+def test_imtl_g_may_raise_all_losses() -> None:
+    cosines = torch.tensor([[1.0, 0.0, 0.69], [0.0, 1.0, 0.69], [0.69, 0.69, 1.0]], dtype=double)
+    norms = torch.tensor([1.0, 1.0, 0.1], dtype=double)
+    gramian = cosines * torch.outer(norms, norms)
+    weights = method(IMTLGradient)(gramian)
+    projections = gramian @ weights / norms
+    torch.testing.assert_close(weights.sum().item(), 1.0)
+    torch.testing.assert_close(projections, torch.full_like(projections, -0.0150), rtol=1e-2, atol=0)
+
+
+GRAMIAN = [get(name) for name in names() if get(name).reads == "gramian" and hasattr(get(name), "solve")]
+
+
+@pytest.mark.parametrize("cls", [cls for cls in GRAMIAN if cls.__module__.startswith("balancers.")])
+def test_weights_below_zero_are_declared(cls: type[GradientBalancer]) -> None:
+    """Gradients at small angles to each other, one short, need negative weights for equal projections."""
+    least = 0.0
+    for rows in [*matrices(16), torch.tensor([[1.0, 0.0], [5.0, 1.0]], dtype=double)]:
+        least = min(least, cls(Fork(len(rows))).solve(rows @ rows.T).min().item())
+    assert (least < -1e-3) == cls.may_ascend
 
 
 def test_config_is_as_long_as_the_projections_add_up_to() -> None:
@@ -184,15 +244,28 @@ def test_cagrad_with_a_satisfied_task_still_helps_the_one_that_the_mean_harms() 
     torch.testing.assert_close(direction(weights, rows), mean + 0.4 * mean.norm() * unit(rows[2]), rtol=1e-5, atol=0)
 
 
-def test_cagrad_is_zero_where_a_point_is_pareto_stationary() -> None:
+def test_cagrad_is_the_mean_where_a_point_is_pareto_stationary() -> None:
     """The mean of the first case is zero. Those of the others are not, and no direction lowers all losses."""
     pytest.importorskip("cvxpy")
     opposed = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=double)
     orthogonal = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=double)
     triangle = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [-1.0, -2.0]], dtype=double)
     for rows, c in ((opposed, 0.4), (orthogonal, 0.4), (orthogonal, 1.5), (triangle, 1.5)):
-        assert not method(CAGrad, c=c)(rows @ rows.T).any()
+        weights = method(CAGrad, c=c)(rows @ rows.T)
+        torch.testing.assert_close(weights, torch.full_like(weights, 1 / len(rows)))
         assert not torchjd().CAGrad(c=c).gramian_weighting(rows @ rows.T).any()
+
+
+def test_cagrad_converges_to_a_minimum_of_the_mean_loss() -> None:
+    """Of the losses x, -x and y^2 / 2: for each y, no direction lowers the first two."""
+    point = torch.nn.Parameter(torch.tensor([0.3, 2.0], dtype=double))
+    balancer = CAGrad(None, wrt=[point], tasks=3, c=0.4)
+    optimizer = torch.optim.SGD([point], lr=1.0)
+    for _ in range(40):
+        optimizer.zero_grad()
+        balancer([point[0], -point[0], point[1].square() / 2]).backward()
+        optimizer.step()
+    torch.testing.assert_close(point.detach(), torch.tensor([0.3, 0.0], dtype=double), rtol=0, atol=1e-5)
 
 
 def test_aligned_gradients_are_orthogonal_and_equally_long() -> None:
@@ -243,6 +316,21 @@ def test_pcgrad_of_two_tasks_needs_no_order() -> None:
         torch.testing.assert_close(direction(of_two(rows @ rows.T), rows), in_plain_python(rows, order))
     with_zero = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
     torch.testing.assert_close(of_two(with_zero @ with_zero.T), torch.ones(2))
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_pcgrad_with_a_gradient_whose_square_is_zero(num_tasks: int) -> None:
+    """It can't be projected on, although its product with another gradient is not zero yet."""
+    rows = torch.eye(num_tasks)
+    rows[1, 0], rows[0] = -1.0, rows[0] * 1e-24
+    gramian = rows @ rows.T
+    assert gramian[0, 0] == 0
+    assert gramian[0, 1] < 0
+    order = torch.stack([torch.tensor([j for j in range(num_tasks) if j != i]) for i in range(num_tasks)])
+    torch.testing.assert_close(surgery(gramian, order), torch.ones(num_tasks))
+    torch.testing.assert_close(of_two(gramian[:2, :2]), torch.ones(2))
+    gramian[0, 0] = torch.nan
+    assert not of_two(gramian[:2, :2]).isfinite().all()
 
 
 def vaccine_in_plain_python(rows: Tensor, usual: Tensor, order: Tensor, beta: float) -> Tensor:

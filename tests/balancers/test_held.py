@@ -475,6 +475,68 @@ def test_a_new_balancers_first_step_may_be_a_block(name: str, place: str) -> Non
     problem.after_step()
 
 
+def starts_with_a_step(method: type[LossBalancer]) -> bool:
+    """Return whether a first block has the weights of a first step: nothing need be measured before it."""
+    return not method.combines and method.when != "forward"
+
+
+@methods(where=starts_with_a_step)
+def test_a_first_block_has_the_weights_of_a_first_step(name: str, place: str) -> None:
+    """Also where they follow from the losses of a call: there is no call before it whose weights could be held."""
+    held, plain = Problem(name, place), Problem(name, place)
+    for _ in range(2):
+        for problem in (held, plain):
+            problem.net.move(1)
+        value = plain.evaluate()
+        weights = plain.balancer.weights
+        with held.balancer.held():
+            same(held.evaluate(), value)
+            assert held.balancer.weights.equal(weights)
+            held.net.move(2)
+            assert_is_weighted_sum(held, held.evaluate(), weights)
+        same(held.state(), plain.state())
+        for problem in (held, plain):
+            problem.balancer.reset_parameters()
+
+
+@methods("gls", "scale-invariant", "famo")
+def test_the_first_block_after_a_checkpoint_holds_its_weights(name: str, place: str) -> None:
+    problem, loaded = Problem(name, place), Problem(name, place)
+    problem.evaluate()
+    loaded.balancer.load_state_dict(problem.balancer.state_dict())
+    loaded.net.move(1)
+    with loaded.balancer.held():
+        assert_is_weighted_sum(loaded, loaded.evaluate(), problem.balancer.weights)
+
+
+@methods(where=lambda method: not issubclass(method, GradientBalancer) and method.name != "static")
+def test_a_new_balancer_shows_the_weights_that_it_starts_with(name: str, place: str) -> None:
+    """Those of a first step in which all losses are 1."""
+    problem = Problem(name, place)
+    shown = problem.balancer.weights
+    problem.balancer([torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(TASKS)])
+    torch.testing.assert_close(problem.balancer.weights, shown.double(), rtol=1e-6, atol=0)
+
+
+def test_a_first_step_that_is_not_valid_uses_the_weights_that_a_new_balancer_shows() -> None:
+    balancer = get("famo")(4)
+    balancer(torch.tensor([0.0, 1.0, 1.0, 1.0], requires_grad=True)).backward()
+    assert balancer.weights.tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "preferences", "expected"),
+    [
+        ("pbi", [3.0, 4.0], [0.6, 0.8]),
+        ("cosmos", [3.0, 4.0], [3.0, 4.0]),
+        ("tchebycheff", [3.0, 4.0], [1.5, 2.0]),
+        ("stch", [3.0, 4.0], [1.5, 2.0]),
+    ],
+)
+def test_a_new_balancer_shows_its_preferences(name: str, preferences: list[float], expected: list[float]) -> None:
+    torch.testing.assert_close(get(name)(2, preferences=preferences).weights, torch.tensor(expected))
+
+
 def test_held_weights_are_those_given_to_the_last_digit() -> None:
     """A third in float32 is another number."""
     problem = Problem("equal", "")

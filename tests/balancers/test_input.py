@@ -277,3 +277,10 @@ def test_a_method_that_makes_nothing_of_gradients_says_what_to_override(reads: s
         method(None, wrt=NET.layer, tasks=2)([output.sum() for output in outputs]).backward()
 
     refused(NotImplementedError, ["Empty", "update"], run)
+
+
+def test_a_set_has_no_order_and_is_refused():
+    parameters = list(nn.Linear(2, 2).parameters())
+    for kind in (set, frozenset):
+        refused(TypeError, ["wrt", "set", "list"], lambda kind=kind: GradNorm(None, wrt=kind(parameters), tasks=2))
+        refused(TypeError, ["tasks", "set", "list"], lambda kind=kind: EqualWeighting(kind(["depth", "normals"])))

@@ -79,10 +79,17 @@ def batch(*shape: int, seed: int = 0) -> Tensor:
 
 
 def passes_by(parameter: nn.Parameter, run: Callable[[], None]) -> int:
-    """Count the backward passes that reach a parameter."""
-    seen: list[Tensor] = []
+    """Count the backward passes that reach a parameter: those that train, which hooks see, and those that measure."""
+    seen, grad = list[object](), torch.autograd.grad
+
+    def counted(outputs: Any, inputs: Any, *more: Any, **options: Any) -> Any:
+        seen.extend(each for each in inputs if each is parameter)
+        return grad(outputs, inputs, *more, **options)
+
     handle = parameter.register_hook(seen.append)
-    run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", counted)
+        run()
     handle.remove()
     return len(seen)
 

@@ -84,6 +84,69 @@ def test_softadapt_is_its_formula(normalized: bool, loss_weighted: bool, period:
         np.testing.assert_allclose(found, by_period(losses, period, 1 / num_tasks, weigh), rtol=1e-9)
 
 
+def by_period_of_some(losses: list[dict[str, float]], period: int, total: float, weigh) -> np.ndarray:
+    """Return the weights after each period, in which tasks may be missing, for three tasks a, b and c.
+
+    ``weigh`` returns unnormalised weights for the two last means of the tasks that closed a period; they share what the
+    others leave of ``total``.
+    """
+    means: dict[str, list[float]] = {task: [] for task in "abc"}
+    weights, found = dict.fromkeys("abc", total / 3), []
+    for start in range(0, len(losses), period):
+        seen = {task: [row[task] for row in losses[start : start + period] if task in row] for task in "abc"}
+        for task, values in seen.items():
+            means[task] += [float(np.mean(values))] if values else []
+        changed = [task for task in "abc" if seen[task] and len(means[task]) > 1]
+        if changed:
+            new = weigh(*(np.array([means[task][k] for task in changed]) for k in (-2, -1)))
+            rest = total - sum(weights[task] for task in weights if task not in changed)
+            weights |= dict(zip(changed, rest * new / new.sum(), strict=True))
+        found.append(list(weights.values()))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("period", [1, 3])
+@pytest.mark.parametrize("method", ["dwa", "softadapt", "softadapt-normalized", "softadapt-weighted"])
+def test_the_sum_stays_where_tasks_are_left_out(method: str, period: int):
+    """The tasks that closed a period share what the others leave. Rates of other tasks do not count."""
+    rows = sequence(3, 12 * period, 5)
+    random = np.random.default_rng(2)
+    present = [t for _ in range(12) for t in [random.random(3) < 0.6] * period]
+    losses = [
+        {task: row[i] for i, task in enumerate("abc") if given[i] or not given.any()}
+        for row, given in zip(rows, present, strict=True)
+    ]
+    options = {"normalized": method == "softadapt-normalized", "loss_weighted": method == "softadapt-weighted"}
+
+    def weigh(before: np.ndarray, last: np.ndarray) -> np.ndarray:
+        if method == "dwa":
+            return np.exp(last / before / 2.0)
+        s = last - before
+        shares = np.exp(2.0 * (s / max(np.abs(s).sum(), 1e-300) if options["normalized"] else s))
+        return shares * last if options["loss_weighted"] else shares
+
+    dwa = method == "dwa"
+    make = DynamicWeightAverage if dwa else SoftAdapt
+    balancer = make(list("abc"), period=period, **({} if dwa else {"beta": 2.0, **options}))
+    found = []
+    for step, row in enumerate(losses, start=1):
+        balancer({task: torch.tensor(value, requires_grad=True) for task, value in row.items()}).backward()
+        if step % period == 0:
+            found.append(balancer.next_weights.numpy().copy())
+    expected = by_period_of_some(losses, period, 3.0 if dwa else 1.0, weigh)
+    assert len(np.unique(expected.round(6), axis=0)) > 4
+    np.testing.assert_allclose(np.stack(found), expected, rtol=1e-9)
+    np.testing.assert_allclose(np.stack(found).sum(1), 3.0 if dwa else 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:dwa is made for nonnegative losses:RuntimeWarning")
+@pytest.mark.parametrize("earlier", [0.0, -1.0])
+@pytest.mark.parametrize("later", [-3.0, 0.0, 5.0])
+def test_dwa_counts_a_task_as_constant_whose_earlier_mean_is_zero_or_negative(earlier: float, later: float):
+    weights = run(DynamicWeightAverage(2, period=1), np.array([[earlier, 1.0], [later, 2.0], [later, 2.0]]))
+    np.testing.assert_allclose(weights[2], 2 * softmax(np.array([1.0, 2.0]) / 2.0), rtol=1e-9)
+
+
 def test_scales_cancel_out():
     losses, scales = sequence(3, 9, 1), np.array([1e-3, 1.0, 1e3])
     dwa = run(DynamicWeightAverage(3, period=2), losses)

@@ -73,6 +73,18 @@ def test_rlw_draws_nothing_between_steps():
         assert torch.equal(watched.weights, weights)
 
 
+@pytest.mark.parametrize("present", [1, 2])
+def test_rlw_draws_for_all_tasks_whichever_have_a_loss(present: int):
+    """Its weights are those of a balancer that sees all losses: they do not depend on them."""
+    tasks, losses = ["a", "b", "c"], sequence(3, 7, steps=12)
+    expected = run(RandomLossWeighting(tasks, seed=3), losses)
+    balancer = RandomLossWeighting(tasks, seed=3)
+    for step, row in enumerate(losses):
+        given = [(step + k) % 3 for k in range(present)]
+        balancer({tasks[i]: row[i].clone().requires_grad_() for i in given}).backward()
+        assert torch.equal(balancer.weights, expected[step])
+
+
 def relobralo(losses: np.ndarray, alpha: float, temperature: float, rho: np.ndarray) -> np.ndarray:
     """Return the weights of each step for random numbers ``rho``, 0 or 1."""
 
@@ -104,6 +116,29 @@ def test_relobralo_keeps_the_sum_and_no_scale():
     weights = run(ReLoBRaLo(3, alpha=0.9, rho=0.5), losses)
     torch.testing.assert_close(weights.sum(1), torch.full((20,), 3.0, dtype=torch.float64))
     torch.testing.assert_close(run(ReLoBRaLo(3, alpha=0.9, rho=0.5), losses * scales), weights)
+
+
+def test_relobralo_keeps_the_sum_where_tasks_are_left_out():
+    """Those that have a loss share what the others leave, by the formula; a task alone keeps its weight."""
+    tasks, losses, alpha, temperature = ["a", "b", "c"], sequence(3, 8, steps=12).numpy(), 0.6, 2.0
+    given = [[0, 1, 2], [0, 1, 2], [0, 1], [0, 1], [2], [1, 2], [0], [0, 1, 2], [0, 2], [0, 1, 2]]
+    balancer = ReLoBRaLo(tasks, alpha=alpha, temperature=temperature, rho=0.5, seed=4)
+    expected, previous = np.ones(3), losses[0].copy()
+    for step, present in enumerate(given):
+        row = losses[step]
+        balancer({tasks[i]: torch.tensor(row[i], requires_grad=True) for i in present}).backward()
+        if step > 0:
+            rho = float(draws(4, step - 1).uniform() < 0.5)
+            total = 3 - sum(expected[i] for i in range(3) if i not in present)
+            now, shares = row[present], []
+            for before in (losses[0], previous):
+                powers = np.exp(now / (temperature * before[present]))
+                shares.append(total * powers / powers.sum())
+            kept = rho * expected[present] + (1 - rho) * shares[0]
+            expected[present] = alpha * kept + (1 - alpha) * shares[1]
+            previous[present] = now
+        np.testing.assert_allclose(balancer.weights.numpy(), expected, rtol=1e-9)
+        np.testing.assert_allclose(balancer.weights.sum().item(), 3.0)
 
 
 def test_relobralo_looks_without_learning():

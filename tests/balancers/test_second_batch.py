@@ -152,6 +152,16 @@ def test_modo_against_torchjd(options: Mapping[str, float], num_tasks: int):
         torch.testing.assert_close(planted.weights(own, other), expected, rtol=1e-9, atol=1e-12)
 
 
+def sdmgrad_scaled(peer: Any, products: Tensor) -> Tensor:
+    """Return TorchJD's weights with the scaling of the authors' code, by a learning rate that makes up for its own."""
+    diagonal, lr = products.diagonal().clamp(min=0), peer.lr
+    theirs, official = diagonal.sqrt().mean().square() + 1e-8, (diagonal + 1e-4).sqrt().mean().square()
+    peer.lr = lr * (theirs / official).item()
+    weights = peer(products)
+    peer.lr = lr
+    return weights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])
 @pytest.mark.parametrize(
@@ -168,7 +178,7 @@ def test_sdmgrad_against_torchjd(options: Mapping[str, Any], its: Mapping[str, A
     peer = pytest.importorskip("torchjd.aggregation").SDMGradWeighting(**its)
     planted = Planted(SDMGrad, num_tasks, **options)
     for step, one, other in rows(250, num_tasks):
-        expected = peer(one @ other.mT)
+        expected = sdmgrad_scaled(peer, one @ other.mT)
         torch.testing.assert_close(planted.weights(step, one, other), expected, rtol=1e-7, atol=1e-9)
 
 
@@ -177,7 +187,7 @@ def test_sdmgrad_with_the_papers_learning_rate_against_torchjd():
     """Steps of 10 amplify rounding, so that each case has an iteration from equal shares."""
     its = pytest.importorskip("torchjd.aggregation")
     for step, one, other in rows(250, 4):
-        expected = its.SDMGradWeighting()(one @ other.mT)
+        expected = sdmgrad_scaled(its.SDMGradWeighting(), one @ other.mT)
         torch.testing.assert_close(Planted(SDMGrad, 4).weights(step, one, other), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -190,7 +200,7 @@ def test_sdmgrad_preferences_against_torchjd():
     first = (torch.full_like(preferred, 1 / 3) + 0.3 * preferred) / 1.3
     torch.testing.assert_close(planted.balancer.weights.double(), first, rtol=1e-6, atol=0)
     for step, one, other in rows(200, 3):
-        expected = peer(one @ other.mT)
+        expected = sdmgrad_scaled(peer, one @ other.mT)
         torch.testing.assert_close(planted.weights(step, one, other), expected, rtol=1e-7, atol=1e-9)
 
 
@@ -206,7 +216,7 @@ def test_a_trained_sequence_against_torchjd(method: type[LossBalancer]):
     for t in range(200):
         first, second = (jacobian(subject.net.losses(1001 + subject.calls + k), parameters) for k in (0, 1))
         own = jacobian(subject.net.losses(t), parameters)
-        expected = peer(own @ first.mT if method is MoDo else first @ second.mT)
+        expected = peer(own @ first.mT) if method is MoDo else sdmgrad_scaled(peer, first @ second.mT)
         weights = subject.backward(t)
         torch.testing.assert_close(weights, expected, rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(gradient(subject.net), weights @ own, rtol=1e-10, atol=1e-12)
@@ -223,6 +233,50 @@ def test_extremes_of_sdmgrad():
     torch.testing.assert_close(near, torch.tensor([0.25, 0.75], dtype=torch.float64), rtol=1e-5, atol=0)
     shortest = Planted(SDMGrad, 2, regularization=0.0, lr=0.1, iterations=300).weights(one, one, one)
     torch.testing.assert_close(shortest, torch.tensor([0.8, 0.2], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+class Products:
+    """Losses with planted products of the gradients of two batches, in float32."""
+
+    def __init__(self, method: type[LossBalancer]) -> None:
+        self.theta = nn.Parameter(torch.zeros(2))
+        self.balancer: Any = method(None, wrt=[self.theta], tasks=2)
+
+    def weights(self, products: list[list[float]]) -> Tensor:
+        eye, other = torch.eye(2), torch.tensor(products).mT
+        batches = iter([eye, other] if self.balancer.second_batches == 2 else [other])
+        self.balancer.second_batch(lambda: list((next(batches) @ self.theta).unbind()))
+        self.balancer(list((eye @ self.theta).unbind())).backward()
+        return self.balancer.weights
+
+
+@pytest.mark.parametrize("method", [MoDo, SDMGrad], ids=lambda method: method.name)
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e6, 1e9, 1e12])
+def test_shares_add_up_after_products_that_are_noise(scale: float, method: type[LossBalancer]):
+    """Negative ones on the diagonal, which no gradients of one batch have, or large ones."""
+    planted = Products(method)
+    for noise in ([[-0.1, 0.02], [0.03, -0.2]], [[-0.1, 0.02], [0.03, 0.0]], [[0.1, 0.02], [0.03, 0.2]]):
+        planted.weights([[scale * each for each in row] for row in noise])
+        torch.testing.assert_close(planted.balancer.shares.sum().item(), 1.0)
+
+
+def test_sdmgrad_of_noise_is_scaled_as_in_the_authors_code():
+    """Their scale for products of a task that are all zero is 1e-4; ten times that is the size of a step."""
+    planted = Products(SDMGrad)
+    planted.balancer.iterations = 1
+    planted.weights([[0.0, 0.0], [1e-6, 0.0]])
+    down = 10 * 1e-6 / 1e-4 * (0.5 + 0.3 * 0.5)
+    expected = torch.tensor([0.5 + down / 2, 0.5 - down / 2])
+    torch.testing.assert_close(planted.balancer.shares, expected, rtol=1e-4, atol=0)
+
+
+def test_shares_without_a_sum_recover():
+    for method in (MoDo, SDMGrad):
+        planted = Products(method)
+        planted.weights([[1.0, 0.0], [0.0, 1.0]])
+        planted.balancer.shares.zero_()  # as rounding did before
+        planted.weights([[1.0, 0.0], [0.0, 1.0]])
+        torch.testing.assert_close(planted.balancer.weights.sum().item(), 1.0)
 
 
 def test_gradients_of_zero():

@@ -102,6 +102,38 @@ def test_norms_that_differ(num_tasks: int, size: int, seed: int, exponent: float
     assert objective(G, c, weights) - bound(G, c) < 1e-6
 
 
+def duality_gap(G: Tensor, c: float, weights: Tensor) -> float:
+    """Return how far the weights may be from the minimum at most, in units of the shortest gradient.
+
+    The worst-off task's gain from the direction that the weights give is a lower bound on the minimum.
+    """
+    rows, shares = G.double(), weights.double()
+    mean, combined = rows.mean(0), shares @ rows
+    radius = c * mean.norm()
+    value = combined @ mean + radius * combined.norm()
+    gain = (rows @ (mean + radius * combined / combined.norm())).min()
+    return float((value - gain) / (mean.norm() * rows.norm(dim=1).min()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("ratio", [1.0, 1e-2, 1e-4, 1e-6])
+def test_short_gradients(ratio: float, dtype: torch.dtype) -> None:
+    """Two of them, between which the solver has to choose."""
+    generator = torch.Generator().manual_seed(3)
+    inside = 0
+    for case in range(40):
+        G = torch.nn.functional.normalize(torch.randn(3, 20, generator=generator, dtype=torch.float64), dim=1)
+        if case % 2:
+            G[1] -= 0.5 * G[0]
+        G[:2] *= ratio
+        G = G.to(dtype)
+        weights = conflict_averse(G @ G.T, 0.4)
+        assert_on_simplex(weights)
+        inside += int(((weights > 0.02) & (weights < 0.98)).any())
+        assert duality_gap(G, 0.4, weights) < (1e-8 if dtype == torch.float64 else 1e-4)
+    assert inside > 10
+
+
 def test_two_tasks() -> None:
     """The closed form is at least as good as a fine grid."""
     first = np.linspace(0, 1, 2001)

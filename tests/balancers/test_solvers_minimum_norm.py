@@ -69,6 +69,29 @@ def test_norms_that_differ(num_tasks: int, size: int, seed: int, exponent: float
     assert length(G, weights) - shortest(G) < 1e-8 * smallest + 1e-15
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 8), st.integers(0, 10**6), st.floats(-4.5, 4.5))
+def test_norms_that_differ_in_float32(num_tasks: int, size: int, seed: int, exponent: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    G = torch.randn(num_tasks, size, generator=generator)
+    G *= 10 ** (exponent * torch.rand(num_tasks, 1, generator=generator))
+    weights = minimum_norm(G @ G.T)
+    assert_on_simplex(weights)
+    G = G.double()
+    smallest = G.square().sum(1).min() / G.square().sum(1).mean()
+    assert length(G, weights) - shortest(G) < 1e-4 * smallest + 1e-15
+
+
+@pytest.mark.parametrize("ratio", [1e-1, 1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("cosine", [-0.9, -0.1, 0.0])
+def test_two_tasks_in_float32(cosine: float, ratio: float) -> None:
+    """The foot of the perpendicular is at the share of the longer gradient, r (r - cos) / (1 + r^2 - 2 r cos)."""
+    products = [[1.0, cosine * ratio], [cosine * ratio, ratio**2]]
+    share = ratio * (ratio - cosine) / (1 + ratio**2 - 2 * ratio * cosine)
+    expected = torch.tensor([share, 1 - share])
+    torch.testing.assert_close(minimum_norm(torch.tensor(products)), expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("num_tasks", [2, 5, 40])
 def test_common_scale_is_of_no_consequence(num_tasks: int, scale: float) -> None:
@@ -122,10 +145,12 @@ def test_two_tasks() -> None:
         torch.testing.assert_close(minimum_norm(rows @ rows.T), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_zero_gradient_takes_all() -> None:
+@pytest.mark.parametrize("dtype", GAP)
+def test_zero_gradient_takes_all(dtype: torch.dtype) -> None:
     for num_tasks in (2, 3, 10):
-        weights = minimum_norm(cases(num_tasks)["zero_row"])
-        torch.testing.assert_close(weights[num_tasks // 2], torch.ones_like(weights[0]))
+        weights = minimum_norm(cases(num_tasks, dtype)["zero_row"])
+        expected = torch.zeros_like(weights).index_fill(0, torch.tensor([num_tasks // 2]), 1)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 10])

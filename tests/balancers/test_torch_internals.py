@@ -56,7 +56,7 @@ def private_attributes() -> set[str]:
 
 ATTRIBUTES = private_attributes()
 STRINGS = re.compile(
-    r"\w*Backward\d*|_raw_saved_\w*|_saved_\w*|_torchdynamo\w*|_static_graph\w*|(torch::autograd::)?CopySlices|_?DDPSink\w*|CheckpointFunction\w*"
+    r"\w*Backward\d*|_raw_saved_\w*|_saved_\w*|_torchdynamo\w*|_static_graph\w*|(torch::autograd::)?CopySlices|_?DDPSink\w*|CheckpointFunction\w*|_orig_mod\W?"
 )
 """Names that PyTorch gives to nodes of the graph and to what they hold."""
 
@@ -610,6 +610,26 @@ def test_hooks_of_leaves_can_be_kept_from_a_measurement() -> None:
     assert len(calls) == 1, f"{what}: a handle no longer removes its hook"
 
 
+def test_a_hook_can_come_before_those_of_a_user() -> None:
+    weight, what = nn.Parameter(torch.ones(2)), changed("Tensor._backward_hooks")
+    alone = internals.hook_first(weight, lambda gradient: gradient + 5)
+    (3 * weight).sum().backward()
+    assert weight.grad.tolist() == [8, 8], what
+    alone.remove()
+    weight.grad = None
+    others = [weight.register_hook(lambda gradient: 2 * gradient), weight.register_hook(lambda gradient: gradient + 1)]
+    first = internals.hook_first(weight, lambda gradient: gradient + 5)
+    (3 * weight).sum().backward()
+    assert weight.grad.tolist() == [17, 17], f"{what}: hooks run in another order"
+    first.remove()
+    weight.grad = None
+    (3 * weight).sum().backward()
+    assert weight.grad.tolist() == [7, 7], f"{what}: a handle no longer removes its hook"
+    for handle in others:
+        handle.remove()
+    assert not weight._backward_hooks, what
+
+
 def test_an_input_that_is_recomputed_or_offloaded_is_seen() -> None:
     """By the unpack hook of what the node saved, which public attributes show from PyTorch 2.10 on."""
     x, weight, bias = leaf(3, 4), leaf(5, 4), leaf(5)
@@ -813,6 +833,13 @@ def test_ddps_sink_passes_each_output_through_unchanged() -> None:
     assert [edge.output_nr for edge in edges] == [0, 1], f"{what}: its outputs are in another order"
     behind = [node.name() for node, _ in edges[0].node.next_functions]
     assert behind == ["AddmmBackward0", "ReluBackward0"], f"{what}: {behind} are behind it"
+
+
+@relies_on("_orig_mod.")
+def test_a_compiled_modules_parameters_have_a_prefix() -> None:
+    names = [name for name, _ in nn.Sequential(torch.compile(nn.Linear(2, 2))).named_parameters()]
+    expected = [f"0.{internals.COMPILED_PREFIX}{name}" for name in ("weight", "bias")]
+    assert names == expected, changed("the names of a compiled module's parameters")
 
 
 # Optimisers and norms

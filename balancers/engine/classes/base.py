@@ -5,7 +5,6 @@ for all methods: losses are read, tasks without a loss are left out, the backwar
 are put together.
 """
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch.autograd.graph import Node
 from ..losses.loss_input import Entries, Losses, LossReader, stack
 from ..losses.loss_warnings import LossWarnings
 from ..losses.scalars import scalars
+from ..losses.user_warnings import warn
 from ..method.declared import option, state
 from ..method.declared_method import DeclaredMethod
 from ..method.readings import Read, State
@@ -61,7 +61,9 @@ class LossBalancer(DeclaredMethod):
             ``{task: loss}`` dict.
         accumulate: backward passes per optimiser step. What the balancer learns is learnt from the means of such a
             window, at its end. Weights hold within it, unless they follow from the losses of the call. `close_window`
-            ends a shorter one, and `follow` does so by itself. A window that a checkpoint interrupts begins anew.
+            ends a shorter one, and `follow` does so by itself. A window that a checkpoint interrupts begins anew. Call
+            the balancer after the backward pass of the call before: whether a call is learnt from, and which task has
+            its turn, is decided when it is made, by the passes that have ended.
         check_finite: raise where a loss or a measurement is not finite. Waits for the device. Otherwise the balancer
             alone skips such a step, and the network takes it. To skip the optimiser's step too, which also waits::
 
@@ -101,6 +103,8 @@ class LossBalancer(DeclaredMethod):
         self._window = Window()
         self._followed: torch.utils.hooks.RemovableHandle | None = None
         self._held: _Held | None = None
+        self._is_new = True
+        """Whether the last weights are still those that it was made with: no step in training has set them."""
         self._dropped = 0
         """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
         self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
@@ -112,8 +116,8 @@ class LossBalancer(DeclaredMethod):
         self._network_optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._ahead: Ahead | None = None
         """The update that `learn_ahead` made for this call, until its backward pass is hooked."""
-        self._took_turn = False
-        """Whether the last call chose the task of its step."""
+        self._loads = 0
+        """The number of times that all of the state was set from outside: a pass of a call before counts no more."""
         self._told_of: tuple[bool, ...] | None = None
         """The tasks that the statistics are of; None: all."""
         self._losses_of: tuple[bool, ...] | None = None
@@ -142,13 +146,14 @@ class LossBalancer(DeclaredMethod):
         transformed = in_transform()
         learning = self.training and torch.is_grad_enabled() and not transformed
         in_order, given = self._read(losses, learning)
-        if self.takes_turns:
-            self._took_turn = learning and given is None
-            if self._took_turn:
-                given = tuple(i == self.turn for i in range(self.num_tasks))
-                in_order = [loss if on else None for loss, on in zip(in_order, given, strict=True)]
+        turn = self._turn_of(given) if learning and self.takes_turns else None
+        if turn is not None:
+            given = tuple(i == turn for i in range(self.num_tasks))
+            in_order = [loss if on else None for loss, on in zip(in_order, given, strict=True)]
         stacked = self._stacked(in_order, given) if learning else stack(in_order)
         detached = stacked.detach()
+        if isinstance(in_order, Tensor):
+            detached = detached.clone()  # the caller may change the tensor
         if transformed:
             return self._in_transform(stacked, detached, given)
         self.fit(detached)
@@ -160,15 +165,18 @@ class LossBalancer(DeclaredMethod):
             together = learning and self._ranks.size > 1
             self._check_finite(self._mean_losses(detached, given)[0] if together else detached)
         held, valid = self._held, None
+        is_first, self._is_new = self._is_new, self._is_new and held is not None and not learning
         if held is not None:
             learning, held.begun = learning and not held.begun, held.begun or learning
         ahead = self._ahead = learn_ahead(self, in_order, detached, given) if learning else None
         if held is not None:
-            weights = held.weights = self.weights
+            weights = self.weights
             if ahead is not None:
                 held.new = ahead.weights
-            elif learning and "losses" in self._weigh_takes and not self.combines:
+            elif learning and self._weighs_by_losses and not self.combines:
                 held.new, _ = self._weighed(detached.to(weights.dtype), given, learning)
+                weights = held.new.clone() if is_first and held.weights is None else weights
+            held.weights = weights
         else:
             if ahead is not None:
                 weights, valid = ahead.weights, ahead.valid
@@ -183,12 +191,25 @@ class LossBalancer(DeclaredMethod):
                 if self._before is not None:
                     self._warn_of_no_second_look()
                 self._before = detached, given
-            if not self._update_takes and not self.combines and self.loss_domain:
+            if self._update_takes is None and not self.combines and self.loss_domain:
                 index = self.index(given)
                 self.warnings.look(self, detached if index is None else detached[index], index)
             if stacked.grad_fn is not None:
-                self._watch(stacked.grad_fn, in_order, Call(detached, weights, given, valid))
+                self._watch(stacked.grad_fn, in_order, Call(detached, weights, given, valid, turn))
         return total
+
+    def _turn_of(self, given: tuple[bool, ...] | None) -> int | None:
+        """Return the task that a step with the losses of all tasks is to train on, of a method that takes turns.
+
+        All evaluations in a block of `held` are of one task. None: tasks were left out, so that all given take part.
+        """
+        if given is not None and not all(given):
+            return None
+        if self._held is None:
+            return self.turn
+        if self._held.turn is None:
+            self._held.turn = self.turn
+        return self._held.turn
 
     @not_compiled(COMPILED)
     def after_step(self, losses: Losses) -> None:
@@ -296,8 +317,8 @@ class LossBalancer(DeclaredMethod):
         """Return what the last step showed, by names for a logger, such as ``weight/depth``.
 
         These are each task's ``weight``, ``loss`` and, where they were measured, ``gradient_norm``; the ``cosine`` of
-        two tasks' gradients; and what else the method has in `statistics`. Tasks without a name are numbered from 0.
-        Waits for the device, once.
+        two tasks' gradients, 0 if one of them is zero; and what else the method has in `statistics`. Tasks without a
+        name are numbered from 0. Waits for the device, once.
         """
         shown = self.statistics | {"weights": self.weights}
         return scalars(shown, self.tasks, self.num_tasks, self._told_of, self._losses_of)
@@ -307,7 +328,8 @@ class LossBalancer(DeclaredMethod):
         r"""Hold the weights for several evaluations of one step, such as a closure's (L-BFGS) or SAM's two passes.
 
         Within the block, value and gradient are those of :math:`\sum_i \lambda_i L_i` with the weights shown before
-        it, heads included. The balancer learns from the first evaluation; what it learnt applies after the block::
+        it, heads included. If weights follow from the losses of a call, a new balancer's first block has those of its
+        first evaluation. The balancer learns from the first evaluation; what it learnt applies after the block::
 
             with balancer.held():
                 optimizer.step(closure)
@@ -324,7 +346,7 @@ class LossBalancer(DeclaredMethod):
             yield self
         finally:
             self._held = None
-            if held.new is None and held.begun and not self.combines and "losses" not in self._weigh_takes:
+            if held.new is None and held.begun and not self.combines and not self._weighs_by_losses:
                 held.new, _ = self._weighed(self.last_weights, None, False)
             if held.new is not None:
                 self.last_weights.copy_(held.new)
@@ -341,6 +363,8 @@ class LossBalancer(DeclaredMethod):
             return "it looks at the losses again after the optimiser's step"
         if self.needs_second_batch:
             return "it calls a function that draws another batch"
+        if self.takes_turns:
+            return "it takes the tasks in turn, so that its steps are not all alike"
         return None
 
     def join(self, other: "LossBalancer") -> None:
@@ -369,7 +393,7 @@ class LossBalancer(DeclaredMethod):
 
     @property
     def _learns(self) -> bool:
-        return bool(self._update_takes) and self.when != "after_step"
+        return self._update_takes is not None and self.when != "after_step"
 
     def _in_transform(self, stacked: Tensor, losses: Tensor, given: tuple[bool, ...] | None) -> Tensor:
         """Return the total under `torch.func` or in forward mode, where nothing is recorded."""
@@ -389,10 +413,10 @@ class LossBalancer(DeclaredMethod):
         Returns:
             The weights, and a bool scalar that says whether the losses could be read; None if they were not.
         """
-        if "losses" not in self._weigh_takes:
-            if self.combines and not self._weigh_takes:
+        if not self._weighs_by_losses:
+            if self.combines and self._weigh_takes is None:
                 return torch.ones_like(self.last_weights), None
-            if not hasattr(type(self), "weigh"):
+            if self._weigh_takes is None:
                 raise NotImplementedError(f"{type(self).__name__} must override weigh")
             return self._weights_by(), None
         if learning and self._ranks.size > 1:
@@ -401,7 +425,7 @@ class LossBalancer(DeclaredMethod):
         losses = losses if index is None else losses[index]
         weights = self._weights_by(index, losses=losses)
         valid = self._valid(losses, weights)
-        if learning and not (self._update_takes or self.combines):
+        if learning and self._update_takes is None and not self.combines:
             self.warnings.tell(self, losses, index, valid)
         before = torch.ones_like(self.last_weights) if self.combines else self.last_weights
         if index is not None:
@@ -426,7 +450,7 @@ class LossBalancer(DeclaredMethod):
             step = Step(self, call)
             step.commit, self._ahead = None if self._ahead is None else self._ahead.commit, None
             step.watch(node, losses)
-        elif self._expects_look:
+        elif self._expects_look or call.turn is not None:
             CountedStep(self, call).watch(node, losses)
 
     # After the backward pass.
@@ -447,7 +471,7 @@ class LossBalancer(DeclaredMethod):
     def _warn_of_dropped(self, message: str) -> None:
         self._dropped += 1
         if self._dropped == DROPPED:
-            warnings.warn(f"{self.name}: {message.format(DROPPED)}", RuntimeWarning, stacklevel=2)
+            warn(f"{self.name}: {message.format(DROPPED)}")
 
     def _warn_of_no_second_look(self) -> None:
         """Warn that no `after_step` followed the last pass: at once, unless there has been an `after_step` before."""
@@ -455,12 +479,10 @@ class LossBalancer(DeclaredMethod):
             self._warn_of_dropped("none of the last {} passes was followed by after_step, from which it learns")
         elif self._window.passes >= self.accumulate:
             self._expects_look, self._dropped = False, DROPPED  # one warning is enough
-            warnings.warn(
+            warn(
                 f"{self.name} learns in after_step, which was not called after the last step, so that its weights stay "
                 f"as they are. After optimizer.step(), with the losses of the same batch computed anew, add:  "
-                f"with torch.no_grad(): balancer.after_step(losses)",
-                RuntimeWarning,
-                stacklevel=2,
+                f"with torch.no_grad(): balancer.after_step(losses)"
             )
 
     def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:
@@ -490,12 +512,17 @@ class LossBalancer(DeclaredMethod):
         self.statistics.update(statistics)
         self._told_of = None if self.sees_all_tasks else given
 
-    # Before the losses are weighed, of a method whose ``when`` is "forward": see `before_step`.
+    # Before a step, of a method that learns then: see `before_step`.
 
     @property
     def begins_window(self) -> bool:
         """Whether the next call in training begins a window that is learnt from, of a method that does so ahead."""
-        return self.turn == 0 and not 0 < self._window.count < self.accumulate
+        return self.measures_now and not 0 < self._window.count < self.accumulate
+
+    @property
+    def measures_now(self) -> bool:
+        """Whether a window that begins now is learnt from: see ``update_every``."""
+        return self.takes_turns or self.turn == 0
 
     def look(self, read: Read, losses: Entries, given: tuple[bool, ...] | None) -> None:
         """Put into ``read``, which has the losses of all T tasks, what else the method learns from before a step.
@@ -507,6 +534,8 @@ class LossBalancer(DeclaredMethod):
         """
         values = stack(second_losses(self, given, learning=False)).detach().to(read.losses.dtype)
         read.second_losses = values if self._ranks.size == 1 else self._mean_losses(values, given)[0]
+
+    # At the end of an update.
 
     def _record(self, weights: Tensor) -> None:
         """Show the weights, ``(T,)``, that a combining method used."""
@@ -521,6 +550,8 @@ class LossBalancer(DeclaredMethod):
         self.warnings.tell(self, losses, index, valid)
         self.warnings.look(self, losses, index)
 
+    # Copies, and state that is set from outside.
+
     def __getstate__(self) -> dict[str, Any]:
         # The optimiser calls the original alone, and the closure computes the losses of its model.
         lost: dict[str, Any] = {
@@ -528,12 +559,21 @@ class LossBalancer(DeclaredMethod):
             "_network_optimizer": None,
             "_closure": None,
             "_ahead": None,
+            "_held": None,  # no block ends for the copy
         }
         return super().__getstate__() | lost
 
     def state_changed(self) -> None:
         self._window.clear()
         self._before = self._ahead = None
+        self._is_new = False
+        self._loads += 1
+        if self.takes_turns:
+            self.turn %= self.num_tasks
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._is_new = True
 
 
 class _Held:
@@ -545,3 +585,5 @@ class _Held:
     """Whether there was an evaluation to learn from."""
     new: Tensor | None = None
     """The weights that apply after the block, where they are known."""
+    turn: int | None = None
+    """The task that its evaluations train on, of a method that takes turns; None before the first."""

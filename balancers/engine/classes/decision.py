@@ -1,7 +1,8 @@
 """Have a method decide, in a backward pass, what its gradients are multiplied by or replaced with.
 
-The gradients of the losses come from a step that measured them, see `step`. Ranks are put together, a weighting before
-the method is applied, and the method is asked. What it learns is written when the pass ends.
+The gradients of the losses come from a step that measured them: see `measuring_step` and `combining_step`. Ranks are
+put together, a weighting before the method is applied, and the method is asked. What it learns is written when the pass
+ends.
 """
 
 from collections.abc import Sequence
@@ -94,9 +95,7 @@ def _told(
         factors, used, shown = factors[index], used[index], shown[index]
     # Losses that were not multiplied have the factor of the whole pass; those that were, its multiple.
     factor, held = factors[0], shown
-    if balancer._weigh_takes:
-        factor, held = factors[0] / used[0], shown / used
-    elif balancer.weighs:  # by a weighting, which may leave tasks without weight
+    if balancer.weighs:  # which may leave tasks without weight
         factor, held = torch.dot(factors, used) / torch.dot(used, used), ratio(shown, used)
     return _Told(given, index, losses, used, rest, shown, factor, held), columns, gramian
 

@@ -1,7 +1,7 @@
-"""Balancers that read the tasks' gradients: where these are measured, and what a method makes of them.
+"""Balancers that read the tasks' gradients: where and when these are measured.
 
 At a fork, they are measured during the one backward pass. Without a fork, each loss is differentiated with respect to
-the shared parameters, before the weighted sum is.
+the shared parameters, before the weighted sum is. `decision` has a method that combines them decide in that pass.
 """
 
 import weakref
@@ -48,6 +48,10 @@ class GradientBalancer(LossBalancer):
 
     What is measured at a fork is all that comes through it: a penalty on the outputs, added to the returned loss,
     counts with the tasks whose heads it goes through.
+
+    Gradients of parameters are measured by further passes through a part of the graph, one for each task. Hooks on
+    these parameters don't see them, and what such hooks change is not measured. Hooks on modules and activations on the
+    way are called in these passes too, and ``retain_grad()`` adds up what an activation gets in all of them.
 
     Besides `update`, a method may keep state of the size of the parameters (`tracks`). It then writes
     ``track(gradient, tracked, state)``, which returns the new state of one parameter, ``(T', ...)``, and a tensor; it
@@ -138,6 +142,8 @@ class GradientBalancer(LossBalancer):
         self.__dict__["_shared"] = None if wrt is None else SharedParameters(wrt)
         self.recomputes: bool | None = None
         """Whether losses are differentiated in one pass, by way of a checkpoint; None before the first step."""
+        self.saw_checkpoint = False
+        """Whether the graph of the last step showed the checkpoint."""
         self.unmeasured: set[int] = set()
         """Tasks that were given for the first time, and may turn out not to depend on the parameters."""
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -152,6 +158,8 @@ class GradientBalancer(LossBalancer):
         self._asks = 0
         if (self.tracks or self.per_parameter) and self.update_every > 1:
             raise ValueError(f"update_every is {self.update_every}; expected 1: every step changes what is tracked")
+        if self.takes_turns and self.update_every > 1:
+            raise ValueError(f"update_every is {self.update_every}; expected 1: each step trains on the next task")
         self._tracked = self._to_track() if self.tracks or self.per_parameter else []
         if self.per_parameter:
             self.declare(self.per_parameter, 0.0, (self.num_tasks, len(self._tracked)))
@@ -210,7 +218,7 @@ class GradientBalancer(LossBalancer):
     @property
     def weighs(self) -> bool:
         """Whether losses are multiplied before the backward pass."""
-        return bool(self._weigh_takes) or (self.weighting is not None and not self.weighting.combines)
+        return self._weigh_takes is not None or (self.weighting is not None and not self.weighting.combines)
 
     def _weighed(self, losses: Tensor, given: tuple[bool, ...] | None, learning: bool) -> tuple[Tensor, Tensor | None]:
         before = self.weighting
@@ -268,12 +276,12 @@ class GradientBalancer(LossBalancer):
     def _measures_next(self) -> bool:
         if self._settles and self._settled is None:
             self._ask_if_settled()
-        on = self.takes_turns or self.turn == 0
-        return on and not (self._settled is not None and self._settled.is_true())
+        return self.measures_now and not (self._settled is not None and self._settled.is_true())
 
     def state_changed(self) -> None:
         super().state_changed()
-        self.turn %= self.num_tasks if self.takes_turns else self.update_every
+        if not self.takes_turns:
+            self.turn %= self.update_every
         self._settled = self._asked = None
         self._want()
 
@@ -290,7 +298,7 @@ class GradientBalancer(LossBalancer):
             step = CombiningStep(self, call, measures)
         elif measures:
             step = NormsStep(self, call)
-        elif self.turn == 0:  # it has settled
+        elif self.measures_now:  # it has settled
             self._want()
             return
         else:
@@ -313,17 +321,19 @@ class GradientBalancer(LossBalancer):
             super()._finish(step)
 
     def _close(self, finite: Tensor | None) -> None:
-        if self.turn == 0:
-            super()._close(finite)
-        else:
+        if not self.measures_now:
             self._window.clear()
+        elif self.reads == "norms" and not self._window.is_measured:
+            self._window.clear()  # its passes are of calls before the turn came, so the next window is measured
+            self._want()
+            return
+        else:
+            super()._close(finite)
         self._next_turn()
 
     def _next_turn(self) -> None:
         if self.update_every > 1:
             self.turn = (self.turn + 1) % self.update_every
-        elif self._took_turn:
-            self.turn, self._took_turn = (self.turn + 1) % self.num_tasks, False
         self._want()
 
     def _after_update(self, valid: Tensor, losses: Tensor, index: Tensor | None) -> None:
@@ -343,7 +353,7 @@ class GradientBalancer(LossBalancer):
             self._settled, self._asked = self._asked or Later(settled), Later(settled)
             self._settled.wait()
 
-    # Combine gradients.
+    # Called by steps and by other balancers.
 
     def unhook(self) -> None:
         """Remove the hooks of a backward pass."""
@@ -381,7 +391,7 @@ class GradientBalancer(LossBalancer):
     def decide(
         self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Have the method decide on this pass's gradients: ``decide`` of ``decision.py`` does."""
+        """Delegate to `decision.decide`. It is here so that steps need not import that module."""
         return decision.decide(self, step, columns, gramian)
 
     def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:

@@ -38,13 +38,13 @@ def adopt(combining: "GradientBalancer", weighting: object) -> None:
     if not isinstance(weighting, LossBalancer):
         raise TypeError(f"weighting is of type {type(weighting).__name__}; expected a balancer")
     name, own = type(weighting).__name__, type(combining).__name__
-    if combining._weigh_takes:
+    if combining._weigh_takes is not None:
         raise ValueError(f"{own} has a weighting of its own: give weighting to a method that has none")
     if weighting.when == "forward":
         raise ValueError(f"{name} learns before a step is weighed, so it can't be the weighting of {own}")
     if weighting.combines and (weighting.reads != "gramian" or weighting.replaces_gradients):
         raise ValueError(f"{name} reads all entries of the gradients, so that it can't be the weighting of {own}")
-    if getattr(weighting, "weighting", None) is not None or (weighting.combines and weighting._weigh_takes):
+    if getattr(weighting, "weighting", None) is not None or (weighting.combines and weighting._weigh_takes is not None):
         raise ValueError(f"{name} weighs the losses before it combines gradients, so it can't be a weighting itself")
     for option in ("accumulate", "update_every"):
         if getattr(weighting, option, 1) > 1:

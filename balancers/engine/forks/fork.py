@@ -59,7 +59,7 @@ class Observer(Protocol):
     def is_late(self) -> bool:
         """Return whether the code runs in the backward pass of another call of the step's balancer."""
 
-    def observe(self, passage: "Passage", z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, passage: "Passage", z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         """Take the gradient of one task's loss with respect to features ``z``.
 
         Args:
@@ -67,8 +67,8 @@ class Observer(Protocol):
             z: the features.
             task: index of the task; None where one product computes all heads.
             gradients: of the shape of ``z``. For all tasks ``(T, *z.shape)``, which the step may keep or overwrite.
-            spare: for all tasks, the number of entries that the heads allocate next: the step may use that much before
-                them without raising the peak memory.
+            free_entries: the number of entries that the step may allocate for a while, without raising the peak memory:
+                `LinearHeads` compute their weights' gradient next, and it takes as many. 0 from heads of their own.
         """
 
     def combined(self, passage: "Passage") -> Tensor | None:
@@ -90,9 +90,9 @@ class Recording:
         self.shared: Sequence[nn.Parameter] | None = None
         """The parameters whose gradients a gate makes."""
 
-    def add(self) -> "Passage":
+    def add(self, z: Tensor) -> "Passage":
         """Record one tensor of features."""
-        passage = Passage(self)
+        passage = Passage(self, z)
         self._passages.add(passage)
         return passage
 
@@ -101,12 +101,20 @@ class Recording:
         """The number of tensors whose part of the graph was not freed."""
         return len(self._passages)
 
+    @property
+    def has_one_twice(self) -> bool:
+        """Whether one tensor went through the fork twice, and its parts of the graph were not freed."""
+        features = [z for passage in self._passages if (z := passage.features()) is not None]
+        return len({id(z) for z in features}) < len(features)
+
 
 class Passage:
     """One tensor of features that went through a fork, held by the nodes of the graph that come after it."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, z: Tensor) -> None:
         self._recording = recording
+        self.features = weakref.ref(z)
+        """Returns the features as the trunk made them; None when they were freed."""
         self.gated = False
         """Whether a gate makes the gradients of the trunk's parameters."""
 
@@ -191,7 +199,7 @@ class Reading:
 
     def record(self, features: Sequence[Tensor]) -> list[tuple[Tensor, Passage]]:
         """Record features of one call; return each as the heads are to get it, with its passage."""
-        passages = [self._now.add() for _ in features]
+        passages = [self._now.add(z) for z in features]
         ends, shared = None, self._shared() if self.combines else None
         if shared and (ends := close(features, passages, shared, mark_of)) is not None:
             self._now.shared = shared
@@ -208,15 +216,11 @@ class Reading:
         combine = self._readers[0].shared() if len(self._readers) == 1 else None
         return None if combine is None else combine()
 
-    def claim(self, step: Observer) -> tuple[int, Sequence[nn.Parameter] | None]:
-        """Give a balancer's call the features recorded since the last call.
-
-        Returns:
-            Their number, and the parameters whose gradients a gate makes, if there is one.
-        """
+    def claim(self, step: Observer) -> Recording:
+        """Give a balancer's call the features recorded since the last call, and return their recording."""
         recording, self._now = self._now, Recording()
         recording.step = step
-        return recording.count, recording.shared
+        return recording
 
     def why_nothing(self) -> str:
         """Return why a call of a balancer found no features."""
@@ -278,7 +282,8 @@ class Fork(nn.Module):
         Raises:
             TypeError: a head is not a module.
             ValueError: there is no head, or two heads are one module or share one.
-            ForkError: in a step, heads get different tensors, or one runs twice.
+            ForkError: in a step, heads get different tensors, or one runs twice on the same: before the others ran, or
+                where gradients of features are measured.
         """
         fork = cls(len(heads))
         fork._attached = AttachedHeads(fork, heads, apart)
@@ -304,15 +309,16 @@ class Fork(nn.Module):
                 f"the fork was given features of type {type(features).__name__}, in which it finds no tensor: pass "
                 f"them as a tensor, or as nested tuples, lists and dicts of tensors"
             )
-        places = [k for k, leaf in enumerate(leaves) if self.reading.records(leaf)]
-        if any(leaves[k].is_nested for k in places):
+        # A tensor that stands in several places is one variable, with one alias for each head.
+        features = {id(leaf): leaf for leaf in leaves if self.reading.records(leaf)}
+        if any(z.is_nested for z in features.values()):
             raise TypeError(
                 "features are a nested tensor, which has no aliases: measure the shared parameters, with fork=None, or "
                 "let padded tensors go through the fork"
             )
-        aliases = [(leaf,) * self.num_tasks for leaf in leaves]
-        for k, recorded in zip(places, self.reading.record([leaves[k] for k in places]), strict=True):
-            aliases[k] = self._aliases(*recorded)
+        recorded = zip(features, self.reading.record(list(features.values())), strict=True)
+        of_features = {key: self._aliases(z, passage) for key, (z, passage) in recorded}
+        aliases = [of_features.get(id(leaf), (leaf,) * self.num_tasks) for leaf in leaves]
         if structure is None:
             return aliases[0]
         return tuple(tree_unflatten([a[i] for a in aliases], structure) for i in range(self.num_tasks))

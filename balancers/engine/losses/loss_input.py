@@ -30,6 +30,8 @@ class LossReader:
     def __init__(self, tasks: int | Sequence[str]) -> None:
         if not isinstance(tasks, int | Collection):
             raise TypeError(f"tasks is of type {type(tasks).__name__}; expected the number of tasks or a list of names")
+        if isinstance(tasks, set | frozenset):
+            raise TypeError("tasks is a set, whose order changes from run to run: give a list of names")
         self.names: tuple[str, ...] | None = None if isinstance(tasks, int) else tuple(tasks)
         self.num_tasks = tasks if isinstance(tasks, int) else len(tasks)
         if isinstance(tasks, str) or self.num_tasks < 1:

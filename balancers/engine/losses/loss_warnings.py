@@ -16,8 +16,8 @@ FIRST, EVERY = 8, 7
 """The first updates are all looked at, and then each that this number divides."""
 INVALID = 20
 """Number of first updates, all of them not valid, after which a warning says so; a GradScaler skips some."""
-STAYS = 3
-"""Number of looks in a row in which a loss must be out of the domain."""
+RECENT, OFTEN = 20, 3
+"""Of the last `RECENT` looks at a task's loss, the number in which it must be out of the domain."""
 
 
 class LossWarnings:
@@ -29,7 +29,7 @@ class LossWarnings:
         self._valid: Later | None = None
         self._looked: Later | None = None
         self._bad: dict[int, int] = {}
-        """For each task the number of looks in a row in which its loss was out of the domain."""
+        """For each task the last looks at its loss, one bit for each: 1 where it was out of the domain."""
         self._warned = self._told_missing = self._told_unreached = self._told_alone = False
 
     def tell_missing(self, balancer: "LossBalancer", tasks: Collection[int]) -> None:
@@ -77,7 +77,7 @@ class LossWarnings:
             return
         self._told_alone = True
         remedy = "give the losses of several tasks in one call"
-        if balancer.when == "backward" and not balancer.combines and "losses" not in balancer._weigh_takes:
+        if balancer.when == "backward" and not balancer.combines and not balancer._weighs_by_losses:
             number = balancer.num_tasks
             remedy = f"give accumulate={number}, so that an update sees the tasks of that many backward passes"
         warnings.warn(
@@ -128,9 +128,9 @@ class LossWarnings:
         if self._looked is not None and self._looked.is_known():
             for task, state in enumerate(self._looked.values()):
                 if state >= 0:  # below zero for a task that was left out
-                    self._bad[task] = self._bad.get(task, 0) + 1 if state else 0
+                    self._bad[task] = (2 * self._bad.get(task, 0) + state) % 2**RECENT
             self._looked = None
-            if tasks := [task for task, looks in self._bad.items() if looks >= STAYS]:
+            if tasks := [task for task, looks in self._bad.items() if looks.bit_count() >= OFTEN]:
                 self._warned = True
                 warnings.warn(_message(balancer, tasks), RuntimeWarning, stacklevel=2)
 
@@ -138,9 +138,16 @@ class LossWarnings:
 def _message(balancer: "LossBalancer", tasks: list[int]) -> str:
     named = ", ".join(balancer.label(i) for i in tasks)
     what = "zero or below, or not above its lower bound" if balancer.needs_positive_losses else "below zero"
-    effect = "no weight changes" if balancer.checks_losses else "the weight may grow without bound"
+    effect = "no weight changes" if balancer.checks_losses else _effect(balancer)
     return (
-        f"{balancer.name} is made for {balancer.loss_domain} losses, but that of {named} is {what}: in such steps "
-        f"{effect}. Methods that take any loss are equal, static and random, and those that read "
-        f"gradients alone, such as mgda and upgrad; or add a constant to the loss that keeps it above zero"
+        f"{balancer.name} is made for {balancer.loss_domain} losses, but that of {named} is {what}, in {OFTEN} or more "
+        f"of the last {RECENT} steps looked at: in such steps {effect}. Methods that take any loss are, among others, "
+        f"equal, random, tchebycheff, stch and pbi, and of those that read gradients mgda and upgrad; or add a "
+        f"constant to the loss that keeps it above zero"
     )
+
+
+def _effect(balancer: "LossBalancer") -> str:
+    """Return what losses below zero do to a method that accepts them: its class may say so in ``out_of_domain``."""
+    effect: str = getattr(balancer, "out_of_domain", "the weights may go astray")
+    return effect

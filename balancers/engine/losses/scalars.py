@@ -45,7 +45,8 @@ def _named(kind: str, values: Tensor, names: Sequence[str], present: Sequence[st
     if kind == "gramian":
         norms = values.diagonal().clamp(min=0).sqrt()
         yield from _named("gradient_norms", norms, present, present)
-        cosines = values / torch.outer(norms, norms)
+        products = torch.outer(norms, norms)
+        cosines = torch.where(products > 0, values / products, 0.0)  # a gradient of zero has none
         for j in range(len(present)):
             for i in range(j):
                 yield f"cosine/{present[i]}/{present[j]}", cosines[i, j]

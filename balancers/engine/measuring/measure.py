@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ..torch_internals import foreach_norm, recomputes, recorded_nodes
+from ..torch_internals import foreach_norm, recomputes, recorded_nodes, without_hooks
 from .ghost_norms import GhostNorms, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
 from .task_gradients import TaskGradients, dense
@@ -80,7 +80,7 @@ class Measurement:
         self._num_tasks = expected or num_tasks
         self._forms_gradients = forms_gradients
 
-    def observe(self, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         """Take what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
         self.observed = True
         if self._wrt is None:
@@ -90,7 +90,7 @@ class Measurement:
             return
         layer = self._layer_of(z)
         if task is None:
-            self._keep(None, self._all(z, layer, gradients, spare))
+            self._keep(None, self._all(z, layer, gradients, free_entries))
         elif layer is not None:
             self._keep(task, self._of_one(layer, gradients))
         elif self._recomputes:
@@ -103,7 +103,7 @@ class Measurement:
             self._keep(task, self._differentiated(z, gradients))
             self._observed += 1
             if self._observed == self._expected:
-                idle_passes(get_gradient_edge(z), self._wrt, gradients, self._idle)
+                self._idle_passes(get_gradient_edge(z), gradients)
 
     def _layer_of(self, z: Tensor) -> Linear | None:
         """Return the linear layer that ``z`` comes from, if it does; the graph is searched once for each ``z``."""
@@ -123,7 +123,7 @@ class Measurement:
             self._keep(None, [torch.stack(column) for column in zip(*rows, strict=True)])
             return
         for z, of_all in zip(features, gradients, strict=True):
-            self.observe(z, None, of_all, spare=0)
+            self.observe(z, None, of_all, free_entries=0)
 
     def gramian(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor | None:
         """Return the inner products ``(T, T)`` of all tasks' gradients; for the arguments see `observe_all`.
@@ -180,11 +180,11 @@ class Measurement:
                 torch.stack([seed if i == j else torch.zeros_like(seed) for j in range(len(waiting))])
                 for i, (_, _, seed) in enumerate(waiting)
             ]
-            found = in_one_pass([edge for _, edge, _ in waiting], self._wrt, seeds, self._idle)
+            found = self._in_one_pass([edge for _, edge, _ in waiting], seeds)
             for (task, _, _), gradients in zip(waiting, found, strict=True):
                 self._found(task, gradients)
         else:
-            idle_passes(edge, self._wrt, seed, self._idle)
+            self._idle_passes(edge, seed)
         return together
 
     def _found(self, task: int, gradients: Sequence[Tensor | None]) -> None:
@@ -199,14 +199,26 @@ class Measurement:
 
     def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return what is kept of several tasks' gradients of features, each ``(T, ...)``, from one pass."""
-        assert self._wrt is not None
-        found = in_one_pass(edges, self._wrt, rows, self._idle)
+        found = self._in_one_pass(edges, rows)
         self._reached = self._reached or any(part is not None for row in found for part in row)
         return [self._reduced(gradients) for gradients in found]
 
+    # Hooks on the parameters see the gradient that training takes, once. Norms by way of a layer never reach them.
+
     def _gradients(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         assert self._wrt is not None
-        return vector_jacobian(edges, self._wrt, seeds)
+        with without_hooks(self._wrt):
+            return vector_jacobian(edges, self._wrt, seeds)
+
+    def _in_one_pass(self, edges: Sequence[GradientEdge], seeds: Sequence[Tensor]) -> list[list[Tensor | None]]:
+        assert self._wrt is not None
+        with without_hooks(self._wrt):
+            return in_one_pass(edges, self._wrt, seeds, self._idle)
+
+    def _idle_passes(self, edge: GradientEdge, like: Tensor) -> None:
+        assert self._wrt is not None
+        with without_hooks(self._wrt):
+            idle_passes(edge, self._wrt, like, self._idle)
 
     def without_gradient(self, given: Sequence[bool] | None) -> list[int]:
         """Return the tasks that were given but whose gradient did not come to the features."""
@@ -242,10 +254,10 @@ class Measurement:
         combine = torch.hypot if self._wrt is None else torch.add
         return [combine(a, b) for a, b in zip(before, new, strict=True)]
 
-    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, spare: int) -> list[Tensor]:
+    def _all(self, z: Tensor, layer: Linear | None, gradients: Tensor, free_entries: int) -> list[Tensor]:
         """Return what is kept of several tasks' gradients of ``z``, each ``(T, ...)``."""
         if layer is not None:
-            return self._of_several(layer, gradients, spare)
+            return self._of_several(layer, gradients, free_entries)
         if self._recomputes:
             rows = self._together([get_gradient_edge(z)], [gradients])
         else:
@@ -269,18 +281,20 @@ class Measurement:
         parts = layer.gradient(rows)
         return parts if self._adds_up else [self._norm(part) for part in parts]
 
-    def _of_several(self, layer: Linear, gradients: Tensor, spare: int) -> list[Tensor]:
+    def _of_several(self, layer: Linear, gradients: Tensor, free_entries: int) -> list[Tensor]:
         self._reached = True
         gradients = layer.before_relu(_rows(gradients, layer, 1), self._overwrite)
         if self._adds_up:
             return layer.gradients(gradients)
         num_tasks, num_rows, num_outputs = gradients.shape
         if self._by_rows(layer, gradients):
-            at_once = 1 + max(spare, LITTLE) // (4 * num_rows * num_outputs)  # in double precision, and their products
+            at_once = 1 + max(free_entries, LITTLE) // (
+                4 * num_rows * num_outputs
+            )  # in double precision, and their products
             return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
         size = num_outputs * layer.inputs.shape[1]
-        # As many products at a time as fit into what is spare, a copy of the features and two of the layer's gradient.
-        at_once = 2 + (max(spare, LITTLE) + num_rows * num_outputs) // size
+        # As many products at a time as fit into what is free, a copy of the features and two of the layer's gradient.
+        at_once = 2 + (max(free_entries, LITTLE) + num_rows * num_outputs) // size
         if at_once >= num_tasks:
             return [joint_norms(layer.gradients(gradients), self._dtype)]
         return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]

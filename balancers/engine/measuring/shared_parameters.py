@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from ..torch_internals import COMPILED_PREFIX
+
 
 class SharedParameters:
     """The parameters of a module, or parameters given as such.
@@ -66,7 +68,7 @@ class SharedParameters:
             return {name: parameter for name, parameter in places if parameter.requires_grad}
         named = self._module.named_parameters()
         # A part that was compiled meanwhile has the same parameters under other names.
-        parameters = {name.replace("_orig_mod.", ""): each for name, each in named if each.requires_grad}
+        parameters = {name.replace(COMPILED_PREFIX, ""): each for name, each in named if each.requires_grad}
         if any(is_sharded(parameter) for parameter in parameters.values()):
             raise RuntimeError(
                 "the parameters of wrt were sharded after the balancer was made: call fully_shard first, and make the "
@@ -93,6 +95,8 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 def _checked(wrt: nn.Parameter | Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
     if not isinstance(wrt, Iterable) or isinstance(wrt, str):
         raise TypeError(f"wrt is of type {type(wrt).__name__}; expected a module, parameters or None")
+    if isinstance(wrt, set | frozenset):
+        raise TypeError("wrt is a set, whose order changes from run to run, and state may go by it: give a list")
     parameters = (wrt,) if isinstance(wrt, nn.Parameter) else tuple(dict.fromkeys(wrt))
     for parameter in parameters:
         if not isinstance(parameter, nn.Parameter):

@@ -212,12 +212,14 @@ class _Formed:
         if isinstance(self._rows, Tensor):
             total = real_as(weighted_sum(weights, self._rows), some)
             return [total.to_sparse(some.sparse_dim()) if self.is_sparse else total]
-        shares = weights.to(some.real.dtype).unbind()
-        given = [(share, row) for share, row in zip(shares, self._rows, strict=True) if row is not None]
+        # A weight may be larger than half precision holds, where a gradient is small.
+        wide = torch.float32 if some.dtype is torch.float16 else some.dtype
+        shares = weights.to(wide.to_real()).unbind()
+        given = [(share, row.to(wide)) for share, row in zip(shares, self._rows, strict=True) if row is not None]
         total = given[0][1] * given[0][0]
         for share, row in given[1:]:
             total = total + row * share if row.is_sparse else torch.addcmul(total, row, share)
-        return [total]
+        return [total.to(some.dtype)]
 
     def side_by_side(self) -> Tensor:
         """Return the gradients as real, dense numbers, ``(T', ...)``."""

@@ -93,21 +93,27 @@ class DeclaredMethod(DeclaredState):
     solve: Callable[[Tensor], Tensor]
     """Returns weights for a Gramian: a method that reads it and keeps no state may write this in place of `update`."""
     __signature__: ClassVar[inspect.Signature]
-    _weigh_takes: ClassVar[tuple[str, ...]] = ()
-    _update_takes: ClassVar[tuple[str, ...]] = ()
+    _weigh_takes: ClassVar[tuple[str, ...] | None] = None
+    """The arguments of `weigh`; None: the class has no such function."""
+    _update_takes: ClassVar[tuple[str, ...] | None] = None
+    _weighs_by_losses: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         cls._weigh_takes = _arguments(cls, "weigh", ("losses", "state", "draws"))
         cls._update_takes = _arguments(cls, "update", ("read", "state", "draws"))
-        cls.random = vars(cls).get("random", False) or "draws" in cls._weigh_takes + cls._update_takes
+        cls._weighs_by_losses = "losses" in (cls._weigh_takes or ())
+        cls.random = vars(cls).get("random", False) or "draws" in (
+            *(cls._weigh_takes or ()),
+            *(cls._update_takes or ()),
+        )
         if cls.random:
             cls._options = cls._options | {"seed": SEED}
         cls.combines = cls.reads in ("gramian", "gradients")
         cls._options = {name: each for name, each in cls._options.items() if cls.combines or not each.combining}
         cls.__signature__ = _signature(cls)
         cls.looks_again = cls.when == "after_step"
-        cls.heads = "plain" if cls.combines and not cls._weigh_takes else "weighted"
+        cls.heads = "plain" if cls.combines and cls._weigh_takes is None else "weighted"
         cls.tunable = {name: each.tune for name, each in cls._options.items() if each.tune is not None}
 
     def __init__(self, reader: LossReader, options: Mapping[str, object], compile: bool) -> None:
@@ -130,7 +136,7 @@ class DeclaredMethod(DeclaredState):
     @property
     def weighs(self) -> bool:
         """Whether losses are multiplied before the backward pass."""
-        return bool(self._weigh_takes) or not self.combines
+        return self._weigh_takes is not None or not self.combines
 
     @property
     def loss_domain(self) -> str:
@@ -155,9 +161,10 @@ class DeclaredMethod(DeclaredState):
         return weights
 
     def _arguments(
-        self, takes: Sequence[str], index: Tensor | None = None, new: State | None = None, **more: object
+        self, takes: Sequence[str] | None, index: Tensor | None = None, new: State | None = None, **more: object
     ) -> dict[str, Any]:
         """Return the arguments that a method's function takes, with state of the tasks at ``index``, or ``new``."""
+        takes = takes or ()
         if "state" in takes:
             more["state"] = self.state(index, new)
         if "draws" in takes:
@@ -211,7 +218,7 @@ class DeclaredMethod(DeclaredState):
             finite: a bool scalar: whether all that ``read`` does not hold was valid; None if that is known.
         """
         settled = self.settled(self.state(index)) if self._settles else None
-        if self._update_takes:
+        if self._update_takes is not None:
             result = self.update(**arguments)
         elif hasattr(type(self), "solve"):
             result = Result(self.solve(read.gramian))
@@ -236,7 +243,7 @@ class DeclaredMethod(DeclaredState):
             self._descend(result.gradient, read, index, valid)
 
     def _count_draws(self) -> None:
-        if "draws" in self._update_takes:
+        if "draws" in (self._update_takes or ()):
             self.drawn += 1
 
     def lowest_losses(self, state: State) -> Tensor | float:
@@ -286,10 +293,10 @@ def _signature(cls: type[DeclaredMethod]) -> inspect.Signature:
     return inspect.Signature(list(arguments.values()))
 
 
-def _arguments(cls: type, function: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the arguments that a method's function takes; empty if the class has no such function."""
+def _arguments(cls: type, function: str, known: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names of the arguments that a method's function takes; None if the class has no such function."""
     if not hasattr(cls, function):
-        return ()
+        return None
     names = [name for name in inspect.signature(getattr(cls, function)).parameters if name != "self"]
     unknown = [name for name in names if name not in known]
     if unknown:

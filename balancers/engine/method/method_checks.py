@@ -41,7 +41,7 @@ def check_result(balancer: "DeclaredMethod", result: Result, number: int, index:
         TypeError: it is no `Result`, or lacks weights, or a part of it is no tensor.
         ValueError: a part has another shape than expected, or is of a state that is not declared.
     """
-    function = "update" if balancer._update_takes else "solve"
+    function = "solve" if balancer._update_takes is None else "update"
     if not isinstance(result, Result):
         raise TypeError(
             f"{_named(balancer, function)} returned {_type(result)}; expected Result(state={{...}}), or "

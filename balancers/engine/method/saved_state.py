@@ -45,7 +45,8 @@ class DeclaredState(nn.Module):
     drawn = 0
     """The number of updates that drew random numbers."""
     turn = 0
-    """The number of windows since the last one that was measured, for ``update_every``."""
+    """With ``update_every``, the number of windows since the last one that was measured; of a method that
+    ``takes_turns``, the task whose turn it is."""
     last_weights: Tensor
     _own: ClassVar[dict[str, Option | Declared]] = {}
     _options: ClassVar[dict[str, Option]] = {}

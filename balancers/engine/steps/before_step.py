@@ -65,7 +65,7 @@ def learn_ahead(
     if result.gradient is not None:
         new |= balancer._descended(result.gradient, read, index)
     merged = balancer.merged(new, valid, index)
-    if "losses" in balancer._weigh_takes:
+    if balancer._weighs_by_losses:
         weights = balancer._weights_by(index, merged, losses=read.losses)
         whole = weights if index is None else before.index_copy(0, index, weights)
         weights = torch.where(valid & balancer._valid(read.losses, weights), whole, before)

@@ -14,7 +14,7 @@ from ..forks.gate import differentiate
 from ..losses.loss_input import Entries, roots
 from ..measuring.task_gradients import TaskGradients, dense, real_as, weighted_sum
 from ..passes import measuring
-from ..torch_internals import COMPILED, current_pass, not_compiled
+from ..torch_internals import COMPILED, after_this_pass, current_pass, hook_first, not_compiled
 from .measuring_step import MeasuringStep, nothing_measured, passes_at_fork
 from .step import Call
 
@@ -61,11 +61,17 @@ class CombiningStep(MeasuringStep):
         if self.balancer.fork is None:
             assert self._shares is not None
             return (factors * self._shares.to(factors.dtype),)
-        self._rows = _Rows(self.balancer.num_tasks)
+        self._release()
+        after_this_pass(self._release)
         return None
 
+    def _release(self) -> None:
+        """Let go of the gradients of a pass, and of passages, which hold this step."""
+        self._rows = _Rows(self.balancer.num_tasks)
+
     def _begin(self, losses: Entries) -> tuple[Tensor] | None:
-        self._rows, self._shares = _Rows(self.balancer.num_tasks), None
+        self._release()
+        self._shares = None
         if self.balancer.fork is not None:
             self._at_fork()
             return None
@@ -86,7 +92,7 @@ class CombiningStep(MeasuringStep):
             return (self.factors * self._shares.to(self.factors.dtype),)
         assert self.wrt is not None
         self.balancer.hooks += [
-            parameter.register_hook(partial(self._corrected, correction))
+            hook_first(parameter, partial(self._corrected, correction))
             for parameter, correction in zip(self.wrt, corrections, strict=True)
         ]
         return None
@@ -98,7 +104,7 @@ class CombiningStep(MeasuringStep):
             return None
         return gradient + real_as(correction, gradient)
 
-    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         self._rows.observe(passage, z, task, gradients)
 
     def combined(self, passage: Passage) -> Tensor | None:
@@ -181,7 +187,7 @@ class CombiningStep(MeasuringStep):
             [*self.wrt, *others],
             len(self.wrt),
             forms=self._forms_gradients or not by_gramian,
-            recomputes=balancer.recomputes,
+            recomputes=self._recomputes([z.grad_fn for z in features]),
         )
         balancer.recomputes = trunk.recomputes
         if not trunk.reached:
@@ -215,7 +221,7 @@ class CombiningStep(MeasuringStep):
             raise ForkError(nothing_measured(self.balancer, observed=False))
         if self.balancer.hooks:
             self.balancer.unhook()
-        self._rows = _Rows(self.balancer.num_tasks)  # they hold passages, which hold this step
+        self._release()
         passes_at_fork.discard(self._pass)
         super()._end()
 

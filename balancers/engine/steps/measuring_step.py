@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from ..fork_error import ForkError
 from ..forks.fork import Passage
@@ -38,11 +39,19 @@ class MeasuringStep(Step):
         self.gated = False
         """Whether it makes the gradients of the shared parameters itself, at a gate."""
         shared: Sequence[nn.Parameter] | None = None
+        has_one_twice = False
         self.features = 0
         """Number of tensors that went through the fork since the last call."""
         if balancer.fork is not None:
-            self.features, shared = balancer.fork.reading.claim(self)
+            recording = balancer.fork.reading.claim(self)
+            self.features, shared, has_one_twice = recording.count, recording.shared, recording.has_one_twice
         self.wrt = balancer.measured_parameters() if shared is None else tuple(shared)
+        if has_one_twice and self.wrt is None:
+            raise ForkError(
+                "one tensor of features went through the fork twice in this step, or attached heads ran twice on it, "
+                "so that at the features (wrt=None) it would count as two: call the fork once in a step and use what "
+                "it returned again, or measure at a layer, such as wrt=net.trunk[-1]"
+            )
 
     @property
     def _forms_gradients(self) -> bool:
@@ -65,7 +74,7 @@ class MeasuringStep(Step):
             raise ForkError(self.balancer.fork.reading.why_nothing())
         passes_at_fork.add(current_pass())
 
-    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         """Take what a `Fork` shows: see `Observer`."""
 
     def combined(self, passage: Passage) -> Tensor | None:
@@ -100,21 +109,32 @@ class MeasuringStep(Step):
         tasks, like = self.balancer.num_tasks, [dense(torch.zeros_like(parameter)) for parameter in self.wrt]
         return [zero.new_zeros(tasks, *zero.shape) for zero in like]
 
+    def _recomputes(self, starts: Sequence[Node | None]) -> bool:
+        """Return whether a checkpoint upstream of these nodes runs a forward pass again when they are differentiated.
+
+        The graph is searched in the first step, and where it showed a checkpoint in the last one: it is found soon.
+        """
+        balancer = self.balancer
+        if balancer.recomputes is not False:
+            found = any(map(recomputes, starts))
+            if balancer.recomputes is None or balancer.saw_checkpoint:
+                balancer.recomputes = found
+            balancer.saw_checkpoint = found
+        return bool(balancer.recomputes)
+
     def _differentiate(self, losses: Entries, measurement: Measurement, factors: Tensor) -> None:
         """Measure the gradients of the losses, multiplied by ``factors``, with respect to ``wrt``."""
         assert self.wrt is not None
         found = roots(losses)
         edges = [root.edge for root in found if root is not None]
-        first = self.balancer.recomputes is None
-        if first:
-            self.balancer.recomputes = any(recomputes(edge.node) for edge in edges)
+        first, together = self.balancer.recomputes is None, self._recomputes([edge.node for edge in edges])
         seeded = [
             None if root is None else (root.edge, root.seed * factor)
             for root, factor in zip(found, factors, strict=True)
         ]
         nodes = [edge.node for edge in edges]
         with measuring(nodes), before_first_backward(edges) if first else nullcontext():
-            self.balancer.recomputes = measurement.differentiate(seeded, together=bool(self.balancer.recomputes))
+            self.balancer.recomputes = measurement.differentiate(seeded, together)
         missing = sorted(measurement.missing & self.balancer.unmeasured)
         self.balancer.unmeasured.clear()
         if missing and len(measurement.missing) < len(edges) and self.balancer._ranks.size == 1:
@@ -150,9 +170,9 @@ class NormsStep(MeasuringStep):
         else:
             self._at_fork()
 
-    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, spare: int) -> None:
+    def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         assert self._found is not None
-        self._found.observe(z, task, gradients, spare)
+        self._found.observe(z, task, gradients, free_entries)
 
     def _end(self) -> None:
         assert self._found is not None

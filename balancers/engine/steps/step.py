@@ -39,6 +39,8 @@ class Call(NamedTuple):
     """For each task whether it was given; None if all were."""
     valid: Tensor | None
     """A bool scalar: whether the losses could be weighed; None if the weights don't depend on them."""
+    turn: int | None = None
+    """The task whose turn it was, of a method that takes turns."""
 
 
 class Step:
@@ -52,17 +54,21 @@ class Step:
 
     def __init__(self, balancer: "LossBalancer", call: Call) -> None:
         self.balancer = balancer
-        self.losses, self.weights, self.given, self.valid = call
+        self.losses, self.weights, self.given, self.valid, self.turn = call
         self.ended = False
         """Whether a backward pass has gone through without an exception."""
         self.factors = call.weights
         """``(T,)``: what each loss is multiplied by in the pass, its weight and the scale of the pass."""
         self.gradients: list[Tensor] = []
         """The measurements, in the form that `Window` sums."""
-        self.squared = self.adds_up = False
+        self.adds_up = False
+        """Whether the window sums `gradients` over passes and ranks before it takes their norms."""
+        self.squared = False
+        """Whether, in that case, `gradients` are squares of norms, which are summed as such."""
         self.commit: Callable[[], None] | None = None
         """Writes what a combining method decided in the pass, at the pass's end."""
         self._pass = NO_PASS
+        self._loads = balancer._loads
 
     def watch(self, node: Node, losses: Entries) -> None:
         """Begin when a backward pass reaches ``node``, that of the losses as one tensor."""
@@ -118,12 +124,18 @@ class Step:
         self._end()
 
     def _end(self) -> None:
-        """Take in the whole pass; nothing is learnt from one in eval mode."""
-        if self.balancer.training:
+        """Take in the whole pass; nothing is learnt from one in eval mode, or of a call before a state was loaded."""
+        if self.balancer.training and self._loads == self.balancer._loads:
+            self._end_turn()
             if self.commit is not None:
                 self.commit()
             self.balancer._finish(self)
         self.commit = None
+
+    def _end_turn(self) -> None:
+        """Let the next task have its turn, if this step had one."""
+        if self.turn is not None:
+            self.balancer.turn = (self.turn + 1) % self.balancer.num_tasks
 
 
 class CountedStep(Step):
@@ -136,7 +148,8 @@ class CountedStep(Step):
             after_this_pass(self._ended)
 
     def _end(self) -> None:
-        pass
+        if self.balancer.training and self._loads == self.balancer._loads:
+            self._end_turn()
 
 
 def _called_twice(balancer: "LossBalancer") -> str:

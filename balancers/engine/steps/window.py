@@ -37,6 +37,8 @@ class Window:
         """``(T,)``: the number of passes that gave each task; None where all passes gave all."""
         self._total: Tensor | None = None
         """The number of passes on all ranks, a scalar; None where there is one rank."""
+        self.is_measured = True
+        """Whether the gradients of all passes were measured."""
         self._gradients: list[Tensor] = []
         self._squared = self._adds_up = False
 
@@ -54,8 +56,9 @@ class Window:
         self._weights = step.weights
         if self.count == 0:
             self._gradients, self._squared, self._adds_up = step.gradients, step.squared, step.adds_up
-        else:
+        elif self.is_measured and step.gradients:
             self._gradients = [a + b for a, b in zip(self._gradients, step.gradients, strict=True)]
+        self.is_measured = self.is_measured and len(step.gradients) > 0
         self.count += 1
 
     def add_other_ranks(self, ranks: Ranks) -> None:

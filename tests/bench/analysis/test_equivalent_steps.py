@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.analysis import EquivalentSteps, compare, doubling, equivalent_steps, match_steps
+from bench.analysis import EquivalentSteps, chord_excess, compare, doubling, equivalent_steps, match_steps
 
 from .pooled_tables import LENGTHS, correlated, pooled_tables
 
@@ -231,6 +231,31 @@ def test_covers_the_first_crossing_of_a_curve_that_is_not_monotone(level, deviat
     crossed = (FINE[np.interp(FINE, LOGS, nodes) <= level], [np.log(5)])
     truth = float(np.exp(np.concatenate(crossed)[0]))
     assert coverage(valley, level, truth, deviation, seeds) >= 0.935
+
+
+class TestChord:
+    @pytest.mark.parametrize(("offset", "size", "power"), [(-2.0, 0.3, 0.5), (-3.0, 1.0, 1.5), (0.0, 0.1, 3.0)])
+    def test_the_excess_is_the_largest_error_on_a_power_law(self, offset, size, power):
+        """Interpolate a method's q on the chords of a power law, at 2000 true values of q."""
+        truths = np.exp(np.linspace(LOGS[0], LOGS[-1], 2002)[1:-1])
+        nodes = offset + size * np.asarray(FACTORS) ** -power
+        curve = np.tile(nodes, (2, 1))
+        found = [match_steps(np.full(2, offset + size * truth**-power), curve, FACTORS).q for truth in truths]
+        assert chord_excess(nodes, FACTORS) == pytest.approx(np.max(found / truths), rel=1e-4)
+
+    def test_it_is_three_to_seven_percent_on_the_control_apart(self):
+        """Mean logarithms of the scores of equal weighting on ``apart`` over its own, at the four lengths."""
+        curve = [0.1886, 0.0, -0.1242, -0.18]
+        assert chord_excess(curve, FACTORS) == pytest.approx(1.071, abs=0.001)
+        assert chord_excess(curve[:3], FACTORS[:3]) == pytest.approx(1.037, abs=0.001)
+
+    def test_a_curve_that_does_not_flatten_has_none(self):
+        assert np.isnan(chord_excess([3.0, 2.0, 1.0, 0.0], FACTORS))
+        assert np.isnan(chord_excess([0.0, 1.0, 0.5, 0.0], FACTORS))
+
+    def test_lengths_that_do_not_rise_by_one_factor_are_refused(self):
+        with pytest.raises(ValueError, match="expected them to rise by one factor"):
+            chord_excess([3.0, 2.0, 1.5], [1, 2, 3])
 
 
 def test_the_chord_of_a_flattening_curve_moves_the_estimate_little():

@@ -79,3 +79,20 @@ def test_the_conservative_interval_covers_the_ratio_at_least_as_often_as_its_par
     costs = costs.assign(ratio_low=cost * ends[1][0], ratio_high=cost * ends[1][1])
     table = paying_methods(steps, SuiteTables(costs=costs))
     assert ((table["low"] <= 1.6 / 1.2) & (table["high"] >= 1.6 / 1.2)).mean() >= 0.95
+
+
+@pytest.mark.slow
+def test_the_interval_covers_with_ninety_percent_at_least_whatever_the_dependence():
+    """The worst dependence: q misses only where the cost does not, so that both misses add up to 10 %."""
+    random = np.random.default_rng(0)
+    place = random.uniform(size=20_000)
+    # q's interval misses from below on the first 5 %, the cost's interval misses from above on the next 5 %.
+    shift_q, shift_cost = np.where(place < 0.05, -0.5, 0.0), np.where((place >= 0.05) & (place < 0.1), 0.5, 0.0)
+    q, cost = np.exp(np.log(1.6) + shift_q), np.exp(np.log(1.2) + shift_cost)
+    steps = pd.DataFrame({"problem": "p", "balancer": [f"m{i}" for i in range(len(q))], "q": q, "low": 0.999 * q})
+    steps = steps.assign(high=1.001 * q, seeds=20, beyond="", low_beyond="", high_beyond="")
+    costs = steps[["problem", "balancer"]].assign(device="cpu", part="step", ratio_to_equal=cost)
+    costs = costs.assign(ratio_low=0.999 * cost, ratio_high=1.001 * cost)
+    table = paying_methods(steps, SuiteTables(costs=costs))
+    covered = ((table["low"] <= 1.6 / 1.2) & (table["high"] >= 1.6 / 1.2)).mean()
+    assert 0.895 <= covered <= 0.91

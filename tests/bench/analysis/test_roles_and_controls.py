@@ -112,6 +112,19 @@ def test_random_weights_that_beat_equal_weighting_are_found() -> None:
     assert not found(scores(random=0.8))["random", "p"]
 
 
+def test_random_weights_are_checked_over_both_sets_of_seeds() -> None:
+    """Random weights are no better on the reported seeds, but clearly better on the repeated ones."""
+    again = scores(random=0.7).query("phase == 'reported'")
+    again = again.assign(phase="repeated", seed=again["seed"] + 100)
+    table = pd.concat([scores(random=1.0), again], ignore_index=True)
+    row = checked(table).query("control == 'random'").iloc[0]
+    assert row["pairs"] == 4 + 4
+    wide = table[(table["problem"] == "p") & (table["split"] == "test") & table["phase"].isin(["reported", "repeated"])]
+    wide = wide.pivot(index=["phase", "seed"], columns="balancer", values="value")
+    assert row["relative"] == pytest.approx((wide["random"] / wide["equal"]).prod() ** (1 / 8))
+    assert row["relative"] < 0.9
+
+
 def test_the_smallest_difference_under_a_second_name_is_found() -> None:
     table = scores()
     place = table[(table["balancer"] == SECOND) & (table["problem"] == "p") & (table["phase"] == "tuning")].index[0]

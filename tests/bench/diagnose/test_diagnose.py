@@ -160,9 +160,12 @@ def test_the_rule_counts_as_untested_until_its_test_is_there(tmp_path: Path, mon
         assert ("has not been tested yet" in " ".join(text.split())) != tested
 
     monkeypatch.setattr(diagnose_terminal, "REGRETS", tmp_path / "advice_regrets.csv")
-    assert diagnose_terminal.rule_test() == diagnose_terminal.UNTESTED
-    pd.DataFrame({"lower": ["advice", "opponent", "advice", ""]}).to_csv(diagnose_terminal.REGRETS, index=False)
-    assert diagnose_terminal.rule_test().endswith("on 2 of 4 problems.")
+    assert diagnose_terminal.result_of_test() == diagnose_terminal.UNTESTED
+    found = pd.DataFrame({"problem": ["a", "b", "c"], "reserved": [False, False, True], "there": True})
+    found.assign(lower=["advice", "", "opponent"], verdict="fails").to_csv(diagnose_terminal.REGRETS, index=False)
+    told = diagnose_terminal.result_of_test()
+    assert told.startswith("The rule fails its test.")
+    assert "on 1 of 2 problems of the evidence and on 0 of 1 reserved ones." in told
 
 
 def test_the_help_names_what_the_rule_can_advise() -> None:

@@ -11,7 +11,15 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 
 from bench.evidence import evidence_folder, evidence_tables
-from bench.report import effect_picture, evidence_answer, evidence_sections, report_page, verdict_wording
+from bench.report import (
+    effect_picture,
+    evidence,
+    evidence_answer,
+    evidence_sections,
+    page_tables,
+    report_page,
+    verdict_wording,
+)
 from bench.report.evidence_answer import ProblemAnswer
 from bench.report.results_folder import Results, load
 from bench.style.figure_style import theme
@@ -73,36 +81,113 @@ class TestAnswers:
         assert "Plain training for twice as long scores 0.8" in found.beside
 
     def test_a_method_that_fails_its_gate_is_not_claimed_however_good(self, results: Results) -> None:
-        claims = results.tables["claims"]
+        claims, compared = results.tables["claims"], results.tables["comparisons"]
         only = claims[(claims["problem"] == "multi-token") & (claims["balancer"] == "gradnorm")]
+        no_static = compared.assign(verdict="tie")
+        assert "gradnorm" not in answer(changed(results, claims=only, comparisons=no_static), "multi-token").beside
         found = answer(changed(results, claims=only), "multi-token").text
         assert found.startswith("No balancing is claimed. The best mean: gradnorm scores 0.5")
         assert "but gradnorm fails the gate, so that step length may be the cause." in found
-        assert "Static weights help: " in found
+        assert re.search(
+            r"Static weights help: .* It is the best of 4 static rows, each at 95 % and uncorrected: by chance alone, "
+            r"one of them would be better in up to 10 % of cases\.",
+            found,
+        )
+
+    def test_before_the_gates_it_is_not_said_that_a_method_fails_one(self, results: Results) -> None:
+        claims = results.tables["claims"].assign(claimed=False, gate=False, why_not="not gated yet")
+        found = answer(changed(results, claims=claims), "scenes").text
+        assert "but a control has not been run, so no method is gated yet." in found
+        assert "fails the gate" not in found
+
+    def test_an_exploratory_method_is_named_so_wherever_it_is_claimed(self, results: Results) -> None:
+        claims = results.tables["claims"]
+        named = claims["balancer"].isin(["uncertainty", "nash-mtl, features"])
+        both = changed(results, claims=claims.assign(claimed=named, why_not=np.where(named, "", "not settled")))
+        found = answer(both, "scenes").text
+        assert found.startswith("Balancing helps: uncertainty scores ")  # a confirmatory claim comes first
+        assert "Claimed too: nash-mtl, features (exploratory)." in found
+        alone = changed(results, claims=both.tables["claims"][claims["balancer"] != "uncertainty"])
+        assert answer(alone, "scenes").text.startswith("Balancing helps: nash-mtl, features (exploratory) scores ")
+        (line, *_) = evidence_answer.headlines(both)
+        problems = 5  # helmholtz and burgers have no row at the features
+        assert line.endswith(
+            f"{problems} confirmatory (uncertainty on 5) and 3 exploratory (nash-mtl, features (exploratory) on 3)."
+        )
+        assert "(4 of them exploratory)" in effect_picture.caption(both)
+        cells = [row["cells"] for row in evidence_sections.claims(both)["rows"] if row["head"] == "nash-mtl, features"]
+        assert {each[1]["text"] for each in cells} == {"exploratory"}
+        assert {each[-1]["text"] for each in cells} == {"claimed (exploratory)"}
+
+    def test_a_claim_on_a_method_that_is_worse_than_a_constant_says_so(self, results: Results) -> None:
+        claims = results.tables["claims"]
+        worse = claims["balancer"] == "uncertainty"
+        claims = claims.assign(
+            constant_relative=np.where(worse, 1.31, 0.2), constant_verdict=np.where(worse, "worse", "better")
+        )
+        found = answer(changed(results, claims=claims), "scenes").text
+        assert "Worse than a constant predictor: uncertainty (1.31×)." in found
+        open_end = claims.assign(constant_relative=0.99, constant_verdict=np.where(worse, "not settled", "better"))
+        found = answer(changed(results, claims=open_end), "scenes").text
+        assert "Not shown to be better than a constant predictor: uncertainty (0.990×)." in found
+        assert "constant predictor" not in answer(results, "scenes").text
+        table = evidence_sections.claims(changed(results, claims=claims))
+        row = next(row for row in table["rows"] if row["head"] == "uncertainty" and row["cells"][0]["text"] == "scenes")
+        assert row["cells"][-1]["below"] == ["worse than a constant predictor"]
 
     def test_where_nothing_is_better_it_says_so(self, results: Results) -> None:
         found = answer(results, "flights").text
         assert found.startswith("No balancing is claimed.")
         assert found.endswith("No static weights are better than equal weighting either.")
 
-    def test_only_static_weights_count_where_equal_weighting_fails(self, results: Results) -> None:
+    def test_why_only_static_weights_count_follows_from_the_scores(self, results: Results) -> None:
+        """The made-up equal weighting has a fifth of the error of a constant predictor."""
         found = answer(results, "helmholtz").text
-        assert found.startswith("Equal weighting is worse than predicting zero here, so only static weights count.")
+        assert re.match(
+            r"Only static weights count here\. The protocol's reason for that, that equal weighting is worse than a "
+            r"constant predictor, does not hold \(0\.[12]\d+× \[.+\]\)\.",
+            found,
+        )
         assert "of equal weighting's score" not in found
+        assert "does not hold" in effect_picture.caption(results)
+
+    def test_where_equal_weighting_is_worse_than_a_constant_it_is_told(self, results: Results) -> None:
+        worse = {"equal_to_constant": 1.2, "equal_to_constant_low": 1.1, "equal_to_constant_high": 1.3}
+        fails = changed(results, problems=results.tables["problems"].assign(equal_is_worse=True, **worse))
+        start = "Equal weighting is worse than a constant predictor here (1.20× [1.10, 1.30]), so "
+        assert answer(fails, "helmholtz").text.startswith(f"{start}only static weights count.")
+        assert answer(fails, "scenes").text.startswith(f"{start}that a gain over it says little.")
+        assert f"On helmholtz: {start}only static weights count." in effect_picture.caption(fails)
+        unknown = changed(results, problems=results.tables["problems"].assign(equal_to_constant=np.nan))
+        assert "is not known." in answer(unknown, "helmholtz").text
+        assert "constant predictor" not in answer(unknown, "scenes").text
 
     def test_q_beyond_the_curve_is_told_as_such(self, results: Results) -> None:
         found = answer(results, "burgers").beside
         assert "equal weighting must train for more than 4 times the steps" in found
         assert "(q/c >4.00)" in found
 
+    def test_an_interval_that_begins_within_the_curve_is_not_left_out(self, results: Results) -> None:
+        inside = results.tables["pays"].assign(
+            q=4.0, beyond="above", q_low=3.32, q_low_beyond="", q_high=4.0, q_high_beyond="above"
+        )
+        found = answer(changed(results, pays=inside), "burgers").beside
+        assert "must train for >4.00 [3.32, >4.00] times the steps" in found
+        below = inside.assign(q=0.5, beyond="below", q_low=0.5, q_low_beyond="below", q_high=0.8, q_high_beyond="")
+        assert (
+            "must train for <0.50 [<0.50, 0.80] times the steps"
+            in answer(changed(results, pays=below), "burgers").beside
+        )
+
     @pytest.mark.parametrize(
         ("why_not", "words"),
         [
             ("not better than equal", "which is not better than equal weighting"),
-            ("not better than static", "which is not better than these"),
+            ("not better than static", "which is not better than all static weights"),
+            ("a tie", "which counts as a tie"),
             ("not settled", "which is not settled after correction (p = 0.3"),
             ("not repeated", "but only one set of seeds was run"),
-            ("sign differs", "but the sign differs between the two sets of seeds"),
+            ("not in both sets", "but one of the two sets of seeds alone does not show it"),
         ],
     )
     def test_each_reason_has_its_words(self, results: Results, why_not: str, words: str) -> None:
@@ -110,8 +195,13 @@ class TestAnswers:
         assert words in answer(changed(results, claims=claims), "scenes").text
 
     def test_step_length_is_named_with_both_tables(self, results: Results) -> None:
-        found = answer(results, "scenes").beside
+        """GradNorm fails its gate here, so that it is named only if it passes."""
+        assert "gradnorm" not in answer(results, "scenes").beside
+        gates = results.tables["gates"]
+        passing = changed(results, gates=gates.assign(passes=gates["passes"] | (gates["balancer"] == "gradnorm")))
+        found = answer(passing, "scenes").beside
         assert re.search(r"Step length changes the standing of gradnorm \(0\.\d+× in A, 1\.\d+× in B\)", found)
+        assert re.search(r"each at 95 % and uncorrected; by chance fewer than 1 of \d would be named\.", found)
         none = results.tables["step_length"].assign(step_length=False)
         quiet = answer(changed(results, step_length=none), "scenes").beside
         assert "No method's standing is shown to depend on the length of steps." in quiet
@@ -125,11 +215,59 @@ class TestAnswers:
         claims = results.tables["claims"]
         evidence = claims[claims["problem"] != "recommender"]
         first = f"That balancing helps is claimed in {evidence['claimed'].sum()} of {len(evidence)} tests on 5 problems"
-        assert lines[0].startswith(first)
+        assert lines[0].startswith(f"{first}, corrected for the 70 that were planned: ")
         assert "8 of 10 methods pass the gate on both controls; gradnorm and mgda, parameters fail" in lines[1]
         assert any("1 untouched problem" in line for line in lines)
         assert any(line.startswith("Training equal weighting for twice as long") for line in lines)
         assert any("uncertainty weighting on 4 of 5" in line for line in lines)
+
+    def test_methods_that_fail_a_gate_are_not_counted(self, results: Results) -> None:
+        """MGDA at the parameters and GradNorm fail; GradNorm is the best learned weighting on multi-token."""
+        practice = results.tables["practice"].set_index(["problem", "column"])
+        assert practice.loc[("multi-token", "best learned weighting"), "balancer"] == "gradnorm"
+        assert practice.loc[("multi-token", "best learned weighting"), "verdict"] == "pays"
+        (line,) = [line for line in evidence_answer.headlines(results) if line.startswith("Choices that pay")]
+        assert re.search(r"best learned weighting on \d of 4 \(1 more is of a method that fails a gate\)", line)
+        judged = results.tables["practice"]
+        facts = results.tables["problems"].set_index("problem")
+        judged = judged[~judged["problem"].map(facts["reserved"]) & ~judged["balancer"].isin(results.failed_gates)]
+        expected = len(judged) * 0.025
+        told = f"about {expected:.0f}" if expected >= 1 else "fewer than 1"
+        assert f"so by chance {told} would pay if all gave just as much." in line
+        (line,) = [line for line in evidence_answer.headlines(results) if line.startswith("The length of steps")]
+        assert "gradnorm" not in line
+        assert line.endswith(" Methods that fail a gate are not counted.")
+        table = results.tables["step_length"]
+        methods = [
+            label
+            for label in results.tables["rows"].query("kind == 'method'")["balancer"]
+            if label not in results.failed_gates
+        ]
+        table = table[table["balancer"].isin(methods) & ~table["problem"].isin(made_up_parts.CONTROLS)]
+        assert f"of {len(table)} comparisons of table A with B" in line
+        assert f"so about {len(table) * 0.05:.0f} are to be expected by chance." in line
+
+    def test_flips_of_exploratory_verdicts_are_named_after_confirmatory_ones(self, results: Results) -> None:
+        table = results.tables["repeated"]
+        flips = (table["problem"] == "scenes") & table["balancer"].isin(["nash-mtl, features", "famo"])
+        flipped = changed(results, repeated=table.assign(flipped=flips & (table["against"] == "equal")))
+        text = evidence.repeated(flipped)
+        assert (
+            "2 flipped between better and worse (famo on scenes and nash-mtl, features (exploratory) on scenes)" in text
+        )
+
+    def test_there_is_no_mean_over_problems(self, results: Results) -> None:
+        changes = pd.DataFrame(
+            [
+                {"problem": problem, "balancer": label, "seed": seed, "delta_m": 1.0 + seed}
+                for problem in ("scenes", "flights")
+                for label in results.balancers
+                for seed in range(6)
+            ]
+        )
+        with_changes = changed(results, delta_m=changes)
+        assert evidence.change(with_changes) == ({}, [])
+        assert all("Δm, %" not in table["header"] for table in page_tables.overviews(with_changes))
 
     def test_parts_that_are_not_there_are_named(self, results: Results) -> None:
         line = evidence_answer.headlines(results)[-1]
@@ -149,6 +287,13 @@ class TestTables:
         assert "famo" in learned["below"]
         assert rows["scenes"][-1]["looks"] == "longer"
         assert rows["burgers"][table["header"].index("Gramian at the features") - 1]["text"] == "–"
+
+    def test_what_interpolation_costs_stands_below_q(self, results: Results) -> None:
+        note = evidence_sections.practice(results)["note"]
+        excess = 100 * (results.tables["problems"]["chord"] - 1)
+        assert f"by at most {excess.min():.0f} to {excess.max():.0f} %, depending on the problem" in note
+        none = results.tables["problems"].assign(chord=np.nan)
+        assert evidence_sections.practice(changed(results, problems=none))["note"] == ""
 
     def test_gates_tell_who_fails(self, results: Results) -> None:
         rows = {row["head"]: row["cells"][-1]["text"] for row in evidence_sections.gates(results)["rows"]}
@@ -216,7 +361,11 @@ class TestPicture:
         cells = effect_picture.cells(results)
         claimed = (cells["mark"] == "claimed").sum()
         assert f"{claimed} claimed" in text
-        assert "Hatched, because they fail a gate: gradnorm, mgda, parameters, random." in text
+        assert "Hatched and not counted, because they fail a gate: gradnorm, mgda, parameters, random." in text
+        methods = results.tables["rows"].query("kind == 'method'")["balancer"]
+        counted = cells[(cells["panel"] == "A") & cells["balancer"].isin(methods) & ~cells["failed"]]
+        worse = (counted[~counted["problem"].isin(made_up_parts.CONTROLS)]["mark"] == "worse").sum()
+        assert f"{worse} worse" in text
 
     def test_without_table_b_there_is_one_panel(self, results: Results) -> None:
         compared = results.tables["comparisons"]
@@ -245,6 +394,18 @@ class TestPage:
     def test_counts_stand_in_place_of_the_enumeration(self, page: str, results: Results) -> None:
         assert "beyond noise" not in verdict_wording.reading(results)
         assert "Counted over" not in page
+
+    def test_what_is_uncorrected_says_so(self, page: str, results: Results) -> None:
+        def section(name: str) -> str:
+            return " ".join(page[page.index(f'<section id="{name}">') :].partition("</section>")[0].split())
+
+        assert "The intervals are at 95 % each and not corrected for their number." in section("practice")
+        assert evidence_sections.chord_note(results) in section("practice")
+        assert "by chance, one in twenty is bold where nothing changes" in section("step-length")
+        assert "80 % power in one comparison" in section("doubling")
+        assert "between rounds of timing on one machine, not between machines" in section("words")
+        assert "wider than a 95 % interval" not in page
+        assert "Δm" not in page
 
     def test_time_to_target_and_single_runs_are_left_out(self, page: str) -> None:
         assert "final score" not in page

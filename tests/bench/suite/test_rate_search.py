@@ -32,15 +32,19 @@ def finer_suite(suite_text: Callable[..., str], tmp_path: Path) -> MakeSuite:
     return make
 
 
-def chosen(suite: Suite, stage: Stage, best: Mapping[str, float]) -> pd.DataFrame:
-    """Return the selection in which each method does best at the tried rate that is closest to its ``best``."""
+def chosen(suite: Suite, stage: Stage, best: Mapping[str, float | None]) -> pd.DataFrame:
+    """Return the selection in which each method does best at the tried rate that is closest to its ``best``.
+
+    A method whose best is None fails at all rates; the smallest is chosen for it.
+    """
     runs = stage.runs(suite)
     rates = {(run.problem, run.balancer): set() for run in runs}
     for run in runs:
         rates[run.problem, run.balancer].add(run.spec.lr)
     rows = []
     for (problem, label), tried in rates.items():
-        scores = {lr: abs(lr - best[label]) for lr in sorted(tried)}
+        wanted = best[label]
+        scores = {lr: 7.0 if wanted is None else abs(lr - wanted) for lr in sorted(tried)}
         first = min(scores, key=lambda lr: scores[lr])
         rows += [(problem, label, lr, score, lr == first) for lr, score in scores.items()]
     return pd.DataFrame(rows, columns=["problem", "balancer", "lr", "mean_validation_score", "chosen"])
@@ -53,7 +57,7 @@ def tried(suite: Suite, stage: Stage) -> dict[str, list[float]]:
     return {label: sorted(rates) for label, rates in found.items()}
 
 
-def all_stages(suite: Suite, best: Mapping[str, float]) -> list[Stage]:
+def all_stages(suite: Suite, best: Mapping[str, float | None]) -> list[Stage]:
     search = rate_search.stages(suite)
     found = [next(search)]
     while True:
@@ -86,6 +90,24 @@ def test_the_grid_grows_for_all_until_the_best_is_within_or_it_may_grow_no_more(
     suite = finer_suite(3)
     *_, grown, _ = all_stages(suite, best)
     assert tried(suite, grown)["gradnorm"] == [0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
+
+
+def test_nothing_is_tried_near_the_rates_of_a_method_that_fails_at_all_of_them(finer_suite: MakeSuite) -> None:
+    suite = finer_suite(balancers=[{"name": "equal"}, {"name": "gradnorm"}, LONGER])
+    grid = [0.001, 0.01, 0.1]
+    last = all_stages(suite, {"equal": 0.01, "gradnorm": None, "longer": None})[-1]
+    assert tried(suite, last) == {
+        "equal": [0.001, 0.005, 0.01, 0.02, 0.1],
+        "gradnorm": grid,
+        "longer": grid_around(0.01),
+    }
+    last = all_stages(suite, {"equal": None, "gradnorm": 0.01, "longer": 0.001})[-1]
+    assert tried(suite, last)["equal"] == grid
+    assert tried(suite, last)["longer"] == grid_around(0.001)  # it has to be trained at some rate
+
+
+def grid_around(lr: float) -> list[float]:
+    return [lr / 2, lr, 2 * lr]
 
 
 def test_searched_weights_have_as_many_trials_as_a_method_can_have_rates(finer_suite: MakeSuite) -> None:
