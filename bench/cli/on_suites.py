@@ -256,7 +256,7 @@ def report(
 
 @app.command(
     rich_help_panel=ON_SUITES,
-    epilog=examples(("lossbench compare results/reference/default results/default", "what has changed?")),
+    epilog=examples(("lossbench compare results/reference/default results/default", "")),
 )
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A results folder, such as results/reference/default.")],
