@@ -1,4 +1,4 @@
-"""What all methods share. The rooms, each of which imports only those below it:
+"""The machinery that all methods share, in rooms. Each room imports only those below it:
 
 - `method_registry` finds methods by name, and `captured_step` runs a training step as a CUDA graph;
 - `classes` has what a method is a subclass of;

@@ -54,7 +54,7 @@ class CapturedStep:
         self._balancers = list(balancers)
         self._has_warned = False
         self._layout: _Layout | None = None
-        """What each batch must have in common with the captured one."""
+        """The layout of the captured batch, which every later batch must have."""
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
@@ -108,7 +108,7 @@ class CapturedStep:
 
 
 class _Layout(NamedTuple):
-    """What the batches of a captured step have in common."""
+    """The layout that all batches of a captured step must share."""
 
     structure: object
     """How its tuples, lists and dicts are nested, and the keys of the dicts in their order."""

@@ -44,7 +44,8 @@ class LearnedState(LossBalancer):
             self._may_differ = True
         # The kernel takes one number of steps for all tasks. A step that is not valid leaves the numbers alike, which
         # the host does not know but a balancer that is loaded from this state does: so the device decides.
-        alike = (self.task_steps == self.optimizer_steps).all() if self._may_differ else None
+        adam = self.optimizer == "adam"
+        alike = (self.task_steps == self.optimizer_steps).all() if adam and self._may_differ else None
         self.optimizer_steps.add_(valid)
         if index is None:
             self.task_steps.add_(valid)
@@ -52,7 +53,7 @@ class LearnedState(LossBalancer):
             self.task_steps.index_add_(0, index, valid.to(self.task_steps.dtype).expand(len(index)))
         state = self.state(index)
         values, first, second = state[self.learns], state["moments_1"], state["moments_2"]
-        if self.optimizer == "sgd":
+        if not adam:
             values = values - self.lr * gradient
         else:
             steps = state["task_steps"]

@@ -15,7 +15,7 @@ NOT_MEASURED: Mapping[Wrt, str] = {
     "layer": "does not measure at a fork with respect to a layer",
     "parameters": "does not measure without a fork (fork=None)",
 }
-"""What to say of a method that is not defined for a place."""
+"""The start of the message that refuses a place which a method is not defined for."""
 
 
 def tasks_of(

@@ -1,6 +1,5 @@
 """Warn of losses that a method is not made for, which would stop it or drive it astray in silence."""
 
-import warnings
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..host_flag import Later, is_capturing
+from .user_warnings import warn
 
 if TYPE_CHECKING:
     from ..classes.base import LossBalancer
@@ -17,7 +17,7 @@ FIRST, EVERY = 8, 7
 INVALID = 20
 """Number of first updates, all of them not valid, after which a warning says so; a GradScaler skips some."""
 RECENT, OFTEN = 20, 3
-"""Of the last `RECENT` looks at a task's loss, the number in which it must be out of the domain."""
+"""A warning comes if `OFTEN` of the last `RECENT` looks found a task's loss out of the domain."""
 
 
 class LossWarnings:
@@ -37,24 +37,20 @@ class LossWarnings:
         if tasks and not self._told_missing:
             self._told_missing = True
             named = ", ".join(balancer.label(i) for i in sorted(tasks))
-            warnings.warn(
+            warn(
                 f"no gradient of the loss of {named} arrived in a backward pass: was it detached? It counts as zero, "
                 f"at which some methods stop all training. A task without a loss to learn from can be left out of a "
-                f"{{task: loss}} dict",
-                RuntimeWarning,
-                stacklevel=2,
+                f"{{task: loss}} dict"
             )
 
     def tell_unreached(self, balancer: "LossBalancer", number: int) -> None:
         """Warn once that no loss depends any more on some of the parameters that ``wrt`` lists."""
         if number and not self._told_unreached:
             self._told_unreached = True
-            warnings.warn(
+            warn(
                 f"no loss depends any more on {number} of the parameters that wrt lists for {balancer.name}: were they "
                 f"frozen, or replaced after the balancer was made, as load_state_dict(assign=True) does? Give the "
-                f"module itself as wrt, and it is asked for its parameters at each step",
-                RuntimeWarning,
-                stacklevel=2,
+                f"module itself as wrt, and it is asked for its parameters at each step"
             )
 
     def tell(self, balancer: "LossBalancer", losses: Tensor, index: Tensor | None, valid: Tensor) -> None:
@@ -80,11 +76,7 @@ class LossWarnings:
         if balancer.when == "backward" and not balancer.combines and not balancer._weighs_by_losses:
             number = balancer.num_tasks
             remedy = f"give accumulate={number}, so that an update sees the tasks of that many backward passes"
-        warnings.warn(
-            f"{balancer.name} compares tasks, but each of its last {self._alone} updates saw one task alone: {remedy}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warn(f"{balancer.name} compares tasks, but each of its last {self._alone} updates saw one task alone: {remedy}")
 
     def _tell_invalid(self, balancer: "LossBalancer", losses: Tensor, index: Tensor | None, valid: Tensor) -> None:
         """Count updates that were not valid, up to the first that was: of a run that goes well one flag is copied."""
@@ -105,11 +97,9 @@ class LossWarnings:
             finite = losses.isfinite().tolist()
             if bad := [balancer.label(i) for i, good in zip(places, finite, strict=True) if not good]:
                 cause = f"in the last of them, the loss of {', '.join(bad)} was not finite"
-        warnings.warn(
+        warn(
             f"{balancer.name} skipped its first {INVALID} updates: {cause}. With check_finite=True it raises an error "
-            f"at such a step",
-            RuntimeWarning,
-            stacklevel=2,
+            f"at such a step"
         )
 
     def look(self, balancer: "LossBalancer", losses: Tensor, index: Tensor | None) -> None:
@@ -132,22 +122,16 @@ class LossWarnings:
             self._looked = None
             if tasks := [task for task, looks in self._bad.items() if looks.bit_count() >= OFTEN]:
                 self._warned = True
-                warnings.warn(_message(balancer, tasks), RuntimeWarning, stacklevel=2)
+                warn(_message(balancer, tasks))
 
 
 def _message(balancer: "LossBalancer", tasks: list[int]) -> str:
     named = ", ".join(balancer.label(i) for i in tasks)
     what = "zero or below, or not above its lower bound" if balancer.needs_positive_losses else "below zero"
-    effect = "no weight changes" if balancer.checks_losses else _effect(balancer)
+    effect = "no weight changes" if balancer.checks_losses else balancer.out_of_domain
     return (
         f"{balancer.name} is made for {balancer.loss_domain} losses, but that of {named} is {what}, in {OFTEN} or more "
         f"of the last {RECENT} steps looked at: in such steps {effect}. Methods that take any loss are, among others, "
         f"equal, random, tchebycheff, stch and pbi, and of those that read gradients mgda and upgrad; or add a "
         f"constant to the loss that keeps it above zero"
     )
-
-
-def _effect(balancer: "LossBalancer") -> str:
-    """Return what losses below zero do to a method that accepts them: its class may say so in ``out_of_domain``."""
-    effect: str = getattr(balancer, "out_of_domain", "the weights may go astray")
-    return effect

@@ -32,7 +32,7 @@ from ..torch_internals import Convolution, LinearNode, convolution_gradients, la
 from .vector_jacobian import gradients
 
 Purpose = Literal["norms", "gramian", "sum"]
-"""What tasks' gradients are wanted for: their norms, their inner products, or these and then a weighted sum."""
+"""Whether norms of the tasks' gradients are needed, their inner products, or these and then a weighted sum."""
 
 
 def is_less(

@@ -288,9 +288,8 @@ class Measurement:
             return layer.gradients(gradients)
         num_tasks, num_rows, num_outputs = gradients.shape
         if self._by_rows(layer, gradients):
-            at_once = 1 + max(free_entries, LITTLE) // (
-                4 * num_rows * num_outputs
-            )  # in double precision, and their products
+            # Rows in double precision, and their products, take four times as much.
+            at_once = 1 + max(free_entries, LITTLE) // (4 * num_rows * num_outputs)
             return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
         size = num_outputs * layer.inputs.shape[1]
         # As many products at a time as fit into what is free, a copy of the features and two of the layer's gradient.

@@ -1,4 +1,4 @@
-"""What a method declares, and how its two functions, `weigh` and `update`, are called.
+"""Declare a method, and call its two functions, `weigh` and `update`.
 
 A method is two pure functions: `weigh`, which returns the weights of a step, and `update`, which learns from what the
 step showed. Here each gets the arguments that it names, for the tasks that take part, and what it returns is checked
@@ -65,6 +65,8 @@ class DeclaredMethod(DeclaredState):
     """The same for losses of zero or more."""
     expects_nonnegative_losses: ClassVar[bool] = False
     """Whether it accepts losses below zero, but goes astray where they stay there: a warning says so."""
+    out_of_domain: ClassVar[str] = "the weights may go astray"
+    """What the warning says that such losses do."""
     compares_tasks: ClassVar[bool] = True
     """Whether it compares the tasks of a step or window. Where each has one task alone, a warning says so, unless the
     method reads nothing or `sees_all_tasks`."""

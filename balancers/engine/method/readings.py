@@ -41,8 +41,8 @@ class Read:
     gramian: Tensor = NOTHING
     """``(T', T')``: the inner products of the gradients of the losses, multiplied by ``weights``."""
     gradients: Sequence[Tensor] = ()
-    """Of each tensor of features or parameters, the gradients of the losses, multiplied by ``weights``,
-    ``(T', ...)``."""
+    """The gradients of the losses, multiplied by ``weights``: ``(T', ...)`` for each tensor of features or
+    parameters."""
     mean: Callable[[Tensor], Tensor] = _itself
     """Returns the mean over ranks of a tensor that each rank computed from ``gradients`` of its own features."""
     tracked: Tensor = NOTHING
@@ -74,7 +74,7 @@ class Result(NamedTuple):
     gradient: Tensor | None = None
     """``(T',)``: the gradient of what the method learns: see `LearnedState`."""
     directions: Sequence[Tensor] | None = None
-    """What replaces the gradients' weighted sum, one for each tensor in ``Read.gradients``, without the first
-    dimension."""
+    """Directions that replace the gradients' weighted sum: one for each tensor in ``Read.gradients``, without the
+    first dimension."""
     statistics: State = {}
     """Further tensors to log, by name."""

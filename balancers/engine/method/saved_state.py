@@ -132,7 +132,7 @@ class DeclaredState(nn.Module):
         """Return a clause for messages that names the tasks this balancer expects."""
         return self._reader.made_for()
 
-    # What a method may do when it is made.
+    # For methods, when they are made.
 
     def prepare(self) -> None:
         """Check options together, or declare constants that follow from them."""
@@ -158,7 +158,7 @@ class DeclaredState(nn.Module):
             self.register_buffer(name, torch.empty(sizes, dtype=dtype))
             self._reset(name)
 
-    # What the engine does with it.
+    # For the engine, in a step.
 
     def state(self, index: Tensor | None = None, new: State | None = None) -> State:
         """Return the state and the constants, with the rows of the tasks at ``index``, ``(T',)``; None: of all.

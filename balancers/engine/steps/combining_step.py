@@ -299,7 +299,7 @@ class _Rows:
         return [i for i, some in enumerate(came) if not some and (given is None or given[i])]
 
     def stacked(self) -> list[Tensor]:
-        """Of each tensor of features, ``(T, *z.shape)``, zero where a loss does not depend on it."""
+        """Return the gradients of each tensor of features, ``(T, *z.shape)``; zeros for an independent loss."""
         return [
             gradients
             if isinstance(gradients, Tensor)
