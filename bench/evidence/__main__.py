@@ -153,36 +153,16 @@ def advice(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
 
 def _made(kept: Path) -> dict[str, pd.DataFrame]:
     """Return the tables of the evidence, without the reserved problems while a part of A or B is missing."""
-    made = evidence_tables.make(kept)
-    if not _missing(kept):
-        return made
-    parts = made["parts"]
-    reserved = parts.loc[parts["table"] == "reserved", "problem"]
-    for name, table in made.items():
-        if "problem" in table:
-            made[name] = table[~table["problem"].isin(reserved)].reset_index(drop=True)
-        elif "table" in table:
-            made[name] = table[table["table"] != "reserved"].reset_index(drop=True)
-    return made | {"parts": parts.assign(there=parts["there"] & (parts["table"] != "reserved"))}
+    return evidence_tables.make(kept, reserved=not evidence_parts.missing(kept))
 
 
 def _refuse_early(reserved: bool, kept: Path) -> None:
     """Raise a `SuiteError` if reserved problems are asked for before all parts of A and B are kept."""
-    if reserved and (missing := _missing(kept)):
+    if reserved and (missing := evidence_parts.missing(kept)):
         raise SuiteError(
             f"reserved problems come after all parts of A and B (rule 33 of the protocol); {kept} lacks "
             f"{', '.join(missing)}"
         )
-
-
-def _missing(kept: Path) -> list[str]:
-    """Return the names of the parts of A and B that are not kept."""
-    names = [
-        evidence_parts.part_name(table, str(entry.get("label", entry["name"])))
-        for table in ("A", "B")
-        for entry in suite_text.read(suite_file.find(TABLES[table])).values["problems"]
-    ]
-    return [name for name in names if not (kept / name / "scores.parquet").is_file()]
 
 
 def _rows() -> EvidenceRows:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.run import suite_text
 from bench.suite import suite_file
 from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError, closest
@@ -38,6 +39,27 @@ class EvidencePart:
 def part_name(table: str, problem: str) -> str:
     """Return the name of the part of a problem, given by its label, in a table."""
     return f"{table}/{re.sub(r'[^a-z0-9]+', '-', problem.lower())}"
+
+
+def planned(table: str) -> dict[str, str]:
+    """Return the names of the problems of a table by their labels, as its suite's file has them."""
+    entries = suite_text.read(suite_file.find(TABLES[table])).values["problems"]
+    return {str(entry.get("label", entry["name"])): str(entry["name"]) for entry in entries}
+
+
+def is_kept(table: str, problem: str, kept: Path) -> bool:
+    """Return whether the folder ``kept`` has the part of a problem, given by its label, in a table."""
+    return (kept / part_name(table, problem) / "scores.parquet").is_file()
+
+
+def missing(kept: Path) -> list[str]:
+    """Return the names of the parts of A and B that the folder ``kept`` lacks."""
+    return [
+        part_name(table, problem)
+        for table in ("A", "B")
+        for problem in planned(table)
+        if not is_kept(table, problem, kept)
+    ]
 
 
 def parts(only: Iterable[str] = (), reserved: bool = False) -> list[EvidencePart]:

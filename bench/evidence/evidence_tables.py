@@ -8,7 +8,6 @@ all controls are there.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +38,7 @@ from bench.run.suite_text import SuiteText
 from bench.suite import suite_file
 
 from . import kept_tables
-from .evidence_parts import TABLES, part_name
+from .evidence_parts import TABLES, is_kept, part_name, planned
 from .evidence_rows import ONLY_STATIC, RELATIVE, EvidenceRows, evidence_rows
 
 PARTS = ["table", "problem", "there"]
@@ -74,8 +73,7 @@ class _Suite:
     @property
     def controls(self) -> set[str]:
         """The labels of the problems that are controls."""
-        problems = self.written.values["problems"]
-        return {_label(entry) for entry in problems if tasks.get(str(entry["name"])).control}
+        return {label for label, name in planned(self.table).items() if tasks.get(name).control}
 
     @property
     def roles(self) -> Roles:
@@ -111,19 +109,23 @@ class _Suite:
         return found
 
 
-def make(kept: Path) -> dict[str, pd.DataFrame]:
+def make(kept: Path, reserved: bool = True) -> dict[str, pd.DataFrame]:
     """Return the tables by name, from the parts in the folder ``kept``.
+
+    Args:
+        kept: The folder.
+        reserved: Whether the reserved problems that are kept are read; if not, they count as missing.
 
     Raises:
         FileNotFoundError: There is no part of table A.
     """
-    short, published, reserved = (_read(table, kept) for table in ("A", "B", "reserved"))
+    short, published, untouched = (_read(table, kept, reserved or table != "reserved") for table in TABLES)
     if short.base is None:
         raise FileNotFoundError(f"{kept} has no part of table A; python -m bench.evidence run makes them")
     rows = short.rows
     checked = gates(short.base, rows.equal_by_factor, [label for label in rows.same_length if label != rows.equal])
     passed = passed_gates(checked) if short.controls <= set(checked["problem"]) else None
-    both = [each for each in (short, reserved) if each.base is not None]
+    both = [each for each in (short, untouched) if each.base is not None]
     base = _joined(both)
     tables = {name.name: getattr(base, name.name) for name in fields(SuiteTables)}
     del tables["curves"], tables["constants"]  # which are not kept
@@ -135,7 +137,7 @@ def make(kept: Path) -> dict[str, pd.DataFrame]:
         tables["baselines"] = pd.concat(baselines, ignore_index=True)
     of_each = [_of_suite(each, passed) for each in both]
     tables |= {name: pd.concat([made[name] for made in of_each], ignore_index=True) for name in of_each[0]}
-    tables["comparisons"] = pd.concat(_comparisons(short, published, reserved), ignore_index=True)
+    tables["comparisons"] = pd.concat(_comparisons(short, published, untouched), ignore_index=True)
     if published.base is not None:
         common = set(published.base.problems["problem"]) & set(short.base.problems["problem"])
         ours, theirs = (_only(each, common) for each in (short.base, published.base))
@@ -143,27 +145,21 @@ def make(kept: Path) -> dict[str, pd.DataFrame]:
         tables["step_length"] = step_length(ours, theirs, rows.equal, both_rows)
         tables["free"] = free_comparisons(ours, theirs, rows.equal, both_rows)
     tables["gates"], tables["rows"] = checked, rows.table
-    tables["parts"] = pd.concat([each.parts for each in (short, published, reserved)], ignore_index=True)
+    tables["parts"] = pd.concat([each.parts for each in (short, published, untouched)], ignore_index=True)
     tables["practice"] = _practice(tables["pays"], base, rows)
     tables["counts"] = _counts(tables, short, passed)
     return tables
 
 
-def _label(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("label", entry["name"]))
-
-
-def _read(table: str, kept: Path) -> _Suite:
-    """Read what is kept of a table."""
+def _read(table: str, kept: Path, counts: bool) -> _Suite:
+    """Read what is kept of a table; nothing if it does not count."""
     written = suite_text.read(suite_file.find(TABLES[table]))
-    labels = [_label(entry) for entry in written.values["problems"]]
-    folders = {label: kept / part_name(table, label) for label in labels}
-    there = {label: (folder / "scores.parquet").is_file() for label, folder in folders.items()}
-    parts = pd.DataFrame([(table, label, there[label]) for label in labels], columns=PARTS)
+    there = {label: counts and is_kept(table, label, kept) for label in planned(table)}
+    parts = pd.DataFrame([(table, label, is_there) for label, is_there in there.items()], columns=PARTS)
     rows = evidence_rows(TABLES[table], written)
     if not any(there.values()):
         return _Suite(table, written, rows, parts, None, {})
-    base, others = kept_tables.joined(folders[label] for label in labels if there[label])
+    base, others = kept_tables.joined(kept / part_name(table, label) for label in there if there[label])
     return _Suite(table, written, rows, parts, base, others)
 
 

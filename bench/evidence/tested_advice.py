@@ -8,11 +8,9 @@ import pandas as pd
 import tasks
 from bench.analysis import SuiteTables, pooled_scores
 from bench.diagnose import gradient_profile, regret, rule, rule_verdict
-from bench.run import suite_text
-from bench.suite import suite_file
 from bench.suite.suite_entries import ProblemEntry
 
-from .evidence_parts import TABLES
+from . import evidence_parts
 from .evidence_rows import EvidenceRows
 
 RANGES = ["candidate", "q_low", "q_high", "cost_low", "cost_high"]
@@ -76,10 +74,10 @@ def planned_problems() -> dict[str, bool]:
     These are all problems of the suites' files that are not controls, whether or not they were run.
     """
     return {
-        str(entry.get("label", entry["name"])): table == "reserved"
+        label: table == "reserved"
         for table in ("A", "reserved")
-        for entry in suite_text.read(suite_file.find(TABLES[table])).values["problems"]
-        if not tasks.get(str(entry["name"])).control
+        for label, name in evidence_parts.planned(table).items()
+        if not tasks.get(name).control
     }
 
 
