@@ -41,6 +41,8 @@ GAP = 0.5
 """Space between groups of rows and of columns, in cells."""
 CELL, ROW = 0.33, 0.235
 """Width and height of a cell in inches."""
+NARROWEST = 6.6
+"""Least width of the picture in inches, which its legend and its scale need."""
 
 
 def cells(results: Results) -> pd.DataFrame:
@@ -97,7 +99,8 @@ def effect_picture(results: Results) -> Figure | None:
     panels = {panel: _columns(results, part) for panel, part in shown.groupby("panel", sort=True)}
     widths = [max(columns.values()) + 1 for columns in panels.values()]
     height = max(rows.values()) + 1
-    figure = Figure(figsize=(2.6 + CELL * (sum(widths) + 0.6), 2.2 + ROW * height), layout="constrained")
+    width = max(NARROWEST, 2.6 + CELL * (sum(widths) + 0.6))
+    figure = Figure(figsize=(width, 2.2 + ROW * height), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
     for axis, (panel, columns) in zip(axes, panels.items(), strict=True):
         _draw(axis, results, shown[shown["panel"] == panel], rows, columns)

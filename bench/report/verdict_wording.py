@@ -50,10 +50,11 @@ def reading(results: Results) -> str:
         return "No reported run has finished yet, so there is nothing to compare."
     sentences = [_how_made(results)]
     problems = results.evidence.groupby("problem", sort=False)
-    if len(problems) <= FEW_PROBLEMS:
-        sentences += [finding(str(problem), rows, results) for problem, rows in problems]
-    elif results.ranking and not results.has_claims:
-        sentences = [*_counts(results), *sentences]
+    if not results.has_claims:  # of which the answers at the head of the page tell
+        if len(problems) <= FEW_PROBLEMS:
+            sentences += [finding(str(problem), rows, results) for problem, rows in problems]
+        elif results.ranking:
+            sentences = [*_counts(results), *sentences]
     steps = board[(board["balancer"] != results.baseline) & np.isfinite(board["step_ratio"].astype(float))]
     if len(steps):
         ratios = span(steps["step_ratio"])

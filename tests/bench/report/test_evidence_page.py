@@ -322,6 +322,19 @@ def figure(results: Results) -> Figure:
     return found
 
 
+def test_one_problem_is_neither_enumerated_nor_drawn_too_narrow(tmp_path: Path) -> None:
+    results = load(folder(tmp_path, problems=("scenes", *made_up_parts.CONTROLS), seeds=3))
+    assert "beyond noise" not in verdict_wording.reading(results)
+    with theme():
+        figure = effect_picture.effect_picture(results)
+        assert figure is not None
+        figure.draw_without_rendering()
+    texts = [*figure.legends[0].get_texts(), *(axes.title for axes in figure.axes)]
+    for text in texts:
+        box = text.get_window_extent()
+        assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1, text.get_text()
+
+
 class TestPicture:
     def test_marks_and_effects_are_those_of_the_tables(self, results: Results) -> None:
         cells = effect_picture.cells(results).set_index(["panel", "problem", "balancer"])
