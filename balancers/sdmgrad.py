@@ -24,8 +24,8 @@ class SDMGrad(SecondBatchBalancer):
 
     with losses :math:`L'` and :math:`L''` of two batches beside the step's, and :math:`z = 0` at first. The losses of
     the step have the weights :math:`(w + \lambda p) / (1 + \lambda)`. :math:`\lambda = 0` is MGDA with small batches,
-    and a large :math:`\lambda` follows the preferences alone. Gradients shorter than 0.01 make
-    smaller steps. In a step without some of the tasks, the others share the sum of :math:`w` that they had before.
+    and a large :math:`\lambda` follows the preferences alone. Gradients shorter than 0.01 make smaller steps. In a step
+    without some of the tasks, the others share the sum of :math:`w` that they had before.
 
     Args:
         regularization: :math:`\lambda`, 0 or more.
@@ -50,8 +50,8 @@ class SDMGrad(SecondBatchBalancer):
     Source: Xiao, Ban and Ji, "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
     NeurIPS 2023, algorithm 1, with the scaling of the authors' code. That code multiplies the weights by T and then
     clips the gradient of the shared parameters to norm 1. It draws three batches, as this class does, but by a slip the
-    products are those of one batch with itself. TorchJD adds :math:`10^{-8}` to :math:`s^2` in
-    place of the :math:`10^{-4}`.
+    products are those of one batch with itself. TorchJD adds :math:`10^{-8}` to :math:`s^2` in place of the
+    :math:`10^{-4}`.
     """
 
     name = "sdmgrad"
