@@ -391,7 +391,7 @@ class GradientBalancer(LossBalancer):
     def decide(
         self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """Delegate to `decision.decide`. It is here so that steps need not import that module."""
+        """Delegate to ``decision.decide``. It is here so that steps need not import that module."""
         return decision.decide(self, step, columns, gramian)
 
     def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:
