@@ -29,7 +29,7 @@ from .engine.classes.gradients import GradientBalancer
 from .engine.fork_error import ForkError
 from .engine.forks.fork import Fork
 from .engine.forks.linear_heads import LinearHeads
-from .engine.losses.loss_input import Losses
+from .engine.loss_input import Losses
 from .engine.method.declared import Range, option, state
 from .engine.method.readings import Read, Result, State
 from .engine.method.rng import Draws

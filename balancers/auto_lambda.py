@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .engine import LearnedState, Range, Read, Result, SecondBatchBalancer, State, option, register, state
 from .engine.classes.second_batch import moved
-from .engine.losses.loss_input import Entries, stack
+from .engine.loss_input import Entries, stack
 from .engine.measuring.task_gradients import dense, flat, real_as, weighted_sum
 from .engine.steps.before_step import second_losses
 from .engine.torch_internals import foreach_norm

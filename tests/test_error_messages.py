@@ -33,7 +33,7 @@ from balancers import (
     create,
 )
 from balancers.engine.classes.base import DROPPED
-from balancers.engine.losses.loss_warnings import INVALID
+from balancers.engine.classes.training_warnings import INVALID
 from balancers.integrations.physics_checks import check_fits
 
 ROOT = Path(__file__).parents[1]

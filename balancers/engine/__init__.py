@@ -4,8 +4,9 @@
 - `classes` has what a method is a subclass of;
 - `steps` follow a call through its backward pass;
 - `forks` and `measuring`: where the tasks' gradients are told apart, and how they are measured;
-- `method` has the parts of a method, and `losses` reads those of a caller;
-- `fork_error`, `ranks`, `passes` and `host_flag` are small, and `torch_internals` has all that is private to PyTorch.
+- `method` has the parts of a method;
+- `loss_input`, `fork_error`, `user_warnings`, `ranks`, `passes` and `host_flag` are single modules, and
+  `torch_internals` has all that is private to PyTorch.
 
 At run time, steps call back into the balancer that they were given.
 """
@@ -16,7 +17,7 @@ from .classes.learned_state import LearnedState
 from .classes.period_means import PeriodMeans
 from .classes.residuals import ResidualBalancer
 from .classes.second_batch import SecondBatchBalancer
-from .losses.loss_input import Losses
+from .loss_input import Losses
 from .method.declared import Range, option, state
 from .method.declared_method import DeclaredMethod
 from .method.readings import Read, Result, State

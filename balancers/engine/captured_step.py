@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .classes.base import LossBalancer
-from .losses.user_warnings import warn
 from .torch_internals import tree_flatten, tree_unflatten
+from .user_warnings import warn
 
 WARM_UP = 11
 """Number of steps to run before one is captured: what PyTorch advises for models under DistributedDataParallel."""

@@ -1,4 +1,5 @@
 """Pieces that connect balancers to other people's frameworks, one module for each framework.
 
-A module here needs its framework, so nothing else in `balancers` imports it: import the one that you use.
+Those for physics-informed networks share `physics_checks`. A module here needs its framework, so nothing else in
+`balancers` imports it: import the one that you use.
 """

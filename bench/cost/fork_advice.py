@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from balancers import Losses
-from balancers.engine.losses.loss_input import Entries, roots
+from balancers.engine.loss_input import Entries, roots
 
 from .subject import in_order
 

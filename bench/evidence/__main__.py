@@ -1,4 +1,4 @@
-"""``python -m bench.evidence``: run the evidence part by part, time its steps, and make its tables and its page."""
+"""``python -m bench.evidence``: run the evidence part by part, time its steps, make its tables, and repeat its runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from bench.run import atomic_file, machine_facts, suite_text
 from bench.suite import suite_file
 from bench.suite.toml_table import SuiteError
 
-from . import evidence_folder, evidence_parts, evidence_tables, kept_tables, tested_advice
+from . import evidence_folder, evidence_parts, evidence_tables, kept_tables, repeated_runs, tested_advice
 from .evidence_parts import TABLES
 from .evidence_rows import EvidenceRows, evidence_rows
 
@@ -149,6 +149,40 @@ def advice(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
         judgement = tested_advice.judge(base, facts, _rows(), tested_advice.planned_problems())
         atomic_file.write(out / "tables" / "advice_regrets.csv", judgement.regrets.to_csv(index=False).encode())
         console.print(Text(judgement.sentence))
+
+
+@app.command()
+def repeat(
+    only: PartsArgument = None,
+    reserved: ReservedOption = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of each row.")] = 1,
+    jobs: JobsOption = CORES,
+    results: ResultsOption = Path("results"),
+    kept: KeptOption = KEPT,
+) -> None:
+    """Repeat runs whose scores are kept, and tell which scores differ.
+
+    On the same processor with the same versions, a score is the same to the last
+    bit. Elsewhere rounding differs, and training lets small differences grow.
+
+    Exit codes: 0, no score differs; 1, some do; 2, nothing can be repeated.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    differs = False
+    with _errors(console):
+        _refuse_early(reserved, kept)
+    with _errors(console), _workforce(jobs, None, console) as workforce:
+        for part in evidence_parts.parts(only or (), reserved):
+            if not evidence_parts.is_kept(part.table, part.problem, kept):
+                console.print(Text(f"missing: {part.name}"))
+                continue
+            runs = repeated_runs.planned(part, kept, seeds)
+            found = repeated_runs.repeat(part, runs, kept, results / "evidence" / "repeated" / part.name, workforce)
+            for line in found.lines:
+                console.print(Text(line))
+            differs = differs or len(found.differing) > 0
+    if differs:
+        raise typer.Exit(1)
 
 
 def _made(kept: Path) -> dict[str, pd.DataFrame]:

@@ -40,7 +40,7 @@ class DeviceWatch(TorchDispatchMode):
     Nothing may be copied from the device to the host. Two things may be copied from the host to the device:
 
     - random numbers that the engine draws on the host (`rng.py`), for a device without generators,
-    - state, and constants that a method declared (`saved_state.py`), while `moving` is true.
+    - state, and constants that a method declared (`declared_state.py`), while `moving` is true.
 
     Args:
         device: the type of the device.
@@ -88,7 +88,7 @@ class DeviceWatch(TorchDispatchMode):
         if module == "balancers.engine.method.rng":
             self.draws += arrives
             return arrives or name in ("rand", "randn")
-        return module == "balancers.engine.method.saved_state" and self.moving and (arrives or name == "lift_fresh")
+        return module == "balancers.engine.method.declared_state" and self.moving and (arrives or name == "lift_fresh")
 
 
 def _tensors(values: object) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from balancers import FAMO, MGDA, GradNorm, LossBalancer, Read, Result, State, UncertaintyWeighting
 from balancers.engine import state
 from balancers.engine.classes.base import DROPPED
-from balancers.engine.losses.loss_input import Entries
+from balancers.engine.loss_input import Entries
 
 from .nets import Net, build, inputs, losses_of
 

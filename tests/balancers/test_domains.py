@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from balancers import CAGrad, Fork, GradientBalancer, LossBalancer, get, names
+from balancers.engine.classes.training_warnings import INVALID
 from balancers.engine.host_flag import Later
-from balancers.engine.losses.loss_warnings import INVALID
 
 from .integration import assert_bit_equal
 from .needs import supply

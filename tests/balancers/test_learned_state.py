@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from balancers import IMTLLoss, LossBalancer, Read, RevisedUncertaintyWeighting, UncertaintyWeighting
-from balancers.engine.losses.loss_input import Entries
+from balancers.engine.loss_input import Entries
 
 TASKS = ("a", "b", "c")
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}

@@ -27,7 +27,7 @@ from balancers.engine import torch_internals as internals
 
 PACKAGE = Path(balancers.__file__).parent
 ROOM = "engine/torch_internals.py"
-ALLOWED = {("engine/method/saved_state.py", "_apply")}
+ALLOWED = {("engine/method/declared_state.py", "_apply")}
 """`nn.Module._apply` is what ``to``, ``half``, ``cuda`` and ``to_empty`` all call, in each module of a model. PyTorch's
 own modules override it (`nn.RNNBase`), no public hook sees a conversion, and an override must stand in its class. What
 ``__getstate__``, ``__setstate__`` and ``__reduce__`` do is Python's contract, not PyTorch's: they are no debt."""

@@ -33,7 +33,7 @@ from balancers import (
 )
 from balancers.engine import ResidualBalancer
 from balancers.engine.host_flag import Later
-from balancers.engine.method.saved_state import COUNTER_DIGITS
+from balancers.engine.method.declared_state import COUNTER_DIGITS
 
 TASKS = ("a", "b", "c")
 PLACES = ("features", "layer", "parameters")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..losses.loss_input import Entries
+from ..loss_input import Entries
 from ..steps.step import Call
 from .base import LossBalancer
 from .gradients import GradientBalancer

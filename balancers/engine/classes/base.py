@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..losses.loss_input import Entries, Losses, LossReader, stack
-from ..losses.loss_warnings import LossWarnings
-from ..losses.scalars import scalars
-from ..losses.user_warnings import warn
+from ..loss_input import Entries, Losses, LossReader, stack
 from ..method.declared import option, state
 from ..method.declared_method import DeclaredMethod
 from ..method.readings import Read, State
@@ -26,6 +23,9 @@ from ..steps.before_step import Ahead, learn_ahead, second_losses
 from ..steps.step import Call, CountedStep, Step
 from ..steps.window import Window
 from ..torch_internals import COMPILED, in_transform, not_compiled
+from ..user_warnings import warn
+from .scalars import scalars
+from .training_warnings import TrainingWarnings
 
 DROPPED = 50
 """Number of windows or passes in a row without an update after which a warning says so; a GradScaler skips some."""
@@ -122,7 +122,7 @@ class LossBalancer(DeclaredMethod):
         """The tasks that the statistics are of; None: all."""
         self._losses_of: tuple[bool, ...] | None = None
         """The tasks that the last losses are of; None: all."""
-        self.warnings = LossWarnings()
+        self.warnings = TrainingWarnings()
 
     @property
     def weights(self) -> Tensor:

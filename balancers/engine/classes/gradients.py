@@ -18,10 +18,10 @@ from ..fork_error import ForkError
 from ..forks.fork import Fork, Reader
 from ..forks.fork_argument import NOT_MEASURED, tasks_of
 from ..forks.fork_audit import audit
-from ..forks.reach import reaching
 from ..host_flag import Later
-from ..losses.loss_input import Entries, Losses
+from ..loss_input import Entries, Losses
 from ..measuring.shared_parameters import SharedParameters
+from ..measuring.zero_gradients import with_zero_gradients
 from ..method.declared import option
 from ..method.declared_method import REQUIRED, Reads, Wrt
 from ..method.readings import Read, Result, State
@@ -400,7 +400,7 @@ class GradientBalancer(LossBalancer):
             return stacked
         # The parameters that only the tasks left out depend on receive the method's direction as well.
         assert self._shared is not None
-        return stacked if self._shared.is_sharded else reaching(stacked, self._shared.now())
+        return stacked if self._shared.is_sharded else with_zero_gradients(stacked, self._shared.now())
 
     def _to_track(self) -> list[tuple[str, torch.Size]]:
         """Return the name and the shape of each parameter that is tracked."""

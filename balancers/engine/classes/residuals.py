@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from ..fork_error import ForkError
-from ..losses.loss_input import Entries, entries
+from ..loss_input import Entries, entries
 from ..measuring.task_gradients import dense
 from ..measuring.vector_jacobian import in_one_pass
 from ..method.declared import option

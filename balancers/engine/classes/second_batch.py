@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..losses.loss_input import Entries
+from ..loss_input import Entries
 from ..measuring.task_gradients import flat
 from ..method.readings import Read
 from ..steps.before_step import second_losses

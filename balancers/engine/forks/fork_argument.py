@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..losses.loss_input import LossReader
+from ..loss_input import LossReader
 from ..method.declared_method import REQUIRED, Wrt
 from .fork import Fork
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from ..fork_error import ForkError
-from ..losses.loss_input import Entries, Root, roots
+from ..loss_input import Entries, Root, roots
 from ..passes import measuring
 from ..torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink, recorded_before
 from .fork import Fork, mark_of

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from ..losses.loss_input import entries
+from ..loss_input import entries
 
 if TYPE_CHECKING:
-    from .saved_state import DeclaredState
+    from .declared_state import DeclaredState
 
 Initial = float | Sequence[float] | Callable[[Any], float | Sequence[float]]
 """A number, one for each task, or a function of the balancer that returns either."""

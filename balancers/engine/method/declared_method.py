@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..losses.loss_input import LossReader
+from ..loss_input import LossReader
 from ..torch_internals import compiled
 from .declared import Option, Range
+from .declared_state import DeclaredState
 from .method_checks import check_result, check_weights
 from .readings import NOTHING, Read, Result, State
 from .rng import Draws
-from .saved_state import DeclaredState
 
 Reads = Literal["nothing", "losses", "norms", "gramian", "gradients", "second batch", "residuals"]
 Wrt = Literal["features", "layer", "parameters"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..losses.loss_input import Entries
+from ..loss_input import Entries
 from ..method.readings import Read
 from ..torch_internals import as_it_is, current_pass
 

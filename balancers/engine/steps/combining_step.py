@@ -11,7 +11,7 @@ from ..fork_error import ForkError
 from ..forks.fork import Passage
 from ..forks.fork_audit import feature_gradients
 from ..forks.gate import differentiate
-from ..losses.loss_input import Entries, roots
+from ..loss_input import Entries, roots
 from ..measuring.task_gradients import TaskGradients, dense, real_as, weighted_sum
 from ..passes import measuring
 from ..torch_internals import COMPILED, after_this_pass, current_pass, hook_first, not_compiled

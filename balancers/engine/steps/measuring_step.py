@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 
 from ..fork_error import ForkError
 from ..forks.fork import Passage
-from ..losses.loss_input import Entries, roots
+from ..loss_input import Entries, roots
 from ..measuring.measure import Measurement, joint_norms
 from ..measuring.task_gradients import dense
 from ..passes import measuring

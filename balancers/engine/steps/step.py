@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from ..losses.loss_input import Entries
+from ..loss_input import Entries
 from ..passes import is_measuring
 from ..torch_internals import (
     COMPILED,

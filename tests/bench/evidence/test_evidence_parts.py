@@ -88,10 +88,22 @@ def test_the_command_runs_times_and_keeps(two_problems: Suite, tmp_path: Path, m
     assert [folder.name for folder in (tmp_path / "kept" / "A").iterdir()] == ["other"]
     again = CliRunner().invoke(command.app, ["run", "A/other", "--jobs", "0", *where])
     assert "0 runs computed" in again.output
+    repeated = CliRunner().invoke(command.app, ["repeat", "--seeds", "2", "--jobs", "0", *where])
+    assert repeated.exit_code == 0, repeated.output
+    assert "A/other: 4 of 4 scores are the same to the last bit" in repeated.output
+    assert "missing: A/small" in repeated.output
     timed = CliRunner().invoke(command.app, ["costs", "A/other", *where])
     assert timed.exit_code == 0, timed.output
     costs = pd.read_parquet(tmp_path / "kept" / "A" / "other" / "costs.parquet")
     assert set(costs["balancer"]) == {"equal", "static"}
+    scores = pd.read_parquet(tmp_path / "kept" / "A" / "other" / "scores.parquet")
+    scores["value"] = scores["value"].where(scores["balancer"] != "static", scores["value"] * 2)
+    scores.to_parquet(tmp_path / "kept" / "A" / "other" / "scores.parquet")
+    differing = CliRunner().invoke(command.app, ["repeat", "A/other", "--jobs", "0", *where])
+    assert differing.exit_code == 1
+    assert "1 of 2 scores are the same" in differing.output
+    assert "static, seed 1: " in differing.output
+    assert "equal, seed" not in differing.output
     wrong = CliRunner().invoke(command.app, ["run", "nothing", *where])
     assert wrong.exit_code == 2
     assert "error: no part of the evidence is called 'nothing'" in wrong.output

@@ -1,4 +1,4 @@
-"""Warn of losses that a method is not made for, which would stop it or drive it astray in silence."""
+"""Warn of what would stop a method or drive it astray in silence: losses it is not made for, missing gradients."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ..host_flag import Later, is_capturing
-from .user_warnings import warn
+from ..user_warnings import warn
 
 if TYPE_CHECKING:
-    from ..classes.base import LossBalancer
+    from .base import LossBalancer
 
 FIRST, EVERY = 8, 7
 """The first updates are all looked at, and then each that this number divides."""
@@ -20,8 +20,8 @@ RECENT, OFTEN = 20, 3
 """A warning comes if `OFTEN` of the last `RECENT` looks found a task's loss out of the domain."""
 
 
-class LossWarnings:
-    """Looks at the losses of a balancer's updates, and warns once of each kind of trouble."""
+class TrainingWarnings:
+    """Looks at the updates of a balancer, and warns once of each kind of trouble."""
 
     def __init__(self) -> None:
         self._updates = self._alone = self._invalid = 0

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ..losses.loss_input import LossReader
+from ..loss_input import LossReader
 from ..torch_internals import buffers_of, foreach_copy
 from .declared import Declared, Initial, Option
 from .readings import State

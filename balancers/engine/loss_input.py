@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ..torch_internals import STACK
+from .torch_internals import STACK
 
 Losses = Sequence[Tensor] | Mapping[str, Tensor] | Tensor
 """T scalar tensors, a dict of them by task, or one tensor of shape ``(T,)``."""

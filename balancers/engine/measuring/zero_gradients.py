@@ -1,4 +1,4 @@
-"""Let the backward pass of a loss reach parameters that the loss does not depend on."""
+"""Give parameters that a loss does not depend on a gradient of zero in its backward pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 
-def reaching(losses: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+def with_zero_gradients(losses: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return ``losses``, whose backward pass brings each of ``parameters`` a gradient, of zero where it had none.
 
     A method that replaces the gradients of these parameters can then replace them all.
     """
-    reached: Tensor = _Reach.apply(losses, *parameters)
-    return reached
+    result: Tensor = _ZeroGradients.apply(losses, *parameters)
+    return result
 
 
-class _Reach(torch.autograd.Function):
+class _ZeroGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses: Tensor, *parameters: Tensor) -> Tensor:
         ctx.zeros = [parameter.new_zeros(()).expand_as(parameter) for parameter in parameters]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-INSIDE = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[2]))
+INSIDE = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 """The folders of PyTorch and of this package."""
 
 
