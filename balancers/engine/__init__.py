@@ -5,7 +5,7 @@
 - `steps` follow a call through its backward pass;
 - `forks` and `measuring`: where the tasks' gradients are told apart, and how they are measured;
 - `method` has the parts of a method;
-- `loss_input`, `fork_error`, `user_warnings`, `ranks`, `passes` and `host_flag` are single modules, and
+- `loss_input`, `fork_error`, `user_warnings`, `ranks`, `passes` and `host_copy` are single modules, and
   `torch_internals` has all that is private to PyTorch.
 
 At run time, steps call back into the balancer that they were given.

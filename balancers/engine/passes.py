@@ -16,7 +16,7 @@ _measuring = set[int]()
 
 
 @contextmanager
-def measuring(roots: Iterable[Node]) -> Iterator[None]:
+def as_measurements(roots: Iterable[Node]) -> Iterator[None]:
     """Take the backward passes that begin at these nodes, within this context, as measurements."""
     here = set[int]()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from balancers import CAGrad, Fork, GradientBalancer, LossBalancer, get, names
 from balancers.engine.classes.training_warnings import INVALID
-from balancers.engine.host_flag import Later
+from balancers.engine.host_copy import HostCopy
 
 from .integration import assert_bit_equal
 from .needs import supply
@@ -666,7 +666,7 @@ def test_the_warning_is_not_saved_with_the_state(name: str, place: str) -> None:
 def test_the_value_is_polled_and_never_waited_for(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device whose answer takes long, the warning comes when it is there, and no step waits."""
     arrived = [False]
-    monkeypatch.setattr(Later, "is_known", lambda self: arrived[0])
+    monkeypatch.setattr(HostCopy, "is_known", lambda self: arrived[0])
     problem = Problem(name, place)
     with without_warnings():
         for t in range(STEPS):
@@ -832,7 +832,7 @@ def test_a_method_that_stopped_learning_skips_nothing() -> None:
 @methods("gradnorm")
 def test_flags_are_polled_and_never_waited_for(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived = [False]
-    monkeypatch.setattr(Later, "is_known", lambda self: arrived[0])
+    monkeypatch.setattr(HostCopy, "is_known", lambda self: arrived[0])
     problem = Problem(name, place)
     with without_warnings():
         for _ in range(2 * INVALID):

@@ -20,7 +20,7 @@ from balancers import (
     StaticWeighting,
     UncertaintyWeighting,
 )
-from balancers.engine.host_flag import Later
+from balancers.engine.host_copy import HostCopy
 
 from .nets import Net, build, inputs, losses_of
 
@@ -173,7 +173,7 @@ def test_a_wait_would_be_seen():
 
 def test_a_method_that_has_settled_is_valid_before_the_host_knows(monkeypatch: pytest.MonkeyPatch):
     """Ranks go on measuring for some steps after the method has settled."""
-    monkeypatch.setattr(Later, "is_true", lambda _: False)
+    monkeypatch.setattr(HostCopy, "is_true", lambda _: False)
     net = build("linear", 2)
     balancer = make("layer", net, check_finite=True, freeze_after=2)
     for t in range(2):

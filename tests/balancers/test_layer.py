@@ -593,7 +593,7 @@ def peak(num_tasks: int, kind: str, wrt: str | None, sizes: tuple[int, int, int]
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch):
     """The norms are the same if five tasks' products are computed in threes, in twos, or all at once."""
-    monkeypatch.setattr(measure, "LITTLE", 0)
+    monkeypatch.setattr(measure, "CHEAP_ENTRIES", 0)
     layer = nn.Linear(6, WIDTH).double()
     z = layer(torch.randn(2, 6, dtype=torch.float64)).relu()
     gradients = torch.randn(5, 2, WIDTH, dtype=torch.float64)
@@ -615,7 +615,7 @@ def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypa
 @HEADS
 def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str, monkeypatch: pytest.MonkeyPatch):
     """A step needs at most T + 1 copies of the features and two layer gradients more than equal weighting."""
-    monkeypatch.setattr(measure, "LITTLE", 0)
+    monkeypatch.setattr(measure, "CHEAP_ENTRIES", 0)
     samples, width, _ = SIZES[size]
     extra = peak(num_tasks, heads, wrt, SIZES[size]) - peak(num_tasks, heads, None, SIZES[size])
     features, layer = 4 * samples * width, 4 * (width * width + width)
@@ -624,11 +624,11 @@ def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str, monkeypatc
 
 
 def test_small_products_are_one():
-    """Small products exceed that bound because they are one; large ones exceed it by at most `measure.LITTLE`."""
+    """Small products exceed that bound because they are one; large ones by at most `measure.CHEAP_ENTRIES`."""
     small, large = (16, 64, 1), (16, 512, 1)
     extra = [peak(10, "batched", "layer", sizes) - peak(10, "batched", None, sizes) for sizes in (small, large)]
     assert extra[0] > 10 * 4 * 64 * 64
-    assert extra[1] <= 11 * 4 * 16 * 512 + 2 * 4 * (512 * 512 + 512) + 4 * measure.LITTLE + 4096
+    assert extra[1] <= 11 * 4 * 16 * 512 + 2 * 4 * (512 * 512 + 512) + 4 * measure.CHEAP_ENTRIES + 4096
 
 
 def test_a_layer_with_sparse_inputs():

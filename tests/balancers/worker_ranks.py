@@ -32,7 +32,7 @@ from balancers import (
     state,
 )
 from balancers.engine import ResidualBalancer
-from balancers.engine.host_flag import Later
+from balancers.engine.host_copy import HostCopy
 from balancers.engine.method.declared_state import COUNTER_DIGITS
 
 TASKS = ("a", "b", "c")
@@ -501,18 +501,18 @@ class SlowEvent:
 
 def knows_late(case: Mapping[str, Any], rank: int) -> Any:
     """Train where the host of rank 1 learns later than that of rank 0 what the devices computed."""
-    init, is_capturing = Later.__init__, torch.cuda.is_current_stream_capturing
+    init, is_capturing = HostCopy.__init__, torch.cuda.is_current_stream_capturing
 
-    def slow(flag: Later, value: Tensor) -> None:
+    def slow(flag: HostCopy, value: Tensor) -> None:
         init(flag, value)
         flag._copied = SlowEvent() if rank == 1 else None  # type: ignore[assignment]
 
-    Later.__init__ = slow  # type: ignore[method-assign]
+    HostCopy.__init__ = slow  # type: ignore[method-assign]
     torch.cuda.is_current_stream_capturing = lambda: False
     try:
         return trained(case, OfRank(case, rank))
     finally:
-        Later.__init__ = init  # type: ignore[method-assign]
+        HostCopy.__init__ = init  # type: ignore[method-assign]
         torch.cuda.is_current_stream_capturing = is_capturing
 
 

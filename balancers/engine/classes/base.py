@@ -502,12 +502,12 @@ class LossBalancer(DeclaredMethod):
             self._commit(result, read, index, valid)
             statistics = result.statistics
         self._count_draws()
-        self._tell(statistics, given)
+        self._show_statistics(statistics, given)
         given_at = self.index(given)
         losses = read.losses[given_at] if self.sees_all_tasks and given_at is not None else read.losses
         self._after_update(valid, losses, given_at)
 
-    def _tell(self, statistics: State, given: tuple[bool, ...] | None) -> None:
+    def _show_statistics(self, statistics: State, given: tuple[bool, ...] | None) -> None:
         """Show the statistics of the tasks that took part."""
         self.statistics.update(statistics)
         self._told_of = None if self.sees_all_tasks else given

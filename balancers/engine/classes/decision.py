@@ -42,23 +42,23 @@ def decide(
     shapes = [column.shape[1:] for column in columns]
     # Methods flatten the gradients of each parameter, also those of a scalar.
     columns[:] = [column.unsqueeze(-1) if column.ndim == 1 else column for column in columns]
-    told, columns, gramian = _told(balancer, step, columns, gramian)
-    index, factor, held = told.chosen, told.factor, told.held
-    seen = _seen(balancer, step, told, columns, gramian)
-    read, tracked, by = seen.read, seen.tracked, None if seen.scaled is None else seen.scaled.weights
-    finite = seen.finite if step.valid is None else seen.finite & step.valid
+    facts, columns, gramian = _pass_facts(balancer, step, columns, gramian)
+    index, factor, to_last = facts.chosen, facts.factor, facts.to_last
+    measured = _measured(balancer, step, facts, columns, gramian)
+    read, tracked, by = measured.read, measured.tracked, None if measured.scaled is None else measured.scaled.weights
+    finite = measured.finite if step.valid is None else measured.finite & step.valid
     update = balancer.compiled("_updated") if balancer.compiles and index is None else balancer._updated
     valid, result = update(read, balancer._arguments(balancer._update_takes, index, read=read), index, finite)
     assert result.weights is not None
-    shares = torch.where(valid, result.weights, held)
+    shares = torch.where(valid, result.weights, to_last)
     replaced = _directions(balancer, step, columns, result, factor)
     if tracked is not None and balancer.replaces_gradients:
         replaced = tracked.corrections(shares * factor, valid)
     if by is not None:
-        shares = torch.where(valid, shares * by, held)
+        shares = torch.where(valid, shares * by, to_last)
     if replaced is not None:
         replaced = [each.reshape(shape) for each, shape in zip(replaced, shapes, strict=True)]
-    weights = torch.where(valid, result.weights * told.used, told.shown) if balancer.weighs else shares
+    weights = torch.where(valid, result.weights * facts.used, facts.shown) if balancer.weighs else shares
     if index is not None:
         weights = balancer.last_weights.index_copy(0, index, weights)
         shares = torch.zeros_like(weights).index_copy(0, index, shares)
@@ -68,52 +68,56 @@ def decide(
     def end() -> None:
         balancer._commit(result, read, index, valid)
         balancer._count_draws()
-        balancer._tell(result.statistics, told.given)
+        balancer._show_statistics(result.statistics, facts.given)
         if tracked is not None:
             balancer.commit({f"{balancer.tracks}_{k}": new for k, new in enumerate(tracked.new)}, index, valid)
         balancer._record(weights)
         if balancer.weighting is not None:
-            _end_weighting(balancer, balancer.weighting, step, told, seen, valid)
+            _end_weighting(balancer, balancer.weighting, step, facts, measured, valid)
         balancer._after_update(valid, read.losses, index)
 
     step.commit = end
     return shares, replaced
 
 
-def _told(
+def _pass_facts(
     balancer: "GradientBalancer", step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None
-) -> tuple["_Told", list[Tensor], Tensor | None]:
+) -> tuple["_PassFacts", list[Tensor], Tensor | None]:
     """Return what is known of a pass beside its gradients, and those of the tasks that take part on any rank."""
     shown = balancer.last_weights
     losses, used, factors = (each.to(shown.dtype) for each in (step.losses, step.weights, step.factors))
     given, losses, columns = _of_all_ranks(balancer, step, losses, columns)
-    index, rest = None if balancer.sees_all_tasks else balancer.index(given), cast(Tensor | float, 0.0)
+    index, absent = None if balancer.sees_all_tasks else balancer.index(given), cast(Tensor | float, 0.0)
     if index is not None:
         columns = [column[index] for column in columns]
         gramian = None if gramian is None else gramian[index][:, index]
-        rest = shown.index_fill(0, index, 0.0).sum()
+        absent = shown.index_fill(0, index, 0.0).sum()
         factors, used, shown = factors[index], used[index], shown[index]
     # Losses that were not multiplied have the factor of the whole pass; those that were, its multiple.
-    factor, held = factors[0], shown
+    factor, to_last = factors[0], shown
     if balancer.weighs:  # which may leave tasks without weight
-        factor, held = torch.dot(factors, used) / torch.dot(used, used), ratio(shown, used)
-    return _Told(given, index, losses, used, rest, shown, factor, held), columns, gramian
+        factor, to_last = torch.dot(factors, used) / torch.dot(used, used), ratio(shown, used)
+    return _PassFacts(given, index, losses, used, absent, shown, factor, to_last), columns, gramian
 
 
-def _seen(
-    balancer: "GradientBalancer", step: MeasuringStep, told: "_Told", columns: list[Tensor], gramian: Tensor | None
-) -> "_Seen":
+def _measured(
+    balancer: "GradientBalancer",
+    step: MeasuringStep,
+    facts: "_PassFacts",
+    columns: list[Tensor],
+    gramian: Tensor | None,
+) -> "_Measured":
     """Return the gradients of a pass as the method reads them, after its weighting if it has one."""
-    before, index, used = balancer.weighting, told.chosen, told.used
-    read = Read(told.losses if index is None else told.losses[index], used, told.rest)
-    if balancer.sees_all_tasks and told.given is not None:
-        read.present = balancer.mask(told.given)
+    before, index, used = balancer.weighting, facts.chosen, facts.used
+    read = Read(facts.losses if index is None else facts.losses[index], used, facts.absent)
+    if balancer.sees_all_tasks and facts.given is not None:
+        read.present = balancer.mask(facts.given)
     own = balancer._ranks.size > 1 and step.wrt is None  # a rank's features are variables of its own
     finite, scaled, tracked = list[Tensor](), cast(Scaled | None, None), None
     if balancer.reads == "gramian" or (before is not None and before.reads in ("norms", "gramian")):
         if gramian is None:
             gramian = reduce(torch.add, [_gramian(column.to(used.dtype)) for column in columns])
-        finite.append(_read_gramian(balancer, read, gramian, told.factor, own))
+        finite.append(_read_gramian(balancer, read, gramian, facts.factor, own))
     if before is not None and before.reads == "norms":
         read.norms = read.gramian.diagonal().clamp(min=0).sqrt() / used.abs()
     if before is not None and before.combines:
@@ -122,36 +126,36 @@ def _seen(
         read.gramian = read.gramian * torch.outer(scaled.weights, scaled.weights)
     if balancer.tracks:
         balancer._check_tracked()
-        tracked = _track(balancer, columns, told, read.present, None if scaled is None else scaled.weights)
+        tracked = _track(balancer, columns, facts, read.present, None if scaled is None else scaled.weights)
         read.tracked = tracked.total
         finite.append(_are_finite(tracked.plain))
     elif balancer.reads == "gradients":
         if balancer.per_parameter:
             balancer._check_tracked()
-        rows = [column.to(used.dtype) / told.factor for column in columns]
+        rows = [column.to(used.dtype) / facts.factor for column in columns]
         are_finite = _are_finite(rows)
         finite.append(balancer._ranks.mean(are_finite.to(used.dtype)) == 1 if own else are_finite)
         read.mean = balancer._ranks.mean if own else read.mean
         read.gradients = rows if scaled is None else [_times(each, scaled.weights) for each in rows]
-    return _Seen(read, reduce(torch.logical_and, finite), tracked, scaled)
+    return _Measured(read, reduce(torch.logical_and, finite), tracked, scaled)
 
 
 def _end_weighting(
     balancer: "GradientBalancer",
     weighting: "LossBalancer",
     step: MeasuringStep,
-    told: "_Told",
-    seen: "_Seen",
+    facts: "_PassFacts",
+    measured: "_Measured",
     valid: Tensor,
 ) -> None:
     """Have the weighting learn from the pass, at its end."""
-    if seen.scaled is not None:
-        keep(weighting, seen.scaled, told.chosen, valid)
+    if measured.scaled is not None:
+        keep(weighting, measured.scaled, facts.chosen, valid)
         return
-    norms = seen.read.norms
-    if told.chosen is not None and norms is not NOTHING:
-        norms = torch.zeros_like(told.losses).index_copy(0, told.chosen, norms)
-    teach(weighting, Read(told.losses, step.weights.to(told.losses.dtype), norms=norms), told.given, valid)
+    norms = measured.read.norms
+    if facts.chosen is not None and norms is not NOTHING:
+        norms = torch.zeros_like(facts.losses).index_copy(0, facts.chosen, norms)
+    teach(weighting, Read(facts.losses, step.weights.to(facts.losses.dtype), norms=norms), facts.given, valid)
 
 
 def _of_all_ranks(
@@ -197,17 +201,17 @@ def _directions(
 
 
 def _track(
-    balancer: "GradientBalancer", columns: list[Tensor], told: "_Told", present: Tensor | None, by: Tensor | None
+    balancer: "GradientBalancer", columns: list[Tensor], facts: "_PassFacts", present: Tensor | None, by: Tensor | None
 ) -> "_Tracked":
     """Track the gradients times ``by``, parameter by parameter, each of which is freed when it was tracked."""
-    made, state, factor = _Tracked(), dict(balancer.state(told.chosen)), told.factor
+    made, state, factor = _Tracked(), dict(balancer.state(facts.chosen)), facts.factor
     if balancer.sees_all_tasks:
-        state["present"] = torch.ones_like(told.shown) if present is None else present.to(told.shown.dtype)
+        state["present"] = torch.ones_like(facts.shown) if present is None else present.to(facts.shown.dtype)
     for k, column in enumerate(columns):
         made.plain.append(column.sum(0).flatten().to(factor.dtype))
         gradient = column.to(factor.dtype).div_(factor)
         if balancer.replaces_gradients and balancer.needs_positive_losses:
-            made.held.append(torch.mv(gradient.flatten(1).t(), told.held * factor))
+            made.if_invalid.append(torch.mv(gradient.flatten(1).t(), facts.to_last * factor))
         if by is not None:
             gradient = _times(gradient, by)
         new, part = balancer.track(gradient, state[f"{balancer.tracks}_{k}"], state)
@@ -217,7 +221,7 @@ def _track(
     return made
 
 
-class _Told(NamedTuple):
+class _PassFacts(NamedTuple):
     """The tasks, losses and weights of a pass. T' tasks take part on any rank."""
 
     given: tuple[bool, ...] | None
@@ -228,17 +232,17 @@ class _Told(NamedTuple):
     """``(T,)``: the mean over ranks."""
     used: Tensor
     """``(T',)``: what the losses were multiplied by."""
-    rest: Tensor | float
+    absent: Tensor | float
     """The sum of the weights last used of the tasks that take no part."""
     shown: Tensor
     """``(T',)``: the weights last used."""
     factor: Tensor
     """A scalar: what all losses were multiplied by besides ``used``, such as a GradScaler's scale."""
-    held: Tensor
+    to_last: Tensor
     """``(T',)``: what this pass's gradients are to be multiplied by to have the weights last used."""
 
 
-class _Seen(NamedTuple):
+class _Measured(NamedTuple):
     """The measurements of a pass's gradients."""
 
     read: Read
@@ -259,7 +263,7 @@ class _Tracked:
         """The sum of the second values that ``track`` returned."""
         self.plain: list[Tensor] = []
         """The sum of the tasks' gradients, which the backward pass sends to the parameter, flattened."""
-        self.held: list[Tensor] = []
+        self.if_invalid: list[Tensor] = []
         """The gradient that the parameter receives if the step is not valid, flattened; empty if it needs none."""
 
     def corrections(self, weights: Tensor, valid: Tensor) -> list[Tensor]:
@@ -267,8 +271,8 @@ class _Tracked:
         found = []
         for k, (new, plain) in enumerate(zip(self.new, self.plain, strict=True)):
             lacking = torch.addmv(plain, new.flatten(1).t(), weights, beta=-1)
-            if self.held:
-                lacking = torch.where(valid, lacking, self.held[k] - plain)
+            if self.if_invalid:
+                lacking = torch.where(valid, lacking, self.if_invalid[k] - plain)
             found.append(lacking.view(new.shape[1:]))
         return found
 

@@ -18,7 +18,7 @@ from ..fork_error import ForkError
 from ..forks.fork import Fork, Reader
 from ..forks.fork_argument import NOT_MEASURED, tasks_of
 from ..forks.fork_audit import audit
-from ..host_flag import Later
+from ..host_copy import HostCopy
 from ..loss_input import Entries, Losses
 from ..measuring.shared_parameters import SharedParameters
 from ..measuring.zero_gradients import with_zero_gradients
@@ -153,8 +153,8 @@ class GradientBalancer(LossBalancer):
         self._audited: set[int] = set()
         self._measures_itself = True
         """False if this is the weighting of another balancer, which measures for it."""
-        self._settled: Later | None = None
-        self._asked: Later | None = None
+        self._settled: HostCopy | None = None
+        self._asked: HostCopy | None = None
         self._asks = 0
         if (self.tracks or self.per_parameter) and self.update_every > 1:
             raise ValueError(f"update_every is {self.update_every}; expected 1: every step changes what is tracked")
@@ -346,11 +346,11 @@ class GradientBalancer(LossBalancer):
         assert settled is not None
         self._asks += 1
         if self._ranks.size == 1:
-            self._settled = Later(settled)
+            self._settled = HostCopy(settled)
         elif self._settled is None or self._asks % SETTLED_CHECKS == 0:
             # A rank that stopped before another would leave it waiting. So all go by what they asked some updates ago,
             # which has arrived by now.
-            self._settled, self._asked = self._asked or Later(settled), Later(settled)
+            self._settled, self._asked = self._asked or HostCopy(settled), HostCopy(settled)
             self._settled.wait()
 
     # Called by steps and by other balancers.

@@ -39,7 +39,7 @@ class LearnedState(LossBalancer):
         steps = self.task_steps
         self._may_differ = not steps.is_meta and bool((steps != self.optimizer_steps).any())
 
-    def _descend(self, gradient: Tensor, read: Read, index: Tensor | None, valid: Tensor) -> None:
+    def _step_in_place(self, gradient: Tensor, read: Read, index: Tensor | None, valid: Tensor) -> None:
         if index is not None:
             self._may_differ = True
         # The kernel takes one number of steps for all tasks. A step that is not valid leaves the numbers alike, which
@@ -64,7 +64,7 @@ class LearnedState(LossBalancer):
                 values, first, second = (torch.where(alike, fused, each) for fused, each in pairs)
         self.commit({self.learns: self.project(values, read), "moments_1": first, "moments_2": second}, index, valid)
 
-    def _descended(self, gradient: Tensor, read: Read, index: Tensor | None) -> State:
+    def _stepped(self, gradient: Tensor, read: Read, index: Tensor | None) -> State:
         state = self.state(index)
         values, first, second, steps = state[self.learns], state["moments_1"], state["moments_2"], state["task_steps"]
         if self.optimizer == "sgd":

@@ -15,7 +15,7 @@ from ..measuring.vector_jacobian import in_one_pass
 from ..method.declared import option
 from ..method.readings import Read
 from ..method.rng import Draws
-from ..passes import measuring
+from ..passes import as_measurements
 from ..steps.measuring_step import nothing_measured
 from ..torch_internals import before_first_backward, foreach_norm
 from .ahead import AheadBalancer
@@ -117,7 +117,7 @@ class ResidualBalancer(AheadBalancer):
         at_once = max(1, min(AT_ONCE, ENTRIES // max(1, sum(parameter.numel() for parameter in wrt))))
         seeds = signs(residual, self.probes, at_once, draws) if self.probes > 0 else selectors(residual, at_once)
         total: Tensor | None = None
-        with measuring([edge.node]), before_first_backward([edge]):
+        with as_measurements([edge.node]), before_first_backward([edge]):
             for some in seeds:
                 parts = [dense(part) for row in in_one_pass([edge], wrt, [some]) for part in row if part is not None]
                 if parts:

@@ -13,7 +13,7 @@ from ..loss_input import Entries
 from ..measuring.task_gradients import flat
 from ..method.readings import Read
 from ..steps.before_step import second_losses
-from ..steps.measuring_step import Lookahead
+from ..steps.measuring_step import ImmediateStep
 from ..steps.step import Call
 from .ahead import AheadBalancer
 
@@ -50,7 +50,7 @@ class SecondBatchBalancer(AheadBalancer):
         Complex numbers are pairs of real ones.
         """
         weights = torch.ones_like(self.last_weights)
-        columns = Lookahead(self, Call(weights, weights, given, None)).of_losses(losses)
+        columns = ImmediateStep(self, Call(weights, weights, given, None)).of_losses(losses)
         return [self._ranks.mean(column) for column in columns] if self._ranks.size > 1 else columns
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..host_flag import Later, is_capturing
+from ..host_copy import HostCopy, is_capturing
 from ..user_warnings import warn
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class TrainingWarnings:
     def __init__(self) -> None:
         self._updates = self._alone = self._invalid = 0
         """The number of updates looked at, of those in a row with one task, and of invalid ones; -1 after a valid."""
-        self._valid: Later | None = None
-        self._looked: Later | None = None
+        self._valid: HostCopy | None = None
+        self._looked: HostCopy | None = None
         self._bad: dict[int, int] = {}
         """For each task the last looks at its loss, one bit for each: 1 where it was out of the domain."""
         self._warned = self._told_missing = self._told_unreached = self._told_alone = False
@@ -82,7 +82,7 @@ class TrainingWarnings:
         """Count updates that were not valid, up to the first that was: of a run that goes well one flag is copied."""
         if self._valid is None:
             settled = balancer.settled(balancer.state()) if balancer._settles else None
-            self._valid = Later(valid if settled is None else valid | settled)
+            self._valid = HostCopy(valid if settled is None else valid | settled)
         if not self._valid.is_known():
             return
         self._invalid, self._valid = -1 if self._valid.is_true() else self._invalid + 1, None
@@ -113,7 +113,7 @@ class TrainingWarnings:
             if index is not None:
                 absent = torch.full((balancer.num_tasks,), -1, dtype=bad.dtype, device=bad.device)
                 bad = absent.index_copy(0, index, bad)
-            self._looked = Later(bad)
+            self._looked = HostCopy(bad)
         # The host learns of such losses when it need not wait: at a later update, on a GPU.
         if self._looked is not None and self._looked.is_known():
             for task, state in enumerate(self._looked.values()):

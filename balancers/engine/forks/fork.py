@@ -37,7 +37,7 @@ class Mark(NamedTuple):
 
 _KEY = "fork"
 """Key of a mark in a node's metadata."""
-COMPILED = "a fork that a balancer reads shows gradients to it with hooks, which torch.compile can't trace"
+FORK_COMPILED = "a fork that a balancer reads shows gradients to it with hooks, which torch.compile can't trace"
 
 
 def mark_of(node: Node) -> Mark | None:
@@ -300,7 +300,7 @@ class Fork(nn.Module):
             return (features,) * self.num_tasks
         return self._recorded(features)
 
-    @not_compiled(COMPILED)
+    @not_compiled(FORK_COMPILED)
     def _recorded(self, features: Any) -> tuple[Any, ...]:
         whole = isinstance(features, Tensor)
         leaves, structure = ([features], None) if whole else tree_flatten(features)
@@ -346,7 +346,7 @@ class Fork(nn.Module):
         return f"num_tasks={self.num_tasks}"
 
 
-@not_compiled(COMPILED)
+@not_compiled(FORK_COMPILED)
 def _observe(passage: Passage, z: Tensor, task: int, gradients: tuple[Tensor | None, ...]) -> None:
     """Show a step the gradient that arrives at the alias of one task."""
     [gradient] = gradients
@@ -355,7 +355,7 @@ def _observe(passage: Passage, z: Tensor, task: int, gradients: tuple[Tensor | N
         step.observe(passage, z, task, gradient, 0)
 
 
-@not_compiled(COMPILED)
+@not_compiled(FORK_COMPILED)
 def _combine(passage: Passage, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None] | None:
     """Replace the sum of the tasks' gradients by the step's combination, if it combines."""
     # Autograd gets here after all heads: it runs the youngest node that is ready, and the heads' are younger.

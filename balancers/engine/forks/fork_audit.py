@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from ..fork_error import ForkError
 from ..loss_input import Entries, Root, roots
-from ..passes import measuring
+from ..passes import as_measurements
 from ..torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink, recorded_before
 from .fork import Fork, mark_of
 
@@ -219,7 +219,7 @@ def _touched(start: Root, marked: set[Node]) -> set[int]:
         return set()
     nodes = list(marked)
     edges = [GradientEdge(node, 0) for node in nodes]
-    with measuring([start.edge.node]):
+    with as_measurements([start.edge.node]):
         gradients = torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)
     touched = set[int]()
     for node, gradient in zip(nodes, gradients, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..torch_internals import in_transform, not_compiled
-from .fork import COMPILED, Fork, Passage
+from .fork import FORK_COMPILED, Fork, Passage
 
 
 class LinearHeads(nn.Module):
@@ -59,7 +59,7 @@ class LinearHeads(nn.Module):
             return _linear(features, self.weight, self.bias)
         return self._recorded(features)
 
-    @not_compiled(COMPILED)
+    @not_compiled(FORK_COMPILED)
     def _recorded(self, features: Tensor) -> Tensor:
         if not self.fork.reading.records(features) or in_transform():
             return _linear(features, self.weight, self.bias)

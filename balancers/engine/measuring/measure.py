@@ -19,7 +19,7 @@ from .task_gradients import TaskGradients, dense
 from .vector_jacobian import gradients as vector_jacobian
 from .vector_jacobian import idle_passes, in_one_pass
 
-LITTLE = 2**18
+CHEAP_ENTRIES = 2**18
 """Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
 
 
@@ -289,11 +289,11 @@ class Measurement:
         num_tasks, num_rows, num_outputs = gradients.shape
         if self._by_rows(layer, gradients):
             # Rows in double precision, and their products, take four times as much.
-            at_once = 1 + max(free_entries, LITTLE) // (4 * num_rows * num_outputs)
+            at_once = 1 + max(free_entries, CHEAP_ENTRIES) // (4 * num_rows * num_outputs)
             return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
         size = num_outputs * layer.inputs.shape[1]
         # As many products at a time as fit into what is free, a copy of the features and two of the layer's gradient.
-        at_once = 2 + (max(free_entries, LITTLE) + num_rows * num_outputs) // size
+        at_once = 2 + (max(free_entries, CHEAP_ENTRIES) + num_rows * num_outputs) // size
         if at_once >= num_tasks:
             return [joint_norms(layer.gradients(gradients), self._dtype)]
         return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]

@@ -20,7 +20,7 @@ from ..torch_internals import recomputes as reruns
 from .ghost_norms import Layer, Use, edges_of, inner_products, layers_behind
 from .vector_jacobian import gradients, in_one_pass
 
-LITTLE = 2**16
+COPIED_FASTER = 2**16
 """Entries that are copied faster than operators are called."""
 FEW = 3
 """Number of tasks up to which gradients are multiplied one by one, without a copy in which they lie side by side."""
@@ -197,7 +197,7 @@ class _Formed:
         some = self._some
         if some is None or some.is_complex() or some.layout is not torch.strided:
             return False
-        return len(self._rows) * some.numel() <= LITTLE and some.dtype is torch.get_default_dtype()
+        return len(self._rows) * some.numel() <= COPIED_FASTER and some.dtype is torch.get_default_dtype()
 
     def products(self) -> Tensor:
         if isinstance(self._rows, Tensor) or len(self._rows) > FEW:

@@ -205,7 +205,7 @@ class DeclaredMethod(DeclaredState):
         valid, result = self._updated(read, arguments, None, finite)
         new = dict(result.state)
         if result.gradient is not None:
-            new |= self._descended(result.gradient, read, None)
+            new |= self._stepped(result.gradient, read, None)
         return valid, self.merged(new, valid, None), result.statistics
 
     def _updated(
@@ -242,7 +242,7 @@ class DeclaredMethod(DeclaredState):
         """Write the new state, where ``valid``."""
         self.commit(result.state, index, valid)
         if result.gradient is not None:
-            self._descend(result.gradient, read, index, valid)
+            self._step_in_place(result.gradient, read, index, valid)
 
     def _count_draws(self) -> None:
         if "draws" in (self._update_takes or ()):
@@ -267,11 +267,11 @@ class DeclaredMethod(DeclaredState):
         valid: Tensor = torch.linalg.vector_norm(torch.cat(parts), math.inf) < math.inf
         return valid
 
-    def _descend(self, gradient: Tensor, read: Read, index: Tensor | None, valid: Tensor) -> None:
+    def _step_in_place(self, gradient: Tensor, read: Read, index: Tensor | None, valid: Tensor) -> None:
         """Make the optimiser's step, where ``valid``, of a method that learns its state by gradients."""
         raise TypeError(f"{type(self).__name__} returned a gradient, so it must be a LearnedState")
 
-    def _descended(self, gradient: Tensor, read: Read, index: Tensor | None) -> State:
+    def _stepped(self, gradient: Tensor, read: Read, index: Tensor | None) -> State:
         """Return the state of the tasks at ``index`` after the optimiser's step, as a function that can be compiled."""
         raise NotImplementedError
 

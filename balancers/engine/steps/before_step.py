@@ -63,7 +63,7 @@ def learn_ahead(
     valid, result = update(read, balancer._arguments(balancer._update_takes, index, read=read), index, None)
     new = dict(result.state)
     if result.gradient is not None:
-        new |= balancer._descended(result.gradient, read, index)
+        new |= balancer._stepped(result.gradient, read, index)
     merged = balancer.merged(new, valid, index)
     if balancer._weighs_by_losses:
         weights = balancer._weights_by(index, merged, losses=read.losses)
@@ -76,7 +76,7 @@ def learn_ahead(
         balancer._dropped = 0
         balancer.write(merged)
         balancer._count_draws()
-        balancer._tell(result.statistics, given)
+        balancer._show_statistics(result.statistics, given)
         balancer._after_update(valid, read.losses, index)
 
     return Ahead(weights, valid, commit)

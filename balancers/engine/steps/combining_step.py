@@ -13,7 +13,7 @@ from ..forks.fork_audit import feature_gradients
 from ..forks.gate import differentiate
 from ..loss_input import Entries, roots
 from ..measuring.task_gradients import TaskGradients, dense, real_as, weighted_sum
-from ..passes import measuring
+from ..passes import as_measurements
 from ..torch_internals import COMPILED, after_this_pass, current_pass, hook_first, not_compiled
 from .measuring_step import MeasuringStep, nothing_measured, passes_at_fork
 from .step import Call
@@ -249,7 +249,7 @@ class HeldStep(MeasuringStep):
             columns = measurement.columns()
         else:
             assert fork is not None
-            with measuring(root.edge.node for root in roots(losses) if root is not None):
+            with as_measurements(root.edge.node for root in roots(losses) if root is not None):
                 found = feature_gradients(fork, losses)
             columns = [(dense(column).movedim(0, -1) * self._own).movedim(-1, 0) for column in found]
         if not columns:

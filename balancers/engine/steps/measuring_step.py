@@ -1,7 +1,7 @@
 """A step that measures each task's gradient in its backward pass.
 
 A fork shows a step the gradients of the features that went through it; without a fork, a step differentiates the losses
-itself. A `NormsStep` measures the gradients' norms, a `Lookahead` returns the gradients, and a `CombiningStep` of
+itself. A `NormsStep` measures the gradients' norms, a `ImmediateStep` returns the gradients, and a `CombiningStep` of
 `combining_step` decides what they are multiplied by.
 """
 
@@ -18,7 +18,7 @@ from ..forks.fork import Passage
 from ..loss_input import Entries, roots
 from ..measuring.measure import Measurement, joint_norms
 from ..measuring.task_gradients import dense
-from ..passes import measuring
+from ..passes import as_measurements
 from ..torch_internals import before_first_backward, current_pass, recomputes
 from .step import Call, Step
 
@@ -133,7 +133,7 @@ class MeasuringStep(Step):
             for root, factor in zip(found, factors, strict=True)
         ]
         nodes = [edge.node for edge in edges]
-        with measuring(nodes), before_first_backward(edges) if first else nullcontext():
+        with as_measurements(nodes), before_first_backward(edges) if first else nullcontext():
             self.balancer.recomputes = measurement.differentiate(seeded, together)
         missing = sorted(measurement.missing & self.balancer.unmeasured)
         self.balancer.unmeasured.clear()
@@ -194,7 +194,7 @@ class NormsStep(MeasuringStep):
         super()._end()
 
 
-class Lookahead(MeasuringStep):
+class ImmediateStep(MeasuringStep):
     """Differentiates losses before a step, without a backward pass of its own."""
 
     def of_losses(self, losses: Entries) -> list[Tensor]:

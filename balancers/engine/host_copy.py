@@ -1,4 +1,4 @@
-"""GPU values that the CPU can poll without synchronising."""
+"""Copies of GPU values that the CPU can poll without synchronising."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Later:
+class HostCopy:
     """A small tensor that is being copied from its device to the host.
 
     A value on the CPU is known at once, one on a CUDA device after some steps, and one on another device never.
@@ -41,7 +41,7 @@ class Later:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.wait()
-        return Later, (self._value,)
+        return HostCopy, (self._value,)
 
 
 def is_capturing(tensor: Tensor) -> bool:

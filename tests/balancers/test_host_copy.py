@@ -1,4 +1,4 @@
-"""`Later` brings a GPU boolean to the CPU without waiting, and no step's result depends on when it arrives."""
+"""`HostCopy` brings a GPU boolean to the CPU without waiting, and no step's result depends on when it arrives."""
 
 import copy
 import pickle
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from balancers import GradNorm, LinearHeads
-from balancers.engine.host_flag import Later
+from balancers.engine.host_copy import HostCopy
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 COPIES = pytest.mark.parametrize(
@@ -34,25 +34,25 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("value", [True, False])
 def test_from_the_cpu_at_once(value: bool):
-    assert Later(torch.tensor(value)).is_true() is value
+    assert HostCopy(torch.tensor(value)).is_true() is value
 
 
 def test_what_it_was_then():
     """The value is that of the time it was read, even if its buffer is reused later."""
     values = torch.tensor([False, True])
-    later = Later(values.any())
+    later = HostCopy(values.any())
     values.zero_()
     assert later.is_true()
 
 
 @pytest.mark.parametrize("value", [True, False])
 @COPIES
-def test_a_copy_knows_it_too(value: bool, copied: Callable[[Later], Later]):
-    assert copied(Later(torch.tensor(value))).is_true() is value
+def test_a_copy_knows_it_too(value: bool, copied: Callable[[HostCopy], HostCopy]):
+    assert copied(HostCopy(torch.tensor(value))).is_true() is value
 
 
 def test_from_other_devices_never():
-    assert Later(torch.empty((), dtype=torch.bool, device="meta")).is_true() is False
+    assert HostCopy(torch.empty((), dtype=torch.bool, device="meta")).is_true() is False
 
 
 @CUDA
@@ -61,7 +61,7 @@ def test_from_cuda_after_a_while(value: bool):
     """Polling does not wait; the answer is known once the device has computed it."""
     torch.cuda.synchronize()
     torch.cuda._sleep(50_000_000)  # keeps the device busy for tens of milliseconds before the value
-    later = Later(torch.full((), value, device="cuda"))
+    later = HostCopy(torch.full((), value, device="cuda"))
     torch.cuda.set_sync_debug_mode("error")
     try:
         assert later.is_true() is False
@@ -73,14 +73,14 @@ def test_from_cuda_after_a_while(value: bool):
 
 @CUDA
 @COPIES
-def test_a_copy_from_cuda(copied: Callable[[Later], Later]):
-    assert copied(Later(torch.ones((), dtype=torch.bool, device="cuda"))).is_true()
+def test_a_copy_from_cuda(copied: Callable[[HostCopy], HostCopy]):
+    assert copied(HostCopy(torch.ones((), dtype=torch.bool, device="cuda"))).is_true()
 
 
-# With `freeze_after`, GradNorm uses `Later` to learn that its weights are fixed, so that it need not measure any more.
+# With `freeze_after`, GradNorm uses `HostCopy` to learn that its weights are fixed, so that it need not measure on.
 
 
-class Never(Later):
+class Never(HostCopy):
     """A value on a device whose answers never arrive."""
 
     def is_true(self) -> bool:
@@ -91,12 +91,12 @@ def named(losses: list[Tensor], *tasks: str) -> dict[str, Tensor]:
     return {task: loss for task, loss in zip("abc", losses, strict=True) if task in tasks}
 
 
-def run(later: type[Later], monkeypatch: pytest.MonkeyPatch, finite: bool) -> tuple[GradNorm, list[bool]]:
+def run(later: type[HostCopy], monkeypatch: pytest.MonkeyPatch, finite: bool) -> tuple[GradNorm, list[bool]]:
     """Return the balancer after steps in which a task starts late, and whether each step was measured.
 
     If not ``finite``, the first loss of the late task is infinite.
     """
-    monkeypatch.setattr("balancers.engine.classes.gradients.Later", later)
+    monkeypatch.setattr("balancers.engine.classes.gradients.HostCopy", later)
     net = Net()
     balancer = GradNorm(net.heads.fork, wrt=net.trunk, tasks=list("abc"), freeze_after=4)
     measured = []
@@ -109,7 +109,7 @@ def run(later: type[Later], monkeypatch: pytest.MonkeyPatch, finite: bool) -> tu
 
 @pytest.mark.parametrize("finite", [True, False])
 def test_gradnorm_does_the_same_whenever_it_hears(monkeypatch: pytest.MonkeyPatch, finite: bool):
-    told, measured = run(Later, monkeypatch, finite)
+    told, measured = run(HostCopy, monkeypatch, finite)
     never, always = run(Never, monkeypatch, finite)
     for (key, value), found in zip(told.named_buffers(), never.buffers(), strict=True):
         assert found.equal(value), key
