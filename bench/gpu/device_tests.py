@@ -13,11 +13,11 @@ from . import outcome_log
 from .part_task import PartTask
 
 FILES = (
-    *("later", "capture", "finite", "gradnorm", "heads_gradnorm", "ghost_norms", "update_every", "combining"),
+    *("host_copy", "capture", "finite", "gradnorm", "heads_gradnorm", "ghost_norms", "update_every", "combining"),
     *("methods", "fork", "heads", "layer", "reference", "contract"),
 )
 """Test files in the order in which they run: first, those that find a wait for the device or capture a step."""
-FEW = ("later", "gradnorm")
+FEW = ("host_copy", "gradnorm")
 """Test files of a dry run."""
 
 
