@@ -1,4 +1,4 @@
-"""What the frameworks for physics-informed networks refuse: balancers that need more than the losses of one step."""
+"""Refuse balancers that need more than the losses of one step, which frameworks for physics-informed networks give."""
 
 from ..engine import LossBalancer
 

@@ -31,7 +31,7 @@ class ListedMethod(NamedTuple):
 
     name: str
     reads: str
-    """What the method reads and, for gradients, where they can be measured, its paper's choice first."""
+    """The quantities that the method reads; of gradients, also the locations, that of its paper first."""
     heads: str
     options: str
     """Options worth tuning, each with its default and range."""

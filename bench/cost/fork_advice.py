@@ -17,7 +17,7 @@ from .subject import in_order
 
 
 class SharedParts(NamedTuple):
-    """What the losses of a step share.
+    """The parameters that the losses of a step share.
 
     Attributes:
         parameters: the parameters that every loss depends on.

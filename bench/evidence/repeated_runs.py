@@ -19,19 +19,23 @@ ROW = ["balancer", "seed"]
 
 @dataclass(frozen=True)
 class Repetition:
-    """Scores of repeated runs of a part; ``scores`` has a row per run, with the columns ``kept`` and ``now``."""
+    """Scores of repeated runs of a part.
+
+    ``scores`` has a row per run, with the columns ``kept`` and ``now``; a run that failed has no number there.
+    """
 
     part: str
     scores: pd.DataFrame
 
     @property
     def differing(self) -> pd.DataFrame:
-        """The rows whose score is no longer the same number."""
-        return self.scores[~(self.scores["kept"] == self.scores["now"])]
+        """The rows whose score is another number now, or is there only once."""
+        kept, now = self.scores["kept"], self.scores["now"]
+        return self.scores[(kept != now) & ~(kept.isna() & now.isna())]
 
     @property
     def lines(self) -> list[str]:
-        """What to tell: a line for the part, and one for each score that differs."""
+        """The lines to print: one for the part, and one for each score that differs."""
         found = self.differing
         same = len(self.scores) - len(found)
         total = f"{self.part}: {same} of {len(self.scores)} scores are the same to the last bit"
@@ -65,13 +69,16 @@ def repeat(part: EvidencePart, runs: Sequence[Planned], kept: Path, folder: Path
     now = result_tables.scores(result_tables.load(part.suite, runs, folder), part.suite)
     before = pd.read_parquet(kept / part.name / "scores.parquet")
     problems = pd.read_parquet(kept / part.name / "problems.parquet")
-    scores = _scores(before, problems).merge(_scores(now, problems), on=ROW, suffixes=("_kept", "_now"))
+    scores = _scores(before, problems).merge(
+        _scores(now, problems), "right", on=ROW, suffixes=("_kept", "_now"), validate="one_to_one"
+    )
     names = {"value_kept": "kept", "value_now": "now"}
     return Repetition(part.name, scores.rename(columns=names)[[*ROW, "kept", "now"]])
 
 
 def _scores(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    """Return the primary test score of each reported run's last checkpoint."""
+    """Return the primary test score of each reported run's last checkpoint; not a number if the run failed."""
     rows = primary_rows(scores, problems)
+    rows = rows.assign(value=rows["value"].where(~rows["imputed"].astype(bool)))
     of_runs = (rows["phase"] == "reported") & (rows["checkpoint"] == "last") & (rows["split"] == "test")
     return rows.loc[of_runs, [*ROW, "value"]]

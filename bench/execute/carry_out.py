@@ -38,7 +38,7 @@ Verdict = Finished | Raised | Failed | NotDone
 
 @dataclass
 class _Attempts:
-    """What has happened to a task so far."""
+    """The number of times that a task has crashed, exceeded its time, or lost its worker."""
 
     crashes: int = 0
     late: int = 0

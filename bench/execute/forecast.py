@@ -18,7 +18,7 @@ from .workforce import Workforce
 Place = tuple[str, str]
 """Labels of a problem and a balancer. Runs of the same place take the same time per step."""
 Paces = Mapping[Place, Pace | FailedStart | None]
-"""What is known of each place: its pace, or how it fails; None if it could not be timed for another reason."""
+"""The pace of each place, or how it fails there; None if it could not be timed for another reason."""
 
 
 def place(run: Planned) -> Place:

@@ -66,7 +66,7 @@ class DeclaredMethod(DeclaredState):
     expects_nonnegative_losses: ClassVar[bool] = False
     """Whether it accepts losses below zero, but goes astray where they stay there: a warning says so."""
     out_of_domain: ClassVar[str] = "the weights may go astray"
-    """What the warning says that such losses do."""
+    """The effect of such losses, in the words of that warning."""
     compares_tasks: ClassVar[bool] = True
     """Whether it compares the tasks of a step or window. Where each has one task alone, a warning says so, unless the
     method reads nothing or `sees_all_tasks`."""
