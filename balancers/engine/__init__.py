@@ -8,7 +8,8 @@
 - `loss_input`, `fork_error`, `user_warnings`, `ranks`, `passes` and `host_copy` are single modules, and
   `torch_internals` has all that is private to PyTorch.
 
-At run time, steps call back into the balancer that they were given.
+At run time, steps call back into the balancer that they were given. A name that begins with an underscore is private to
+the engine: its rooms use such names of each other, and users do not.
 """
 
 from .classes.base import LossBalancer

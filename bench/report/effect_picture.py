@@ -74,7 +74,7 @@ def caption(results: Results) -> str:
     failed = [short(label, 40) for label in results.balancers if label in results.failed_gates]
     hatched = f" Hatched and not counted, because they fail a gate: {', '.join(failed)}." if failed else ""
     only = facts[facts["only_static"].astype(bool)]
-    static = "".join(f" On {row['problem']}: {equal_and_constant(row)}" for _, row in only.iterrows())
+    static = "".join(f" {row['problem']}: {equal_and_constant(row)}" for _, row in only.iterrows())
     return (
         "Test scores of each method over those of equal weighting on each problem, with the seeds of both sets: blue "
         f"is better, orange is worse. Verdicts on methods with the short memory: {told}.{hatched}{static} Below the "

@@ -164,52 +164,15 @@ class LossBalancer(DeclaredMethod):
             # and so do losses that no update follows.
             together = learning and self._ranks.size > 1
             self._check_finite(self._mean_losses(detached, given)[0] if together else detached)
-        held, valid = self._held, None
-        is_first, self._is_new = self._is_new, self._is_new and held is not None and not learning
-        if held is not None:
-            learning, held.begun = learning and not held.begun, held.begun or learning
-        ahead = self._ahead = learn_ahead(self, in_order, detached, given) if learning else None
-        if held is not None:
-            weights = self.weights
-            if ahead is not None:
-                held.new = ahead.weights
-            elif learning and self._weighs_by_losses and not self.combines:
-                held.new, _ = self._weighed(detached.to(weights.dtype), given, learning)
-                weights = held.new.clone() if is_first and held.weights is None else weights
-            held.weights = weights
+        if (held := self._held) is None:
+            weights, valid = self._weights_of_step(in_order, detached, given, learning)
         else:
-            if ahead is not None:
-                weights, valid = ahead.weights, ahead.valid
-            else:
-                weights, valid = self._weighed(detached.to(self.last_weights.dtype), given, learning)
-            if not self.combines:
-                weights = self.last_weights.copy_(weights).clone()  # autograd keeps one, a user has the other
+            learning, held.begun = learning and not held.begun, held.begun or learning
+            weights, valid = self._weights_held(held, in_order, detached, given, learning), None
         total = torch.dot(stacked, weights.to(stacked.dtype))
         if learning:
-            self.statistics["losses"], self._losses_of = detached, given
-            if self.looks_again:
-                if self._before is not None:
-                    self._warn_of_no_second_look()
-                self._before = detached, given
-            if self._update_takes is None and not self.combines and self.loss_domain:
-                index = self.index(given)
-                self.warnings.look(self, detached if index is None else detached[index], index)
-            if stacked.grad_fn is not None:
-                self._watch(stacked.grad_fn, in_order, Call(detached, weights, given, valid, turn))
+            self._begin_step(stacked, in_order, Call(detached, weights, given, valid, turn))
         return total
-
-    def _turn_of(self, given: tuple[bool, ...] | None) -> int | None:
-        """Return the task that a step with the losses of all tasks is to train on, of a method that takes turns.
-
-        All evaluations in a block of `held` are of one task. None: tasks were left out, so that all given take part.
-        """
-        if given is not None and not all(given):
-            return None
-        if self._held is None:
-            return self.turn
-        if self._held.turn is None:
-            self._held.turn = self.turn
-        return self._held.turn
 
     @not_compiled(COMPILED)
     def after_step(self, losses: Losses) -> None:
@@ -390,6 +353,74 @@ class LossBalancer(DeclaredMethod):
         if given is not None and all(given) and self._ranks.size == 1:
             given = None
         return in_order, given
+
+    def _turn_of(self, given: tuple[bool, ...] | None) -> int | None:
+        """Return the task that a step with the losses of all tasks is to train on, of a method that takes turns.
+
+        All evaluations in a block of `held` are of one task. None: tasks were left out, so that all given take part.
+        """
+        if given is not None and not all(given):
+            return None
+        if self._held is None:
+            return self.turn
+        if self._held.turn is None:
+            self._held.turn = self.turn
+        return self._held.turn
+
+    def _weights_of_step(
+        self, losses: Entries, values: Tensor, given: tuple[bool, ...] | None, learning: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weights ``(T,)`` of a call outside a block of `held`, and show them unless the method combines.
+
+        Args:
+            losses: those of the call, with their graph.
+            values: ``(T,)``: the same, detached.
+            given: for each task whether it has a loss; None if all have.
+            learning: whether the balancer is to learn from the call.
+
+        Returns:
+            The weights, and a bool scalar that says whether they are valid; None if they don't depend on the losses.
+        """
+        self._is_new = False
+        ahead = self._ahead = learn_ahead(self, losses, values, given) if learning else None
+        if ahead is not None:
+            weights, valid = ahead.weights, ahead.valid
+        else:
+            weights, valid = self._weighed(values.to(self.last_weights.dtype), given, learning)
+        if not self.combines:
+            weights = self.last_weights.copy_(weights).clone()  # autograd keeps one, a user has the other
+        return weights, valid
+
+    def _weights_held(
+        self, held: "_Held", losses: Entries, values: Tensor, given: tuple[bool, ...] | None, learning: bool
+    ) -> Tensor:
+        """Return the weights ``(T,)`` of an evaluation in a block of `held`, and learn those that follow the block.
+
+        The arguments after the block are those of `_weights_of_step`.
+        """
+        is_first, self._is_new = self._is_new, self._is_new and not learning
+        ahead = self._ahead = learn_ahead(self, losses, values, given) if learning else None
+        weights = self.weights
+        if ahead is not None:
+            held.new = ahead.weights
+        elif learning and self._weighs_by_losses and not self.combines:
+            held.new, _ = self._weighed(values.to(weights.dtype), given, learning)
+            weights = held.new.clone() if is_first and held.weights is None else weights
+        held.weights = weights
+        return weights
+
+    def _begin_step(self, stacked: Tensor, losses: Entries, call: Call) -> None:
+        """Note the losses of a call to learn from, and hook its backward pass; ``stacked`` is one tensor of them."""
+        self.statistics["losses"], self._losses_of = call.losses, call.given
+        if self.looks_again:
+            if self._before is not None:
+                self._warn_of_no_second_look()
+            self._before = call.losses, call.given
+        if self._update_takes is None and not self.combines and self.loss_domain:
+            index = self.index(call.given)
+            self.warnings.look(self, call.losses if index is None else call.losses[index], index)
+        if stacked.grad_fn is not None:
+            self._watch(stacked.grad_fn, losses, call)
 
     @property
     def _learns(self) -> bool:
