@@ -12,10 +12,12 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from balancers import DBMTL, MGDA, CAGrad, ExcessMTL, Fork, ForkError, GradientBalancer, GradNorm, LinearHeads, MoCo
 
+from ..slow_params import others_slow
+
 TASKS, WIDTH = 10, 4
 METHODS = pytest.mark.parametrize("method", [GradNorm, MGDA], ids=lambda method: method.name)
 """One that weighs the losses by the norms of their gradients, and one that combines the gradients by their Gramian."""
-KINDS = pytest.mark.parametrize("kind", ["separate", "batched"])
+KINDS = pytest.mark.parametrize("kind", others_slow(["separate", "batched"], "separate"))
 """Heads of their own behind a `Fork`, and `LinearHeads`."""
 PLACES = pytest.mark.parametrize("place", ["features", "layer", "trunk", "parameters"])
 """What is measured: the features, the last shared layer, the whole trunk, or the trunk without a fork."""

@@ -28,6 +28,7 @@ from balancers import (
     names,
 )
 
+from ..slow_params import others_slow
 from . import heads, nets
 from .needs import supply
 
@@ -40,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "static": {"weights": [0.5, 1.0, 1.5]},
 }
 """What methods need besides the tasks."""
-KINDS = pytest.mark.parametrize("kind", ["separate", "batched"])
+KINDS = pytest.mark.parametrize("kind", others_slow(["separate", "batched"], "separate"))
 """Heads of their own behind a `Fork`, and `LinearHeads`."""
 BACKENDS = pytest.mark.parametrize(
     "backend",
@@ -478,7 +479,7 @@ def test_batches_of_changing_size_at_the_features(kind: str, name: str):
 
 @pytest.mark.parametrize("place", ["layer", "parameters"])
 @pytest.mark.parametrize("name", ["gradnorm", "mgda"])
-@pytest.mark.parametrize("donates", [False, True])
+@pytest.mark.parametrize("donates", others_slow([False, True], True))
 def test_batches_of_changing_size_at_the_trunk(name: str, place: str, donates: bool):
     """Such a graph may be differentiated once, unless the compiler was told; PyTorch's message names no balancer."""
     net, plain = build("separate"), build("separate")

@@ -5,8 +5,8 @@ The methods are those of the registry, so that a new one is tested by being regi
 
 With ``--method my_method.py``, they are those that this file registers, and nothing else is tested.
 
-The checks of `contract_state` and `contract_passes`, and the longest of `contract`, run for each method where its paper
-measures. At the other places, with further sets of options, and most of them in windows of passes, they are slow tests.
+Most checks run for each method where its paper measures. At the other places, with further sets of options, and in
+windows of passes, they are slow tests.
 """
 
 import copy
@@ -78,7 +78,7 @@ def test_every_method_has_a_case():
 # State
 
 
-@each(every_step)
+@each_at_home(every_step)
 def test_saves_every_buffer_that_steps_change(case: Case):
     contract.saves_what_steps_change(case)
 
@@ -95,7 +95,7 @@ def test_a_state_saved_in_a_window_begins_it_anew(case: Case):
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-@each(has_windows)
+@each_at_home(has_windows)
 def test_a_copy_goes_on_in_its_window(case: Case, how: str):
     contract.copies_go_on_in_a_window(case, how)
 
@@ -165,7 +165,7 @@ def test_shows_copies_of_its_weights(case: Case):
 
 
 @pytest.mark.filterwarnings("ignore:.* is made for:RuntimeWarning")
-@each_at_home()
+@each_at_home(fast=every_step)
 def test_an_invalid_step_leaves_no_trace(case: Case):
     contract.leaves_no_trace(case)
 
@@ -178,18 +178,18 @@ def test_check_finite_raises(case: Case):
 # Weights and tasks
 
 
-@each()
+@each_at_home(fast=every_step)
 def test_shows_the_weights_it_used(case: Case):
     contract.shows_the_weights_it_used(case)
 
 
 @pytest.mark.filterwarnings("ignore:.* compares tasks:RuntimeWarning")
-@each_at_home(contract.keeps_absent_tasks)
+@each_at_home(contract.keeps_absent_tasks, fast=every_step)
 def test_a_task_left_out_keeps_its_state(case: Case):
     contract.left_out_tasks_keep_their_state(case)
 
 
-@each(every_step, contract.sees_tasks_alone)
+@each_at_home(every_step, contract.sees_tasks_alone)
 def test_a_task_left_out_takes_no_part(case: Case):
     contract.left_out_tasks_take_no_part(case)
 
@@ -202,7 +202,7 @@ def test_weights_hold_in_a_window(case: Case):
     contract.holds_in_a_window(case)
 
 
-@each(every_step, lambda case: case.combines)
+@each_at_home(every_step, lambda case: case.combines)
 def test_accumulation_changes_nothing_for_methods_that_combine(case: Case):
     contract.accumulation_changes_nothing(case)
 

@@ -35,6 +35,7 @@ from balancers import (
 )
 from balancers.engine.method import rng
 
+from ..slow_params import others_slow
 from .contract import OPTIONS
 from .device_watch import DEVICES, DeviceWatch, autocast, simulated
 from .needs import supply
@@ -283,18 +284,18 @@ def test_no_step_waits(case: Case):
     assert (watch.draws > 0) == case.method.random
 
 
-@pytest.mark.parametrize("mode", list(MODES)[1:])
+@pytest.mark.parametrize("mode", others_slow(list(MODES)[1:], "accumulate"))
 def test_gradnorm_waits_in_no_mode(mode: str):
     holds(Case(GradNorm, "layer", "linear", mode))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", others_slow(DEVICES, "meta"))
 @pytest.mark.parametrize("made", MADE)
 def test_a_balancer_made_elsewhere_comes_to_the_device(made: str, device: str):
     holds(Case(GradNorm, "layer", options={"initial_losses": [1.0, 2.0, 3.0]}, made=made, device=device))
 
 
-@pytest.mark.parametrize("method", [GradNorm, MGDA, PCGrad])
+@pytest.mark.parametrize("method", others_slow([GradNorm, MGDA, PCGrad], MGDA))
 @pytest.mark.parametrize("name", NETS)
 def test_no_step_waits_with_other_networks(name: str, method: type[GradientBalancer]):
     with torch.device("meta"):
@@ -426,7 +427,7 @@ ELSEWHERE: Mapping[str, Callable[[Tensor], object]] = {
     "an upload of numbers": lambda losses: torch.tensor([1.0, 2.0]).to(losses.device),
     "draws of its own": lambda losses: losses * torch.rand(3).to(losses.device),
 }
-on_each_device = pytest.mark.parametrize("device", DEVICES)
+on_each_device = pytest.mark.parametrize("device", others_slow(DEVICES, "meta"))
 
 
 @on_each_device

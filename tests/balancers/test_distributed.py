@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ..slow_params import others_slow
 from .integration import (
     SAMPLEWISE,
     SCALES,
@@ -77,6 +78,9 @@ BAD = {
     for accumulate in (1, 4)
 } | {"bad-loss-uncertainty": case(method="uncertainty", bad="loss", bad_step=BAD_STEP)}
 TRAINED = EVERY | INSIDE | DDP_OPTIONS | SHORT | UNCERTAINTY | OMIT | BAD
+AVERAGED = EVERY | INSIDE | DDP_OPTIONS | UNCERTAINTY
+QUICK = [name for name in TRAINED if not name.startswith(("attention", "batchnorm", "dropout"))]
+"""The cases that are no slow tests: other layers behave alike, and one process tests each of them."""
 CASES = TRAINED | {"check-finite": case(bad="loss", bad_step=BAD_STEP, check_finite=True)}
 
 
@@ -107,14 +111,14 @@ def reference(case: dict, windows: list[list[Part]]) -> Trajectory:
     return run_reference(Net(case["layer"]), method, windows, case["wrt"])
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", others_slow(TRAINED, *QUICK))
 def test_both_ranks_agree_bit_for_bit(name: str, records: Records) -> None:
     first, second = records[name]
     assert_bit_equal(second["states"], first["states"])
     assert_bit_equal(second["weights"], first["weights"])
 
 
-@pytest.mark.parametrize("name", EVERY | INSIDE | DDP_OPTIONS | UNCERTAINTY)
+@pytest.mark.parametrize("name", others_slow(AVERAGED, *(name for name in QUICK if name in AVERAGED)))
 def test_the_averaged_passes_of_all_ranks(name: str, records: Records) -> None:
     expected = reference(CASES[name], make_windows(CASES[name]["accumulate"]))
     for record in records[name]:

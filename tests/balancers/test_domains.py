@@ -17,6 +17,7 @@ from balancers import CAGrad, Fork, GradientBalancer, LossBalancer, get, names
 from balancers.engine.classes.training_warnings import INVALID
 from balancers.engine.host_copy import HostCopy
 
+from ..slow_params import others_slow
 from .integration import assert_bit_equal
 from .needs import supply
 
@@ -107,7 +108,7 @@ def methods(*only: str, where: Callable[[type[LossBalancer]], bool] = lambda met
 
 @methods("imtl", "imtl-l")
 @pytest.mark.filterwarnings("ignore:imtl.* is made for nonnegative losses:RuntimeWarning")
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", others_slow(["adam", "sgd"], "adam"))
 @pytest.mark.parametrize("bad", [-1.0, -1e-30, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("task", [0, 2])
 def test_imtl_scales_stay_at_a_loss_that_is_negative_or_not_finite(

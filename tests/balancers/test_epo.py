@@ -110,6 +110,7 @@ def test_solves_its_program(balanced: bool, eps: float) -> None:
     assert eps < 1 or not all(solved)
 
 
+@pytest.mark.slow
 def test_the_task_with_the_largest_weighted_loss_gets_no_worse() -> None:
     for losses, r, gramian in cases(61, balanced=False):
         weights, _ = update(EPO(Fork(len(r)), preferences=r.tolist()), losses, gramian)
@@ -117,6 +118,7 @@ def test_the_task_with_the_largest_weighted_loss_gets_no_worse() -> None:
         assert gramian[largest] @ weights >= -1e-7 * gramian[largest].abs().max()
 
 
+@pytest.mark.slow
 def test_a_step_in_balance_lowers_all_losses() -> None:
     for losses, r, gramian in cases(62, balanced=True):
         balancer = EPO(Fork(len(r)), preferences=r.tolist())

@@ -38,6 +38,7 @@ from balancers.engine.forks import fork as forks
 from balancers.engine.forks.gate import close
 from balancers.engine.measuring import ghost_norms as ghosts
 
+from ..slow_params import others_slow
 from .ranks import Ranks
 from .worker_gate import run
 
@@ -532,7 +533,7 @@ def build(case: str, num_tasks: int = TASKS, batched: bool = False) -> tuple[Net
     return Net(make(), x, num_tasks, batched), x
 
 
-@pytest.mark.parametrize("num_tasks", [3, 5])
+@pytest.mark.parametrize("num_tasks", others_slow([3, 5], 3))
 @pytest.mark.parametrize("case", TRUNKS)
 def test_the_trunks_gradient_is_the_combination(case: str, num_tasks: int, gates: list[bool]) -> None:
     net, x = build(case, num_tasks)
@@ -552,7 +553,7 @@ def test_exact_forms_the_gradients(case: str, kernels: list[Tensor], gates: list
     assert not kernels
 
 
-@pytest.mark.parametrize("method", [MoCo, DBMTL])
+@pytest.mark.parametrize("method", others_slow([MoCo, DBMTL], MoCo))
 @pytest.mark.parametrize("case", [case for case in TRUNKS if case != "sparse"])
 def test_tracked_gradients_are_those_without_a_fork(
     case: str, method: type[GradientBalancer], gates: list[bool]

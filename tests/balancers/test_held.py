@@ -19,6 +19,7 @@ from torch.amp import GradScaler
 
 from balancers import MGDA, Fork, GradientBalancer, GradNorm, LinearHeads, LossBalancer, get, names
 
+from ..slow_params import others_slow
 from .integration import (
     SCALES,
     GradNormReference,
@@ -861,7 +862,7 @@ def run_with_a_scaler(
 @pytest.mark.parametrize("wrt", ["layer", "features", "parameters"])
 @pytest.mark.parametrize("accumulate", [1, ACCUMULATE])
 @pytest.mark.parametrize("skipped", [(0,), (1, 2), (0, 3, 4)], ids=str)
-@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("fused", others_slow([False, True], True), ids=["plain", "fused"])
 def test_a_window_that_a_scaler_skipped_is_dropped(
     wrt: str, accumulate: int, skipped: Sequence[int], fused: bool
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from balancers import GradNorm, LossBalancer, UncertaintyWeighting
 
+from ..slow_params import others_slow
 from .integration import (
     SCALES,
     WRT,
@@ -57,7 +58,7 @@ def run_accelerated(net: Net, balancer: LossBalancer, windows: list[list[Part]],
     return Trajectory.of(steps)
 
 
-@pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])
+@pytest.mark.parametrize("layer", others_slow(["linear", "attention", "batchnorm", "dropout"], "linear"))
 @pytest.mark.parametrize("wrt", WRT)
 @pytest.mark.parametrize("parts", [1, 4])
 def test_gradnorm(layer: str, wrt: str, parts: int) -> None:

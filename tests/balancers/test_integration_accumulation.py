@@ -5,6 +5,7 @@ import torch
 
 from balancers import GradNorm, UncertaintyWeighting
 
+from ..slow_params import others_slow
 from .integration import (
     SAMPLEWISE,
     SCALES,
@@ -26,7 +27,7 @@ from .integration import (
 OPTIONS = [{"optimizer": "adam", "lr": 0.025, "alpha": 1.5}, {"optimizer": "sgd", "lr": 0.1, "alpha": 0.12}]
 
 
-@pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])
+@pytest.mark.parametrize("layer", others_slow(["linear", "attention", "batchnorm", "dropout"], "linear"))
 @pytest.mark.parametrize("wrt", WRT)
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("options", OPTIONS, ids=["adam", "sgd"])

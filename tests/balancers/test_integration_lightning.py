@@ -7,6 +7,7 @@ import torch
 
 from balancers import GradNorm, LossBalancer, UncertaintyWeighting
 
+from ..slow_params import others_slow
 from .integration import (
     SCALES,
     WRT,
@@ -78,7 +79,7 @@ def fit(
     return trainer
 
 
-@pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])
+@pytest.mark.parametrize("layer", others_slow(["linear", "attention", "batchnorm", "dropout"], "linear"))
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_gradnorm(layer: str, accumulate: int) -> None:
     batches = make_batches(8 * accumulate)

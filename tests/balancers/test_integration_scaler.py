@@ -8,6 +8,7 @@ from torch.amp import GradScaler
 
 from balancers import GradNorm, LossBalancer, UncertaintyWeighting
 
+from ..slow_params import others_slow
 from .integration import (
     SCALES,
     WRT,
@@ -44,7 +45,7 @@ def run_scaled(net: Net, balancer: LossBalancer, windows: list[list[Part]]) -> T
     return Trajectory.of(steps)
 
 
-@pytest.mark.parametrize("layer", ["linear", "attention", "batchnorm", "dropout"])
+@pytest.mark.parametrize("layer", others_slow(["linear", "attention", "batchnorm", "dropout"], "linear"))
 @pytest.mark.parametrize("wrt", WRT)
 @pytest.mark.parametrize("parts", [1, 4])
 def test_gradnorm_under_a_scaler(layer: str, wrt: str, parts: int) -> None:

@@ -23,10 +23,12 @@ from balancers.engine.measuring import measure
 from balancers.engine.measuring.measure import Measurement
 from bench.cost.operation_count import count
 
+from ..slow_params import others_slow
+
 pytestmark = pytest.mark.on_device
 
 TASKS, INPUTS, WIDTH = 3, 5, 4
-HEADS = pytest.mark.parametrize("heads", ["separate", "batched"])
+HEADS = pytest.mark.parametrize("heads", others_slow(["separate", "batched"], "separate"))
 
 
 @dataclass
@@ -611,7 +613,7 @@ def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypa
 @pytest.mark.on_cpu  # counts the CPU's memory
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("wrt", ["features", "layer"])
-@pytest.mark.parametrize("num_tasks", [2, 10, 40])
+@pytest.mark.parametrize("num_tasks", others_slow([2, 10, 40], 10))
 @HEADS
 def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str, monkeypatch: pytest.MonkeyPatch):
     """A step needs at most T + 1 copies of the features and two layer gradients more than equal weighting."""

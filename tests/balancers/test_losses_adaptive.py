@@ -177,6 +177,7 @@ def split(values: Tensor, num_groups: int) -> tuple[Tensor, float]:
     return best, error
 
 
+@pytest.mark.slow
 def test_groups_are_the_best_of_all_partitions() -> None:
     generator = torch.Generator().manual_seed(0)
     for case in range(60):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from balancers import CoBa
 
+from ..slow_params import others_slow
+
 pytestmark = pytest.mark.on_device
 TASKS = ("a", "b", "c")
 
@@ -70,7 +72,7 @@ def curves(steps: int, num_tasks: int, seed: int = 0) -> Tensor:
     return 10 ** (2 * speeds - 1) * falling * (1 + 0.05 * noise)
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3])
+@pytest.mark.parametrize("num_tasks", others_slow([1, 2, 3], 3))
 @pytest.mark.parametrize(
     ("window", "warm_up", "tau"), [(20, 10, 5.0), (7, 30, 1.0), (200, 100, 5.0), (2, 1, 10.0), (400, 1, 5.0)], ids=str
 )

@@ -11,6 +11,8 @@ import torch
 from balancers.imtl_loss import IMTLLoss
 from balancers.revised_uncertainty import RevisedUncertaintyWeighting
 
+from ..slow_params import others_slow
+
 
 def imtl_l(s: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
     return (s.exp() * losses - s).sum()
@@ -43,7 +45,7 @@ def learned(balancer) -> torch.Tensor:
 
 
 @methods
-@pytest.mark.parametrize("name", ["adam", "sgd"])
+@pytest.mark.parametrize("name", others_slow(["adam", "sgd"], "adam"))
 def test_learns_by_its_objectives_derivative(cls, objective, name: str):
     for seed in range(20):
         losses = sequence(2 + seed % 3, seed)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from balancers import GradNorm, Read, Result, State
 
+from ..slow_params import others_slow
 from .nets import build
 from .reference import STEPS, Case, balancer_run, compare, reference_run
 
@@ -67,12 +68,12 @@ def run(case: Case, method: type[GradNorm] = GradNorm, *, at_fork: bool = True) 
     compare(balancer_run(case, balancer, net), reference_run(case))
 
 
-@pytest.mark.parametrize("case", [*CASES, HARD], ids=label)
+@pytest.mark.parametrize("case", others_slow([*CASES, HARD], *CASES[::3], HARD), ids=label)
 def test_layer(case: Case, steps: int):
     run(replace(case, steps=steps))
 
 
-@pytest.mark.parametrize("case", CASES[::2], ids=label)
+@pytest.mark.parametrize("case", others_slow(CASES[::2], *CASES[::6]), ids=label)
 def test_parameters(case: Case, steps: int):
     run(replace(case, steps=steps), at_fork=False)
 

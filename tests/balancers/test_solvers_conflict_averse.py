@@ -17,6 +17,7 @@ from torch import Tensor
 from balancers.solvers.conflict_averse import conflict_averse
 from balancers.solvers.minimum_norm import minimum_norm
 
+from ..slow_params import others_slow
 from .gramians import SIZES, cases, gradients, no_waiting
 
 RADII = (0.2, 0.5, 0.9, 1.5)
@@ -69,7 +70,7 @@ def assert_on_simplex(weights: Tensor) -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("num_tasks", SIZES)
+@pytest.mark.parametrize("num_tasks", others_slow(SIZES, 2, 5))
 def test_attains_the_bound(num_tasks: int) -> None:
     for seed in range(SEEDS[num_tasks]):
         for name, G in gradients(num_tasks, seed).items():
@@ -93,6 +94,7 @@ def test_attains_the_bound_in_float32(num_tasks: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 6), st.integers(1, 8), st.integers(0, 10**6), st.floats(-4, 4), st.floats(0.01, 2))
+@pytest.mark.slow
 def test_norms_that_differ(num_tasks: int, size: int, seed: int, exponent: float, c: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     G = torch.randn(num_tasks, size, generator=generator, dtype=torch.float64)

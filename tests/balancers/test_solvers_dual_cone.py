@@ -16,6 +16,7 @@ from torch import Tensor
 from balancers.solvers import active_set, dual_cone
 from balancers.solvers.dual_cone import project_on_dual_cone
 
+from ..slow_params import others_slow
 from .gramians import SIZES, calls, cases, gradients, no_waiting
 
 SEEDS = {1: 1, 2: 8, 3: 8, 5: 5, 10: 3, 40: 1, 100: 1}
@@ -220,7 +221,7 @@ def test_a_device_is_not_waited_for(num_tasks: int) -> None:
 
 
 @pytest.mark.usefixtures("on_a_device")
-@pytest.mark.parametrize("num_tasks", SIZES[:-1])
+@pytest.mark.parametrize("num_tasks", others_slow(SIZES[:-1], 2, 10))
 def test_is_the_projection_on_a_device(num_tasks: int) -> None:
     test_is_the_projection(num_tasks)
     test_is_the_projection_in_float32(num_tasks)

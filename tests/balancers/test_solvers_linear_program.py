@@ -10,6 +10,7 @@ from torch import Tensor
 
 from balancers.solvers.linear_program import maximise_on_simplex
 
+from ..slow_params import others_slow
 from .gramians import gradients, no_waiting
 
 Problem = tuple[Tensor, Tensor, Tensor]
@@ -161,7 +162,7 @@ def test_gradients_that_cancel_leave_one_point() -> None:
         torch.testing.assert_close(weights, shares, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_tasks", [2, 3, 10])
+@pytest.mark.parametrize("num_tasks", others_slow([2, 3, 10], 2, 3))
 def test_scales_are_of_no_consequence(num_tasks: int) -> None:
     for name, (c, rows, bounds) in problems(num_tasks, seeds=1):
         weights, feasible = maximise_on_simplex(c, rows, bounds)
@@ -172,7 +173,7 @@ def test_scales_are_of_no_consequence(num_tasks: int) -> None:
             torch.testing.assert_close(others[0], weights, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_tasks", [2, 3, 5, 10])
+@pytest.mark.parametrize("num_tasks", others_slow([2, 3, 5, 10], 2, 3))
 def test_order_of_tasks_and_rows_is_of_no_consequence(num_tasks: int) -> None:
     order = torch.randperm(num_tasks, generator=torch.Generator().manual_seed(num_tasks))
     for name, (c, rows, bounds) in problems(num_tasks, seeds=1):
@@ -213,7 +214,7 @@ def test_numbers_that_are_not_finite_have_no_solution(num_tasks: int) -> None:
         assert not maximise_on_simplex(*problem)[1]
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 10])
+@pytest.mark.parametrize("num_tasks", others_slow([1, 2, 3, 10], 1, 2, 3))
 def test_waits_for_nothing(num_tasks: int) -> None:
     found = list(problems(num_tasks, seeds=1))
     with no_waiting():

@@ -10,6 +10,7 @@ from torch import Tensor
 from balancers.solvers import spectrum
 from balancers.solvers.spectrum import eigh, pseudo_solve
 
+from ..slow_params import others_slow
 from .gramians import SIZES, cases, no_waiting
 
 METHODS = pytest.mark.parametrize("method", ["lapack", "jacobi"], indirect=True)
@@ -45,7 +46,7 @@ def scale(A: Tensor) -> Tensor:
 
 
 @METHODS
-@pytest.mark.parametrize("num_tasks", SIZES)
+@pytest.mark.parametrize("num_tasks", others_slow(SIZES, *[size for size in SIZES if size < 40]))
 def test_values_and_vectors(num_tasks: int, method: str) -> None:
     A = torch.stack(list(matrices(num_tasks).values()))
     if num_tasks == 100 and method == "jacobi":
@@ -80,7 +81,7 @@ def test_scale(num_tasks: int, dtype: torch.dtype, norm: float, method: str) -> 
 
 @METHODS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5, 10, 40])
+@pytest.mark.parametrize("num_tasks", others_slow([1, 2, 3, 5, 10, 40], 1, 2, 3, 5, 10))
 def test_pseudo_solve_is_the_pseudoinverse(num_tasks: int, dtype: torch.dtype, method: str) -> None:
     right = torch.randn(num_tasks, dtype=dtype)
     for name, M in cases(num_tasks, dtype).items():

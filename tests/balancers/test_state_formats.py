@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from balancers import Fork, GradientBalancer, LinearHeads, LossBalancer, UncertaintyWeighting, get, names
 
+from ..slow_params import others_slow
 from .integration import assert_bit_equal
 from .needs import supply
 
@@ -268,7 +269,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("given", NAMES, ids=lambda given: "-".join(map(ascii, given)))
-@pytest.mark.parametrize("decay", [0.5, 0.7, 0.95])
+@pytest.mark.parametrize("decay", others_slow([0.5, 0.7, 0.95], 0.5))
 def test_an_average_that_began_before_the_names_never_makes_up_others(given: Sequence[str], decay: float) -> None:
     """At each point, what it loads knows the right names or none; a balancer with these names takes it."""
     model = UncertaintyWeighting(len(TASKS))

@@ -38,6 +38,7 @@ def test_the_weights_move_and_the_losses_fall(runs: tuple[str, list[Rows]]) -> N
         assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_resuming_logs_what_the_uninterrupted_run_does(runs: tuple[str, list[Rows]]) -> None:
     name, (whole, first, second) = runs
     passes = 4 * STEPS - 2  # in each epoch

@@ -11,12 +11,16 @@ import tasks
 from tasks.held_out import seen_data, selected, split_data, split_indices
 from tasks.problem import Problem
 
+from ..slow_params import others_slow
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "regression": {"sigmas": "T=2", "train_samples": 400},
     "scenes": {"size": [16, 16], "train_scenes": 40},
 }
 FOLDERS = ("nyuv2", "cityscapes")
 """Problems that read files which are not there."""
+WITHOUT_FOLDERS = [name for name in tasks.names() if name not in FOLDERS]
+QUICK = ("regression", "burgers", "apart")
 
 
 class Samples(NamedTuple):
@@ -79,7 +83,7 @@ def test_data_without_a_training_set_are_refused():
         selected({1, 2}, torch.tensor([0]))
 
 
-@pytest.mark.parametrize("name", [name for name in tasks.names() if name not in FOLDERS])
+@pytest.mark.parametrize("name", others_slow(WITHOUT_FOLDERS, *QUICK))
 def test_a_problem_trains_on_both_parts(name: str):
     problem: Problem[Any] = tasks.create(name, **OPTIONS.get(name, {}))
     data = problem.data(generator(), "cpu")
@@ -95,7 +99,7 @@ def test_a_problem_trains_on_both_parts(name: str):
     assert problem.sizes(rest).get("test") == problem.sizes(data).get("test")
 
 
-@pytest.mark.parametrize("name", [name for name in tasks.names() if name not in FOLDERS])
+@pytest.mark.parametrize("name", others_slow(WITHOUT_FOLDERS, *QUICK))
 def test_residuals_are_those_of_the_losses(name: str):
     problem: Problem[Any] = tasks.create(name, **OPTIONS.get(name, {}))
     data = problem.data(generator(), "cpu")

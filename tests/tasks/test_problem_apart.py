@@ -12,6 +12,8 @@ import balancers
 from balancers import Fork, GradNorm, PCGrad
 from tasks.apart import Apart, ApartData, Network, Samples
 
+from ..slow_params import others_slow
+
 PROBLEM = Apart()
 SPLITS = ("train", "validation", "test")
 STEPS = 150
@@ -251,7 +253,7 @@ def test_a_part_of_the_recipe_already_learns_every_task(data, equal):
     assert max(PROBLEM.evaluate(equal, data, "validation").values()) < 0.8
 
 
-@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("with_model", others_slow([False, True], True))
 def test_draw_shows_each_task(data, equal, with_model):
     figure = Figure((9, 5), layout="constrained")
     caption = PROBLEM.draw(figure, data, equal if with_model else None)

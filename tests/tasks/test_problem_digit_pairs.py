@@ -15,6 +15,8 @@ from balancers import Fork, GradNorm
 from tasks import MissingDataError, digit_pairs
 from tasks.digit_pairs import CANVAS, DigitPairs, DigitPairsData, Network, Pairs, compose, read_images
 
+from ..slow_params import others_slow
+
 PROBLEM = DigitPairs()
 FILE = PROBLEM._file()
 
@@ -115,6 +117,8 @@ def test_a_splits_images_come_equally_often_on_each_side(drawings, data):
             assert len(set(side.bincount(minlength=10).tolist())) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_both_sides_are_independent(data):
     joint = np.histogram2d(data.train.left, data.train.right, bins=10)[0]
     np.testing.assert_allclose(joint, 200, atol=70)
@@ -308,7 +312,7 @@ def test_a_part_of_the_recipe_already_learns_every_task(data):
 # The picture
 
 
-@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("with_model", others_slow([False, True], True))
 def test_draw_shows_canvases_and_answers(with_model, data):
     figure = Figure(figsize=(9, 5), layout="constrained")
     caption = PROBLEM.draw(figure, data, trained(data, 1) if with_model else None)

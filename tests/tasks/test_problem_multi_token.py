@@ -15,6 +15,8 @@ from balancers import Fork, GradNorm
 from tasks import MissingDataError
 from tasks.multi_token import BLOCK, CONTEXT, OFFSETS, VOCABULARY, MultiToken, Text, Transformer, encode
 
+from ..slow_params import others_slow
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -121,6 +123,8 @@ def test_no_window_has_a_character_of_another_split(data):
     assert masks[2].mean() == pytest.approx(2 / 32, rel=0.2)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_training_has_a_window_at_every_character_and_inputs_that_are_held_out_come_once(data):
     train = covered(data, "train")
     size = CONTEXT + OFFSETS
@@ -303,7 +307,7 @@ def test_the_problem_states_its_facts(problem):
     problem.check()
 
 
-@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("with_model", others_slow([False, True], True))
 def test_draw(problem, data, model, with_model):
     figure = Figure((9, 5), layout="constrained")
     caption = problem.draw(figure, data, model if with_model else None)

@@ -12,6 +12,8 @@ import tasks
 from balancers import Fork, GradNorm
 from tasks.regression import PRESETS, Network, Regression, SeparateNetwork
 
+from ..slow_params import others_slow
+
 HEADS = pytest.mark.parametrize("heads", ["batched", "separate"])
 
 
@@ -414,7 +416,7 @@ def test_sizes_count_samples():
 
 
 @HEADS
-@pytest.mark.parametrize("sigmas", [(3,), (1, 100), "T=10"])
+@pytest.mark.parametrize("sigmas", others_slow([(3,), (1, 100), "T=10"], (3,)))
 def test_draw_shows_at_most_four_tasks(sigmas, heads):
     problem = small(sigmas=sigmas, heads=heads)
     data = problem.data(seeded(1), "cpu")

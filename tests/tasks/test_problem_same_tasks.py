@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from balancers import Fork, GradNorm
 from tasks.same_tasks import Network, SameTasks, SameTasksData
 
+from ..slow_params import others_slow
+
 STEPS = 800
 """Number of training steps; the default recipe has 2,000."""
 AGREEMENT = 1e-3
@@ -238,7 +240,7 @@ def test_a_bad_option_is_refused_by_name(scales, message):
         SameTasks(scales=scales)
 
 
-@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize("with_model", others_slow([False, True], True))
 def test_draw(problem, data, equal, with_model):
     figure = Figure((9, 5), layout="constrained")
     caption = problem.draw(figure, data, equal if with_model else None)

@@ -22,6 +22,8 @@ from bench.analysis import (
     t_interval,
 )
 
+from ...slow_params import others_slow
+
 # Student's own example of paired differences (Biometrika 1908, table I): hours of sleep gained with two drugs.
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
@@ -74,7 +76,7 @@ class TestIntervals:
         found = t_interval([1, 2, 3])
         assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), 1e-4)
 
-    @pytest.mark.parametrize("seeds", [3, 5, 10])
+    @pytest.mark.parametrize("seeds", others_slow([3, 5, 10], 5))
     @pytest.mark.parametrize("scale", ["ratio", "difference"])
     def test_covers_the_true_comparison_as_often_as_it_says(self, scale, seeds):
         """Draw pairs that share the difficulty of a seed, with the numbers of seeds that suites have."""

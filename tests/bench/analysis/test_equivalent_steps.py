@@ -234,6 +234,7 @@ def test_covers_the_first_crossing_of_a_curve_that_is_not_monotone(level, deviat
 
 
 class TestChord:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("offset", "size", "power"), [(-2.0, 0.3, 0.5), (-3.0, 1.0, 1.5), (0.0, 0.1, 3.0)])
     def test_the_excess_is_the_largest_error_on_a_power_law(self, offset, size, power):
         """Interpolate a method's q on the chords of a power law, at 2000 true values of q."""

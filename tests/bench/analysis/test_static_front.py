@@ -8,6 +8,8 @@ from scipy import stats
 
 from bench.analysis.static_front import beyond, beyond_front, front_points, improvements, nondominated, spread
 
+from ...slow_params import others_slow
+
 Floats = NDArray[np.float64]
 
 
@@ -79,7 +81,7 @@ def _covered(truth: Floats, seeds: int, repeats: int = 1500) -> tuple[float, flo
     return 1 - (above + below) / repeats, above / repeats, below / repeats
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seeds", others_slow([3, 5, 10], 5))
 def test_the_interval_covers_in_95_percent_where_one_task_of_one_point_decides(seeds: int) -> None:
     place = np.arange(5.0)
     truth = np.stack([30 * place, 30 * place[::-1]], axis=1) - np.array([65.0, 20.0])
@@ -88,7 +90,7 @@ def test_the_interval_covers_in_95_percent_where_one_task_of_one_point_decides(s
     assert max(above, below) < 0.04
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("seeds", others_slow([3, 5, 10], 5))
 @pytest.mark.parametrize(
     "truth",
     [

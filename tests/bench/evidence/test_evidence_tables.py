@@ -319,7 +319,14 @@ class TestConstants:
         assert problem.primary in RELATIVE
         assert problem.evaluate(Zero(), data, "test")[problem.primary] == pytest.approx(1.0)
 
-    @pytest.mark.parametrize(("primary", "expected"), [("mean", 3.0), ("sum", np.nan), ("relative error", 1.0)])
+    @pytest.mark.parametrize(
+        ("primary", "expected"),
+        [
+            ("mean", 3.0),
+            pytest.param("sum", np.nan, marks=pytest.mark.slow),
+            pytest.param("relative error", 1.0, marks=pytest.mark.slow),
+        ],
+    )
     def test_a_mean_over_tasks_has_the_mean_of_their_constants(
         self, primary: str, expected: float, tmp_path: Path
     ) -> None:

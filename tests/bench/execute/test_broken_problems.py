@@ -110,6 +110,7 @@ def test_causes_are_told_with_their_methods_and_what_was_not_timed_counts_for_no
 
 
 @pytest.mark.parametrize("rates", [None, (0.003, 0.01)])
+@pytest.mark.slow
 def test_a_suite_whose_every_stored_run_failed_at_once_is_reported(
     make_suite: MakeSuite, tmp_path: Path, rates: tuple[float, ...] | None
 ) -> None:

@@ -49,6 +49,7 @@ def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) ->
     assert LOSSBENCH.invoke(app, ["once", str(path), ""]).output.startswith("error: 2 runs of mine have a key")
 
 
+@pytest.mark.slow
 def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: Callable[..., str]) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(suite_text(learning_rates=None, reported=[1, 2], balancers=[{"name": "equal"}]))

@@ -22,6 +22,8 @@ from bench.gpu.part_task import Findings, NotMeasurableError, PartTask
 from bench.report import gpu_tables
 from bench.suite import suite_file
 
+from ...slow_params import others_slow
+
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]
 DONE, FAILS, HANGS = "print('here')", "raise ValueError('no luck')", "import time; time.sleep(60)"
@@ -80,6 +82,7 @@ def test_a_part_that_hangs_is_stopped(tmp_path: Path) -> None:
     assert records(tmp_path)["b"].status == "done"
 
 
+@pytest.mark.slow
 def test_a_part_that_would_not_fit_is_not_begun_and_named(tmp_path: Path) -> None:
     assert run_all(tmp_path, {"b": DONE}, [part("a", least=100), part("b")], seconds=50) == ["b"]
     record = records(tmp_path)["a"]
@@ -242,7 +245,7 @@ def test_a_captured_step_on_the_cpu_is_the_step(monkeypatch: pytest.MonkeyPatch)
         captured_steps.compare(case.make_step, gpu_costs.EVERY_TEN, 2, rounds=3)
 
 
-@pytest.mark.parametrize("size", [*gpu_suite.SIZES, gpu_suite.DRY])
+@pytest.mark.parametrize("size", others_slow([*gpu_suite.SIZES, gpu_suite.DRY], gpu_suite.DRY))
 def test_the_suite_is_made_as_small_as_asked(size: gpu_suite.SuiteSize, tmp_path: Path) -> None:
     path = tmp_path / "default-cpu.toml"
     path.write_text(gpu_suite.text(size, "cpu"))

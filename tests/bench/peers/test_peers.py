@@ -28,6 +28,8 @@ from bench.peers.peer_table import COLUMNS, Setup, measure
 from bench.peers.peer_terminal import show
 from bench.peers.stacked import StackedDoubleBackward
 
+from ...slow_params import others_slow
+
 OptimizerName = Literal["adam", "sgd"]
 STEPS = 12
 needs_gradnorm_pytorch = pytest.mark.skipif(find_spec("gradnorm_pytorch") is None, reason="gradnorm-pytorch")
@@ -75,7 +77,7 @@ def targets(weights: Tensor, norms: Tensor, losses: Tensor, initial: Tensor, exp
 
 
 @pytest.mark.parametrize("cls", [DoubleBackward, StackedDoubleBackward])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", others_slow(["adam", "sgd"], "adam"))
 @pytest.mark.parametrize("wrt", ["last shared layer", "its weight alone", "all shared parameters"])
 def test_double_backward_gives_our_weights(
     in_double: Setup, cls: type[Peer], optimizer: OptimizerName, wrt: Where

@@ -134,6 +134,7 @@ def test_a_direction_of_another_length_is_compared_as_a_direction() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "tiny"])
+@pytest.mark.slow
 def test_a_network_has_t_losses_and_its_layer_is_in_its_trunk(name: str) -> None:
     subject = make(NETWORKS[name](3))
     losses = subject.losses()

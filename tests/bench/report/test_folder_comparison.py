@@ -67,6 +67,7 @@ def test_what_changed_is_told_and_the_rest_folded(folders, factor, verdict, code
     assert f"7 of 8 scores are identical to the bit; of the others: 1 {verdict}." in output
 
 
+@pytest.mark.slow
 def test_other_seeds_are_compared_without_pairs(folders):
     for name in ("scores", "runs"):
         change(

@@ -239,6 +239,7 @@ class TestPage:
         assert "20 of 20 reported runs failed" in text
         assert text.count("no luck") == 20
 
+    @pytest.mark.slow
     def test_an_interrupted_suite_has_nothing_to_compare_yet(self, tmp_path):
         folder = build(tmp_path / "tuning", num_tasks=(2,), timed=False)
         for name in ("runs", "scores", "curves", "trajectory", "dynamics"):

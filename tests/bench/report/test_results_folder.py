@@ -13,6 +13,7 @@ from bench.cli import app
 from bench.report import folder_comparison, leaderboard_terminal, report_figures, report_page, results_folder
 from bench.report.results_folder import BASE
 
+from ...slow_params import others_slow
 from .made_up_results import BALANCERS, build
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference"
@@ -96,7 +97,7 @@ def test_the_page_says_what_the_score_is_if_that_was_stored(tmp_path):
     assert "lower is better." in " ".join(report_page.write(folder).read_text().split())
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", others_slow(SUITES, "default"))
 def test_the_reference_results_can_be_read(suite, tmp_path, capsys):
     folder = Path(shutil.copytree(REFERENCE / suite, tmp_path / suite))
     leaderboard_terminal.print_leaderboard(folder)

@@ -19,6 +19,8 @@ from bench.suite import plan
 from bench.suite.suite_entries import Suite
 from tasks import Metric
 
+from ...slow_params import others_slow
+
 MakeSuite = Callable[..., Suite]
 MakeSpec = Callable[..., RunSpec]
 
@@ -284,7 +286,10 @@ def test_a_second_batch_comes_from_held_out_training_data(
 
 
 @pytest.mark.parametrize(
-    "weighting", ["uncertainty", {"name": "gradnorm", "alpha": 0.5}, {"name": "dwa", "period": 2}, "unit-norm"]
+    "weighting",
+    others_slow(
+        ["uncertainty", {"name": "gradnorm", "alpha": 0.5}, {"name": "dwa", "period": 2}, "unit-norm"], "uncertainty"
+    ),
 )
 def test_a_suite_may_put_a_weighting_before_a_method(make_spec: MakeSpec, weighting: Any) -> None:
     spec = make_spec("pcgrad", {"weighting": weighting})

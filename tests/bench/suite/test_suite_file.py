@@ -10,12 +10,14 @@ from bench.suite import suite_file
 from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
+from ...slow_params import others_slow
+
 MakeSuite = Callable[..., Suite]
 
 SMALL = str(Path(__file__).parents[1] / "plugins" / "small.py")
 
 
-@pytest.mark.parametrize("name", suite_file.names())
+@pytest.mark.parametrize("name", others_slow(suite_file.names(), "default", "smoke"))
 def test_the_suites_that_come_along_can_be_run(name: str) -> None:
     loaded = suite_file.load(suite_file.find(name))
     assert loaded.name == name
