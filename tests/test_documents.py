@@ -23,6 +23,7 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 import balancers
 from bench.catalogue import method_list
+from bench.evidence import evidence_tables, markdown_tables
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -48,6 +49,7 @@ LONGEST_README = 150
 PROGRAMS_OF = (CodeBlockParser("python"), CodeBlockParser("toml"))
 FENCED_BLOCKS = RawFencedCodeBlockLexer(re.compile("[^\n]*\n"))
 METHODS_MARKER = "<!-- lossbench list balancers --markdown -->"
+SCORES_MARKER = "<!-- python -m bench.evidence markdown scores -->"
 
 
 class Program(NamedTuple):
@@ -217,7 +219,14 @@ def test_the_table_of_methods_is_what_they_declare() -> None:
     assert table == method_list.markdown(ours)
 
 
-@pytest.mark.parametrize("marker", [METHODS_MARKER, "<!-- lossbench paper -->"])
+@pytest.mark.slow
+def test_the_table_of_the_evidence_follows_from_what_is_kept() -> None:
+    table = text_of(DOCS / "version-2.md").partition(f"{SCORES_MARKER}\n")[2].partition("\n<!-- end -->")[0]
+    made = evidence_tables.make(ROOT / "results" / "reference" / "core", reserved=False)
+    assert table == markdown_tables.score_table(made)
+
+
+@pytest.mark.parametrize("marker", [METHODS_MARKER, SCORES_MARKER, "<!-- lossbench paper -->"])
 def test_a_generated_table_has_one_place(marker: str) -> None:
     assert sum(text_of(document).count(f"{marker}\n") for document in DOCUMENTS) == 1
 

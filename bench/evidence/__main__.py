@@ -1,10 +1,10 @@
-"""``python -m bench.evidence``: run the evidence part by part, time its steps, make its tables, and repeat its runs."""
+"""``python -m bench.evidence``: run the evidence part by part, time its steps, make its tables, repeat its runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import joblib
 import pandas as pd
@@ -23,12 +23,22 @@ from bench.run import atomic_file, machine_facts, suite_text
 from bench.suite import suite_file
 from bench.suite.toml_table import SuiteError
 
-from . import evidence_folder, evidence_parts, evidence_tables, kept_tables, repeated_runs, tested_advice
+from . import (
+    evidence_folder,
+    evidence_parts,
+    evidence_tables,
+    kept_tables,
+    markdown_tables,
+    repeated_runs,
+    tested_advice,
+)
 from .evidence_parts import TABLES
 from .evidence_rows import EvidenceRows, evidence_rows
 
 CORES = joblib.cpu_count()
 KEPT = machine_facts.ROOT / "results" / "reference" / "core"
+
+Which = Literal["scores", "practice"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PartsArgument = Annotated[
@@ -129,6 +139,21 @@ def tables(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
         for table, problem in zip(absent["table"], absent["problem"], strict=True):
             console.print(Text(f"missing: {evidence_parts.part_name(table, problem)}"))
         console.print(Text(f"report: {report_page.write(out)}"))
+
+
+@app.command()
+def markdown(
+    which: Annotated[Which, typer.Argument(help="Which table.", show_default=False)], kept: KeptOption = KEPT
+) -> None:
+    """Print a table as the documentation shows it.
+
+    `scores` are relative to those of equal weighting; `practice` is what a user
+    gets for the time of a step.
+
+    Exit codes: 0, success; 2, there is no part of table A.
+    """
+    with _errors(Console(stderr=True, highlight=False, soft_wrap=True)):
+        typer.echo(markdown_tables.WRITERS[which](_made(kept)))
 
 
 @app.command()

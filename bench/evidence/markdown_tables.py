@@ -1,0 +1,93 @@
+"""Write the evidence's main tables in Markdown, as the pages of the documentation show them."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from bench.report.evidence_answer import equivalent, quotient
+from bench.style import numbers
+
+from .evidence_tables import PRACTICE
+
+MARKS = {"better": "**", "worse": "*", "pays": "**", "train longer": "*"}
+"""The mark on both sides of a number, by its verdict; other verdicts have none."""
+FAILS = " †"
+"""Follows the name of a row that fails the gate."""
+Tables = Mapping[str, pd.DataFrame]
+
+
+def score_table(tables: Tables, of: str = "A") -> str:
+    """Return the scores relative to those of equal weighting, one row per row of the evidence.
+
+    Static weights come first, then methods, then equal weighting at other lengths of training. The columns are the
+    problems that are no controls. Bold numbers are better, those in italics are worse.
+
+    Args:
+        tables: What `evidence_tables.make` returns.
+        of: The table of the evidence: A, B or reserved.
+    """
+    compared = tables["comparisons"][tables["comparisons"]["table"] == of]
+    facts = tables["problems"]
+    chosen = facts["problem"].isin(compared["problem"]) & ~facts["control"].astype(bool)
+    problems = list(facts.loc[chosen, "problem"])
+    cells = {
+        (row.balancer, row.problem): _marked(numbers.relative(row.scale, row.relative, float("nan"), float("nan")), row)
+        for row in compared.itertuples()
+    }
+    failing = _failing(tables)
+    kinds = tables["rows"].set_index("balancer")["kind"]
+    labels = [label for kind in ("static", "method", "yardstick") for label in kinds.index[kinds == kind]]
+    lines = [
+        [f"{label}{FAILS if label in failing else ''}", *(cells.get((label, problem), "") for problem in problems)]
+        for label in labels
+        if any((label, problem) in cells for problem in problems)
+    ]
+    return _table(["", *problems], lines)
+
+
+def practice_table(tables: Tables) -> str:
+    """Return what a user gets for the time: *q/c*, or *q* alone where the steps were not timed.
+
+    The rows are problems. Bold numbers lie above 1 with their interval, those in italics below it. The last four
+    columns name the method that has the best validation score.
+
+    Args:
+        tables: What `evidence_tables.make` returns.
+    """
+    failing = _failing(tables)
+    rows = tables["practice"].set_index(["problem", "column"])
+    lines = []
+    for problem in dict.fromkeys(tables["practice"]["problem"]):
+        line = [str(problem)]
+        for column in PRACTICE:
+            if (problem, column) not in rows.index:
+                line.append("")
+                continue
+            row = rows.loc[(problem, column)]
+            known = pd.notna(row["q_per_cost"])
+            text = _marked(quotient(row), row) if known else f"*q* {equivalent(row, 'q_')}"
+            by, label = PRACTICE[column][0], row["balancer"]
+            line.append(f"{text} ({label}{FAILS if label in failing else ''})" if by == "family" else text)
+        lines.append(line)
+    return _table(["", *PRACTICE], lines)
+
+
+WRITERS = {"scores": score_table, "practice": practice_table}
+"""The functions that write a table, by the table's name."""
+
+
+def _failing(tables: Tables) -> set[str]:
+    """Return the rows that fail the gate on a control."""
+    gates = tables["gates"]
+    return set(gates.loc[~gates["passes"].astype(bool), "balancer"])
+
+
+def _marked(text: str, row: object) -> str:
+    mark = MARKS.get(getattr(row, "verdict", ""), "")
+    return f"{mark}{text}{mark}"
+
+
+def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    cells = [list(header), *(list(line) for line in lines)]
+    rule = "|".join(["---"] * len(cells[0]))
+    return "\n".join([f"| {' | '.join(cells[0])} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in cells[1:])])

@@ -1,0 +1,69 @@
+"""The documentation's tables of the evidence say what the tables say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bench.evidence import __main__ as command
+from bench.evidence import markdown_tables
+from bench.evidence.evidence_tables import PRACTICE
+
+COMPARED = ["problem", "balancer", "scale", "relative", "verdict", "table"]
+PAYS = ["problem", "column", "balancer", "q", "beyond", "q_low", "q_low_beyond", "q_high", "q_high_beyond"]
+COSTS = ["q_per_cost", "low", "high", "verdict"]
+LOSS, LEARNED = "one over the initial loss", "best learned weighting"
+
+
+@pytest.fixture
+def tables() -> dict[str, pd.DataFrame]:
+    compared = [
+        ("rain", "famo", "ratio", 0.5, "better", "A"),
+        ("rain", "famo", "ratio", 2.0, "worse", "B"),
+        ("rain", "static", "ratio", 1.25, "worse", "A"),
+        ("wind", "famo", "difference", -0.25, "tie", "A"),
+        ("control", "famo", "ratio", 1.0, "tie", "A"),
+        ("rain", "random", "ratio", 1.5, "worse", "A"),
+    ]
+    pays = [
+        ("rain", LOSS, LOSS, 1.5, "", 1.25, "", 2.0, "", 1.5, 1.25, 2.0, "pays"),
+        ("rain", LEARNED, "famo", 4.0, "above", 4.0, "above", 4.0, "above", np.nan, np.nan, np.nan, ""),
+        ("wind", LEARNED, "famo", 0.75, "", 0.625, "", 0.875, "", 0.5, 0.25, 0.75, "train longer"),
+    ]
+    return {
+        "comparisons": pd.DataFrame(compared, columns=COMPARED),
+        "problems": pd.DataFrame({"problem": ["rain", "wind", "control"], "control": [False, False, True]}),
+        "rows": pd.DataFrame(
+            {"balancer": ["equal", "famo", "static", "random"], "kind": ["equal", "method", "static", "control"]}
+        ),
+        "gates": pd.DataFrame({"balancer": ["famo", "static", "famo"], "passes": [True, True, False]}),
+        "practice": pd.DataFrame(pays, columns=[*PAYS, *COSTS]),
+    }
+
+
+def test_scores_are_marked_by_their_verdicts_and_rows_by_their_gates(tables: dict[str, pd.DataFrame]) -> None:
+    assert markdown_tables.score_table(tables).splitlines() == [
+        *("|  | rain | wind |", "|---|---|---|"),
+        *("| static | *1.25×* |  |", "| famo † | **0.500×** | −0.250 |"),
+    ]
+    assert markdown_tables.score_table(tables, "B").splitlines()[2:] == ["| famo † | *2.00×* |"]
+
+
+def test_practice_shows_the_quotient_where_steps_were_timed(tables: dict[str, pd.DataFrame]) -> None:
+    header, rule, rain, wind = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in markdown_tables.practice_table(tables).splitlines()
+    )
+    assert header == ["", *PRACTICE]
+    assert set(rule) == {"---"}
+    of_rain, of_wind = dict(zip(header, rain, strict=True)), dict(zip(header, wind, strict=True))
+    assert of_rain[LOSS] == "**1.50 [1.25, 2.00]**"
+    assert of_rain[LEARNED] == "*q* >4.00 (famo †)"
+    assert of_wind[LEARNED] == "*0.50 [0.25, 0.75]* (famo †)"
+    assert of_wind[LOSS] == ""
+
+
+def test_without_a_part_there_is_nothing_to_show(tmp_path) -> None:
+    done = CliRunner().invoke(command.app, ["markdown", "scores", "--kept", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "has no part of table A" in done.stderr
