@@ -1,11 +1,13 @@
 """Draw the pictures of the first pages from runs of the benchmark: `make pictures` writes them beside this file.
 
 `weights.png` shows which weights three methods give ten tasks that differ in scale alone. `landscape.png` shows where
-four methods go between two losses that pull apart. Both take a minute on two cores.
+four methods go between two losses that pull apart. Both take a minute on two cores. `evidence.png` shows how each
+method did on each problem of the evidence, from what is kept of its runs.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
@@ -20,6 +22,9 @@ from torch import Tensor
 import balancers
 import tasks
 from bench.catalogue.landscape_paths import path
+from bench.evidence import evidence_folder, evidence_parts, evidence_tables
+from bench.report import results_folder
+from bench.report.effect_picture import effect_picture
 from bench.run import build
 from bench.run.spec import Method, RunSpec
 from bench.run.training import Training
@@ -35,6 +40,7 @@ WEIGHTS = {"gradnorm": "GradNorm", "uncertainty": "Uncertainty weighting", "nash
 PATHS = {"equal": "Equal weights", "pcgrad": "PCGrad", "cagrad": "CAGrad", "nash-mtl": "Nash-MTL"}
 STARTS = (1, 3, 5)
 SEED = 1
+EVIDENCE = FOLDER.parents[1] / "results" / "reference" / "core"
 
 
 def weights_of_tasks(method: str, num_tasks: int) -> tuple[list[float], np.ndarray]:
@@ -110,6 +116,20 @@ def _draw_paths(panel: Axes, paths: Sequence[Tensor]) -> None:
         panel.plot(*points[-1].numpy(), "o", color=INK, markersize=6)
 
 
+def draw_evidence() -> Figure:
+    """Draw the score of each method on each problem of the evidence, as a table of colours and marks.
+
+    Raises:
+        FileNotFoundError: nothing is kept of the evidence.
+    """
+    made = evidence_tables.make(EVIDENCE, reserved=not evidence_parts.missing(EVIDENCE))
+    with TemporaryDirectory() as folder:
+        evidence_folder.write(made, EVIDENCE, Path(folder))
+        figure = effect_picture(results_folder.load(Path(folder)))
+    assert figure is not None
+    return figure
+
+
 def save(figure: Figure, name: str) -> None:
     """Write a picture beside this file; equal pictures are equal files."""
     facts: dict[str, Any] = {"dpi": RESOLUTION, "facecolor": "white", "metadata": {"Software": None}}
@@ -120,3 +140,4 @@ if __name__ == "__main__":
     with theme(8.5):
         save(draw_landscape(), "landscape")
         save(draw_weights(), "weights")
+        save(draw_evidence(), "evidence")
