@@ -15,8 +15,8 @@ from .needs import supply
 TASKS = 4
 OPTIONS: dict[str, dict[str, Any]] = {"coba": {"window": 5, "warm_up": 1}, "ntk": {"update_every": 1}}
 """Options with which few steps change the weights."""
-FAST = {"dwa", "famo", "gradnorm", "mgda", "pcgrad", "static"}
-"""Methods that read losses, look again, learn, solve, draw, or do none of this."""
+FAST = {"dwa", "gradnorm", "mgda", "pcgrad"}
+"""Methods that read losses, learn, solve or draw."""
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),

@@ -5,8 +5,8 @@ The methods are those of the registry, so that a new one is tested by being regi
 
 With ``--method my_method.py``, they are those that this file registers, and nothing else is tested.
 
-Most checks run for each method where its paper measures. At the other places, with further sets of options, and in
-windows of passes, they are slow tests.
+Each method is checked where its paper measures; checks of what the base classes do run for some methods that stand for
+their kinds. All other methods, places, sets of options and windows of passes are slow tests.
 """
 
 import copy
@@ -42,11 +42,31 @@ pytestmark = pytest.mark.on_device
 
 REGISTERED = names()  # now: other tests register methods of their own while they run
 CASES = list(contract.cases(OWN or [*map(get, REGISTERED), *PLUGINS]))
+REPRESENTATIVES = (
+    "equal",  # has nothing to read
+    "random",  # draws
+    "uncertainty",  # learns by descent
+    "dwa",  # reads losses
+    "famo",  # looks at them again
+    "gradnorm",  # learns from norms
+    "inverse-norm",  # averages norms
+    "mgda",  # solves
+    "pcgrad",  # combines in a random order
+    "moco",  # averages gradients
+    "metabalance",  # replaces gradients
+    "modo",  # reads a second batch
+)
+"""Methods that stand for their kinds in checks of what the base classes do."""
 FAILS = (AssertionError, pytest.fail.Exception)
 
 
 def every_step(case: Case) -> bool:
     return case.mode == ""
+
+
+def is_representative(case: Case) -> bool:
+    """Whether each step is learnt from, by one of `REPRESENTATIVES` or by a method that ``--method`` names."""
+    return every_step(case) and (case.method.name in REPRESENTATIVES or case.method in OWN)
 
 
 def each(*conditions: Callable[[Case], bool]) -> pytest.MarkDecorator:
@@ -78,7 +98,7 @@ def test_every_method_has_a_case():
 # State
 
 
-@each_at_home(every_step)
+@each_at_home(every_step, fast=is_representative)
 def test_saves_every_buffer_that_steps_change(case: Case):
     contract.saves_what_steps_change(case)
 
@@ -100,29 +120,29 @@ def test_a_copy_goes_on_in_its_window(case: Case, how: str):
     contract.copies_go_on_in_a_window(case, how)
 
 
-@each_at_home(every_step)
+@each_at_home(every_step, fast=is_representative)
 def test_saves_tensors_alone(case: Case):
     contract_state.saves_tensors_alone(case)
 
 
-@each_at_home(every_step)
+@each_at_home(every_step, fast=is_representative)
 def test_survives_safetensors(case: Case):
     safetensors = pytest.importorskip("safetensors.torch")
     contract_state.survives_as(case, lambda saved: safetensors.load(safetensors.save(saved)))
 
 
-@each_at_home(every_step)
+@each_at_home(every_step, fast=is_representative)
 def test_survives_averaging(case: Case):
     contract_state.survives_averaging(case)
 
 
 @pytest.mark.parametrize("how", ["reset", "assign"])
-@each_at_home(every_step)
+@each_at_home(every_step, fast=is_representative)
 def test_begins_on_meta(case: Case, how: str):
     contract_state.begins_on_meta(case, how)
 
 
-@each_at_home(fast=every_step)
+@each_at_home(fast=is_representative)
 def test_resets(case: Case):
     contract_state.resets(case)
 
@@ -146,17 +166,17 @@ def test_a_frozen_balancer_that_loads_an_earlier_state_learns_again():
     contract.assert_traces(frozen.run(steps[1:]), earlier.run(steps[1:]), "after loading")
 
 
-@each_at_home(fast=every_step)
+@each_at_home(fast=is_representative)
 def test_what_it_holds_does_not_grow(case: Case):
     contract_state.does_not_grow(case)
 
 
-@each_at_home(fast=every_step)
+@each_at_home(fast=is_representative)
 def test_buffers_keep_their_addresses(case: Case):
     contract_state.keeps_addresses(case)
 
 
-@each_at_home(every_step)
+@each_at_home(every_step, fast=is_representative)
 def test_shows_copies_of_its_weights(case: Case):
     contract_state.shows_copies_of_its_weights(case)
 
@@ -215,32 +235,32 @@ def test_learns_at_its_turn_alone(case: Case):
 # Single passes
 
 
-@each_at_home(fast=every_step)
+@each_at_home(fast=is_representative)
 def test_eval_mode_only_weighs(case: Case):
     contract_passes.eval_mode_only_weighs(case)
 
 
-@each_at_home(lambda case: case.measures)
+@each_at_home(lambda case: case.measures, fast=is_representative)
 def test_the_networks_mode_does_not_matter(case: Case):
     contract_passes.network_mode_does_not_matter(case)
 
 
-@each_at_home(fast=every_step)
+@each_at_home(fast=is_representative)
 def test_a_second_pass_changes_nothing(case: Case):
     contract_passes.a_second_pass_changes_nothing(case)
 
 
-@each_at_home(every_step)
+@each_at_home(every_step, fast=is_representative)
 def test_a_differentiated_pass_is_no_step(case: Case):
     contract_passes.a_differentiated_pass_is_no_step(case)
 
 
-@each_at_home(fast=every_step)
+@each_at_home(fast=is_representative)
 def test_an_exception_ends_its_own_pass_alone(case: Case):
     contract_passes.an_exception_ends_its_own_pass_alone(case)
 
 
-@each_at_home(fast=every_step)
+@each_at_home(fast=is_representative)
 def test_held_weights_hold(case: Case):
     contract_passes.held_weights_hold(case)
 

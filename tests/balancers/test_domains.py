@@ -98,9 +98,22 @@ def places(name: str) -> list[str]:
 
 
 def methods(*only: str, where: Callable[[type[LossBalancer]], bool] = lambda method: True) -> pytest.MarkDecorator:
-    """Run a test for each method, or those named, at each place."""
-    found = [(n, place) for n in only or names() if where(get(n)) for place in places(n)]
-    return pytest.mark.parametrize(("name", "place"), found, ids=["-".join(filter(None, pair)) for pair in found])
+    """Run a test for each method, or those named, at each place; a slow test but where the method's paper measures."""
+    found = [
+        pytest.param(
+            n, place, id="-".join(filter(None, (n, place))), marks=[] if at_home(n, place) else pytest.mark.slow
+        )
+        for n in only or names()
+        if where(get(n))
+        for place in places(n)
+    ]
+    return pytest.mark.parametrize(("name", "place"), found)
+
+
+def at_home(name: str, place: str) -> bool:
+    """Whether the method's paper measures at this place, or, where the method is not defined there, at none."""
+    home = getattr(get(name), "default_wrt", "")
+    return place == home or home not in places(name)
 
 
 # Steps that are not valid.

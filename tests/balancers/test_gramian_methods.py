@@ -50,7 +50,7 @@ CASES = 200
 double = torch.float64
 
 
-few_or_all = pytest.mark.parametrize("cases", [20, pytest.param(CASES, marks=pytest.mark.slow)])
+few_or_all = pytest.mark.parametrize("cases", [8, pytest.param(CASES, marks=pytest.mark.slow)])
 """Runs a test whose other implementation is slow on a few cases, and in the long suite on all."""
 
 

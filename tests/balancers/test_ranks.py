@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from balancers import GradientBalancer, names
 
+from ..slow_params import others_slow
 from .ranks import Ranks
 from .worker_ranks import PLUGINS, TASKS, alone, method_of, places_of
 
@@ -124,7 +125,7 @@ def compare(records: Sequence[Mapping[str, Any]], expected: Mapping[str, Any]) -
 # Every method
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", others_slow(WAYS, "lacking", "windows"))
 @pytest.mark.parametrize(("name", "place"), [at_its_place(name) for name in METHODS])
 def test_a_pair_is_one_process_with_both_batches(ranks: Ranks, name: str, place: str, way: str) -> None:
     agree(ranks, name, place, WAYS[way])

@@ -92,6 +92,7 @@ def test_splits_are_whole_weeks_that_cover_every_season(table, data):
 
 
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.slow
 def test_targets_are_those_published(split, table, data):
     cancelled, delay, air_time = getattr(data, split).targets.numpy().T
     expected = rows(table, split)

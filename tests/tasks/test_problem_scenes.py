@@ -90,6 +90,7 @@ def test_no_scene_is_in_two_splits(data):
     assert len(set(scenes)) == len(scenes)
 
 
+@pytest.mark.slow
 def test_data_are_the_same_for_every_seed_and_in_every_process(data):
     _photographs.cache_clear()
     again = Scenes(train_scenes=40).data(seeded(99), "cpu")

@@ -104,6 +104,7 @@ def test_a_part_that_is_killed_with_the_command_is_no_success(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("key", ["gpu", "torch"])
+@pytest.mark.slow
 def test_results_of_another_machine_are_not_continued(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
