@@ -50,6 +50,8 @@ class Progress:
     def begin(self, stage: str, jobs: int, hands: Hands, reused: int = 0) -> None:
         """Begin a stage of ``jobs``, and count ``reused`` more jobs as already done.
 
+        The total grows if they are more than was expected: how many runs a later stage has is known when it begins.
+
         Args:
             stage: its name.
             jobs: the number of jobs to do.
@@ -62,6 +64,7 @@ class Progress:
         self._slots, self._workers = hands()
         self._done += reused
         self._reused += reused
+        self._total = max(self._total, self._done + jobs)
         if jobs and not self._console.is_terminal:
             self._print()
 

@@ -39,6 +39,14 @@ def test_stored_runs_of_later_stages_are_not_left(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_a_stage_with_more_runs_than_expected_raises_the_total() -> None:
+    output = io.StringIO()
+    with Progress(Console(file=output, width=200)) as line:
+        line.expect(5, stored=1)
+        line.begin("repeated runs", 6, lambda: (2, 2), reused=1)
+    assert output.getvalue() == "repeated runs: 1 of 7 done, 2 running on 2 workers, 0 failed\n"
+
+
 @pytest.mark.slow
 def test_a_resumed_suite_forecasts_what_is_left(make_suite: Callable[..., Suite], tmp_path: Path) -> None:
     """The stored tuning runs choose the learning rates, by which the reported runs that are stored are known."""
