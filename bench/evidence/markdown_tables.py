@@ -1,6 +1,7 @@
 """Write the evidence's main tables in Markdown, as the pages of the documentation show them."""
 
 from collections.abc import Iterable, Mapping
+from math import nan
 
 import pandas as pd
 
@@ -31,8 +32,8 @@ def score_table(tables: Tables, of: str = "A") -> str:
     chosen = facts["problem"].isin(compared["problem"]) & ~facts["control"].astype(bool)
     problems = list(facts.loc[chosen, "problem"])
     cells = {
-        (row.balancer, row.problem): _marked(numbers.relative(row.scale, row.relative, float("nan"), float("nan")), row)
-        for row in compared.itertuples()
+        (row["balancer"], row["problem"]): _marked(numbers.relative(row["scale"], row["relative"], nan, nan), row)
+        for _, row in compared.iterrows()
     }
     failing = _failing(tables)
     kinds = tables["rows"].set_index("balancer")["kind"]
@@ -82,8 +83,8 @@ def _failing(tables: Tables) -> set[str]:
     return set(gates.loc[~gates["passes"].astype(bool), "balancer"])
 
 
-def _marked(text: str, row: object) -> str:
-    mark = MARKS.get(getattr(row, "verdict", ""), "")
+def _marked(text: str, row: pd.Series) -> str:
+    mark = MARKS.get(row["verdict"], "")
     return f"{mark}{text}{mark}"
 
 
