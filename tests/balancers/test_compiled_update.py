@@ -15,8 +15,8 @@ from .needs import supply
 TASKS = 4
 OPTIONS: dict[str, dict[str, Any]] = {"coba": {"window": 5, "warm_up": 1}, "ntk": {"update_every": 1}}
 """Options with which few steps change the weights."""
-FAST = {"dwa", "gradnorm", "mgda", "pcgrad"}
-"""Methods that read losses, learn, solve or draw."""
+FAST = {"gradnorm", "pcgrad"}
+"""A method that learns, and one that draws."""
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),

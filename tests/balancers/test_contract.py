@@ -109,13 +109,14 @@ def test_goes_on_to_the_bit(case: Case, how: str):
     contract.goes_on_to_the_bit(case, how)
 
 
-@each(has_windows)
+@each_at_home(has_windows)
 def test_a_state_saved_in_a_window_begins_it_anew(case: Case):
     contract.begins_its_window_anew(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-@each_at_home(has_windows)
+@each(has_windows)
 def test_a_copy_goes_on_in_its_window(case: Case, how: str):
     contract.copies_go_on_in_a_window(case, how)
 
@@ -227,7 +228,7 @@ def test_accumulation_changes_nothing_for_methods_that_combine(case: Case):
     contract.accumulation_changes_nothing(case)
 
 
-@each(lambda case: case.mode == "update_every")
+@each_at_home(lambda case: case.mode == "update_every")
 def test_learns_at_its_turn_alone(case: Case):
     contract.learns_at_its_turn_alone(case)
 

@@ -158,6 +158,7 @@ GRAMIAN = [get(name) for name in names() if get(name).reads == "gramian" and has
 
 
 @pytest.mark.parametrize("cls", [cls for cls in GRAMIAN if cls.__module__.startswith("balancers.")])
+@pytest.mark.slow
 def test_weights_below_zero_are_declared(cls: type[GradientBalancer]) -> None:
     """Gradients at small angles to each other, one short, need negative weights for equal projections."""
     least = 0.0

@@ -755,6 +755,7 @@ def test_update_every(method: type[LossBalancer]):
 
 
 @methods
+@pytest.mark.slow
 def test_steps_that_the_optimiser_skips(method: type[LossBalancer]):
     """As a GradScaler does: the weights go on, and nobody is warned that nothing was learnt."""
     subject, calm = Subject(method), Subject(method)

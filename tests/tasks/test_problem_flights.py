@@ -116,6 +116,7 @@ def test_codes_name_carriers_and_destinations(split, table, data):
 
 
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.slow
 def test_numbers_are_the_schedule_and_the_weather_that_is_joined_another_way(split, table, data):
     scheduled = table.assign(
         wind_speed=table["wind_speed"].where(table["wind_speed"] < 1000),

@@ -102,6 +102,7 @@ def test_data_are_the_same_for_every_seed_and_in_every_process(data):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.slow
 def test_images_are_the_rendered_ones_with_white_noise(data, split):
     images = getattr(data, split)
     clean = render(random_rooms(len(images.image), seeded(SEEDS[split])), (48, 64))

@@ -55,7 +55,7 @@ Table = Callable[[str], pd.DataFrame]
 
 
 def test_a_suite_ends_in_tables(run: Run, table: Table, tmp_path: Path) -> None:
-    summary = run(learning_rates=[0.003, 0.01, 0.03], problems=[{"name": "small", "steps": 300}], rounds=3)
+    summary = run(learning_rates=[0.003, 0.01, 0.03], problems=[{"name": "small", "steps": 220}], rounds=3)
     runs, selection = table("runs"), table("selection")
     tuned = len(selection)
     assert summary.computed == len(runs) == tuned * 2 + 2 * 3
@@ -72,7 +72,7 @@ def test_a_suite_ends_in_tables(run: Run, table: Table, tmp_path: Path) -> None:
     trajectory = table("trajectory").groupby("key")["step"]
     assert (trajectory.nunique() == 200).all()
     assert (trajectory.min() == 1).all()
-    assert (trajectory.max() == 300).all()
+    assert (trajectory.max() == 220).all()
     costs = table("costs")
     assert list(costs["part"]) == ["forward", "backward", "optimizer", "step"] * 2
     assert costs.loc[costs["part"] == "step", "flops"].gt(0).all()

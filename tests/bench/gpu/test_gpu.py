@@ -115,6 +115,7 @@ def test_results_of_another_machine_are_not_continued(
         GpuSummary(tmp_path, dry=True)
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_a_real_one_are_kept_apart(tmp_path: Path) -> None:
     run_all(tmp_path, {"a": DONE}, [part("a")])
     with pytest.raises(OtherMachineError, match="dry_run True"):
