@@ -130,7 +130,7 @@ def tables(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _errors(console):
-        made = _made(kept)
+        made = evidence_tables.make_so_far(kept)
         evidence_folder.write(made, kept, out)
         ranges = tested_advice.candidate_ranges(made["pays"], made["problems"], _rows())
         if len(ranges):
@@ -153,7 +153,7 @@ def markdown(
     Exit codes: 0, success; 2, there is no part of table A.
     """
     with _errors(Console(stderr=True, highlight=False, soft_wrap=True)):
-        typer.echo(markdown_tables.WRITERS[which](_made(kept)))
+        typer.echo(markdown_tables.WRITERS[which](evidence_tables.make_so_far(kept)))
 
 
 @app.command()
@@ -166,7 +166,7 @@ def advice(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _errors(console):
-        made = _made(kept)
+        made = evidence_tables.make_so_far(kept)
         there = set(made["problems"].loc[~made["problems"]["control"].astype(bool), "problem"])
         suites = [suite_file.load(suite_file.find(TABLES[table])) for table in ("A", "reserved")]
         facts = tested_advice.advised([entry for suite in suites for entry in suite.problems if entry.label in there])
@@ -208,11 +208,6 @@ def repeat(
             differs = differs or len(found.differing) > 0
     if differs:
         raise typer.Exit(1)
-
-
-def _made(kept: Path) -> dict[str, pd.DataFrame]:
-    """Return the tables of the evidence, without the reserved problems while a part of A or B is missing."""
-    return evidence_tables.make(kept, reserved=not evidence_parts.missing(kept))
 
 
 def _refuse_early(reserved: bool, kept: Path) -> None:

@@ -38,7 +38,7 @@ from bench.run.suite_text import SuiteText
 from bench.suite import suite_file
 
 from . import kept_tables
-from .evidence_parts import TABLES, is_kept, part_name, planned
+from .evidence_parts import TABLES, is_kept, missing, part_name, planned
 from .evidence_rows import ONLY_STATIC, RELATIVE, EvidenceRows, evidence_rows
 
 PARTS = ["table", "problem", "there"]
@@ -149,6 +149,11 @@ def make(kept: Path, reserved: bool = True) -> dict[str, pd.DataFrame]:
     tables["practice"] = _practice(tables["pays"], base, rows)
     tables["counts"] = _counts(tables, short, passed)
     return tables
+
+
+def make_so_far(kept: Path) -> dict[str, pd.DataFrame]:
+    """Return the tables by name, without the reserved problems while a part of A or B is missing; see `make`."""
+    return make(kept, reserved=not missing(kept))
 
 
 def _read(table: str, kept: Path, counts: bool) -> _Suite:

@@ -22,7 +22,7 @@ from torch import Tensor
 import balancers
 import tasks
 from bench.catalogue.landscape_paths import path
-from bench.evidence import evidence_folder, evidence_parts, evidence_tables
+from bench.evidence import evidence_folder, evidence_tables
 from bench.report import results_folder
 from bench.report.effect_picture import effect_picture
 from bench.run import build
@@ -122,7 +122,7 @@ def draw_evidence() -> Figure:
     Raises:
         FileNotFoundError: nothing is kept of the evidence.
     """
-    made = evidence_tables.make(EVIDENCE, reserved=not evidence_parts.missing(EVIDENCE))
+    made = evidence_tables.make_so_far(EVIDENCE)
     with TemporaryDirectory() as folder:
         evidence_folder.write(made, EVIDENCE, Path(folder))
         figure = effect_picture(results_folder.load(Path(folder)))

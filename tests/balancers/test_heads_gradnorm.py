@@ -41,6 +41,12 @@ def trained(net: Net, balancer: GradNorm, form: str, passes: int = 1) -> tuple[T
     ("wrt", "accumulate", "form", "last"),
     [
         *itertools.product(["features", "layer", "weight", "trunk", "parameters"], [1, 2], ["tensor"], [nn.ReLU]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in itertools.product(
+                ["features", "layer", "weight", "trunk", "parameters"], [1, 2], ["list"], [nn.ReLU]
+            )
+        ),
         *itertools.product(["layer", "weight"], [1], ["tensor"], [nn.Tanh, nn.Identity]),
         *itertools.product(["features", "layer"], [1], ["stack", "dict"], [nn.Tanh]),
     ],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from balancers import ForkError
 from balancers.metabalance import MetaBalance
 
+from ..slow_params import others_slow
 from .nets import build, inputs, losses_of
 from .planted import Planted, draw, flat, matrix, state
 
@@ -43,10 +44,11 @@ class Algorithm:
 
 @pytest.mark.parametrize("options", [{}, {"target": 2, "beta": 0.5, "relax": 0.2}, {"beta": 0.0}, {"relax": 0.99}])
 @pytest.mark.parametrize("num_tasks", [3, 5])
-def test_is_its_algorithm(num_tasks: int, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("steps", others_slow([40, 200], 40))
+def test_is_its_algorithm(num_tasks: int, options: dict[str, Any], steps: int) -> None:
     planted, balancer = make(num_tasks, **options)
     algorithm, generator = Algorithm(**options), torch.Generator().manual_seed(1)
-    for _ in range(40):
+    for _ in range(steps):
         gradients = draw(num_tasks, generator)
         expected = algorithm.direction(gradients)
         torch.testing.assert_close(planted.step(balancer, gradients), expected)

@@ -18,7 +18,7 @@ from .needs import supply
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* learns in after_step:RuntimeWarning")  # a call is no whole step here
 
-quick = settings(max_examples=4, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
 OURS = [name for name in names() if get(name).__module__.startswith("balancers.")]
 

@@ -29,6 +29,8 @@ from balancers import (
 )
 from balancers.engine.classes.second_batch import moved
 
+from ..slow_params import others_slow
+
 pytestmark = pytest.mark.on_device
 TASKS = ("a", "b", "c")
 METHODS = (MoDo, SDMGrad, AutoLambda, CoBa)
@@ -144,10 +146,11 @@ def rows(number: int, num_tasks: int, spread: float = 1.0) -> Iterator[list[Tens
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])
 @pytest.mark.parametrize("options", [{}, {"gamma": 0.01, "rho": 0.0}, {"gamma": 1e-3, "rho": 2.0}], ids=str)
-def test_modo_against_torchjd(options: Mapping[str, float], num_tasks: int):
+@pytest.mark.parametrize("steps", others_slow([50, 250], 50))
+def test_modo_against_torchjd(options: Mapping[str, float], num_tasks: int, steps: int):
     peer = pytest.importorskip("torchjd.aggregation").MoDoWeighting(**options)
     planted = Planted(MoDo, num_tasks, **options)
-    for own, other, _ in rows(50, num_tasks):
+    for own, other, _ in rows(steps, num_tasks):
         expected = peer(own @ other.mT)
         torch.testing.assert_close(planted.weights(own, other), expected, rtol=1e-9, atol=1e-12)
 
@@ -177,7 +180,7 @@ def sdmgrad_scaled(peer: Any, products: Tensor) -> Tensor:
 def test_sdmgrad_against_torchjd(options: Mapping[str, Any], its: Mapping[str, Any], num_tasks: int):
     peer = pytest.importorskip("torchjd.aggregation").SDMGradWeighting(**its)
     planted = Planted(SDMGrad, num_tasks, **options)
-    for step, one, other in rows(50, num_tasks):
+    for step, one, other in rows(250, num_tasks):
         expected = sdmgrad_scaled(peer, one @ other.mT)
         torch.testing.assert_close(planted.weights(step, one, other), expected, rtol=1e-7, atol=1e-9)
 

@@ -95,7 +95,6 @@ def test_the_start_on_the_edge_has_the_papers_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_no_point_of_a_fine_grid_beats_the_front():
     front = landscape(pareto_front(101), scale=1).numpy()
     ticks = torch.linspace(-15, 15, 1201, dtype=torch.float64)
@@ -104,7 +103,6 @@ def test_no_point_of_a_fine_grid_beats_the_front():
         assert not ((grid[:, 0] < first - 1e-9) & (grid[:, 1] < second - 1e-9)).any()
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_grids_own_undominated_points_lie_on_the_front():
     """A search of the whole landscape, without weighted sums, finds the same front."""

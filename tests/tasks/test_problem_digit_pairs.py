@@ -118,7 +118,6 @@ def test_a_splits_images_come_equally_often_on_each_side(drawings, data):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_both_sides_are_independent(data):
     joint = np.histogram2d(data.train.left, data.train.right, bins=10)[0]
     np.testing.assert_allclose(joint, 200, atol=70)

@@ -251,7 +251,6 @@ def feature_norm(model: Codec, batch: torch.Tensor, task: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_training_is_reproducible_to_the_bit(data):
     first, second = (trained(data, 10).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -359,7 +358,6 @@ def test_losses_are_a_pure_function_of_the_model_and_the_batch(batch):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_discriminator_learns_to_tell_real_from_decoded_images(data):
     model = initial_model()
     optimizer = torch.optim.Adam(model.parameters(), PROBLEM.recipe.lr)
@@ -382,7 +380,6 @@ def test_the_discriminator_learns_to_tell_real_from_decoded_images(data):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.slow
 @pytest.mark.slow
 def test_metrics_against_an_independent_computation(split, data):
     model = trained(data, 10)

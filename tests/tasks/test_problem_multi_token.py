@@ -124,7 +124,6 @@ def test_no_window_has_a_character_of_another_split(data):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_training_has_a_window_at_every_character_and_inputs_that_are_held_out_come_once(data):
     train = covered(data, "train")
     size = CONTEXT + OFFSETS

@@ -289,7 +289,6 @@ def test_a_batch_without_a_click_gives_a_loss_of_zero_that_can_be_differentiated
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.slow
-@pytest.mark.slow
 def test_metrics_against_an_independent_computation(split, data):
     model = trained(data, 5)
     samples = getattr(data, split)

@@ -84,7 +84,6 @@ def test_shapes_types_and_ranges(data, split):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_no_scene_is_in_two_splits(data):
     scenes = [depth.numpy().tobytes() for split in (data.train, data.validation, data.test) for depth in split.depth]
     assert len(set(scenes)) == len(scenes)
@@ -119,7 +118,6 @@ def test_images_are_the_rendered_ones_with_white_noise(data, split):
     assert not torch.equal(noise[0], noise[1])
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_other_sizes_show_the_same_rooms():
     """A pixel of the small image is the mean of four pixels of the large one, where all four show one plane."""

@@ -121,7 +121,6 @@ def label_of(row: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "seed"), [((48, 64), 11), ((31, 45), 12)])
 @pytest.mark.slow
-@pytest.mark.slow
 def test_class_depth_and_normal_agree_with_a_plain_ray_caster(size, seed):
     rooms = random_rooms(16, seeded(seed))
     images = render(rooms, size)

@@ -102,7 +102,6 @@ def test_without_the_folder_of_costs_steps_are_timed_again_and_no_run_is(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_steps_that_this_computer_cannot_time_are_named_and_timed_by_the_next_call(
     make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +126,6 @@ def test_steps_that_this_computer_cannot_time_are_named_and_timed_by_the_next_ca
     assert asked[1 + len(others) :] == [first.key]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_why_a_step_fails_is_told_when_it_is_timed(
     make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
