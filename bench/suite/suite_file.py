@@ -277,8 +277,8 @@ def _balancer(
 
     Args:
         rates: The learning rates of the trials of a search; empty if the suite does not search.
-        searched: In a suite with a grid, the learning rates of the trials of searched static weights. There are as many
-            trials as any method can have learning rates.
+        searched: In a suite with a grid, the learning rates of the trials of searched static weights. There is one
+            trial for each value of the grid, one for each time that it may grow, and two more.
     """
     name = table.take("name", accepted.TEXT)
     if name not in balancers.names():
