@@ -9,6 +9,7 @@ from .engine import LearnedState, Range, Read, Result, SecondBatchBalancer, Stat
 from .engine.classes.second_batch import moved
 from .engine.loss_input import Entries, stack
 from .engine.measuring.task_gradients import dense, flat, real_as, weighted_sum
+from .engine.own_precision import own_precision
 from .engine.steps.before_step import second_losses
 from .engine.torch_internals import foreach_norm
 
@@ -80,16 +81,20 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
             raise RuntimeError("AutoLambda moves the parameters of wrt, which it can't where FSDP shards them")
         self._audit(losses)
         rows, parameters = self.gradients(losses, given), self.measured_parameters() or ()
-        values, rates = self._foreseen(parameters, [weighted_sum(self.lambdas, row) for row in rows])
+        scale = self.pass_scale
+        with own_precision(read.losses):
+            step = [weighted_sum(self.lambdas / scale, row) for row in rows]
+        values, rates = self._foreseen(parameters, step)
         with moved(parameters, values):
             total = stack(second_losses(self, self.counts, learning=True)).sum()
-            found = torch.autograd.grad(total, parameters, allow_unused=True)
+            found = torch.autograd.grad(total, parameters, scale.to(total.dtype), allow_unused=True)
         products = torch.zeros_like(read.losses)
         for parameter, rate, row, slope in zip(parameters, rates, rows, found, strict=True):
             slope = dense(torch.zeros_like(parameter) if slope is None else slope)
             slope = self._ranks.mean(slope) if self._ranks.size > 1 else slope
-            products = products + rate * (flat(row).to(products.dtype) @ slope.flatten().to(products.dtype))
-        read.products = products
+            with own_precision(products):
+                products = products + rate * (flat(row).to(products.dtype) @ slope.flatten().to(products.dtype))
+        read.products = products / scale / scale
 
     def _foreseen(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]

@@ -91,7 +91,7 @@ class BalancerWeighting(BaseWeighting):
         """Open within a step of L-BFGS."""
         self._holds = False
         self._hooked: torch.optim.Optimizer | None = None
-        """The L-BFGS optimiser that ends the step."""
+        """The optimiser of the last step. If it is L-BFGS, it ends the step."""
         super().__init__(update_every_n_epochs=1, aggregator=self._aggregate)
 
     # A solver assigns itself to `_solver` of its weighting when it is made. PINA has no public way to learn of it, and
@@ -138,13 +138,15 @@ class BalancerWeighting(BaseWeighting):
     def _hold(self) -> None:
         """Hold the weights until the end of the step, if the optimiser evaluates the losses several times in it."""
         optimizer = self.solver.trainer.optimizers[0]
-        if self._holds or not isinstance(optimizer, torch.optim.LBFGS):
-            return
-        self._held.enter_context(self.balancer.held())
-        self._holds = True
         if self._hooked is not optimizer:
+            self._release()  # a step of another optimiser, which an exception ended
             self._hooked = optimizer
-            optimizer.register_step_post_hook(self._release)
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.register_step_pre_hook(self._release)
+                optimizer.register_step_post_hook(self._release)
+        if not self._holds and isinstance(optimizer, torch.optim.LBFGS):
+            self._held.enter_context(self.balancer.held())
+            self._holds = True
 
     def _release(self, *_: Any) -> None:
         self._held.close()

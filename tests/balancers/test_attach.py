@@ -1,7 +1,9 @@
 """A fork that is attached to the heads of a model equals one that is written into its code."""
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,6 +268,38 @@ def test_equals_it_on_two_ranks(ranks: Ranks, method: str, wrt: str, how: str):
 
 
 # Refusals.
+
+
+def test_some_heads_alone_can_run_again_and_again():
+    model = Model(written=False)
+    fork = Fork.attach(list(model.heads))
+    balancer = GradNorm(fork, model.layer(), tasks=TASKS)
+    model.eval(), balancer.eval()
+    for seed in range(2):  # an evaluation with gradients, of one task, or a step that is left before its loss
+        x = torch.randn(7, 6, generator=torch.Generator().manual_seed(seed))
+        assert model.heads[0](model.trunk(x)).requires_grad
+    model.train(), balancer.train()
+    written = Model(written=True)
+    assert written.fork is not None
+    expected = train(written, GradNorm(written.fork, written.layer(), tasks=TASKS))
+    assert all(map(torch.equal, train(model, balancer), expected))
+
+
+def test_a_model_is_copied_and_saved_after_a_step_without_some_heads(tmp_path: Path):
+    model = Model(written=False)
+    fork = Fork.attach(list(model.heads))
+    balancer = GradNorm(fork, model.layer(), tasks=TASKS)
+    z = model.trunk(torch.randn(7, 6))
+    balancer({"a": model.heads[0](z).square().mean()}).backward()
+    gone = weakref.ref(z)
+    del z
+    assert gone() is None
+    model.heads[1](model.trunk(torch.randn(7, 6)))  # whose round is not ended by a call
+    copied = copy.deepcopy(model)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (copied, loaded):
+        assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
 
 
 def test_heads_that_get_other_tensors_are_refused():

@@ -7,13 +7,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from balancers import EqualWeighting, Fork, ForkError, GradientBalancer, LinearHeads, Read, Result
+from balancers import (
+    MGDA,
+    EqualWeighting,
+    Fork,
+    ForkError,
+    GradientBalancer,
+    GradVac,
+    LinearHeads,
+    MoCo,
+    PCGrad,
+    Read,
+    Result,
+    StaticWeighting,
+    get,
+    names,
+)
 
 from .nets import Net, build, inputs, losses_of
 
 pytestmark = pytest.mark.on_device
 
 WRT = ("features", "layer", "parameters")
+COUNTERS = "_extra_state"
+"""The entry of a state that counts random draws and turns."""
 
 
 def formula(gramian: Tensor) -> Tensor:
@@ -89,6 +106,41 @@ def test_a_scale_cancels_out(wrt: str) -> None:
         torch.testing.assert_close(second.weights, first.weights, rtol=1e-12, atol=0)
         for ours, scaled in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(scaled.grad, 1024 * ours.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if getattr(get(name), "combines", False)])
+@pytest.mark.parametrize("fork", [True, False])
+def test_a_pass_with_the_factor_zero_trains_and_teaches_nothing(name: str, fork: bool) -> None:
+    net, (first, second) = build("linear", 3), inputs("linear", 2)
+    cls, trunk = get(name), tuple(net.trunk.parameters())
+    if "parameters" not in cls.undefined_for:
+        balancer = cls(net.fork, wrt=trunk) if fork else cls(None, wrt=trunk, tasks=3)
+    elif fork:
+        balancer = cls(net.fork)
+    else:
+        pytest.skip("is defined at a fork alone")
+    balancer.double()
+    with torch.no_grad():
+        balancer(losses_of(net(first), first))  # which takes the losses' type
+    before = {key: value.clone() for key, value in balancer.state_dict().items()}
+    (0.0 * balancer(losses_of(net(first), first))).backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in net.trunk.parameters())
+    after = balancer.state_dict()
+    assert [key for key, value in before.items() if not torch.equal(value, after[key])] in ([], [COUNTERS])
+    balancer(losses_of(net(second), second)).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.trunk.parameters())
+    # One that takes turns has averages of zero until each task has had its turn.
+    assert balancer.takes_turns or any(parameter.grad.any() for parameter in net.trunk.parameters())
+
+
+@pytest.mark.parametrize("cls", [PCGrad, GradVac, MoCo, MGDA], ids=lambda cls: cls.name)
+def test_tasks_that_a_weighting_leaves_out_are_trained_on_nothing(cls: type[GradientBalancer]) -> None:
+    net, [x] = build("linear", 2), inputs("linear", 1)
+    weighting = StaticWeighting([2.0, 0.0], tasks=["a", "b"])
+    balancer = cls(net.fork, wrt=net.trunk, tasks=["a", "b"], weighting=weighting, check_finite=True)
+    balancer({"b": losses_of(net(x), x)[1]}).backward()
+    assert balancer.weights[1] == 0
+    assert not any(parameter.grad.any() for parameter in net.trunk.parameters())
 
 
 def test_linear_heads_are_separate_heads() -> None:

@@ -253,6 +253,17 @@ def test_a_parent_that_changes_type_leaves_the_state_alone(method: str, conversi
     assert {buffer.dtype for key, buffer in training.balancer.named_buffers() if "step" not in key} == {expected}
 
 
+@pytest.mark.parametrize("method", ["gradnorm", "uncertainty", "equal"])
+def test_an_evaluation_in_double_precision_leaves_the_state_in_its_own(method: str) -> None:
+    balancer = advanced(method, dtype=torch.float32).balancer.eval()
+    losses = torch.ones(balancer.num_tasks, dtype=torch.float64)
+    with torch.no_grad():
+        total = balancer(list(losses))
+    assert total.dtype == torch.float64
+    torch.testing.assert_close(total, balancer.weights.double().sum())
+    assert {buffer.dtype for key, buffer in balancer.named_buffers() if "step" not in key} == {torch.float32}
+
+
 def test_nothing_of_a_balancer_is_a_parameter_and_nothing_of_the_model_is_in_its_state() -> None:
     for training in (advanced(wrt=wrt) for wrt in WRT):
         assert list(training.balancer.parameters()) == []

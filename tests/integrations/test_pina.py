@@ -1,6 +1,7 @@
 """PINA trains on the balancer's loss: each of its steps is that of a plain loop with the same balancer."""
 
 import importlib
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -191,6 +192,29 @@ def test_with_lbfgs_the_weights_hold_for_one_step_of_the_optimiser(method: str) 
         torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=1e-4)  # of a line search in single precision
     torch.testing.assert_close(balancer.weights, its.weights, rtol=1e-3, atol=1e-4)
     assert not balancer.weights.allclose(balancer.weights.new_ones(()))
+    with balancer.held():
+        pass  # no block was left open
+
+
+def test_an_interrupted_step_of_lbfgs_leaves_no_block_open() -> None:
+    net = make_net()
+    balancer = UncertaintyWeighting(TASKS, lr=0.1)
+    weighting = BalancerWeighting(balancer)
+    solver = make_solver(net, weighting, optimizer=optim.TorchOptimizer(torch.optim.LBFGS, max_iter=3))
+    calls = itertools.count()
+
+    def interrupt(*_: object) -> None:
+        if next(calls) == 1:  # amid the first step
+            raise ValueError("interrupted")
+
+    handle = balancer.register_forward_pre_hook(interrupt)
+    with pytest.raises(ValueError, match="interrupted"):
+        train(solver, epochs=1)
+    handle.remove()
+    train(make_solver(net, weighting), epochs=1)
+    before = balancer.weights
+    train(make_solver(net, weighting), epochs=2)
+    assert not torch.equal(balancer.weights, before)
     with balancer.held():
         pass  # no block was left open
 

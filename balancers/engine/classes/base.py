@@ -18,6 +18,7 @@ from ..loss_input import Entries, Losses, LossReader, stack
 from ..method.declared import option, state
 from ..method.declared_method import DeclaredMethod
 from ..method.readings import Read, State
+from ..own_precision import own_precision
 from ..ranks import GroupOption, Ranks
 from ..steps.before_step import Ahead, learn_ahead, second_losses
 from ..steps.step import Call, CountedStep, Step
@@ -156,9 +157,9 @@ class LossBalancer(DeclaredMethod):
             detached = detached.clone()  # the caller may change the tensor
         if transformed:
             return self._in_transform(stacked, detached, given)
-        self.fit(detached)
         if not self.training:
-            return torch.dot(stacked, self.weights.to(stacked.dtype))
+            return torch.dot(stacked, self.weights.to(stacked))
+        self.fit(detached)
         if self.check_finite and not (learning and self._learns and self._ranks.size > 1):
             # Where ranks learn together, one that raised alone would leave the others waiting. An update raises on all,
             # and so do losses that no update follows.
@@ -525,13 +526,14 @@ class LossBalancer(DeclaredMethod):
         self._dropped = 0
         index = self._select(read, given)
         arguments = self._arguments(self._update_takes, index, read=read)
-        if self.compiles and index is None:
-            valid, new, statistics = self.compiled("_new_state")(read, arguments, finite)
-            self.write(new)
-        else:
-            valid, result = self._updated(read, arguments, index, finite)
-            self._commit(result, read, index, valid)
-            statistics = result.statistics
+        with own_precision(self.last_weights):
+            if self.compiles and index is None:
+                valid, new, statistics = self.compiled("_new_state")(read, arguments, finite)
+                self.write(new)
+            else:
+                valid, result = self._updated(read, arguments, index, finite)
+                self._commit(result, read, index, valid)
+                statistics = result.statistics
         self._count_draws()
         self._show_statistics(statistics, given)
         given_at = self.index(given)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..method.readings import NOTHING, Read, Result
 from ..steps.measuring_step import MeasuringStep
+from ..steps.step import scale_of
 from ..torch_internals import foreach_norm
 from .prior_weighting import Scaled, keep, scale, teach
 
@@ -96,7 +97,7 @@ def _pass_facts(
     # Losses that were not multiplied have the factor of the whole pass; those that were, its multiple.
     factor, to_last = factors[0], shown
     if balancer.weighs:  # which may leave tasks without weight
-        factor, to_last = torch.dot(factors, used) / torch.dot(used, used), ratio(shown, used)
+        factor, to_last = scale_of(factors, used), ratio(shown, used)
     return _PassFacts(given, index, losses, used, absent, shown, factor, to_last), columns, gramian
 
 
@@ -128,12 +129,12 @@ def _measured(
         balancer._check_tracked()
         tracked = _track(balancer, columns, facts, read.present, None if scaled is None else scaled.weights)
         read.tracked = tracked.total
-        finite.append(_are_finite(tracked.plain))
+        finite.append(_are_finite(tracked.plain) & (facts.factor != 0))
     elif balancer.reads == "gradients":
         if balancer.per_parameter:
             balancer._check_tracked()
-        rows = [column.to(used.dtype) / facts.factor for column in columns]
-        are_finite = _are_finite(rows)
+        rows = [column.to(used.dtype) / facts.divisor for column in columns]
+        are_finite = _are_finite(rows) & (facts.factor != 0)
         finite.append(balancer._ranks.mean(are_finite.to(used.dtype)) == 1 if own else are_finite)
         read.mean = balancer._ranks.mean if own else read.mean
         read.gradients = rows if scaled is None else [_times(each, scaled.weights) for each in rows]
@@ -204,12 +205,12 @@ def _track(
     balancer: "GradientBalancer", columns: list[Tensor], facts: "_PassFacts", present: Tensor | None, by: Tensor | None
 ) -> "_Tracked":
     """Track the gradients times ``by``, parameter by parameter, each of which is freed when it was tracked."""
-    made, state, factor = _Tracked(), dict(balancer.state(facts.chosen)), facts.factor
+    made, state, factor, divisor = _Tracked(), dict(balancer.state(facts.chosen)), facts.factor, facts.divisor
     if balancer.sees_all_tasks:
         state["present"] = torch.ones_like(facts.shown) if present is None else present.to(facts.shown.dtype)
     for k, column in enumerate(columns):
         made.plain.append(column.sum(0).flatten().to(factor.dtype))
-        gradient = column.to(factor.dtype).div_(factor)
+        gradient = column.to(factor.dtype).div_(divisor)
         if balancer.replaces_gradients and balancer.needs_positive_losses:
             made.if_invalid.append(torch.mv(gradient.flatten(1).t(), facts.to_last * factor))
         if by is not None:
@@ -240,6 +241,11 @@ class _PassFacts(NamedTuple):
     """A scalar: what all losses were multiplied by besides ``used``, such as a GradScaler's scale."""
     to_last: Tensor
     """``(T',)``: what this pass's gradients are to be multiplied by to have the weights last used."""
+
+    @property
+    def divisor(self) -> Tensor:
+        """A scalar: `factor`, or 1 in a pass whose gradients are all zero because it is 0."""
+        return torch.where(self.factor == 0, 1.0, self.factor)
 
 
 class _Measured(NamedTuple):

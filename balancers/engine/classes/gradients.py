@@ -25,6 +25,7 @@ from ..measuring.zero_gradients import with_zero_gradients
 from ..method.declared import option
 from ..method.declared_method import REQUIRED, Reads, Wrt
 from ..method.readings import Read, Result, State
+from ..own_precision import own_precision
 from ..steps.combining_step import CombiningStep, HeldStep
 from ..steps.measuring_step import MeasuringStep, NormsStep
 from ..steps.step import Call, Step
@@ -392,7 +393,8 @@ class GradientBalancer(LossBalancer):
         self, step: MeasuringStep, columns: list[Tensor], gramian: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor] | None]:
         """Delegate to ``decision.decide``. It is here so that steps need not import that module."""
-        return decision.decide(self, step, columns, gramian)
+        with own_precision(self.last_weights):
+            return decision.decide(self, step, columns, gramian)
 
     def _stacked(self, losses: Entries, given: tuple[bool, ...] | None) -> Tensor:
         stacked = super()._stacked(losses, given)

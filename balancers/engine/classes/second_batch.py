@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..loss_input import Entries
 from ..measuring.task_gradients import flat
 from ..method.readings import Read
+from ..own_precision import own_precision
 from ..steps.before_step import second_losses
 from ..steps.measuring_step import ImmediateStep
-from ..steps.step import Call
+from ..steps.step import Call, Step, scale_of
 from .ahead import AheadBalancer
 
 _REASON = "gradients of two batches are compared, which have different samples and so different features"
@@ -33,6 +34,20 @@ class SecondBatchBalancer(AheadBalancer):
     undefined_for = MappingProxyType({"features": _REASON, "layer": "its losses are differentiated without a fork"})
     second_batches: ClassVar[int] = 1
     """The number of batches drawn. With two, the products are of these two, without the step's batch."""
+    _pass_scale: Tensor | None = None
+
+    @property
+    def pass_scale(self) -> Tensor:
+        """A scalar: the power of two next to what the last pass multiplied the losses by; 1 before the first pass.
+
+        Gradients are measured times a GradScaler's scale, without which they underflow in half precision.
+        """
+        return self.last_weights.new_ones(()) if self._pass_scale is None else self._pass_scale.to(self.last_weights)
+
+    def _finish(self, step: Step) -> None:
+        scale = scale_of(step.factors.to(step.weights.dtype), step.weights).abs().log2().round()
+        self._pass_scale = torch.where(scale.isfinite(), scale, 0.0).exp2()
+        super()._finish(step)
 
     def look(self, read: Read, losses: Entries, given: tuple[bool, ...] | None) -> None:
         self._audit(losses)
@@ -40,16 +55,17 @@ class SecondBatchBalancer(AheadBalancer):
             losses = second_losses(self, given, learning=True)
         rows = self.gradients(losses, given)
         others = self.gradients(second_losses(self, given, learning=True), given)
-        dtype = read.losses.dtype
-        products = [flat(a).to(dtype) @ flat(b).to(dtype).mT for a, b in zip(rows, others, strict=True)]
-        read.products = reduce(torch.add, products)
+        dtype, scale = read.losses.dtype, self.pass_scale
+        with own_precision(read.losses):
+            products = [flat(a).to(dtype) @ flat(b).to(dtype).mT for a, b in zip(rows, others, strict=True)]
+        read.products = reduce(torch.add, products) / scale / scale
 
     def gradients(self, losses: Entries, given: tuple[bool, ...] | None) -> list[Tensor]:
-        """Return the gradients of the losses with respect to each parameter, ``(T, ...)``, the mean over ranks.
+        """Return the gradients of the losses times `pass_scale`, for each parameter: ``(T, ...)``, means over ranks.
 
         Complex numbers are pairs of real ones.
         """
-        weights = torch.ones_like(self.last_weights)
+        weights = torch.ones_like(self.last_weights) * self.pass_scale
         columns = ImmediateStep(self, Call(weights, weights, given, None)).of_losses(losses)
         return [self._ranks.mean(column) for column in columns] if self._ranks.size > 1 else columns
 

@@ -47,10 +47,14 @@ class AttachedHeads:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Let go of the features and aliases of heads that were not called."""
         self._features, self._aliases, self._token = [], [], None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_features": [], "_aliases": [], "_token": None}
 
     @not_compiled(COMPILED)
     def _hand(
@@ -75,7 +79,7 @@ class AttachedHeads:
             )
         of_feature = {id(z): alias for z, alias in zip(features, aliases, strict=True)}
         if all(each is None for each in self._aliases):
-            self._end()
+            self.end()
         handed: tuple[tuple[Any, ...], dict[str, Any]] = tree_unflatten(
             [of_feature.get(id(leaf), leaf) for leaf in leaves], structure
         )
@@ -87,7 +91,8 @@ class AttachedHeads:
     def _begin(self, task: int, features: list[Tensor]) -> None:
         """Make the aliases of new features."""
         token = self._fork.reading.now()
-        if self._token is token and not self._apart:
+        # A head that has its alias already is called in a forward pass of its own, without some of the heads.
+        if self._token is token and not self._apart and self._aliases[task] is not None:
             others = ", ".join(str(i) for i, each in enumerate(self._aliases) if each is None)
             raise ForkError(
                 f"head {task} got other features than head {others} before it in this step. Attach modules that all "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from ..fork_error import ForkError
+from ..own_precision import own_precision
 from ..torch_internals import not_compiled, recorded_nodes, run_early, tree_flatten, tree_unflatten
 from .attached_heads import AttachedHeads
 from .gate import close
@@ -165,6 +166,8 @@ class Reading:
         self._no_grad = False
         self.since = 0
         """The number of nodes of the autograd graph when the last balancer was made: see `recorded_before`."""
+        self.on_claim: Callable[[], None] | None = None
+        """Called when a balancer's call ends the forward passes of a step."""
 
     def __reduce__(self) -> tuple[type["Reading"], tuple[()]]:
         return Reading, ()  # a copied fork has no readers: a balancer that is copied with it attaches itself
@@ -220,6 +223,8 @@ class Reading:
         """Give a balancer's call the features recorded since the last call, and return their recording."""
         recording, self._now = self._now, Recording()
         recording.step = step
+        if self.on_claim is not None:
+            self.on_claim()
         return recording
 
     def why_nothing(self) -> str:
@@ -287,13 +292,14 @@ class Fork(nn.Module):
         """
         fork = cls(len(heads))
         fork._attached = AttachedHeads(fork, heads, apart)
+        fork.reading.on_claim = fork._attached.end
         return fork
 
     def detach(self) -> None:
         """Remove the hooks of `attach` from the heads; a fork in a model's code has none."""
         if self._attached is not None:
             self._attached.remove()
-            self._attached = None
+            self._attached, self.reading.on_claim = None, None
 
     def forward(self, features: Any) -> tuple[Any, ...]:
         if not (self.reading.recording and torch.is_grad_enabled()):
@@ -352,12 +358,16 @@ def _observe(passage: Passage, z: Tensor, task: int, gradients: tuple[Tensor | N
     [gradient] = gradients
     step = passage.step()
     if step is not None and gradient is not None:
-        step.observe(passage, z, task, gradient, 0)
+        with own_precision(z):
+            step.observe(passage, z, task, gradient, 0)
 
 
 @not_compiled(FORK_COMPILED)
 def _combine(passage: Passage, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None] | None:
     """Replace the sum of the tasks' gradients by the step's combination, if it combines."""
     # Autograd gets here after all heads: it runs the youngest node that is ready, and the heads' are younger.
-    step = passage.step()
-    return None if step is None or not step.combines or gradients[0] is None else (step.combined(passage),)
+    step, [gradient] = passage.step(), gradients
+    if step is None or not step.combines or gradient is None:
+        return None
+    with own_precision(gradient):
+        return (step.combined(passage),)

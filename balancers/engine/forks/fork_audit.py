@@ -166,16 +166,19 @@ def _walk(start: GradientEdge, fork: Fork | None) -> Reach:
     return reach
 
 
-def feature_gradients(fork: Fork, losses: Entries) -> list[Tensor]:
-    """Return each loss's gradient of each tensor that went through the fork, ``(T, *z.shape)``; zero without one."""
+def feature_gradients(fork: Fork, losses: Entries, factors: Tensor) -> list[Tensor]:
+    """Return the gradients of each tensor that went through the fork, ``(T, *z.shape)``, zero for an absent loss.
+
+    They are those of the losses times ``factors``, ``(T,)``.
+    """
     starts = roots(losses)
     marked = set[Node]().union(*(_walk(start.edge, fork).marked for start in starts if start is not None))
     edges = list({(edge.node, edge.output_nr): edge for edge in _features(marked)}.values())
     rows = [
-        torch.autograd.grad(start.edge, edges, start.seed, retain_graph=True, allow_unused=True)
+        torch.autograd.grad(start.edge, edges, start.seed * factor, retain_graph=True, allow_unused=True)
         if start is not None
         else (None,) * len(edges)
-        for start in starts
+        for start, factor in zip(starts, factors, strict=True)
     ]
     columns = []
     for column in zip(*rows, strict=True):

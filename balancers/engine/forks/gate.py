@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
+from ..own_precision import own_precision
 from ..torch_internals import REENTRANT, in_transform, static_model, without_hooks
 
 if TYPE_CHECKING:
@@ -95,9 +96,10 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
         if step is None or not step.combines:
-            found = differentiate(features, gradients, leaves)
-        elif step.features == len(features):
-            found = step.gradients_of(leaves, features, ctx.passages)
-        else:  # other features of this step went through the fork by themselves
-            found = differentiate(features, [step.combined(passage) for passage in ctx.passages], leaves)
-        return None, None, *found
+            return None, None, *differentiate(features, gradients, leaves)
+        with own_precision(features[0]):
+            if step.features == len(features):
+                return None, None, *step.gradients_of(leaves, features, ctx.passages)
+            # Other features of this step went through the fork by themselves.
+            combined = [step.combined(passage) for passage in ctx.passages]
+        return None, None, *differentiate(features, combined, leaves)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..own_precision import own_precision
 from ..torch_internals import in_transform, not_compiled
 from .fork import FORK_COMPILED, Fork, Passage
 
@@ -101,9 +102,10 @@ class _Recorded(torch.autograd.Function):
         passage, step = ctx.passage, ctx.passage.step()
         combined = None if step is not None and step.combines else of_features.sum(0)
         if step is not None:  # summed first: the step may overwrite them
-            step.observe(passage, features, None, of_features, weight.numel() if ctx.needs_input_grad[1] else 0)
-            if step.combines and not passage.gated:
-                combined = step.combined(passage)
+            with own_precision(features):
+                step.observe(passage, features, None, of_features, weight.numel() if ctx.needs_input_grad[1] else 0)
+                if step.combines and not passage.gated:
+                    combined = step.combined(passage)
         del of_features  # free memory for the weight's gradient, often as large
         of_weight = of_bias = None
         if ctx.needs_input_grad[1]:

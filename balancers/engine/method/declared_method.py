@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..loss_input import LossReader
+from ..own_precision import own_precision
 from ..torch_internals import compiled
 from .declared import Option, Range
 from .declared_state import DeclaredState
@@ -158,7 +159,8 @@ class DeclaredMethod(DeclaredState):
 
     def _weights_by(self, index: Tensor | None = None, new: State | None = None, **more: object) -> Tensor:
         """Call `weigh` for the tasks at ``index``, or for all; return their weights, ``(T',)``; see `_arguments`."""
-        weights = self.weigh(**self._arguments(self._weigh_takes, index, new, **more))
+        with own_precision(self.last_weights):
+            weights = self.weigh(**self._arguments(self._weigh_takes, index, new, **more))
         check_weights(self, weights, self.num_tasks if index is None else len(index))
         return weights
 

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..loss_input import Entries
 from ..method.readings import Read
+from ..own_precision import own_precision
 from ..torch_internals import as_it_is, current_pass
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def learn_ahead(
     balancer.look(read, losses, own)
     index = balancer._select(read, given)
     update = balancer.compiled("_updated") if balancer.compiles and index is None else balancer._updated
-    valid, result = update(read, balancer._arguments(balancer._update_takes, index, read=read), index, None)
+    with own_precision(before):
+        valid, result = update(read, balancer._arguments(balancer._update_takes, index, read=read), index, None)
     new = dict(result.state)
     if result.gradient is not None:
         new |= balancer._stepped(result.gradient, read, index)

@@ -16,7 +16,7 @@ from ..measuring.task_gradients import TaskGradients, dense, real_as, weighted_s
 from ..passes import as_measurements
 from ..torch_internals import COMPILED, after_this_pass, current_pass, hook_first, not_compiled
 from .measuring_step import MeasuringStep, nothing_measured, passes_at_fork
-from .step import Call
+from .step import Call, scale_of
 
 if TYPE_CHECKING:
     from ..classes.gradients import GradientBalancer
@@ -117,7 +117,8 @@ class CombiningStep(MeasuringStep):
                     f"{type(self.balancer).__name__} replaces the gradients of all shared parameters: give it as wrt "
                     f"all parameters that are trained upstream of its fork and no others, in a model that calls the "
                     f"fork once, has no other fork before it, and is not sharded, and let no other balancer read the "
-                    f"fork; or fork=None"
+                    f"fork; or fork=None. A balancer that was replaced reads the fork for as long as the loss lives "
+                    f"that it returned last: del loss"
                 )
             self._tell_missing()
             stacked = rows.stacked()
@@ -241,17 +242,19 @@ class HeldStep(MeasuringStep):
         self._own = own
 
     def _begin(self, losses: Entries) -> None:
-        fork = self.balancer.fork
-        self.weights = self.factors = self._own
+        fork, dtype = self.balancer.fork, self._own.dtype
+        # Scaled as this pass is: a GradScaler keeps gradients from underflow.
+        self.factors = self._own * scale_of(self.factors.to(dtype), self.weights.to(dtype))
+        self.weights = self._own
         if self.wrt is not None:
             measurement = self._measurement(adds_up=True)
-            self._differentiate(losses, measurement, self._own)
+            self._differentiate(losses, measurement, self.factors)
             columns = measurement.columns()
         else:
             assert fork is not None
             with as_measurements(root.edge.node for root in roots(losses) if root is not None):
-                found = feature_gradients(fork, losses)
-            columns = [(dense(column).movedim(0, -1) * self._own).movedim(-1, 0) for column in found]
+                found = feature_gradients(fork, losses, self.factors)
+            columns = [dense(column) for column in found]
         if not columns:
             raise ForkError(nothing_measured(self.balancer, observed=self.wrt is not None))
         self.balancer.decide(self, columns)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from ..loss_input import Entries
+from ..own_precision import own_precision
 from ..passes import is_measuring
 from ..torch_internals import (
     COMPILED,
@@ -121,7 +122,8 @@ class Step:
         window = self.balancer._window
         window.under_way = NO_PASS
         window.passes += 1
-        self._end()
+        with own_precision(self.weights):
+            self._end()
 
     def _end(self) -> None:
         """Take in the whole pass; nothing is learnt from one in eval mode, or of a call before a state was loaded."""
@@ -150,6 +152,17 @@ class CountedStep(Step):
     def _end(self) -> None:
         if self.balancer.training and self._loads == self.balancer._loads:
             self._end_turn()
+
+
+def scale_of(factors: Tensor, weights: Tensor) -> Tensor:
+    """Return what a pass multiplied all losses by besides their weights, a scalar; 1 if all weights are zero.
+
+    Args:
+        factors: ``(T,)``: what each loss was multiplied by in all.
+        weights: ``(T,)``: its weight.
+    """
+    squares = torch.dot(weights, weights)
+    return torch.where(squares == 0, 1.0, torch.dot(factors, weights) / squares)
 
 
 def _called_twice(balancer: "LossBalancer") -> str:
