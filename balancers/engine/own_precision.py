@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from .torch_internals import autocasts
+
 _UNCHANGED = nullcontext()
 
 
@@ -14,6 +16,8 @@ def own_precision(like: Tensor) -> AbstractContextManager[object]:
     A balancer may be called within the caller's autocast, and so may ``backward``. Inner products of gradients would
     then overflow in half precision, and a rounded Gramian has negative eigenvalues.
     """
+    if not autocasts():
+        return _UNCHANGED
     device = like.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)

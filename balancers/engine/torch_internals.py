@@ -87,6 +87,15 @@ def in_transform() -> bool:
     return active
 
 
+def autocasts() -> bool:
+    """Return whether autocast is on for any device.
+
+    The public functions ask of one device, whose name alone takes a microsecond to find; a step asks once for each task.
+    """
+    on: bool = torch._C._is_any_autocast_enabled()
+    return on
+
+
 def not_compiled(reason: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
     """Make `torch.compile` break its graph at a function, and with ``fullgraph=True`` refuse with ``reason``.
 
