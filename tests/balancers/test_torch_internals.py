@@ -337,6 +337,16 @@ def test_running_early_changes_no_gradient() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
+@relies_on("_is_any_autocast_enabled")
+def test_autocast_is_seen() -> None:
+    assert not internals.autocasts(), changed("_is_any_autocast_enabled")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert internals.autocasts(), changed("_is_any_autocast_enabled")
+        with torch.autocast("cpu", enabled=False):
+            assert not internals.autocasts(), changed("_is_any_autocast_enabled")
+    assert not internals.autocasts(), changed("_is_any_autocast_enabled")
+
+
 @relies_on("_are_functorch_transforms_active", "_current_level")
 def test_functional_transforms_are_seen() -> None:
     """In them nothing can be measured by hooks."""
