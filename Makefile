@@ -104,15 +104,19 @@ evidence: $(ENVIRONMENT)
 	$(call keep-claims)
 
 # Copy what is kept of suites' results: the report, what it was made by, and the tables without those of every step.
+# The copy takes its place only when it is whole: if a file is missing, what was kept before stays.
 define keep
 	for suite in $(1); do \
-		kept=results/reference/$$suite; \
-		rm -rf $$kept && mkdir -p $$kept/tables $$kept/figures && cd results/$$suite && \
-		cp report.html suite.toml environment.json ../../$$kept && cp figures/summary.png ../../$$kept/figures && \
-		cp tables/runs.csv tables/scores.parquet tables/baselines.csv tables/problems.csv ../../$$kept/tables && \
+		kept=results/reference/$$suite; from=results/$$suite; new=$$from/kept; \
+		rm -rf $$new && mkdir -p results/reference $$new/tables $$new/figures && \
+		cp $$from/report.html $$from/suite.toml $$from/environment.json $$new && \
+		cp $$from/figures/summary.png $$new/figures && \
+		for table in runs.csv scores.parquet baselines.csv problems.csv; do \
+			cp $$from/tables/$$table $$new/tables || exit 1; \
+		done && \
 		for table in leaderboard metrics selection costs micro delta_m controls target repeated front; do \
-			if [ -f tables/$$table.csv ]; then cp tables/$$table.csv ../../$$kept/tables; fi; \
-		done && cd ../.. || exit 1; \
+			if [ -f $$from/tables/$$table.csv ]; then cp $$from/tables/$$table.csv $$new/tables || exit 1; fi; \
+		done && rm -rf $$kept && mv $$new $$kept || exit 1; \
 	done
 endef
 
@@ -121,9 +125,12 @@ paper: $(ENVIRONMENT)
 
 # Copy what is kept of the paper's claims.
 define keep-claims
-	kept=results/reference/paper && rm -rf $$kept && mkdir -p $$kept/tables $$kept/figures && cd results/paper && \
-	cp report.html environment.json ../../$$kept && cp figures/claim-*.png ../../$$kept/figures && \
-	cp tables/claims.csv tables/findings.csv tables/claim-4.csv tables/claim-5.csv tables/claim-6.csv ../../$$kept/tables
+	kept=results/reference/paper; from=results/paper; new=$$from/kept; \
+	rm -rf $$new && mkdir -p results/reference $$new/tables $$new/figures && \
+	cp $$from/report.html $$from/environment.json $$new && cp $$from/figures/claim-*.png $$new/figures && \
+	for table in claims findings claim-4 claim-5 claim-6; do \
+		cp $$from/tables/$$table.csv $$new/tables || exit 1; \
+	done && rm -rf $$kept && mv $$new $$kept
 endef
 
 bench-cost: $(ENVIRONMENT)

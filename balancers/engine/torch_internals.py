@@ -90,7 +90,7 @@ def in_transform() -> bool:
 def autocasts() -> bool:
     """Return whether autocast is on for any device.
 
-    The public functions ask of one device, whose name alone takes a microsecond to find; a step asks once for each task.
+    The public functions ask of one device, whose name alone takes a microsecond to find, and a step asks T times.
     """
     on: bool = torch._C._is_any_autocast_enabled()
     return on

@@ -10,7 +10,7 @@ import tasks
 from bench.run.pace import pace
 from bench.run.seeds import generator
 from bench.run.spec import Method, RunSpec
-from bench.run.training import reason
+from bench.run.training import reason, sample_sizes
 from bench.style.numbers import in_words
 from tasks import Metric, MissingDataError, Problem
 
@@ -74,8 +74,10 @@ def _entry(name: str, timed: bool) -> ListedProblem:
     reserved = RESERVED if cls.reserved else ""
     try:
         problem = tasks.create(name)
-    except (TypeError, ValueError) as error:  # an option has no default
-        return ListedProblem(name, cls.summary, "", "", "", "", reserved, str(error))
+    except (Exception, SystemExit) as error:
+        expected = isinstance(error, TypeError | ValueError)  # an option has no default
+        why = str(error) if expected else f"it can't be made: {reason(error)}"
+        return ListedProblem(name, cls.summary, "", "", "", "", reserved, why)
     score = next(_written(metric) for metric in problem.metrics if metric.name == problem.primary)
     others = ", ".join(_written(metric) for metric in problem.metrics if metric.name != problem.primary)
     sizes, run = _sizes_and_run(problem, timed)
@@ -96,13 +98,15 @@ def _sizes_and_run(problem: Problem[Any], timed: bool) -> tuple[str, str]:
         problem.require()
     except MissingDataError as error:
         return "", str(error)
+    except (Exception, SystemExit) as error:
+        return "", f"its require raises {reason(error)}"
     if not timed:
         return "", f"{problem.recipe.steps:,} steps of {problem.recipe.batch_size} samples"
     spec = RunSpec(problem.name, {}, problem.recipe, Method("equal", None, {}), 0, "tuning", "cpu", EVALUATIONS)
     try:
         measured = pace(spec)
-        sizes = problem.sizes(problem.data(generator(0, "data"), "cpu"))
-    except Exception as error:  # of a problem that a user is writing
+        sizes = sample_sizes(problem, problem.data(generator(0, "data"), "cpu"))
+    except (Exception, SystemExit) as error:  # of a problem that a user is writing
         return "", f"its first steps fail: {reason(error)}"
     samples = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
     seconds = measured.run(spec)

@@ -17,9 +17,12 @@ REGISTERED = re.compile(r'^@register\nclass .*?^    name = "([^"]+)"$', re.DOTAL
 """A registered class up to its name, as `balancers` and `tasks` write it."""
 
 
-def suites(typed: str, results: Path = Path("results")) -> list[str]:
-    """Return names of suites: those that come with the benchmark, and those whose results are in ``results``."""
-    kept = [path.parent.name for path in results.glob("*/suite.toml")]
+def suites(typed: str, results: Path | None = Path("results")) -> list[str]:
+    """Return names of suites: those that come with the benchmark, and those whose results are in ``results``.
+
+    If ``results`` is None, return the first alone.
+    """
+    kept = [path.parent.name for path in results.glob("*/suite.toml")] if results is not None else []
     return _beginning({*(path.stem for path in SUITES.glob("*.toml")), *kept}, typed)
 
 
@@ -43,7 +46,7 @@ def of_suite(typed: str, suite: str | None, kind: str) -> list[str]:
     """
     path = SUITES / f"{suite}.toml" if suite and not suite.endswith(".toml") else Path(suite or "")
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))[kind]
+        entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))[kind]
         found = {str(entry.get(key, entry["name"])) for entry in entries for key in ("name", "label")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # it is not a suite yet
         return []

@@ -61,14 +61,17 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
         NothingToDrawError: the problem can't be made, its data are missing, its training or its drawing fails, or it
             draws nothing.
     """
+    given = given_options(options)
     try:
-        problem = tasks.create(name, **given_options(options))
+        problem = tasks.create(name, **given)
         problem.require()
     except (ValueError, TypeError, MissingDataError) as error:
         raise NothingToDrawError(str(error)) from error
+    except (Exception, SystemExit) as error:
+        raise NothingToDrawError(f"{name} can't be made: {reason(error)}") from error
     if trained and isinstance(problem, Conflict2D):
-        return landscape_paths.picture(given_options(options))
-    spec = RunSpec(name, given_options(options), problem.recipe, Method("equal", None, {}), SEED, "tuning", "cpu", 1)
+        return landscape_paths.picture(given)
+    spec = RunSpec(name, given, problem.recipe, Method("equal", None, {}), SEED, "tuning", "cpu", 1)
     training = Training(spec)
     if trained:
         training.run()
@@ -78,7 +81,7 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
         if not trained:
             training.prepare()
         picture = result_picture.draw(training.problem, training.data, training.model if trained else None)
-    except Exception as error:  # of a problem that a user is writing
+    except (Exception, SystemExit) as error:  # of a problem that a user is writing
         raise NothingToDrawError(f"{name} can't be drawn: {reason(error)}") from error
     if not picture.png:
         raise NothingToDrawError(f"{name} draws nothing: it does not define draw, or draw returns no caption")

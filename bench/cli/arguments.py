@@ -27,7 +27,16 @@ def complete_balancer(ctx: typer.Context, typed: str) -> list[str]:
 
 def complete_key(ctx: typer.Context, typed: str) -> list[str]:
     results = Path(ctx.params.get("results") or "results")
-    return shell_completion.keys(typed, results / Path(ctx.params.get("name") or "").stem)
+    return shell_completion.keys(typed, results / results_name(ctx.params.get("name") or ""))
+
+
+def results_name(suite: str) -> str:
+    """Return the name of the results folder of a suite, which is given by its name or by the path of a file.
+
+    Only the endings .toml and .py are dropped: a suite may be called ``mine.v2``.
+    """
+    path = Path(suite)
+    return path.stem if path.suffix in (".toml", ".py") else path.name
 
 
 def _first_argument(ctx: typer.Context) -> str | None:

@@ -29,7 +29,8 @@ class Listing(StrEnum):
 
 def complete_listed(typed: str) -> list[str]:
     kinds = [str(kind) for kind in Listing if kind.startswith(typed)]
-    return [*kinds, *shell_completion.balancers(typed), *shell_completion.problems(typed)]
+    names = (shell_completion.balancers(typed), shell_completion.problems(typed), shell_completion.suites(typed, None))
+    return [*kinds, *(name for of_kind in names for name in of_kind)]
 
 
 @app.command(
@@ -47,8 +48,8 @@ def list_all(
         str | None,
         typer.Argument(
             metavar="KIND|NAME|FILE.py",
-            help="List in detail only this kind (balancers, problems or suites), this balancer or problem, or what "
-            "your file registers.",
+            help="List in detail only this kind (balancers, problems or suites), this balancer, problem or suite, or "
+            "what your file registers.",
             show_default=False,
             autocompletion=complete_listed,
         ),
@@ -59,14 +60,18 @@ def list_all(
 
     The details of a problem are its tasks, its metrics and its steps. For one
     problem, or the problems in your file, the command also prints the numbers
-    of samples. It estimates the time of a run from a few training steps.
+    of samples. It estimates the time of a run from a few training steps. The
+    details of a suite are its problems, its balancers, its seeds and its file.
 
     Exit codes: 0, success; 2, there is no such kind, name or file.
     """
     import balancers
     import tasks
     from bench.catalogue import method_list, problem_list
+    from bench.suite import suite_file
 
+    if markdown and what not in (None, Listing.BALANCERS):
+        raise typer.BadParameter(f"--markdown prints the balancers alone; leave out {what!r}")
     if markdown:
         typer.echo(method_list.markdown(method_list.entries()))
     elif what is None:
@@ -85,8 +90,11 @@ def list_all(
         new_console().print(Text(method_list.documentation(what)))
     elif what in tasks.names():
         _print_problems([what])
+    elif what in suite_file.names():
+        _print_suite(what)
     else:
-        near = get_close_matches(what, [*map(str, Listing), *balancers.names(), *tasks.names()], n=1)
+        known = [*map(str, Listing), *balancers.names(), *tasks.names(), *suite_file.names()]
+        near = get_close_matches(what, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise typer.BadParameter(f"nothing is called {what!r}; {hint}`lossbench list` names everything")
 
@@ -143,6 +151,28 @@ def _print_problems(names: list[str]) -> None:
     new_console().print(listed)
 
 
+def _print_suite(name: str) -> None:
+    """Print what a suite that comes with the benchmark compares, and where its file is."""
+    from bench.run import suite_text
+    from bench.suite import suite_file
+
+    path = suite_file.find(name)
+    suite = suite_text.read(path)
+    lines = {
+        kind: ", ".join(str(entry.get("label", entry["name"])) for entry in suite.values[kind])
+        for kind in ("problems", "balancers")
+    }
+    lines |= {"seeds": ", ".join(map(str, suite.values["seeds"]["reported"])), "file": str(path)}
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(name), "", Text(suite.description))
+    for what, text in lines.items():
+        grid.add_row("", what, Text(text))
+    new_console().print(grid)
+
+
 @app.command(
     rich_help_panel=ON_LISTS,
     epilog=examples(
@@ -164,7 +194,7 @@ def show(
     train: Annotated[bool, typer.Option("--train", help="Train the model first, and draw what it predicts.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="File of the picture; default: results/show/PROBLEM.png.", show_default=False),
+        typer.Option(help="File of the picture, a PNG; default: results/show/PROBLEM.png.", show_default=False),
     ] = None,
 ) -> None:
     """Draw a problem's data and, with --train, what its model predicts after training with equal weighting.
@@ -178,6 +208,8 @@ def show(
     from bench.catalogue.show_problem import NothingToDrawError
 
     with user_errors(messages(), writes_to="--out"):
+        if out is not None and out.suffix.lower() != ".png":
+            raise NothingToDrawError(f"--out is {out}, but pictures are PNG files: give a name that ends in .png")
         names = show_problem.named(problem)
         if out is not None and len(names) > 1:
             raise NothingToDrawError(f"{problem} registers {', '.join(names)}, whose pictures can't all be in {out}")

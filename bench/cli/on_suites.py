@@ -20,6 +20,7 @@ from .arguments import (
     complete_balancer,
     complete_key,
     complete_problem_of_suite,
+    results_name,
 )
 from .command_line import ON_SUITES, app, examples
 from .user_errors import messages, user_errors
@@ -51,16 +52,22 @@ def run(
     After a change to the suite or to a method, only the runs that the change
     affects are done again.
 
-    Exit codes: 0, success; 1, some runs failed or were not done; 2, the suite
-    cannot be run; 130, stopped with Ctrl-C.
+    The results folder has the name of the suite's file. Another file of the
+    same name is refused there.
+
+    Exit codes: 0, success; 1, a run whose score is reported failed, or some
+    runs were not done; 2, the suite cannot be run; 130, stopped with Ctrl-C.
+    A failed run that only decides on a learning rate, such as one that
+    diverges at a high rate, does not count.
     """
     from bench.suite import suite_file
 
     console = messages()
     with user_errors(console):
-        loaded = suite_file.load(run_and_report.file_of(name))
+        file = run_and_report.file_of(name)
+        loaded = suite_file.load(file)
     with run_and_report.workforce(loaded, jobs, scheduler, cluster, console) as workforce:
-        run_and_report.run(loaded, results / loaded.name, workforce, console)
+        run_and_report.run(loaded, results / loaded.name, workforce, console, file)
 
 
 @app.command(
@@ -109,18 +116,23 @@ def tune_all(
     in every task.
 
     Results are stored in a folder called SUITE-tuned, together with the suite
-    that was made.
+    that was made. With --problem or --balancer, the folder has their names at
+    its end, so that a part replaces nothing of the whole.
 
-    Exit codes: 0, success; 1, some runs failed or were not done; 2, the suite
-    cannot be run; 130, stopped with Ctrl-C.
+    Exit codes: 0, success; 1, a run whose score is reported failed, or some
+    runs were not done; 2, the suite cannot be run; 130, stopped with Ctrl-C.
+    A trial that fails, for example because it diverges, does not count.
     """
     from bench.suite import tune_suite
 
     console = messages()
     with user_errors(console):
-        loaded, folder = tune_suite.make(run_and_report.file_of(name), results, trials, problem or (), balancer or ())
+        file = run_and_report.file_of(name)
+        loaded, notes = tune_suite.make(file, results, trials, problem or (), balancer or ())
+        for note in notes:
+            console.print(Text(note))
     with run_and_report.workforce(loaded, jobs, scheduler, cluster, console) as workforce:
-        run_and_report.run(loaded, folder, workforce, console)
+        run_and_report.run(loaded, results / loaded.name, workforce, console, file)
 
 
 @app.command(
@@ -148,7 +160,8 @@ def paper_claims(
     Each claim is tested in two settings: with one learning rate for all
     methods, as in the paper, and with a learning rate that validation chooses
     for each method. Give the same command again to go on after a stop. Steps
-    are timed at the end; let nothing else run then.
+    are timed at the end; let nothing else run then. With --only, the tables
+    and the page keep the claims that were judged before.
 
     Exit codes: 0, all claims were judged, whatever the verdicts; 1, the worker
     processes failed; 2, the claims cannot be tested.
@@ -159,6 +172,8 @@ def paper_claims(
     folder = results / ("paper-full" if full else "paper")
     scale = experiments.FULL if full else experiments.QUICK
     judged = []
+    with user_errors(console):
+        earlier = all_claims.stored(folder)
     with user_errors(console), run_and_report.workforce(None, jobs, scheduler, cluster, console) as workforce:
         try:
             for one in all_claims.judge(folder, scale, workforce, console, only or ()):
@@ -167,8 +182,9 @@ def paper_claims(
         except KeyboardInterrupt:
             console.print("stopped; the same command continues from here")
             raise typer.Exit(130) from None
-        all_claims.write(judged, folder)
-        page_of_claims = claims_page.write(judged, folder)
+        every = all_claims.merged(earlier, judged)
+        all_claims.write(every, folder)
+        page_of_claims = claims_page.write(every, folder)
     new_console().print(all_claims.table(judged))
     Console(soft_wrap=True).print(Text(f"report: {page_of_claims}"))
 
@@ -195,7 +211,7 @@ def once(
     """Do one run of a suite again, print its scores, and compare them with the stored scores.
 
     Exit codes: 0, success; 1, the run failed, or its scores differ from the
-    stored ones; 2, there is no such run.
+    stored ones; 2, there is no such run, or its stored result is damaged.
     """
     from bench.execute import repeat_run
     from bench.suite import suite_file
@@ -203,6 +219,7 @@ def once(
     with user_errors(messages()):
         loaded = suite_file.load(run_and_report.file_of(name, results))
         planned = repeat_run.find(loaded, key)
+        stored = repeat_run.stored(planned, results / loaded.name)
     console = Console(highlight=False, soft_wrap=True)
     spec = planned.spec
     console.print(Text(f"{planned.balancer} on {planned.problem}, learning rate {spec.lr:g}, seed {spec.seed}"))
@@ -213,14 +230,12 @@ def once(
     for score in result.scores:
         values = ", ".join(f"{metric} {value:.6g}" for metric, value in score.metrics.items())
         console.print(Text(f"{score.checkpoint} checkpoint, {score.split}: {values}"))
-    agrees = repeat_run.agrees(planned, result, results / loaded.name)
-    comparisons = {
-        True: "the scores equal the stored ones",
-        False: "the scores differ from the stored ones",
-        None: "no scores are stored for this run",
-    }
-    console.print(comparisons[agrees])
-    if agrees is False:
+    if stored is None:
+        console.print("no scores are stored for this run")
+    elif repeat_run.agree(stored, result):
+        console.print("the scores equal the stored ones")
+    else:
+        console.print("the scores differ from the stored ones")
         raise typer.Exit(1)
 
 
@@ -245,7 +260,7 @@ def report(
     from bench.cost import micro
 
     with user_errors(messages()):
-        folder = results / Path(name).stem
+        folder = results / results_name(name)
         if not (folder / "tables").is_dir():
             finished = [path.parent.name for path in results.glob("*/tables")]
             hint = closest(folder.name, finished) if finished else ""
@@ -263,6 +278,9 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help="Another results folder, such as results/default.")],
 ) -> None:
     """Compare results folder B with results folder A, and print which scores changed beyond noise.
+
+    A score that A has and B lacks, because all runs failed, counts as worse.
+    Methods and problems that only one folder has are named, and not compared.
 
     Exit codes: 0, no score in B is worse beyond noise; 1, at least one is; 2,
     the folders cannot be compared.

@@ -54,13 +54,14 @@ def try_out(
     problem in FILE. For each method, validation chooses a learning rate from
     values around the one in your recipe. The comparison then runs on other
     seeds. The suite that was made is stored with the results; you can extend
-    it. The time is a forecast: on a busy computer, or if the grid of learning
-    rates grows at both edges, it takes longer. Give the same command again to
-    go on after a stop.
+    it. If you give this command after that, your suite gets the ending
+    .before. The time is a forecast: on a busy computer, or if the grid of
+    learning rates grows at both edges, it takes longer. Give the same command
+    again to go on after a stop.
 
-    Exit codes: 0, success; 1, some runs failed or were not done; 2, nothing
-    can be run, or every method fails in its first steps; 130, stopped with
-    Ctrl-C.
+    Exit codes: 0, success; 1, a run whose score is reported failed, or some
+    runs were not done; 2, nothing can be run, or every method fails in its
+    first steps; 130, stopped with Ctrl-C.
     """
     from bench.execute import forecast
     from bench.suite import try_suite
@@ -71,7 +72,7 @@ def try_out(
             loaded, notes = try_suite.make(file, results / file.stem, minutes, forecast.Forecast(workforce))
             for note in notes:
                 console.print(Text(note))
-        run_and_report.run(loaded, results / loaded.name, workforce, console)
+        run_and_report.run(loaded, results / loaded.name, workforce, console, file)
 
 
 @app.command(
@@ -160,11 +161,14 @@ def cost(
     """
     from bench.cost import cost_terminal, devices, own_model
     from bench.cost.devices import DeviceName
+    from bench.run import atomic_file
 
     console = messages()
+    folder = out or Path("results") / "cost" / Path(target.rpartition(":")[0]).stem
     with user_errors(console, writes_to="--out"):
-        measured = own_model.measure(own_model.load(target), devices.find(DeviceName(device)), console.print)
-        folder = out or Path("results") / "cost" / Path(target.rpartition(":")[0]).stem
+        make_step = own_model.load(target)
+        atomic_file.require_writable(folder)
+        measured = own_model.measure(make_step, devices.find(DeviceName(device)), console.print)
+        cost_terminal.print_own(measured)
         picture = own_model.write(measured, folder)
-    cost_terminal.print_own(measured)
     Console(soft_wrap=True).print(Text(f"figure: {picture}"))

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 def file_of(name: str, results: Path | None = None) -> Path:
     """Return the file of a suite, which a folder of ``results`` may keep; check that it is a text."""
+    from bench.run.suite_text import ENCODING
     from bench.suite import suite_file
 
     path = suite_file.find(name, results)
     try:
-        path.read_text(encoding="utf-8")
+        path.read_text(encoding=ENCODING)
     except UnicodeDecodeError as error:
         raise SuiteError(f"{path} is not a text in UTF-8: {error}") from error
     return path
@@ -46,6 +47,9 @@ def workforce(
         console.print(Text(sentence))
 
     with user_errors(console):
+        for option, given in (("--scheduler", scheduler), ("--cluster", cluster)):
+            if given is not None and not given.strip():
+                raise SuiteError(f"{option} is empty; is a variable of the shell not set?")
         if scheduler and cluster:
             raise SuiteError("give --scheduler or --cluster, not both")
         if jobs and (scheduler or cluster):
@@ -65,19 +69,27 @@ def workforce(
         yield made
 
 
-def run(loaded: "Suite", folder: Path, workers: "Workforce", console: Console) -> None:
-    """Run a suite, report it, and exit with 1 if any run failed."""
+def run(loaded: "Suite", folder: Path, workers: "Workforce", console: Console, file: Path) -> None:
+    """Run a suite, report it, and exit with 1 if a run failed whose own score the report shows.
+
+    Args:
+        loaded: the suite.
+        folder: its results folder.
+        workers: whoever does the runs.
+        console: where the progress and the failures are printed.
+        file: the user's file that the suite comes from.
+    """
     from bench.execute import run_suite
 
     with user_errors(console):
         try:
-            summary = run_suite.run(loaded, folder, workers, console)
+            summary = run_suite.run(loaded, folder, workers, console, file)
         except KeyboardInterrupt:
             console.print("stopped; the same command continues from here")
             raise typer.Exit(130) from None
         report(folder)
     _print_summary(summary, folder, console)
-    if summary.failed:
+    if summary.lacks_scores:
         raise typer.Exit(1)
 
 
@@ -102,6 +114,8 @@ def _print_summary(summary: "Summary", folder: Path, console: Console) -> None:
         console.print(Text(f"  {balancer} on {problem}, {counted(count, 'run')}: {reason}"))
     if len(failures) > MOST_FAILURES:
         console.print(f"  and {sum(list(failures.values())[MOST_FAILURES:])} more, for other reasons")
+    if tuning := len(summary.failed_tuning):
+        console.print(f"  tuning runs among them, which only decide on learning rates and options: {tuning}")
     if summary.failed:
         console.print(Text(f"Failed runs are stored too; {folder / 'tables' / 'runs.csv'} lists their keys."))
         console.print(Text(f"To do a run again, remove {folder / 'runs' / 'KEY.parquet'} and repeat this command."))

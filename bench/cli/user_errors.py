@@ -32,13 +32,19 @@ def user_errors(console: Console, writes_to: str = "--results") -> Iterator[None
     from bench.catalogue.show_problem import NothingToDrawError
     from bench.cost.subject import SubjectError
     from bench.diagnose.gradient_profile import ProfileError
-    from bench.execute.run_suite import BusyError, NotDoneError
+    from bench.execute.run_suite import NotDoneError
     from bench.execute.task import EngineError
     from bench.run.atomic_file import BadFileError
     from bench.run.plugins import PluginError
+    from bench.run.spec import FingerprintError
     from bench.style.numbers import counted
+    from bench.suite.claimed_folder import BusyError
+    from tasks import MissingDataError
 
-    ours = (SuiteError, SubjectError, PluginError, NothingToDrawError, ProfileError, BusyError, BadFileError)
+    ours = (
+        *(SuiteError, SubjectError, PluginError, NothingToDrawError, ProfileError),
+        *(BusyError, BadFileError, FingerprintError, MissingDataError),
+    )
     try:
         yield
     except (*ours, OSError) as error:

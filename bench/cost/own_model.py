@@ -198,7 +198,7 @@ def _with_plain_errors(what: str, call: Callable[[], Value]) -> Callable[[], Val
     def checked() -> Value:
         try:
             return call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             ours = (str(Path(torch.__file__).parent), __file__, "<")
             frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(ours)]
             where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

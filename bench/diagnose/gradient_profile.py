@@ -146,12 +146,12 @@ def measure(
         problem.require()
     except (ValueError, TypeError, MissingDataError) as error:
         raise ProfileError(str(error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProfileError(f"{name} can't be made: {reason(error)}") from error
     with reproducible("cpu"):
         try:
             return _profile(problem, problem.recipe if recipe is None else recipe, seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             why = str(error) if isinstance(error, ProfileError) else reason(error)
             raise ProfileError(f"{name} can't be profiled: {why}") from error
 

@@ -15,12 +15,13 @@ from rich.text import Text
 from bench.analysis import SuiteTables
 from bench.diagnose.gradient_profile import ProfileError
 from bench.execute import run_suite
-from bench.execute.run_suite import BusyError, NotDoneError
+from bench.execute.run_suite import NotDoneError
 from bench.execute.task import EngineError
 from bench.execute.workforce import Workforce
 from bench.report import report_page
 from bench.run import atomic_file, machine_facts, suite_text
 from bench.suite import suite_file
+from bench.suite.claimed_folder import BusyError
 from bench.suite.toml_table import SuiteError
 
 from . import (

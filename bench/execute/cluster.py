@@ -214,7 +214,7 @@ def made_by(named: str, tell: Tell) -> DaskCluster:
         tell: see `DaskCluster`.
 
     Raises:
-        EngineError: Dask is not installed, there is no such function, or it raises an exception.
+        EngineError: Dask is not installed, there is no such function, or it makes no cluster.
     """
     distributed = _dask()
     import dask
@@ -234,10 +234,12 @@ def made_by(named: str, tell: Tell) -> DaskCluster:
         # Dask would give a task to three more workers before it tells that one was lost; `carry_out` counts itself.
         with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
             cluster = make()
+        if cluster is None:  # `Client(None)` would start a cluster on this machine
+            raise EngineError(f"{named} returned nothing; it must return the cluster")
         return DaskCluster(distributed.Client(cluster, set_as_default=False), tell, cluster)
     except EngineError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EngineError(f"{named} made no cluster: {type(error).__name__}: {error}") from error
 
 

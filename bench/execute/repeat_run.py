@@ -1,5 +1,6 @@
 """Find one run of a suite by its key, do it again, and compare its scores with the stored ones."""
 
+import math
 from pathlib import Path
 
 from bench.run import result_file
@@ -36,10 +37,27 @@ def run(planned: Planned) -> RunResult:
     return training.result
 
 
-def agrees(planned: Planned, result: RunResult, folder: Path) -> bool | None:
-    """Return whether the result stored in ``folder`` has the same scores; None if no result is stored there."""
+def stored(planned: Planned, folder: Path) -> RunResult | None:
+    """Return the run's result that is stored in ``folder``; None if there is none.
+
+    Raises:
+        BadFileError: the file was damaged, or holds the result of another run.
+    """
     path = result_file.run_path(folder, planned.key)
-    return result_file.load(path).scores == result.scores if path.is_file() else None
+    return result_file.load(path) if path.is_file() else None
+
+
+def agree(one: RunResult, other: RunResult) -> bool:
+    """Return whether two results have the same scores; a metric that is NaN in both counts as the same."""
+    return _comparable(one) == _comparable(other)
+
+
+def _comparable(result: RunResult) -> list[object]:
+    """Return the scores with None in place of NaN, which equals nothing, not even itself."""
+    return [
+        (score.checkpoint, score.split, {name: None if math.isnan(x) else x for name, x in score.metrics.items()})
+        for score in result.scores
+    ]
 
 
 def _all(suite: Suite) -> list[Planned]:

@@ -92,7 +92,7 @@ def first_steps(job: RunJob) -> Pace | FailedStart:
         return pace(job.run.spec)
     except EvaluationError as error:
         return FailedStart(str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return FailedStart(reason(error))
 
 
@@ -138,7 +138,7 @@ def _prepare(job: RunJob) -> None:
         here = provenance(spec)
     except MissingDataError as error:
         raise CannotRunError(str(error)) from None
-    except Exception as error:  # another version of this project may lack the problem, the method or one of its options
+    except (Exception, SystemExit) as error:  # another version may lack the problem, the method or one of its options
         raise CannotRunError(f"{type(error).__name__}: {error}") from error
     differing = [NAMES[what] for what, value in job.provenance.items() if here[what] != value]
     if differing:

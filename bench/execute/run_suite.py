@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
@@ -17,9 +16,11 @@ from rich.text import Text
 from bench.analysis.static_front import MOST_POINTS
 from bench.cost import measure_step, micro
 from bench.run import atomic_file, machine_facts, suite_text
+from bench.run.atomic_file import BadFileError
 from bench.run.pace import Pace
 from bench.run.result_store import ResultStore
 from bench.suite import plan, rate_search, result_tables
+from bench.suite.claimed_folder import claimed
 from bench.suite.plan import Planned
 from bench.suite.result_tables import Done
 from bench.suite.suite_entries import Suite
@@ -33,10 +34,6 @@ MANY = 10
 """Announce the timing trial above this number of kinds of runs, because it then takes noticeably long."""
 LOSSES = 3
 """The number of lost workers after which steps are not timed anew."""
-
-
-class BusyError(Exception):
-    """Another process is running a suite in the same results folder."""
 
 
 class NotDoneError(Exception):
@@ -55,8 +52,18 @@ class Summary:
     reused: int
     failed: list[Done]
 
+    @property
+    def failed_tuning(self) -> list[Done]:
+        """The failed runs that only decide on learning rates and options. A rate that is too high often fails."""
+        return [run for run in self.failed if run.planned.spec.phase == "tuning"]
 
-def run(suite: Suite, folder: Path, workforce: Workforce, console: Console) -> Summary:
+    @property
+    def lacks_scores(self) -> bool:
+        """Whether a run failed whose own score the report shows: any run but a tuning run."""
+        return len(self.failed) > len(self.failed_tuning)
+
+
+def run(suite: Suite, folder: Path, workforce: Workforce, console: Console, file: Path | None = None) -> Summary:
     """Do the runs of ``suite`` that have no result yet, and write the suite's tables into ``folder``.
 
     Args:
@@ -64,20 +71,17 @@ def run(suite: Suite, folder: Path, workforce: Workforce, console: Console) -> S
         folder: the suite's results folder; it is created if necessary.
         workforce: whoever does the runs.
         console: where the forecast and the progress are printed.
+        file: the file that ``folder`` is to belong to, see `claimed`.
 
     Raises:
         BusyError: another process is running a suite in ``folder``.
-        SuiteError: every method fails in its first steps on every problem.
+        SuiteError: every method fails in its first steps on every problem, or ``folder`` belongs to another file.
         EngineError: no further run can be done.
         NotDoneError: some runs were given up, or some steps could not be timed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
-            atomic_file.remove_unfinished(folder)
-            return _Work(suite, folder, workforce, progress, console).do()
-    except filelock.Timeout:
-        raise BusyError(f"another process is running a suite in {folder}") from None
+    with claimed(folder, file), Progress(console) as progress:
+        atomic_file.remove_unfinished(folder)
+        return _Work(suite, folder, workforce, progress, console).do()
 
 
 def step_costs(suite: Suite, folder: Path, workforce: Workforce, console: Console) -> list[result_tables.Row]:
@@ -90,14 +94,10 @@ def step_costs(suite: Suite, folder: Path, workforce: Workforce, console: Consol
         EngineError: nothing more can be timed.
         NotDoneError: some steps could not be timed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0), Progress(console) as progress:
-            costs = plan.costs(suite)
-            progress.expect(len(costs))
-            return _Work(suite, folder, workforce, progress, console).time_steps(costs)
-    except filelock.Timeout:
-        raise BusyError(f"another process is running a suite in {folder}") from None
+    with claimed(folder), Progress(console) as progress:
+        costs = plan.costs(suite)
+        progress.expect(len(costs))
+        return _Work(suite, folder, workforce, progress, console).time_steps(costs)
 
 
 class _Work:
@@ -154,7 +154,10 @@ class _Work:
 
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
         result_tables.write(result_tables.assemble(suite, done, selection, cost_rows, again), folder / "tables")
-        micro.add_table(folder)
+        try:
+            micro.add_table(folder)
+        except BadFileError as error:
+            self.tell(f"{error}: the report lacks the micro-benchmark")
         kept = suite_text.kept(suite.written, suite.plugins, folder)
         atomic_file.write(folder / suite_text.KEPT, kept.encode())
         failed = [run for run in done if run.result.status == "failed"]

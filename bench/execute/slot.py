@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from .task import Limits
+from .task import Limits, as_exception
 
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
@@ -160,8 +160,8 @@ def _in_child(
         threading.Thread(target=_watch_memory, args=(memory, done), daemon=True).start()
     try:
         return work(*args), None
-    except Exception as error:
-        return None, _sendable(error)
+    except BaseException as error:  # pebble would send a SystemExit, which ends the thread that waits for the child
+        return None, _sendable(as_exception(error))
     finally:
         done.set()
 

@@ -66,6 +66,11 @@ class Raised:
     error: Exception
 
 
+def as_exception(error: BaseException) -> Exception:
+    """Return ``error``, or a RuntimeError with its text if it is no `Exception`: a SystemExit ends its thread."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
 @dataclass(frozen=True)
 class Crashed:
     """The process of the task ended by itself, while its worker lived. ``why`` is a clause."""

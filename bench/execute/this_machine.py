@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 
 from .slot import ChildEndedError, MemoryLimitError, Slot, TimeLimitError
-from .task import Crashed, Ending, Finished, Limits, Raised, Task, TookTooLong
+from .task import Crashed, Ending, Finished, Limits, Raised, Task, TookTooLong, as_exception
 
 MOST_MEMORY = 0.9
 """The share of the machine's memory that a task may use where no limit is stated."""
@@ -58,7 +58,11 @@ class ThisMachine:
 
     def _serve(self, slot: Slot) -> None:
         while (task := self._todo.get()) is not None and not self._stopped:
-            self._ended.put((task, attempt(task, slot)))
+            try:
+                ending = attempt(task, slot)
+            except BaseException as error:  # else this thread ends, and `next` waits for ever
+                ending = Raised(as_exception(error))
+            self._ended.put((task, ending))
 
 
 def attempt(task: Task, slot: Slot) -> Ending:

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from .task import Ending, Finished, Raised, Task
+from .task import Ending, Finished, Raised, Task, as_exception
 
 
 class InThisProcess:
@@ -23,8 +23,8 @@ class InThisProcess:
         task = self._todo.popleft()
         try:
             return task, Finished(task.work(*task.args))
-        except Exception as error:
-            return task, Raised(error)
+        except (Exception, SystemExit) as error:
+            return task, Raised(as_exception(error))
 
     def settle(self) -> None:
         """Do nothing: no process waits."""

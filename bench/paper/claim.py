@@ -65,13 +65,13 @@ class Outcome:
 
     Attributes:
         findings: the numbers that were found.
-        figure: draws the figure.
+        figure: draws the figure; None if an earlier call of the command has drawn it.
         caption: caption of the figure.
         table: the table that the figure is drawn from.
     """
 
     findings: list[Finding]
-    figure: Callable[[], Figure]
+    figure: Callable[[], Figure] | None
     caption: str
     table: pd.DataFrame
 
@@ -130,4 +130,18 @@ def rows(findings: Iterable[Finding], claim: Claim) -> list[dict[str, object]]:
             "verdict": one.verdict or "",
         }
         for one in findings
+    ]
+
+
+def stored_findings(table: pd.DataFrame) -> list[Finding]:
+    """Return the findings of the rows that `rows` returned, as read from a file."""
+    return [
+        Finding(
+            setting=row["setting"],
+            text=row["finding"],
+            estimate=Estimate(row["value"], row["low"], row["high"]),
+            unit=row["unit"],
+            verdict=row["verdict"] or None,
+        )
+        for row in table.to_dict("records")
     ]

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.analysis import Comparison, compare, compare_unpaired, comparison_scale, primary_rows
+from bench.analysis.intervals import Scale, Verdict
 from bench.run.atomic_file import BadFileError
 from bench.style.numbers import NOTHING, rate, relative
 
-from .stored_table import read_json, read_table
+from .stored_table import read_json, read_table, require_same_runs
 
 ABOUT = ("commit", "torch", "processor", "gpu", "protocol")
 """Keys of ``environment.json`` that may explain a change."""
@@ -31,7 +32,8 @@ class ComparedCell:
         failed: number of failed runs in the first and in the second folder.
         paired: True if both folders have the same seeds.
         identical: True if both folders have the same scores, bit for bit.
-        comparison: the second folder compared with the first.
+        lost: True if the second folder lacks a score that the first has.
+        comparison: the second folder compared with the first, on the scores that are there.
     """
 
     problem: str
@@ -40,7 +42,13 @@ class ComparedCell:
     failed: tuple[int, int]
     paired: bool
     identical: bool
+    lost: bool
     comparison: Comparison
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the second folder. A score that it lost counts as worse."""
+        return "worse" if self.lost else self.comparison.verdict
 
 
 @dataclass(frozen=True)
@@ -57,21 +65,25 @@ class Differences:
 
     @property
     def worse(self) -> bool:
-        """True if any score of the second folder is worse beyond noise."""
-        return any(cell.comparison.verdict == "worse" for cell in self.cells)
+        """True if any score of the second folder is worse beyond noise, or lost."""
+        return any(cell.verdict == "worse" for cell in self.cells)
 
 
 def differences(first: Path, second: Path) -> Differences:
     """Compare the reported test scores of the last checkpoints in ``second`` with those in ``first``.
 
     Scores are paired by seed if both folders have the same seeds; otherwise the interval is Welch's. The scale, ratio
-    or difference, is the one that the leaderboard uses.
+    or difference, is the one that the leaderboard uses. A score is missing where every run failed and no constant
+    predictor is known, so that nothing could be imputed.
 
     Raises:
         FileNotFoundError: a folder lacks the table of runs, scores or problems.
-        BadFileError: the folders have no problem and method in common, or score a problem by different metrics.
+        BadFileError: the folders have no problem and method in common, score a problem by different metrics, or have
+            damaged tables.
     """
     runs, scores, problems = ([_table(folder, name) for folder in (first, second)] for name in TABLES)
+    for folder, *tables in zip((first, second), runs, scores, problems, strict=True):
+        require_same_runs(folder, *tables)
     common = sorted(set(problems[0]["problem"]) & set(problems[1]["problem"]), key=list(problems[0]["problem"]).index)
     facts = [table.set_index("problem") for table in problems]
     for problem in common:
@@ -86,11 +98,11 @@ def differences(first: Path, second: Path) -> Differences:
         higher_is_better = bool(facts[0].loc[problem, "higher_is_better"])
         scale = comparison_scale(pd.concat(sides)["value"].dropna(), higher_is_better)
         for balancer in [label for label in dict.fromkeys(sides[0]["balancer"]) if label in set(sides[1]["balancer"])]:
-            old, new = (side[side["balancer"] == balancer].set_index("seed")["value"].dropna() for side in sides)
+            old, new = (side[side["balancer"] == balancer].set_index("seed")["value"] for side in sides)
             paired = set(old.index) == set(new.index)
             if paired:
                 new = new[old.index]
-            method = compare if paired else compare_unpaired
+            comparison = _compared(old, new, paired, higher_is_better, scale)
             of_cell = [table[(table["problem"] == problem) & (table["balancer"] == balancer)] for table in runs]
             of_cell = [table[table["phase"] == "reported"] for table in of_cell]
             cells.append(
@@ -100,8 +112,9 @@ def differences(first: Path, second: Path) -> Differences:
                     (float(of_cell[0]["lr"].iloc[0]), float(of_cell[1]["lr"].iloc[0])),
                     (int((of_cell[0]["status"] == "failed").sum()), int((of_cell[1]["status"] == "failed").sum())),
                     paired,
-                    paired and bool(np.array_equal(old.to_numpy(), new.to_numpy())),
-                    method(new.tolist(), old.tolist(), higher_is_better, scale),
+                    paired and bool(np.array_equal(old.to_numpy(), new.to_numpy(), equal_nan=True)),
+                    _lost(old, new, paired),
+                    comparison,
                 )
             )
     if not cells:
@@ -109,6 +122,19 @@ def differences(first: Path, second: Path) -> Differences:
     return Differences(
         [*_about(first, second), *_alone(first, finals[0], finals[1]), *_alone(second, *finals[::-1])], cells
     )
+
+
+def _compared(old: pd.Series, new: pd.Series, paired: bool, higher_is_better: bool, scale: Scale) -> Comparison:
+    """Compare the ``new`` scores with the ``old`` ones, without those that are missing."""
+    if paired:
+        both = old.notna() & new.notna()
+        return compare(new[both].tolist(), old[both].tolist(), higher_is_better, scale)
+    return compare_unpaired(new.dropna().tolist(), old.dropna().tolist(), higher_is_better, scale)
+
+
+def _lost(old: pd.Series, new: pd.Series, paired: bool) -> bool:
+    """Tell whether ``new`` lacks a score that ``old`` has on the same seed; on other seeds, where ``old`` has all."""
+    return bool((old.notna() & new.isna()).any() if paired else new.isna().any() and not old.isna().any())
 
 
 def table(found: Differences) -> Table:
@@ -129,7 +155,7 @@ def table(found: Differences) -> Table:
             _change(*map(str, cell.failed)) if any(cell.failed) else NOTHING,
             relative(c.scale, c.mean, c.low, c.high),
             "same" if cell.paired else "different",
-            c.verdict or NOTHING,
+            cell.verdict or NOTHING,
         )
     return lines
 
@@ -139,7 +165,7 @@ def summary(found: Differences) -> str:
     same = sum(cell.identical for cell in found.cells)
     text = f"{same} of {len(found.cells)} scores are identical to the bit"
     unnamed = "without a verdict"
-    verdicts = pd.Series([cell.comparison.verdict or unnamed for cell in found.cells if not cell.identical], dtype=str)
+    verdicts = pd.Series([cell.verdict or unnamed for cell in found.cells if not cell.identical], dtype=str)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.value_counts().items())
     return f"{text}; of the others: {counts}." if counts else f"{text}."
 

@@ -21,11 +21,12 @@ from bench.analysis.repeated_seeds import COLUMNS as REPEATED
 from bench.analysis.step_length import COLUMNS as STEP_LENGTH
 from bench.analysis.target_time import COLUMNS as TARGET
 from bench.analysis.training_scores import COLUMNS as TRAINING
-from bench.run import result_picture, suite_text
+from bench.run import result_picture, suite_origin, suite_text
 from bench.run.atomic_file import BadFileError
 from bench.run.result_picture import Picture
+from bench.run.suite_text import SuiteText
 
-from .stored_table import read_json, read_table
+from .stored_table import read_json, read_table, require_same_runs
 
 BASE = ("problems", "metrics", "runs", "scores", "curves", "selection", "retuning", "costs")
 """Names of the tables that derived tables are made from."""
@@ -214,7 +215,7 @@ def load(path: Path) -> Results:
 
     Raises:
         FileNotFoundError: The folder was not written by a suite, or lacks the tables of runs or of problems.
-        BadFileError: A file is damaged, or a table lacks a column.
+        BadFileError: A file is damaged, a table lacks a column, or the tables are of another suite than the folder's.
     """
     path = path.resolve()
     for file in (suite_text.KEPT, "environment.json"):
@@ -224,12 +225,16 @@ def load(path: Path) -> Results:
         suite = suite_text.read(path / suite_text.KEPT)
     except ValueError as error:
         raise BadFileError(f"{path / suite_text.KEPT} can't be read: {error}") from error
-    roles = suite.roles(path.name)
+    _require_entries(path, suite)
+    is_users = suite_origin.is_users(path) or bool(suite.values.get("plugins"))
+    roles = suite.roles("" if is_users else path.name)
     stored = {name: read_table(path, name) for name in COLUMNS}
     for name in ("runs", "problems"):
         if stored[name] is None:
             raise FileNotFoundError(f"{path} is not the results folder of a suite: it has no tables/{name}")
     tables = {name: _checked(path, name, stored[name], columns) for name, columns in COLUMNS.items()}
+    require_same_runs(path, tables["runs"], tables["scores"], tables["problems"])
+    _require_balancers(path, tables["runs"], roles)
     if stored["metrics"] is None:  # the table of baselines names all metrics that belong to a task
         tables["metrics"] = tables["baselines"][list(COLUMNS["metrics"])]
     board = read_table(path, "leaderboard")
@@ -247,6 +252,27 @@ def load(path: Path) -> Results:
         board=_checked(path, "leaderboard", board, tuple(LEADERBOARD)),
         ranking=not board.empty and bool(board["ranking"].all()),
     )
+
+
+def _require_entries(folder: Path, suite: SuiteText) -> None:
+    """Raise a `BadFileError` if the suite that the folder keeps has no problems or no balancers, each with a name."""
+    for kind in ("problems", "balancers"):
+        entries = suite.values.get(kind)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) and "name" in each for each in entries):
+            raise BadFileError(f"{folder / suite_text.KEPT} is no suite: it has no [[{kind}]] with names")
+
+
+def _require_balancers(folder: Path, runs: pd.DataFrame, roles: Roles) -> None:
+    """Raise a `BadFileError` if the tables have a balancer that the folder's suite lacks: a report would leave it out.
+
+    Baselines and points of the front of static weights are no balancers of the suite.
+    """
+    reported = dict.fromkeys(runs.loc[runs["phase"] == "reported", "balancer"])
+    if others := [label for label in reported if label not in roles.by_label]:
+        raise BadFileError(
+            f"the tables in {folder} have results of {', '.join(others)}, which {suite_text.KEPT} there lacks: the two "
+            "are of different suites; the command that made the tables makes both again from the runs that are kept"
+        )
 
 
 def _checked(folder: Path, name: str, table: pd.DataFrame | None, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -58,6 +58,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def require_same_runs(folder: Path, runs: pd.DataFrame, scores: pd.DataFrame, problems: pd.DataFrame) -> None:
+    """Check that three tables of the results folder ``folder`` are whole, as far as they say so of each other.
+
+    Raises:
+        BadFileError: A problem of the runs has no row in the table of problems, a score belongs to no run, or a run
+            says neither that it succeeded nor that it failed.
+    """
+    if unknown := sorted({*runs["problem"], *scores["problem"]} - {*problems["problem"]}):
+        raise BadFileError(f"the table problems in {folder} has no row for {unknown[0]!r}: it is damaged")
+    if missing := len({*scores["key"]} - {*runs["key"]}):
+        raise BadFileError(f"the table runs in {folder} is damaged: it lacks {missing} of the runs that have scores")
+    if not runs["status"].isin(["ok", "failed"]).all():
+        raise BadFileError(f"the table runs in {folder} is damaged: it has a run without a status")
+
+
 def _from_csv(path: Path) -> pd.DataFrame:
     # "control" is the name of a control in the table of controls, and true or false in the table of problems.
     text = TEXT | {"control"} if path.stem == "controls" else TEXT

@@ -2,6 +2,8 @@
 
 import io
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -19,16 +21,34 @@ class BadFileError(ValueError):
 def write(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, replacing an older file.
 
-    The content goes to the disk under a temporary name in the same folder, which is then renamed to ``path``.
+    The content goes to the disk under a temporary name in the same folder, which is then renamed to ``path``. If that
+    raises an error, no temporary file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise an `OSError` if no file can be written into ``folder``, which need not exist. Nothing is left there."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for each in missing:
+            with suppress(OSError):  # it was not made, or another process uses it already
+                each.rmdir()
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -20,6 +20,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import tokenize
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -74,7 +75,13 @@ def files_of(modules: Iterable[str], packages: Collection[str]) -> set[Path]:
 
 @cache
 def _file_hash(file: Path, packages: frozenset[str]) -> str:
-    return source_hash(file.read_text(encoding="utf-8"), packages)
+    return source_hash(_source(file), packages)
+
+
+def _source(file: Path) -> str:
+    """Return the text of a Python file, in the encoding that it declares."""
+    with tokenize.open(file) as opened:
+        return opened.read()
 
 
 @cache
@@ -89,7 +96,7 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(_source(file))
 
 
 def _imported(module: str, file: Path, packages: frozenset[str]) -> Iterator[str]:

@@ -91,13 +91,13 @@ def registered(file: Path) -> Registered:
     """Load a file, and return what it registers.
 
     Raises:
-        PluginError: there is no such file, or it raises an exception.
+        PluginError: there is no such file, or it raises an exception or calls ``sys.exit``.
     """
     if not file.is_file():
         raise PluginError(f"there is no file {file}")
     try:
         load([file])
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a SystemExit would end the command, and look like success
         raise PluginError(f"{file.name} can't be loaded: {type(error).__name__}: {error}") from error
     module = module_name(file)
     return Registered(

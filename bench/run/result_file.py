@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from . import atomic_file
 from .atomic_file import BadFileError
-from .spec import RunSpec, provenance
+from .spec import RunSpec, key_of, provenance
 from .training import Dynamics, Evaluation, RunResult, Score
 
 METADATA = b"lossbench"
@@ -34,15 +34,17 @@ def save(path: Path, spec: RunSpec, result: RunResult) -> None:
 
 
 def load(path: Path) -> RunResult:
-    """Read a result.
+    """Read a result from the path that `run_path` returns for its key.
 
     Raises:
-        BadFileError: `save` did not write this file, or it has changed since.
+        BadFileError: `save` did not write this file, it has changed since, or it is that of another run.
     """
     try:
-        return decode(path.read_bytes())
+        return decode(path.read_bytes(), path.stem)
     except BadFileError:
-        raise BadFileError(f"{path} holds no whole result of a run; remove it and run the suite again") from None
+        raise BadFileError(
+            f"{path} holds no whole result of the run with this key; remove it and run the suite again"
+        ) from None
 
 
 def encode(spec: RunSpec, result: RunResult) -> bytes:
@@ -70,19 +72,22 @@ def encode(spec: RunSpec, result: RunResult) -> bytes:
     return whole
 
 
-def decode(content: bytes) -> RunResult:
-    """Return the result that a file of this ``content`` holds.
+def decode(content: bytes, key: str) -> RunResult:
+    """Return the result of the run with this ``key``, from the ``content`` of its file.
 
     Raises:
-        BadFileError: `encode` did not make this content, or it was damaged.
+        BadFileError: `encode` did not make this content, it was damaged, or it is that of another run.
     """
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        # `pq.read_table` leaves a thread behind, which aborts a process that ends soon after (apache/arrow#34314).
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         text = table.schema.metadata[METADATA]
         losses, weights = table["loss"].to_numpy(), table["weight"].to_numpy()
         if table.schema.metadata[CHECKSUM] != _checksum(text, losses, weights):
             raise BadFileError("the checksum differs")
         facts = json.loads(text)
+        if key_of(facts["spec"], facts) != key:
+            raise BadFileError("the key differs")
         tasks = tuple(facts["tasks"])
         shape = (table.num_rows // max(1, len(tasks)), len(tasks))
         for name, label in _labels(shape[0], tasks).items():
@@ -102,7 +107,7 @@ def decode(content: bytes) -> RunResult:
             weights=weights.reshape(shape),
         )
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
-        raise BadFileError("this is no whole result of a run") from error
+        raise BadFileError("this is no whole result of the run with this key") from error
 
 
 def _labels(steps: int, tasks: tuple[str, ...]) -> dict[str, pa.Array]:

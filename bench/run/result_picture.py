@@ -63,7 +63,7 @@ def of(training: Training) -> Picture:
     try:
         model = training.model if training.result.status == "ok" else None
         return draw(training.problem, training.data, model)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Picture(b"", f"No picture: {type(error).__name__}: {error}")
 
 

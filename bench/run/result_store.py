@@ -1,7 +1,7 @@
 """Keep the results of a suite's runs in a folder: the only writer of its run files, cost files and pictures.
 
-A result is whole or not there. A file that was damaged since it was written is set aside under another name, and counts
-as missing.
+A result is whole or not there. A file that was damaged since it was written, or that holds the result of another run,
+is set aside under another name, and counts as missing.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class ResultStore:
         """Return a stored result.
 
         Raises:
-            BadFileError: it was damaged, or there is none.
+            BadFileError: it was damaged, it is that of another run, or there is none.
         """
         return result_file.load(result_file.run_path(self.folder, key))
 
@@ -58,9 +58,9 @@ class ResultStore:
         """Store the content of a result's file, and a picture.
 
         Raises:
-            BadFileError: the content was damaged on its way.
+            BadFileError: the content was damaged on its way, or it is that of another run.
         """
-        result = result_file.decode(content)
+        result = result_file.decode(content, key)
         if picture is not None:  # first, so that a stored result never waits for its picture
             result_picture.save(result_picture.path(self.folder, key), picture)
         atomic_file.write(result_file.run_path(self.folder, key), content)

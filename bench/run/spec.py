@@ -19,7 +19,7 @@ import torch
 import balancers
 import tasks
 from balancers.engine.method.declared_method import Wrt
-from tasks import Recipe
+from tasks import MissingDataError, Recipe
 
 from . import code_hash
 
@@ -35,6 +35,12 @@ FOLDER = Path(__file__).parent
 PROTOCOL = FOLDER.parent / "PROTOCOL.md"
 TRAINING = [FOLDER / name for name in ("training.py", "step_log.py", "build.py", "seeds.py")]
 """The modules of this room that every run goes through."""
+PROVENANCE = ("protocol", "code", "data", "torch")
+"""The names of what a result depends on besides its specification, see `provenance`."""
+
+
+class FingerprintError(ValueError):
+    """A problem's ``fingerprint`` fails; the message says how in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,12 @@ class RunSpec:
     @property
     def key(self) -> str:
         """Return 32 hexadecimal digits, the same for the same run in every process and on every machine."""
-        return code_hash.digest({"spec": asdict(self), **provenance(self)})
+        return key_of(asdict(self), provenance(self))
+
+
+def key_of(spec: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Return the key of a run from the fields of its `RunSpec` and a mapping that has each name of `PROVENANCE`."""
+    return code_hash.digest({"spec": spec, **{name: others[name] for name in PROVENANCE}})
 
 
 def provenance(spec: RunSpec) -> dict[str, str]:
@@ -94,13 +105,26 @@ def provenance(spec: RunSpec) -> dict[str, str]:
 
 
 def fingerprint(problem: str, options: Options) -> str:
-    """Return the hash of the data that the problem reads, see `Problem.fingerprint`; computed once a process."""
+    """Return the hash of the data that the problem reads, see `Problem.fingerprint`; computed once a process.
+
+    Raises:
+        FingerprintError: the problem's ``fingerprint`` raises an exception, or returns no text.
+        MissingDataError: the data are missing.
+    """
     return _fingerprint(problem, json.dumps(options, sort_keys=True))
 
 
 @cache
 def _fingerprint(problem: str, options: str) -> str:
-    return tasks.create(problem, **json.loads(options)).fingerprint()
+    try:
+        found: object = tasks.create(problem, **json.loads(options)).fingerprint()
+    except MissingDataError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise FingerprintError(f"fingerprint of {problem} raises {type(error).__name__}: {error}") from error
+    if not isinstance(found, str):
+        raise FingerprintError(f"fingerprint of {problem} returns {found!r}; expected a text")
+    return found
 
 
 @cache

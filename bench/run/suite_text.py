@@ -17,6 +17,8 @@ from bench.analysis import Roles, assign_roles
 
 KEPT = "suite.toml"
 """Name of a suite's file in its results folder. The folder has the suite's name."""
+ENCODING = "utf-8-sig"
+"""The encoding of a suite's file: UTF-8, with or without a byte order mark, which some editors write."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def read(path: Path) -> SuiteText:
     Raises:
         ValueError: The file is not TOML in UTF-8.
     """
-    return parse(path.read_text(encoding="utf-8"))
+    return parse(path.read_text(encoding=ENCODING))
 
 
 def kept(suite: SuiteText, plugins: Sequence[Path], folder: Path) -> str:

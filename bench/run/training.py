@@ -6,6 +6,7 @@ operations, and records what the protocol asks for. This module knows nothing ab
 
 import copy
 import math
+import operator
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +102,8 @@ def run(spec: RunSpec) -> RunResult:
     """Train, then score the last checkpoint and the one with the best validation score after step 0.
 
     The test split is read at the very end, and not at all when tuning. The run fails if the problem or the balancer
-    raises an error, or if a loss, a primary score or the norm of an update that is recorded is not finite.
+    raises an error or calls ``sys.exit``, or if a loss, a primary score or the norm of an update that is recorded is
+    not finite.
     """
     training = Training(spec)
     training.run()
@@ -133,7 +135,7 @@ class Training:
                 self.prepare()
                 self.train()
                 self.score()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.fail(error)
 
     def prepare(self) -> None:
@@ -142,7 +144,7 @@ class Training:
         self.problem = tasks.create(spec.problem, **spec.problem_options)
         self.result.tasks = self.problem.tasks
         self.data = self.problem.data(generator(spec.seed, "data"), self.device)
-        self.result.sizes = dict(self.problem.sizes(self.data))
+        self.result.sizes = sample_sizes(self.problem, self.data)
         torch.manual_seed(stream_seed(spec.seed, "initial values"))
         self.model = self.problem.model().to(self.device).train()
         self.initial = self.best = copy.deepcopy(self.model.state_dict())
@@ -307,7 +309,7 @@ class Training:
         if not math.isfinite(value):
             raise DivergenceError(f"the {what} is {value} ({self.problem.primary})")
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Mark the run as failed, and save what was recorded and the scores of the constant predictor if possible."""
         try:
             self.fetch()
@@ -316,7 +318,7 @@ class Training:
         except Exception:  # the device is lost, or nothing was recorded yet
             pass
         self.result.status, self.result.reason = "failed", reason(error)
-        with suppress(Exception):
+        with suppress(Exception, SystemExit):
             self.score_constant()
 
     def score_constant(self) -> None:
@@ -328,6 +330,24 @@ class Training:
         for split in splits:
             metrics = self.evaluate(constant, split, self.start_on(split))
             self.result.scores.append(Score("constant", split, metrics))
+
+
+def sample_sizes(problem: tasks.Problem[Any], data: Any) -> dict[str, int]:
+    """Return the number of samples in each split as integers of Python, which a result's file can hold.
+
+    Raises:
+        TypeError: the problem's ``sizes`` returns no mapping, or a value that is no whole number.
+    """
+    sizes: Any = problem.sizes(data)
+    if not isinstance(sizes, Mapping):
+        raise TypeError(f"sizes of {problem.name} returns {sizes!r}; expected a dict from each split to a whole number")
+    counts = {}
+    for split, size in sizes.items():
+        try:
+            counts[str(split)] = operator.index(size)  # also an integer of NumPy or of PyTorch
+        except TypeError:
+            raise TypeError(f"sizes of {problem.name} gives {size!r} for {split!r}; expected a whole number") from None
+    return counts
 
 
 def endless(problem: tasks.Problem[Any], data: Any, order: torch.Generator, batch_size: int) -> Iterator[Any]:
@@ -352,7 +372,7 @@ def _distance(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.cat(changes)))
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Describe the error, with the file and line outside PyTorch where it was raised."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, DivergenceError | BatchesEndedError):

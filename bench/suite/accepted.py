@@ -44,8 +44,8 @@ DEVICES = ValueKind(
 )
 WRT = ValueKind('"features", "layer" or "parameters"', lambda value: value in get_args(Wrt))
 SEEDS = ValueKind(
-    "a list of different whole numbers, 0 or more",
-    lambda value: _distinct(value, 1) and all(_whole(one, 0) for one in value),
+    "a list of different whole numbers, 0 or more and below 2**63",  # what a column of the tables can hold
+    lambda value: _distinct(value, 1) and all(_whole(one, 0) and one < 2**63 for one in value),
 )
 RATES = ValueKind(
     "a list of different positive numbers, two or more",

@@ -35,6 +35,13 @@ MOST_STEPS = 200
 COUNTED = ("flops", "operator_calls", "peak_bytes")
 """Columns of the costs that are whole numbers, or missing."""
 
+TABLES = (
+    *("problems", "metrics", "runs", "scores", "curves", "selection", "retuning", "costs"),
+    *("leaderboard", "baselines", "delta_m", "controls", "target", "repeated"),
+    *("trajectory", "dynamics", "front", "micro"),
+)
+"""Names of all tables that a suite's results folder can have."""
+
 Row = dict[str, Any]
 
 
@@ -288,9 +295,12 @@ def assemble(
 
 
 def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write each table into ``folder``, and remove the tables of earlier times that are not among them."""
+    """Write each table into ``folder``, and remove the tables of earlier times that are not among them.
+
+    Files of other names than those of `TABLES` stay: they are the user's.
+    """
     for name, table in tables.items():
         atomic_file.write_table(folder / name, table)
-    for path in (*folder.glob("*.parquet"), *folder.glob("*.csv")):
-        if path.stem not in tables:
-            path.unlink()
+    for name in set(TABLES) - set(tables):
+        for ending in (".parquet", ".csv"):
+            (folder / f"{name}{ending}").unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import balancers
 import tasks
@@ -21,7 +22,8 @@ from balancers.engine.method.declared_method import Wrt
 from bench.run import build, plugins, suite_text
 from bench.run.spec import Device, Method, Options
 from bench.run.suite_text import KEPT
-from tasks import MissingDataError, Problem
+from bench.run.training import reason
+from tasks import MissingDataError, Shared
 
 from . import accepted, trial_draws
 from .suite_entries import BalancerEntry, ProblemEntry, StatedLimits, Suite
@@ -37,6 +39,9 @@ SEARCH = "search"
 
 ALWAYS_COMPARED = ("equal", "static")
 """The methods whose scores on a reserved problem may be looked at before the evidence has run."""
+
+MOST_STEPS = 10**15
+"""The maximum number of training steps of a run: thirty years, if a step takes a microsecond."""
 
 NOT_OPTIONS = ("fork", "wrt", "tasks", "process_group")
 """Arguments of balancers that are no options: the problem decides on the first three, and a run is one process."""
@@ -86,9 +91,8 @@ def load(path: Path) -> Suite:
     Raises:
         SuiteError: The first mistake that was found in the suite.
     """
-    text = path.read_text(encoding="utf-8")
     try:
-        written = suite_text.parse(text)
+        written = suite_text.read(path)
     except ValueError as error:
         raise SuiteError(f"{path.name}: {error}") from error
     top = TomlTable(path.name, "", written.values, accepted.TOP)
@@ -116,6 +120,9 @@ def load(path: Path) -> Suite:
     if retuning and not (repeated and finer):
         seeds.fail("retuning", "is for a suite with repeated seeds and learning_rates.finer")
     cost = top.table("cost", ("rounds", "devices"))
+    rounds, timed_on = cost.take("rounds", accepted.ROUNDS, 0), cost.take("devices", accepted.DEVICES, [device])
+    if rounds and timed_on == ["cuda"]:
+        _require_cuda(cost, "devices")
     limits = top.table("limits", ("seconds", "memory"))
     problem_tables, balancer_tables = (
         top.tables("problems", accepted.PROBLEM),
@@ -127,7 +134,8 @@ def load(path: Path) -> Suite:
     problems = [_problem(table, of_all) for table in problem_tables]
     if not top.take("reserved", accepted.YES_OR_NO, False):
         _refuse_reserved(problem_tables, problems, balancer_tables)
-    left_out = {entry.label: missing for entry in problems if (missing := _missing(entry.problem))}
+    lacks = {entry.label: _missing(table, entry) for table, entry in zip(problem_tables, problems, strict=True)}
+    left_out = {label: sentence for label, sentence in lacks.items() if sentence is not None}
     problems = [entry for entry in problems if entry.label not in left_out]
     if not problems:
         raise SuiteError(f"{path.name}: no problem can be run: {'; '.join(left_out.values())}")
@@ -155,8 +163,8 @@ def load(path: Path) -> Suite:
         growths=0 if searches else growths,
         finer=finer,
         searches=searches,
-        cost_rounds=cost.take("rounds", accepted.ROUNDS, 0),
-        cost_devices=tuple(cost.take("devices", accepted.DEVICES, (device,))),
+        cost_rounds=rounds,
+        cost_devices=tuple(timed_on),
         problems=tuple(problems),
         balancers=tuple(methods),
         left_out=left_out,
@@ -181,12 +189,14 @@ def _refuse_reserved(
             )
 
 
-def _missing(problem: Problem[Any]) -> str | None:
-    """Return a sentence about the data that the problem lacks; None if it lacks none."""
+def _missing(table: TomlTable, entry: ProblemEntry) -> str | None:
+    """Return a sentence about the data that the problem of an entry lacks; None if it lacks none."""
     try:
-        problem.require()
+        entry.problem.require()
     except MissingDataError as error:
         return str(error)
+    except (Exception, SystemExit) as error:
+        table.fail("name", f"require of {entry.name} raises {reason(error)}")
     return None
 
 
@@ -214,7 +224,7 @@ def _load_plugins(top: TomlTable, folder: Path) -> tuple[Path, ...]:
             top.fail(f"plugins[{i}]", f"there is no file {name} relative to the suite's folder")
         try:
             plugins.load([file])
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a SystemExit would end the command, and look like success
             top.fail(f"plugins[{i}]", f"{name} can't be loaded: {type(error).__name__}: {error}")
     return files
 
@@ -235,9 +245,15 @@ def _learning_rates(top: TomlTable) -> tuple[float, ...]:
 def _device(top: TomlTable) -> Device:
     """Return the device of the runs; "auto" is CUDA if this machine has it."""
     device = top.take("device", accepted.DEVICE, "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        top.fail("device", '"cuda", but PyTorch finds no CUDA device on this machine')
+    if device == "cuda":
+        _require_cuda(top, "device")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _require_cuda(table: TomlTable, key: str) -> None:
+    """Raise a `SuiteError` about ``key``, which names CUDA alone, if this machine has no CUDA device."""
+    if not torch.cuda.is_available():
+        table.fail(key, '"cuda", but PyTorch finds no CUDA device on this machine')
 
 
 def _recipe_changes(table: TomlTable) -> dict[str, Any]:
@@ -258,8 +274,8 @@ def _problem(table: TomlTable, of_all: Mapping[str, Any]) -> ProblemEntry:
     options = _options(table, tasks.get(name))
     try:
         problem = tasks.create(name, **options)
-    except Exception as error:
-        table.fail(_culprit(options, error), str(error))
+    except (Exception, SystemExit) as error:
+        table.fail(_culprit(options, error), _sentence(error))
     if problem.illustration:
         table.fail("name", f"{name} is an illustration, which ranks no methods; `lossbench show {name}` draws it")
     recipe = problem.full if table.take("recipe", accepted.RECIPE, "default") == "full" else problem.recipe
@@ -296,12 +312,12 @@ def _balancer(
     methods, trials = {}, {}
     needs_fork = table.take("needs_fork", accepted.YES_OR_NO, False)
     for entry in problems:
-        if needs_fork and not _has_fork(entry.problem):
+        if needs_fork and not _has_fork(table.file, entry):
             continue
         try:
             with torch.random.fork_rng(devices=[]):
-                model = entry.problem.model()
-                where = wrt or build.default_wrt(cls, entry.problem.shared(model))
+                model, shared = _model(table.file, entry)
+                where = wrt or build.default_wrt(cls, shared)
                 fixed = {key: _resolve(table, key, value, entry) for key, value in options.items()}
                 if searches_weights:
                     own = next(iter(entry.problem.static_weights.values()), None)
@@ -315,25 +331,38 @@ def _balancer(
                     build.balancer(method, entry.problem, model)
         except SuiteError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             key = "wrt" if "wrt" in str(error) else _culprit(options, error)
-            table.fail(key, f"{error} (on {entry.label})")
+            table.fail(key, f"{_sentence(error)} (on {entry.label})")
         methods[entry.label], trials[entry.label] = made[0], dict(zip(rates, made[1:], strict=True))
+    times = float(table.take("times_steps", accepted.POSITIVE, 1.0))
+    for entry in problems:
+        if entry.recipe.steps > MOST_STEPS / times:
+            table.fail("times_steps", f"{times:g} times the steps of {entry.label} are more than {MOST_STEPS:.0e}")
     return BalancerEntry(
         _label(table),
         name,
         methods,
         trials if rates else {},
         searches_weights,
-        float(table.take("times_steps", accepted.POSITIVE, 1.0)),
+        times,
         float(table.take("weight_decay", accepted.DECAY, 0.0)),
         table.take("rates_around", accepted.TEXT, ""),
     )
 
 
-def _has_fork(problem: Problem[Any]) -> bool:
+def _has_fork(file: str, entry: ProblemEntry) -> bool:
     with torch.random.fork_rng(devices=[]):
-        return problem.shared(problem.model()).fork is not None
+        return _model(file, entry)[1].fork is not None
+
+
+def _model(file: str, entry: ProblemEntry) -> tuple[nn.Module, Shared]:
+    """Return a model of an entry's problem, and its shared parts; an error is the problem's, not the balancer's."""
+    try:
+        model = entry.problem.model()
+        return model, entry.problem.shared(model)
+    except (Exception, SystemExit) as error:
+        raise SuiteError(f"{file}: the model of {entry.label} can't be used: {reason(error)}") from error
 
 
 def _require_models(methods: list[BalancerEntry], tables: list[TomlTable], finer: float | None) -> None:
@@ -382,7 +411,12 @@ def _resolve(table: TomlTable, key: str, value: object, entry: ProblemEntry) -> 
     return list(weightings[name])
 
 
-def _culprit(options: Options, error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
+    """Return the message of an error. A refusal of an argument is a sentence; what else is raised needs its type."""
+    return str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
+
+
+def _culprit(options: Options, error: BaseException) -> str:
     """Return the key that an error is about.
 
     That is an option if the message names exactly one; else all ``options``, or the name if there are none.

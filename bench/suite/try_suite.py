@@ -1,9 +1,11 @@
 """Make a suite for a user's own problem, as large as fits a given time: ``lossbench try my_problem.py``."""
 
+import itertools
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 import balancers
 import tasks
 from bench.analysis import loss_scales
-from bench.run import build, plugins
+from bench.run import atomic_file, build, plugins
 from bench.run.plugins import PluginError
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import Method
@@ -20,6 +22,7 @@ from bench.style.numbers import in_words, rounded
 from tasks import Problem
 
 from . import plan, suite_file
+from .claimed_folder import claimed
 from .plan import Planned
 from .suite_entries import Suite
 from .toml_table import SuiteError
@@ -62,9 +65,11 @@ def make(
 ) -> tuple[Suite, list[str]]:
     """Make a suite of all problems and methods in a file, and write it.
 
+    A suite of an earlier time is kept under another name, if it is not one that this function makes of ``file``.
+
     Args:
         file: The Python file that registers problems, and perhaps methods.
-        folder: The folder into which the suite is written.
+        folder: The results folder, into which the suite is written.
         minutes: The time that the suite's runs aim at together.
         seconds_of: Returns how long the runs of a suite take together, in seconds.
 
@@ -73,7 +78,9 @@ def make(
 
     Raises:
         SuiteError: ``file`` can't be loaded or registers no problem, a problem or its model can't be made without
-            options, or every method fails in its first steps, as far as ``seconds_of`` checks that.
+            options, every method fails in its first steps, as far as ``seconds_of`` checks that, or ``folder`` belongs
+            to another file.
+        BusyError: Another process is running a suite in ``folder``.
     """
     notes: list[str] = []
     names = _registered(file, notes)
@@ -88,14 +95,19 @@ def make(
     first_losses = {problem.name: _first_losses(problem) for problem in problems}
     notes += filter(None, (loss_scales.advice(losses, name) for name, losses in first_losses.items()))
     methods = _methods(file, problems, first_losses, notes)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{file.stem}.toml"
-    for size in SIZES:
-        path.write_text(_toml(file, names, methods, size), encoding="utf-8")
-        loaded = suite_file.load(path)
-        seconds = seconds_of(loaded, _runs(loaded))
-        if seconds <= 60 * minutes:
-            break
+    texts = [_toml(file, names, methods, size) for size in SIZES]
+    with claimed(folder, file):
+        for text in texts:
+            loaded = _load(text, file.stem)
+            seconds = seconds_of(loaded, _runs(loaded))
+            if seconds <= 60 * minutes:
+                break
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") not in texts:
+            before = _free(path)
+            path.replace(before)
+            notes.append(f"{path} is not as this command makes it, so it was kept: it is now {before.name}")
+        atomic_file.write(path, text.encode())
     took = in_words(seconds, seconds)
     if seconds <= 60 * minutes:
         notes.append(
@@ -132,7 +144,7 @@ def _problem(file: Path, name: str) -> Problem[Any]:
     """Create a problem that ``file`` registers, without options."""
     try:
         return tasks.create(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SuiteError(f"{file.name}: {name} can't be made: {type(error).__name__}: {error}") from error
 
 
@@ -141,7 +153,7 @@ def _require_models(file: Path, problems: Sequence[Problem[Any]]) -> None:
     for problem in problems:
         try:
             _make("equal", problem, {})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
             raise SuiteError(f"{file.name}: the model of {problem.name} can't be used: {reason}") from error
 
@@ -164,7 +176,7 @@ def _methods(
                 options = _likelihoods(problems, notes)
             for problem in problems:
                 _make(name, problem, options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             notes.append(f"{name} is left out: {error}")
             continue
         methods[name] = options
@@ -222,7 +234,7 @@ def _first_losses(problem: Problem[Any]) -> dict[str, float]:
             losses = problem.losses(problem.model(), batch)
         names, values = (losses, losses.values()) if isinstance(losses, Mapping) else (problem.tasks, losses)
         return {str(task): float(loss.detach()) for task, loss in zip(names, values, strict=True)}
-    except Exception:
+    except (Exception, SystemExit):
         return {}
 
 
@@ -260,6 +272,20 @@ def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, A
             lines.append(f"label = {json.dumps(UNTRAINED)}")
         lines += [f"options.{key} = {json.dumps(value)}" for key, value in options.items()]
     return "\n".join(lines) + "\n"
+
+
+def _load(text: str, name: str) -> Suite:
+    """Return the suite with this text and this name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.toml"
+        path.write_text(text, encoding="utf-8")
+        return replace(suite_file.load(path), name=name)
+
+
+def _free(path: Path) -> Path:
+    """Return a path beside ``path`` that no file has: ``waves.toml.before``, then ``waves.toml.before-2``."""
+    names = (f"{path.name}.before{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    return next(free for name in names if not (free := path.with_name(name)).exists())
 
 
 def _runs(loaded: Suite) -> list[Planned]:

@@ -4,12 +4,14 @@ import copy
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import balancers
-from bench.run.suite_text import KEPT
+from bench.run import code_hash, suite_text
 from bench.style.numbers import rounded
 
 from . import suite_file
@@ -20,7 +22,9 @@ from .toml_table import SuiteError, closest
 TomlEntry = Mapping[str, Any]
 """A problem or a balancer as it is written in a suite's file."""
 SUFFIX = "-tuned"
-"""End of the new suite's name."""
+"""End of the new suite's name; names of problems and balancers follow where only these are tuned."""
+LONGEST = 80
+"""The number of characters of these names above which a hash replaces them, as folders' names have a limit."""
 FIRST_SEED = 101
 """The smallest tuning seed for a suite that has none."""
 REPLACED = (f"{FROM_PROBLEM}first", SEARCH)
@@ -29,11 +33,12 @@ REPLACED = (f"{FROM_PROBLEM}first", SEARCH)
 
 def make(
     path: Path, results: Path, trials: int, problems: Sequence[str] = (), methods: Sequence[str] = ()
-) -> tuple[Suite, Path]:
-    """Make a suite like that in ``path``, with a search in place of its grid, and keep it in its results folder.
+) -> tuple[Suite, list[str]]:
+    """Make a suite like that in ``path``, with a search in place of its grid. No file is written.
 
     The new suite always has equal weighting and searched static weights. Its learning rates lie between the ends of the
-    suite's grid; if the suite has no grid, between a tenth and ten times the learning rates of its problems.
+    suite's grid; if the suite has no grid, between a tenth and ten times the learning rates of its problems. What only
+    a grid has is left out: balancers whose learning rates lie around another's, and seeds for retuning.
 
     Args:
         path: The suite's file.
@@ -44,32 +49,67 @@ def make(
             none, all of the suite's are kept.
 
     Returns:
-        The new suite and its results folder.
+        The new suite, and sentences about what was left out. The suite's name is that of its results folder; if only
+        some problems or balancers are tuned, it ends in their names.
 
     Raises:
         SuiteError: The suite has a mistake, or has no such problem or balancer.
     """
     base = suite_file.load(path)
-    folder = results / f"{base.name}{SUFFIX}"
     top = copy.deepcopy(dict(base.written.values))
     if problems:
         top["problems"] = _kept(top["problems"], problems, "problem")
     if methods:
-        others = [name for name in methods if name in balancers.names() and not _named(top["balancers"], name)]
+        new = [name for name in methods if name in balancers.names() and not _named(top["balancers"], name)]
+        others = list(dict.fromkeys(new))
         top["balancers"] = [
             *_kept(top["balancers"], [name for name in methods if name not in others], "balancer"),
             *({"name": name} for name in others),
         ]
+    notes = _leave_out(top)
     top["balancers"] = _with_equal_and_static(top["balancers"])
     taken = {*base.reported_seeds, *base.repeated_seeds}
     fresh = next(seed for seed in range(FIRST_SEED, FIRST_SEED + len(taken) + 1) if seed not in taken)
     top["seeds"].setdefault("tuning", [fresh])
     top["search"] = {"trials": trials, "rates": list(_rates(base, top))}
     top.pop("learning_rates", None)
-    top["plugins"] = [os.path.relpath(file, folder.resolve()) for file in base.plugins]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / KEPT).write_text(_toml(top), encoding="utf-8")
-    return suite_file.load(folder / KEPT), folder
+    made = _checked({**top, "plugins": [str(file) for file in base.plugins]}, path)
+    name = f"{base.name}{SUFFIX}{_part(problems, methods)}"
+    top["plugins"] = [os.path.relpath(file, (results / name).resolve()) for file in base.plugins]
+    return replace(made, name=name, written=suite_text.parse(_toml(top))), notes
+
+
+def _leave_out(top: dict[str, Any]) -> list[str]:
+    """Remove from a suite's values what a search has no use for, and return a sentence about each."""
+    notes = [
+        f"{_label(entry)} is left out: it tries learning rates around those of {entry['rates_around']}, and a search "
+        "has trials instead"
+        for entry in top["balancers"]
+        if entry.get("rates_around")
+    ]
+    top["balancers"] = [entry for entry in top["balancers"] if not entry.get("rates_around")]
+    if top["seeds"].pop("retuning", None):
+        notes.append("seeds.retuning is left out: the repeated runs have the chosen trial's learning rate")
+    return notes
+
+
+def _checked(top: Mapping[str, Any], path: Path) -> Suite:
+    """Return the suite with these values, which were made from the suite in ``path``, after checking all of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / path.name
+        draft.write_text(_toml(top), encoding="utf-8")
+        try:
+            return suite_file.load(draft)
+        except SuiteError as error:
+            reason = str(error).removeprefix(f"{draft.name}: ")
+            raise SuiteError(f"{path.name}, as tune changes it: {reason}") from error
+
+
+def _part(problems: Sequence[str], methods: Sequence[str]) -> str:
+    """Return the end of the name of a suite that has only these problems or balancers; empty if it has all."""
+    chosen = [*sorted({*problems}), *sorted({*methods})]
+    names = "".join(f"-{re.sub(r'[^a-z0-9]+', '-', name.lower())}" for name in chosen)
+    return names if len(names) <= LONGEST else f"-{code_hash.digest(names)[:8]}"
 
 
 def _kept(entries: Sequence[TomlEntry], names: Iterable[str], what: str) -> list[TomlEntry]:
@@ -102,7 +142,7 @@ def _with_equal_and_static(entries: Sequence[TomlEntry]) -> list[TomlEntry]:
     all_entries = list(entries)
     if not any(entry["name"] == "equal" for entry in all_entries):
         all_entries.insert(0, {"name": "equal"})
-    replaced = [e for e in all_entries if e["name"] == "static" and e["options"].get("weights") in REPLACED]
+    replaced = [entry for entry in all_entries if _is_replaced(entry)]
     others = [entry for entry in all_entries if entry not in replaced]
     label = "static" if "static" not in map(_label, others) else "static, searched"
     searched = {"name": "static", "label": label, "options": {"weights": SEARCH}}
@@ -111,6 +151,11 @@ def _with_equal_and_static(entries: Sequence[TomlEntry]) -> list[TomlEntry]:
     else:
         place = 1 + next(i for i, entry in enumerate(all_entries) if entry["name"] == "equal")
     return [*all_entries[:place], searched, *(entry for entry in all_entries[place:] if entry in others)]
+
+
+def _is_replaced(entry: TomlEntry) -> bool:
+    """Tell whether searched static weights replace an entry: static weights as in `REPLACED`, or only named."""
+    return bool(entry["name"] == "static" and entry.get("options", {}).get("weights", SEARCH) in REPLACED)
 
 
 def _rates(base: Suite, top: Mapping[str, Any]) -> tuple[float, float]:

@@ -86,6 +86,35 @@ def test_a_method_is_listed_with_its_arguments_and_its_documentation() -> None:
     assert ":math:`" not in words
 
 
+def test_a_suite_is_listed_with_what_it_compares() -> None:
+    code, output = lossbench("list", "default")
+    assert code == 0, output
+    words = " ".join(output.split())
+    for each in ("Six methods on seven problems", "digit-pairs, flights", "gradnorm, nash-mtl", "seeds 1, 2, 3"):
+        assert each in words, each
+    assert "bench/suites/default.toml" in output.replace("\n", "").replace(" ", "")
+
+
+def test_the_markdown_table_is_of_the_balancers_alone() -> None:
+    for arguments in ((), ("balancers",)):
+        code, output = lossbench("list", "--markdown", *arguments)
+        assert code == 0
+        assert output.startswith("| method | class |")
+    code, output = lossbench("list", "--markdown", "problems")
+    assert code == 2
+    assert "--markdown prints the balancers alone; leave out 'problems'" in output
+    assert "|" not in output
+
+
+@pytest.mark.parametrize("option", ["--scheduler", "--cluster"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_name_of_a_cluster_does_not_mean_this_machine(tmp_path: Path, option: str, value: str) -> None:
+    code, output = lossbench("run", "smoke", "--results", str(tmp_path / "results"), option, value)
+    assert code == 2
+    assert output == f"error: {option} is empty; is a variable of the shell not set?\n"
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_problem_is_listed_with_its_samples() -> None:
     code, output = lossbench("list", "apart")
     assert code == 0, output
@@ -177,6 +206,7 @@ def test_help_and_version_import_nothing_slow(arguments: tuple[str, ...]) -> Non
         ("lossbench show conf", ["conflict-2d"]),
         ("lossbench run smo", ["smoke"]),
         ("lossbench list ba", ["balancers"]),
+        ("lossbench list smo", ["smoke"]),
         ("lossbench tune smoke --problem reg", ["regression"]),
         ("lossbench tune smoke --balancer stat", ["static"]),
         ("lossbench run my_suite", []),  # the shell then offers files
@@ -220,10 +250,18 @@ def test_the_shell_completes_suites_and_keys_of_stored_results(tmp_path: Path) -
         ("tune bytes.toml", r"bytes.toml is not a text in UTF-8: .*"),
         ("tune smoke --balancer gradnrom", r"no balancer .*'gradnrom'.*"),
         ("show regresion", r"no problem is named 'regresion' \(did you mean 'regression'\?\).*"),
+        (
+            "show regression --out picture.pdf",
+            r"--out is picture.pdf, but pictures are PNG files: give a name .* \.png",
+        ),
+        ("show regression --out pictures", r"--out is pictures, but pictures are PNG files: .*"),
         ("diagnose regresion", r"no problem is named 'regresion'; did you mean 'regression'\? .*"),
         ("try none.py", r"there is no file none.py"),
         ("cost none.py:f", r"there is no file none.py"),
         ("report smoek", r"there are no tables in results/smoek; .*; did you mean 'smoke'\? .*"),
+        ("report mine.v2", r"there are no tables in results/mine\.v2; .*"),
+        ("report folder/mine.v2.toml", r"there are no tables in results/mine\.v2; .*"),
+        ("report mine.py", r"there are no tables in results/mine; .*"),
         ("list balancer", r"invalid value: nothing is called 'balancer'; did you mean 'balancers'\? .*"),
         ("run smoke --cluster none.py:f", r"there is no Python file none.py"),
     ],
@@ -302,6 +340,53 @@ def test_a_users_problem_that_fails_is_listed_with_the_cause(own_file: tuple[Pat
     assert "its first steps fail: KeyError: 'x' (mine.py, line " in " ".join(output.split())
 
 
+@pytest.mark.parametrize("error", ["RuntimeError('no licence')", "SystemExit('no licence')"])
+def test_a_users_problem_that_cannot_be_made_is_told_in_a_line(own_file: tuple[Path, str], error: str) -> None:
+    file, name = own_file
+    file.write_text(file.read_text().replace("if min(scales) <= 0:", f"raise {error}\n        if min(scales) <= 0:"))
+    cause = f"{error.partition('(')[0]}: no licence (mine.py, line "
+    code, output = lossbench("list", str(file))
+    assert code == 0, output
+    assert f"it can't be made: {cause}" in " ".join(output.split())
+    code, output = lossbench("show", str(file))
+    assert code == 2
+    assert output.startswith(f"error: {name} can't be made: {cause}")
+
+
+def test_a_users_problem_whose_require_raises_is_told_in_a_line(own_file: tuple[Path, str]) -> None:
+    file, name = own_file
+    raising = "    def require(self):\n        import nothing_of_this_name\n\n    def data("
+    file.write_text(file.read_text().replace("    def data(", raising))
+    cause = "ModuleNotFoundError: No module named 'nothing_of_this_name' (mine.py, line "
+    code, output = lossbench("list", str(file))
+    assert code == 0, output
+    assert f"its require raises {cause}" in " ".join(output.split())
+    code, output = lossbench("show", str(file))
+    assert code == 2
+    assert output.startswith(f"error: {name} can't be made: {cause}")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('no server')", "raises RuntimeError: no server"),
+        ("return b'1'", "returns b'1'; expected a text"),
+        ("raise MissingDataError('it needs a file')", None),
+    ],
+)
+def test_a_fingerprint_that_fails_is_told_in_a_line(
+    own_file: tuple[Path, str], suite_text: Callable[..., str], body: str, message: str | None
+) -> None:
+    file, name = own_file
+    source = file.read_text().replace("    def data(", f"    def fingerprint(self):\n        {body}\n\n    def data(")
+    file.write_text(source.replace("from tasks import ", "from tasks import MissingDataError, "))
+    suite = file.with_suffix(".toml")
+    suite.write_text(suite_text(plugins=[file], problems=[{"name": name}], balancers=[{"name": "equal"}]))
+    code, output = lossbench("run", str(suite), "--results", str(file.parent / "results"), "--jobs", "1")
+    assert code == 2
+    assert output == f"error: {f'fingerprint of {name} {message}' if message else 'it needs a file'}\n"
+
+
 def test_a_users_problem_is_drawn(own_file: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, name = own_file
     monkeypatch.chdir(tmp_path)
@@ -320,13 +405,17 @@ def test_a_drawing_that_fails_is_told_in_a_sentence(own_file: tuple[Path, str]) 
 
 
 def test_a_users_file_that_registers_nothing_is_told_so(tmp_path: Path) -> None:
-    empty, broken = tmp_path / "empty.py", tmp_path / "broken.py"
+    empty, broken, exits = tmp_path / "empty.py", tmp_path / "broken.py", tmp_path / "exits.py"
     empty.write_text("x = 1\n")
     broken.write_text("import nothing_of_this_name\n")
+    exits.write_text("import sys\n\nsys.exit(0)\n")
     for command, message in [
         (("list", str(empty)), f"error: {empty} registers neither a problem nor a balancer"),
         (("show", str(empty)), f"error: {empty} registers no problem"),
         (("list", str(broken)), "error: broken.py can't be loaded: ModuleNotFoundError"),
+        (("list", str(exits)), "error: exits.py can't be loaded: SystemExit: 0\n"),
+        (("show", str(exits)), "error: exits.py can't be loaded: SystemExit: 0\n"),
+        (("try", str(exits)), "error: exits.py can't be loaded: SystemExit: 0\n"),
         (("show", str(tmp_path / "none.py")), "error: there is no file"),
     ]:
         code, output = lossbench(*command)

@@ -272,6 +272,33 @@ def test_a_file_that_is_not_there_or_does_not_run_is_told_of(mine: Path) -> None
     assert "error: mine.py raised SyntaxError" in cost(f"{mine}:make_step")[1]
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_model, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    code, output = cost(f"{mine}:make_step", "--out", str(tmp_path / "file" / "out"))
+    assert code == 2
+    assert output.startswith("error: ")
+    assert "file" in output
+
+
+def test_what_was_measured_is_told_even_if_it_cannot_be_kept(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = own_model.Report(pd.DataFrame(), some_gradients(2), "a machine", ["A note."])
+
+    def full(*_: object) -> Path:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(own_model, "measure", lambda *_: made_up)
+    monkeypatch.setattr(own_model, "write", full)
+    monkeypatch.setattr(cost_terminal, "costs", lambda _: "A table.")
+    code, output = cost(f"{mine}:make_step", "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert output.index("A table.") < output.index("A note.") < output.index("error: no space left")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_told_of(mine: Path) -> None:
     assert cost(f"{mine}:make_step", "--device", "cuda") == (

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.execute import cluster
+from bench.execute import cluster, this_machine
 from bench.execute.carry_out import Failed, NotDone, carry_out
 from bench.execute.task import Engine, EngineError, Finished, Limits, Raised, Task
 from bench.execute.this_machine import ThisMachine
+from bench.execute.this_process import InThisProcess
 from bench.execute.workforce import Workforce
 
 from . import engine_jobs
@@ -134,6 +135,32 @@ def test_a_lost_scheduler_is_told(tmp_path: Path) -> None:
         processes.stop()
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()])
+def test_an_attempt_ends_whatever_ends_its_thread(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(this_machine, "attempt", fail)
+    engine = ThisMachine(1)
+    try:
+        for key in "ab":
+            engine.start(Task(key, engine_jobs.process, ()))
+            task, ending = engine._ended.get(timeout=10)  # what `next` waits for
+            assert task.key == key
+            assert isinstance(ending, Raised)
+            assert type(error).__name__ in repr(ending.error)
+    finally:
+        engine.stop()
+
+
+def test_a_task_that_exits_does_not_end_this_process() -> None:
+    engine = InThisProcess()
+    engine.start(Task("exits", engine_jobs.leave, ("no data",)))
+    _, ending = engine.next()
+    assert isinstance(ending, Raised)
+    assert repr(ending.error) == "RuntimeError('SystemExit: no data')"
+
+
 def test_without_the_packages_for_processes_runs_are_done_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.execute.workforce.find_spec", lambda name: None if name == "pebble" else name)
     told: list[str] = []
@@ -151,6 +178,13 @@ def test_no_scheduler_and_no_cluster_are_told_in_a_sentence(tmp_path: Path) -> N
     file.write_text("def make():\n    raise OSError('no queue')\n")
     with pytest.raises(EngineError, match="made no cluster: OSError: no queue"):
         cluster.made_by(f"{file}:make", print)
+    silent, exits = tmp_path / "silent.py", tmp_path / "exits.py"
+    silent.write_text("def make():\n    pass\n")
+    with pytest.raises(EngineError, match=r"silent\.py:make returned nothing; it must return the cluster"):
+        cluster.made_by(f"{silent}:make", print)
+    exits.write_text("import sys\n\nsys.exit(0)\n")
+    with pytest.raises(EngineError, match="made no cluster: SystemExit: 0"):
+        cluster.made_by(f"{exits}:make", print)
     with pytest.raises(EngineError, match="has no function other"):
         cluster.made_by(f"{file}:other", print)
     with pytest.raises(EngineError, match="there is no Python file"):

@@ -10,10 +10,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.execute import run_suite
+from bench.execute import repeat_run, run_suite
 from bench.execute.workforce import Workforce
+from bench.run import result_file
 from bench.run.suite_text import kept as suite_kept
 from bench.run.suite_text import parse
+from bench.run.training import RunResult, Score
 from bench.suite import suite_file
 
 from ..conftest import PLUGINS
@@ -56,13 +58,33 @@ def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: C
     results = ["--results", str(tmp_path)]
     run(path)
     one, other = sorted((tmp_path / "mine" / "runs").glob("*.parquet"))
-    one.write_bytes(other.read_bytes())
+    loaded = suite_file.load(path)
+    planned, result = repeat_run.find(loaded, one.stem), result_file.load(one)
+    result.scores[0].metrics["error"] += 1
+    result_file.save(one, planned.spec, result)
     again = LOSSBENCH.invoke(app, ["once", str(path), one.stem[:10], *results])
     assert again.exit_code == 1
     assert again.output.strip().endswith("the scores differ from the stored ones")
     elsewhere = LOSSBENCH.invoke(app, ["once", str(path), other.stem, "--results", str(tmp_path / "elsewhere")])
     assert elsewhere.exit_code == 0
     assert elsewhere.output.strip().endswith("no scores are stored for this run")
+    for content in (other.read_bytes(), one.read_bytes()[:100]):  # of another run, and a part of its own
+        one.write_bytes(content)
+        damaged = LOSSBENCH.invoke(app, ["once", str(path), one.stem, *results])
+        assert damaged.exit_code == 2
+        told = "holds no whole result of the run with this key; remove it and run the suite again"
+        assert damaged.output == f"error: {one} {told}\n"
+
+
+def test_a_metric_that_is_no_number_agrees_with_itself() -> None:
+    def scored(**metrics: float) -> RunResult:
+        return RunResult(scores=[Score("last", "test", {"error": 0.5, **metrics})])
+
+    nan = float("nan")
+    assert repeat_run.agree(scored(other=nan), scored(other=-nan))
+    assert repeat_run.agree(scored(), scored())
+    for different in (scored(other=0.5), scored(), scored(other=nan, more=nan), scored(error=nan, other=nan)):
+        assert not repeat_run.agree(scored(other=nan), different)
 
 
 def test_the_reports_command_finds_plugins_beside_the_suite(tmp_path: Path, suite_text: Callable[..., str]) -> None:

@@ -14,15 +14,20 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import typer
 from filelock import FileLock
 from rich.console import Console
 
+from bench.cli import run_and_report
 from bench.execute import run_suite
-from bench.execute.run_suite import BusyError, Summary
+from bench.execute.run_suite import Summary
 from bench.execute.task import EngineError
 from bench.execute.workforce import Workforce
 from bench.run.result_store import ResultStore
+from bench.run.training import RunResult
 from bench.suite import plan, suite_file
+from bench.suite.claimed_folder import BusyError
+from bench.suite.result_tables import Done
 from bench.suite.suite_entries import Suite
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -238,6 +243,43 @@ def test_a_file_edited_on_the_way_stops_the_suite(make_suite: MakeSuite, tmp_pat
     with Workforce.of(2) as workforce, pytest.raises(EngineError, match="differs from the client's; start the suite"):
         list(workforce.do(runs, store, loaded.plugins))
     assert not list((tmp_path / "results").rglob("*.parquet"))
+
+
+def test_a_tuning_run_that_fails_leaves_no_score_missing(run: Run) -> None:
+    summary = run(learning_rates=[0.003, 1e30], tuning=[11], balancers=[{"name": "equal"}], reported=[1])
+    assert 1e30 in {one.planned.spec.lr for one in summary.failed}
+    assert summary.failed_tuning == summary.failed
+    assert not summary.lacks_scores
+
+
+def test_only_a_run_whose_score_is_reported_fails_the_command(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite = make_suite()
+    failed = RunResult(status="failed", reason="no luck")
+    planned = (plan.tuning(suite, plan.grids(suite))[0], plan.reported(suite, None)[0])
+    tuning, reported = (Done(one, failed, suite.problems[0]) for one in planned)
+    monkeypatch.setattr(run_and_report, "report", lambda folder: None)
+
+    def exit_code(*runs: Done) -> int:
+        monkeypatch.setattr(run_suite, "run", lambda *_: Summary(2, 0, list(runs)))
+        try:
+            run_and_report.run(suite, tmp_path, Workforce.of(0), Console(quiet=True), tmp_path / "mine.toml")
+        except typer.Exit as end:
+            return end.exit_code
+        return 0
+
+    assert (exit_code(), exit_code(tuning), exit_code(tuning, reported)) == (0, 0, 1)
+
+
+def test_a_damaged_micro_benchmark_is_told_at_the_end(make_suite: MakeSuite, tmp_path: Path) -> None:
+    (tmp_path / "micro.json").write_text("{")
+    output = io.StringIO()
+    suite = make_suite(learning_rates=None, balancers=[{"name": "equal"}], reported=[1])
+    run_suite.run(suite, tmp_path, Workforce.of(0), Console(file=output, width=300))
+    assert "micro.json is not a result of bench/cost/gradient_norm.py: the report lacks the mic" in output.getvalue()
+    assert (tmp_path / "suite.toml").is_file()
+    assert not (tmp_path / "tables" / "micro.csv").exists()
 
 
 def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_errors_of_the_job_propagate(slot: Slot) -> None:
         slot.do(NONE, engine_jobs.refuse)
     with pytest.raises(RuntimeError, match="UnsendableError: 1"):
         slot.do(NONE, engine_jobs.refuse_unsendably)
+    with pytest.raises(RuntimeError, match="SystemExit: no data"):  # which would end the thread that waits for the job
+        slot.do(NONE, engine_jobs.leave, "no data")
 
 
 def test_a_child_that_ends_is_replaced(slot: Slot) -> None:

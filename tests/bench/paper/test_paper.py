@@ -1,7 +1,7 @@
 """Test the paper's claims: verdicts on made-up numbers, the runs of an experiment, and the whole at a small scale."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import filelock
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
@@ -18,7 +19,7 @@ from bench.analysis import Comparison, Estimate, compare
 from bench.execute.progress import Progress
 from bench.execute.workforce import Workforce
 from bench.paper import all_claims, claim_alpha, claim_growth, claim_overhead, claim_static, claim_toy, experiments
-from bench.paper.all_claims import CLAIMS
+from bench.paper.all_claims import CLAIMS, Judged
 from bench.paper.claim import Finding, Outcome
 from bench.paper.claim_verdicts import (
     ClaimVerdict,
@@ -277,6 +278,64 @@ def test_what_stands_beside_a_claim_takes_no_part_in_its_verdict() -> None:
     outcome = Outcome(findings, lambda: pytest.fail("drawn"), "", pd.DataFrame())
     assert outcome.verdict("tuned") == "holds"
     assert outcome.verdict("one learning rate") is None
+
+
+# What one call after another leaves.
+
+
+def judged(number: int, verdict: ClaimVerdict) -> Judged:
+    """Return a claim with a made-up outcome."""
+    findings = [
+        Finding("one learning rate", f"finding of {number}", Estimate(0.5, 0.4, 0.6), "×", verdict),
+        Finding("tuned", f"finding of {number}", Estimate(0.7, np.nan, np.nan), "", verdict),
+        Finding("tuned", "beside it", Estimate(5, np.nan, np.nan), "of 6"),
+    ]
+    return Judged(CLAIMS[number - 1], Outcome(findings, Figure, f"Caption {number}", pd.DataFrame({"x": [number]})))
+
+
+@pytest.fixture
+def judges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that calls the command on claims with made-up verdicts, and returns the page."""
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "environment.json").write_text("{}")
+
+    def call(**verdicts: ClaimVerdict) -> str:
+        found = [judged(int(name[-1]), verdict) for name, verdict in verdicts.items()]
+        monkeypatch.setattr(all_claims, "judge", lambda *_: iter(found))
+        only = [word for one in found for word in ("--only", str(one.claim.number))]
+        done = CliRunner().invoke(cli.app, ["paper", *only, "--results", str(tmp_path), "--jobs", "1"])
+        assert done.exit_code == 0, done.output
+        return (tmp_path / "paper" / "report.html").read_text(encoding="utf-8")
+
+    return call
+
+
+def test_a_claim_that_is_judged_alone_leaves_the_others(judges: Callable[..., str], tmp_path: Path) -> None:
+    tables = tmp_path / "paper" / "tables"
+    judges(claim_2="holds", claim_4="not settled")
+    whole = pd.read_csv(tables / "findings.csv")
+    page = judges(claim_4="does not hold")
+    claims = pd.read_csv(tables / "claims.csv").set_index("claim")
+    assert claims["tuned"].to_dict() == {2: "holds", 4: "does not hold"}
+    findings = pd.read_csv(tables / "findings.csv")
+    pd.testing.assert_frame_equal(findings[findings["claim"] == 2], whole[whole["claim"] == 2])
+    assert page.count("<svg") == 2
+    for words in ("Caption 2", "Caption 4", "finding of 2", "0.50×", "Of 2 claims", "5 of 6"):
+        assert words in page, words
+    judges(claim_1="holds")
+    assert pd.read_csv(tables / "claims.csv")["claim"].tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("table", "rows"), [("claims", 1), ("findings", 1), ("findings", 0)])
+def test_damaged_tables_are_told_before_anything_is_judged(
+    judges: Callable[..., str], tmp_path: Path, table: str, rows: int
+) -> None:
+    judges(claim_2="holds", claim_4="holds")
+    path = tmp_path / "paper" / "tables" / f"{table}.csv"
+    path.write_text("claim,short\n2,x\n" if table == "claims" else path.read_text()[: 200 * rows])
+    done = CliRunner().invoke(cli.app, ["paper", "--only", "1", "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    assert re.match(r"error: .*(claims|findings)\.csv", done.output)
 
 
 # The whole command, at a small scale.

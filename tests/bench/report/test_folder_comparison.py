@@ -81,6 +81,45 @@ def test_other_seeds_are_compared_without_pairs(folders):
     assert lossbench(*folders)[1].count("different") >= 8
 
 
+def lost(problem: str, balancer: str | None = None):
+    """Return a function that takes the scores of a problem away, of one method or of all."""
+
+    def how(scores: pd.DataFrame) -> pd.DataFrame:
+        of_cell = (scores["problem"] == problem) & ((scores["balancer"] == balancer) | (balancer is None))
+        return scores.assign(value=scores["value"].mask(of_cell))
+
+    return how
+
+
+@pytest.mark.parametrize("balancer", [None, "GradNorm"])
+def test_a_score_that_is_lost_counts_as_worse(folders, balancer):
+    change(folders[1], "scores", lost("regression, 10 tasks", balancer))
+    found = folder_comparison.differences(*folders)
+    cells = [cell for cell in found.cells if cell.lost]
+    assert len(cells) == (1 if balancer else 4)
+    assert all(cell.verdict == "worse" and cell.paired and not cell.identical for cell in cells)
+    exit_code, output = lossbench(*folders)
+    assert exit_code == 1
+    assert f"of the others: {len(cells)} worse." in output
+    assert "different" not in output
+    back = folder_comparison.differences(*folders[::-1])  # the other way round, these scores are won
+    assert not any(cell.lost for cell in back.cells)
+
+
+def test_a_score_that_both_lack_is_the_same(folders):
+    for folder in folders:
+        change(folder, "scores", lost("regression, 10 tasks"))
+    assert all(cell.identical for cell in folder_comparison.differences(*folders).cells)
+    assert lossbench(*folders)[0] == 0
+
+
+def test_a_damaged_table_is_told(folders):
+    change(folders[1], "runs", lambda table: table[: len(table) // 2])
+    exit_code, output = lossbench(*folders)
+    assert exit_code == 2
+    assert "the table runs in" in output
+
+
 @pytest.mark.slow
 def test_csv_will_do_where_that_is_all_that_was_kept(folders):
     for path in (folders[0] / "tables").glob("*.parquet"):

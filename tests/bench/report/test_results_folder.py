@@ -1,6 +1,7 @@
 """Read results folders of which only some tables were kept, as CSV alone or without a leaderboard."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from bench.analysis import SuiteTables, leaderboard
 from bench.cli import app
 from bench.report import folder_comparison, leaderboard_terminal, report_figures, report_page, results_folder
 from bench.report.results_folder import BASE
+from bench.run import suite_origin
+from bench.run.atomic_file import BadFileError
 
 from ...slow_params import others_slow
 from .made_up_results import BALANCERS, build
@@ -132,6 +135,62 @@ def test_a_damaged_file_is_named_in_a_sentence(tmp_path, file):
     assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit)
     assert f"{file} can't be read" in done.output.replace("\n", "")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """Return a results folder of which only CSV files were kept."""
+    folder = build(tmp_path_factory.mktemp("small") / "made-up", seeds=(1, 2), grid=(), timed=False, failing="")
+    keep_csv(folder)
+    return folder
+
+
+def half(text: str) -> str:
+    return "\n".join(text.splitlines()[: text.count("\n") // 2])
+
+
+def cut(text: str) -> str:
+    return text.rsplit(",", 3)[0]
+
+
+def nameless(text: str) -> str:
+    return text.replace('name = "static"\n', "")
+
+
+def other(text: str) -> str:
+    return text.replace('label = "GradNorm"', 'label = "other"')
+
+
+@pytest.mark.parametrize(
+    ("file", "how", "message"),
+    [
+        ("suite.toml", lambda _: 'description = "x"', "suite.toml is no suite: it has no [[problems]] with names"),
+        ("suite.toml", lambda text: text[: text.index("[[balancers]]")], "it has no [[balancers]] with names"),
+        ("suite.toml", nameless, "it has no [[balancers]] with names"),
+        ("suite.toml", other, "have results of GradNorm, which suite.toml there lacks"),
+        ("tables/runs.csv", half, "is damaged: it lacks 9 of the runs that have scores"),
+        ("tables/runs.csv", cut, "is damaged: it has a run without a status"),
+        ("tables/problems.csv", lambda text: text.splitlines()[0], "has no row for 'regression, 10 tasks'"),
+        ("tables/problems.csv", lambda _: "", "problems.csv can't be read"),
+    ],
+)
+def test_what_is_damaged_or_of_another_suite_is_told(small, tmp_path, file, how, message):
+    folder = Path(shutil.copytree(small, tmp_path / "made-up"))
+    (folder / file).write_text(how((folder / file).read_text()))
+    with pytest.raises(BadFileError, match=re.escape(message)):
+        results_folder.load(folder)
+
+
+def test_only_our_own_suite_has_confirmatory_verdicts(tmp_path):
+    folder = build(tmp_path / "core", num_tasks=(2,), balancers={"equal": BALANCERS["equal"]}, grid=(), timed=False)
+    assert results_folder.load(folder).roles.by_label == {"equal": "confirmatory"}
+    suite = folder / "suite.toml"
+    text = suite.read_text()
+    suite.write_text(f'plugins = ["../../waves.py"]\n{text}')
+    assert results_folder.load(folder).roles.by_label == {"equal": "exploratory"}
+    suite.write_text(text)
+    suite_origin.keep(folder, tmp_path / "core.toml")
+    assert results_folder.load(folder).roles.by_label == {"equal": "exploratory"}
 
 
 @pytest.mark.slow

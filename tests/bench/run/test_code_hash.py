@@ -193,6 +193,22 @@ def test_a_moved_module_changes_no_hash(tmp_path: Path, monkeypatch: pytest.Monk
     assert hashes(tmp_path / "moved", moved, monkeypatch)[1] == hashes(tmp_path / "whole", PACKAGE, monkeypatch)[1]
 
 
+@pytest.mark.parametrize(
+    ("begins", "encoding"), [("", "utf-8-sig"), ("# -*- coding: latin-1 -*-\n", "latin-1")], ids=["mark", "cookie"]
+)
+def test_a_file_is_read_in_the_encoding_that_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str, encoding: str
+) -> None:
+    files = {"__init__.py": "", "method.py": "from .names import NAME\n", "names.py": "NAME = 'café'\n"}
+    name = write_package(tmp_path / encoding, files, monkeypatch)
+    for file, source in files.items():
+        (tmp_path / encoding / name / file).write_bytes((begins + source).encode(encoding))
+    found = code_hash.files_of([f"{name}.method"], {name})
+    assert {path.name for path in found} == {"method.py", "names.py"}
+    plain = [code_hash.source_hash(files[file], {name}) for file in ("method.py", "names.py")]
+    assert code_hash.file_hashes(found, {name}) == sorted(plain)
+
+
 @pytest.mark.parametrize("file", ["limits.py", "late.py", "unused.py", "method.py", "layers/__init__.py"])
 def test_a_changed_constant_anywhere_changes_the_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str

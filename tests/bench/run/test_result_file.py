@@ -50,9 +50,26 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="no power"):
         atomic_file.write(path, b"new")
     assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "file.1.unfinished").write_bytes(b"half")  # of a process that was killed
     atomic_file.remove_unfinished(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_in_place_of_a_file_stays_alone(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        atomic_file.write(tmp_path / "folder", b"content")
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+def test_whether_a_folder_can_be_written_is_found_without_a_trace(tmp_path: Path) -> None:
+    atomic_file.require_writable(tmp_path / "new" / "folder")
+    atomic_file.require_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        atomic_file.require_writable(tmp_path / "file" / "folder")
 
 
 @pytest.mark.slow
@@ -69,7 +86,7 @@ def test_no_flipped_bit_changes_a_number(make_suite: MakeSuite, steps: int) -> N
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         try:
-            back = result_file.decode(bytes(damaged))
+            back = result_file.decode(bytes(damaged), run.key)
         except atomic_file.BadFileError:
             refused += 1
             continue

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 import tasks
-from bench.run import build, training
+from bench.execute import run_job
+from bench.execute.run_job import FailedStart, RunJob
+from bench.execute.task import CannotRunError
+from bench.run import build, result_file, training
 from bench.run.seeds import STREAMS, generator, stream_seed
 from bench.run.spec import Method, RunSpec, run_code
 from bench.run.training import RunResult
 from bench.suite import plan
+from bench.suite.plan import Planned
 from bench.suite.suite_entries import Suite
 from tasks import Metric
 
@@ -192,6 +196,66 @@ def test_a_metric_that_is_declared_but_not_given_is_a_failure(
     assert training.run(spec).reason.startswith(
         "ValueError: small.evaluate did not return f1, which small.metrics lists"
     )
+
+
+@pytest.mark.parametrize("method", ["data", "losses", "evaluate"])
+def test_a_problem_that_exits_has_failed(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def leave(*_: object) -> None:
+        sys.exit("no data here")
+
+    spec = make_spec()
+    monkeypatch.setattr(tasks.get("small"), method, leave)
+    result = training.run(spec)
+    assert result.status == "failed"
+    assert result.reason.startswith("SystemExit: no data here (test_training.py, line ")
+    start = run_job.first_steps(RunJob.of(Planned("small", "equal", spec), ()))
+    assert isinstance(start, FailedStart)
+    assert start.reason == result.reason
+
+
+def test_a_problem_that_exits_outside_of_its_run_ends_no_process(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_: object) -> None:
+        sys.exit("no data here")
+
+    job = RunJob.of(Planned("small", "equal", make_spec(), pictured=True), ())
+    monkeypatch.setattr(tasks.get("small"), "draw", leave)
+    drawn = run_job.do(job).picture
+    assert drawn is not None
+    assert drawn.caption == "No picture: SystemExit: no data here"
+    monkeypatch.setattr(tasks.get("small"), "require", leave)
+    with pytest.raises(CannotRunError, match=r"^SystemExit: no data here$"):
+        run_job.do(job)
+
+
+def test_sizes_are_kept_as_integers_of_python(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"train": np.int64(64), "validation": torch.tensor(64), "test": 64}
+    monkeypatch.setattr(tasks.get("small"), "sizes", lambda *_: sizes)
+    spec = make_spec()
+    result = training.run(spec)
+    assert (result.status, result.reason) == ("ok", "")
+    back = result_file.decode(result_file.encode(spec, result), spec.key)
+    assert back.sizes == {"train": 64, "validation": 64, "test": 64}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"train": "many"}, "sizes of small gives 'many' for 'train'; expected a whole number"),
+        ({"train": 0.5}, "sizes of small gives 0.5 for 'train'; expected a whole number"),
+        (None, "sizes of small returns None; expected a dict from each split to a whole number"),
+    ],
+)
+def test_sizes_that_are_no_whole_numbers_are_a_failure(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, sizes: object, message: str
+) -> None:
+    spec = make_spec()
+    monkeypatch.setattr(tasks.get("small"), "sizes", lambda *_: sizes)
+    assert training.run(spec).reason.startswith(f"TypeError: {message} (training.py, line ")
+    start = run_job.first_steps(RunJob.of(Planned("small", "equal", spec), ()))
+    assert isinstance(start, FailedStart)
+    assert start.reason.startswith(f"TypeError: {message}")
 
 
 @pytest.mark.parametrize("balancer", ["equal", "coba"])

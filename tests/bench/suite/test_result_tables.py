@@ -28,6 +28,7 @@ def test_the_tables_of_a_folder_follow_from_its_runs_and_are_read_as_they_are(
     tables = result_tables.assemble(suite, done, None, [])
     stored = {path.stem: pd.read_parquet(path) for path in (folder / "tables").glob("*.parquet")}
     assert stored.keys() == tables.keys()
+    assert stored.keys() <= {*result_tables.TABLES}
     assert {"leaderboard", "baselines", "delta_m"} <= stored.keys()
     for name, table in tables.items():
         pd.testing.assert_frame_equal(stored[name], table.reset_index(drop=True), check_dtype=False)
@@ -44,5 +45,10 @@ def test_the_tables_of_a_folder_follow_from_its_runs_and_are_read_as_they_are(
 def test_a_table_of_an_earlier_time_is_removed(tmp_path: Path) -> None:
     table = pd.DataFrame({"problem": ["p"]})
     result_tables.write({"problems": table, "target": table}, tmp_path)
+    (tmp_path / "notes.csv").write_text("the user's")
     result_tables.write({"problems": table}, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"problems.parquet", "problems.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"problems.parquet", "problems.csv", "notes.csv"}
+
+
+def test_every_table_that_is_read_can_be_removed() -> None:
+    assert {*results_folder.BASE, "leaderboard", "trajectory", "dynamics", "micro", "front"} <= {*result_tables.TABLES}

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import balancers
+import tasks
+from bench.cli import run_and_report
 from bench.suite import suite_file
 from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
 from ...slow_params import others_slow
+from ..conftest import toml
 
 MakeSuite = Callable[..., Suite]
 
@@ -36,6 +41,10 @@ def test_the_suites_that_come_along_can_be_run(name: str) -> None:
         ({"tuning": [1, 11]}, "mine.toml: seeds.tuning: [1] are reported seeds too"),
         ({"tuning": [11, 11]}, "mine.toml: seeds.tuning: expected a list of different whole numbers"),
         ({"reported": []}, "mine.toml: seeds.reported: expected a list of different whole numbers"),
+        (
+            {"reported": [2**63]},
+            "mine.toml: seeds.reported: expected a list of different whole numbers, 0 or more and below 2**63, got",
+        ),
         (
             {"learning_rates": [0.1]},
             "mine.toml: learning_rates.grid: expected a list of different positive numbers, two",
@@ -112,6 +121,10 @@ def test_the_suites_that_come_along_can_be_run(name: str) -> None:
             "mine.toml: balancers[1].label: 'equal' is the label of balancers[0] too",
         ),
         (
+            {"balancers": [{"name": "equal", "times_steps": 1e308}]},
+            "mine.toml: balancers[0].times_steps: 1e+308 times the steps of small are more than 1e+15",
+        ),
+        (
             {"balancers": [{"name": "gradnorm", "options": {"alpha": float("inf")}}]},
             "mine.toml: balancers[0].options.alpha: expected texts, finite numbers",
         ),
@@ -173,10 +186,88 @@ def test_what_is_no_toml_is_told_by_its_line(tmp_path: Path) -> None:
         suite_file.load(path)
 
 
-def test_a_plugin_that_raises_is_told_of(make_suite: MakeSuite, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
-    with pytest.raises(SuiteError, match=r"^mine.toml: plugins\[0\]: broken.py can't be loaded: ModuleNotFoundError"):
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [("import nothing_of_this_name", "ModuleNotFoundError"), ("raise SystemExit(0)", "SystemExit: 0")],
+)
+def test_a_plugin_that_raises_is_told_of(make_suite: MakeSuite, tmp_path: Path, source: str, why: str) -> None:
+    (tmp_path / "broken.py").write_text(f"{source}\n")
+    with pytest.raises(SuiteError, match=rf"^mine.toml: plugins\[0\]: broken.py can't be loaded: {why}"):
         make_suite(plugins=["broken.py"])
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "message"),
+    [
+        ("__init__", RuntimeError("no licence"), r"problems\[0\]\.name: RuntimeError: no licence$"),
+        ("__init__", ValueError("no sizes"), r"problems\[0\]\.name: no sizes$"),
+        (
+            "require",
+            ImportError("no nibabel"),
+            r"problems\[0\]\.name: require of small raises ImportError: no nibabel \(",
+        ),
+        ("require", SystemExit(0), r"problems\[0\]\.name: require of small raises SystemExit: 0 \("),
+        (
+            "model",
+            KeyError("weights"),
+            r"the model of mine can't be used: KeyError: 'weights' \(test_suite_file.py, line",
+        ),
+        ("shared", SystemExit(0), r"the model of mine can't be used: SystemExit: 0 \(test_suite_file.py, line"),
+    ],
+)
+@pytest.mark.parametrize("needs_fork", [True, False])
+def test_what_a_problem_raises_is_told_with_its_type_and_not_blamed_on_a_balancer(
+    make_suite: MakeSuite,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    error: BaseException,
+    message: str,
+    needs_fork: bool,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    parts = {
+        "problems": [{"name": "small", "label": "mine"}],
+        "balancers": [{"name": "equal", "needs_fork": needs_fork}],
+    }
+    make_suite(**parts)
+    monkeypatch.setattr(tasks.get("small"), method, fail)
+    with pytest.raises(SuiteError, match=f"^mine.toml: {message}"):
+        make_suite(**parts)
+
+
+def test_what_a_balancer_raises_is_told_with_its_type(make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("weights")
+
+    monkeypatch.setattr(balancers.get("gradnorm"), "__init__", fail)
+    with pytest.raises(SuiteError, match=r"^mine.toml: balancers\[1\]\.name: KeyError: 'weights' \(on small\)$"):
+        make_suite()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="refused without a GPU only")
+def test_steps_are_timed_on_a_device_that_is_there(make_suite: MakeSuite, tmp_path: Path) -> None:
+    def load(devices: list[str], rounds: int) -> Suite:
+        make_suite()
+        path = tmp_path / "mine.toml"
+        path.write_text(path.read_text().replace("rounds = 0", f"rounds = {rounds}\ndevices = {toml(devices)}"))
+        return suite_file.load(path)
+
+    with pytest.raises(SuiteError, match=r'^mine.toml: cost.devices: "cuda", but PyTorch finds no CUDA device on this'):
+        load(["cuda"], 2)
+    assert load(["cuda"], 0).cost_rounds == 0
+    assert load(["cpu", "cuda"], 2).cost_devices == ("cpu", "cuda")  # the one that is missing is left out
+
+
+def test_a_byte_order_mark_is_no_part_of_a_suite(make_suite: MakeSuite, tmp_path: Path) -> None:
+    make_suite(description="Mine")
+    path = tmp_path / "mine.toml"
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert suite_file.load(path).written.text == text
+    assert suite_file.description(path) == "Mine"
+    assert run_and_report.file_of(str(path)) == path
 
 
 def test_a_problem_that_does_not_say_what_it_must_is_told_of(make_suite: MakeSuite, tmp_path: Path) -> None:

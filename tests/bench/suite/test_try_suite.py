@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from bench.cli import app
@@ -16,6 +18,7 @@ from bench.run.seeds import generator
 from bench.run.training import Training
 from bench.style import numbers
 from bench.suite import plan, suite_file, try_suite
+from bench.suite.claimed_folder import BusyError
 from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
@@ -124,6 +127,41 @@ def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
     assert labels(again) == labels(made)
 
 
+def test_a_suite_that_the_user_edited_is_kept(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(try_suite, "METHODS", ("equal",))
+    path = tmp_path / "results" / "mine.toml"
+    make = partial(try_suite.make, file, path.parent, seconds_of=lambda *_: 120.0)
+    make(minutes=0)
+    _, said = make(minutes=60)  # another size of the same suite
+    assert [each.name for each in path.parent.glob("mine*")] == ["mine.toml"]
+    made = path.read_text()
+    for number, edited in enumerate(["# mine\n" + made, "# mine, too\n" + made]):
+        path.write_text(edited)
+        _, said = make(minutes=60)
+        before = path.with_name(["mine.toml.before", "mine.toml.before-2"][number])
+        assert f"{path} is not as this command makes it, so it was kept: it is now {before.name}" in said
+        assert before.read_text() == edited
+        assert path.read_text() == made
+
+
+def test_a_suite_that_is_running_is_left_alone(file, tmp_path):
+    path = tmp_path / "results" / "mine.toml"
+    path.parent.mkdir()
+    path.write_text("edited")
+    with FileLock(path.with_name(".lock")), pytest.raises(BusyError):
+        try_suite.make(file, path.parent, minutes=60, seconds_of=lambda *_: 0.0)
+    assert [each.read_text() for each in path.parent.glob("mine*")] == ["edited"]
+
+
+def test_another_file_of_the_same_name_is_refused(file, tmp_path):
+    other = tmp_path / "other" / file.name
+    other.parent.mkdir()
+    try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+    other.write_text(file.read_text().replace('name = "test', 'name = "another'))
+    with pytest.raises(SuiteError, match=rf"results of {re.escape(str(file))}, and not of {re.escape(str(other))}"):
+        try_suite.make(other, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+
+
 def without_weights(file: Path) -> None:
     file.write_text(file.read_text().replace('static_weights = {"inverse": (1.8, 0.2)}', ""))
 
@@ -196,7 +234,7 @@ def test_a_problem_without_metrics_of_single_tasks_is_told_what_the_report_lacks
     text = file.read_text().replace(', task="a"', "").replace(', task="b"', "")
     other = tmp_path / "other.py"
     other.write_text(text.replace('name = "test', 'name = "untold'))
-    _, said = try_suite.make(other, tmp_path / "results", minutes=60, seconds_of=lambda *_: 0.0)
+    _, said = try_suite.make(other, tmp_path / "others", minutes=60, seconds_of=lambda *_: 0.0)
     assert "declares no metric of a single task, so the report can't show which task a method helps" in said[0]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
@@ -215,40 +216,131 @@ def test_tune_ends_in_a_report_and_goes_on_where_it_was(base: Path, tmp_path: Pa
     assert estimate < done.output.index("trials: 0 of")
     assert "beyond static weights by" in done.output
     assert "0 already stored, 0 failed" in done.output
-    page = (tmp_path / "mine-tuned" / "report.html").read_text()
+    folder = tmp_path / "mine-tuned-famo-gradnorm"
+    page = (folder / "report.html").read_text()
     assert "Compared with the front of static weights" in page
     assert "Trials that the search chose" in page
-    assert (tmp_path / "mine-tuned" / "figures" / "front-1.svg").is_file()
+    assert (folder / "figures" / "front-1.svg").is_file()
 
     again = LOSSBENCH.invoke(app, command)
     assert "\n0 runs computed" in again.output
 
-    made = suite_file.load(tmp_path / "mine-tuned" / "suite.toml")
-    assert made.name == "mine-tuned"
+    made = suite_file.load(folder / "suite.toml")
+    assert made.name == folder.name
     assert [entry.label for entry in made.balancers] == ["equal", "static", "gradnorm", "famo"]
     assert made.searches
     assert min(made.learning_rates) >= 0.003
     assert max(made.learning_rates) <= 0.01
     assert made.plugins == suite_file.load(base).plugins
 
-    runs = pd.read_parquet(tmp_path / "mine-tuned" / "tables" / "runs.parquet")
+    runs = pd.read_parquet(folder / "tables" / "runs.parquet")
     for _, of_phase in runs.groupby("phase"):
-        once = LOSSBENCH.invoke(app, ["once", "mine-tuned", of_phase["key"].iloc[-1], "--results", str(tmp_path)])
+        once = LOSSBENCH.invoke(app, ["once", folder.name, of_phase["key"].iloc[-1], "--results", str(tmp_path)])
         assert once.exit_code == 0, once.output
         assert once.output.strip().endswith("the scores equal the stored ones")
 
 
 def test_tune_keeps_the_methods_of_the_suite(base: Path, tmp_path: Path) -> None:
-    made, folder = tune_suite.make(base, tmp_path, 5)
-    assert folder == tmp_path / "mine-tuned"
+    made, notes = tune_suite.make(base, tmp_path, 5)
+    assert made.name == "mine-tuned"
+    assert notes == []
+    assert not (tmp_path / "mine-tuned").exists()
     assert [entry.label for entry in made.balancers] == ["equal", "static", "even", "gradnorm", "uncertainty"]
     assert [entry.searches_weights for entry in made.balancers] == [False, True, False, False, False]
     assert made.balancers[2].methods["small"].options == {"weights": [1.0, 1.0]}
     assert made.description == "<b> \\ é"
     assert made.tuning_seeds == (11,)
     assert len(made.learning_rates) == 5
-    other, _ = tune_suite.make(folder / "suite.toml", tmp_path, 8)  # from a suite that searches already
+    path = tmp_path / "mine-tuned" / "suite.toml"
+    path.parent.mkdir()
+    path.write_text(made.written.text)
+    other, _ = tune_suite.make(path, tmp_path, 8)  # from a suite that searches already
     assert len(other.learning_rates) == 8
+
+
+def test_a_part_of_a_suite_is_tuned_in_a_folder_of_its_own(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path, long = tmp_path / "mine.toml", "x" * 200
+    labels = {"gradnorm": "GradNorm, 0.5", "uncertainty": long}
+    path.write_text(suite_text(balancers=[{"name": name, "label": label} for name, label in labels.items()]))
+
+    def name(problems: list[str], methods: list[str]) -> str:
+        return tune_suite.make(path, tmp_path, 4, problems, methods)[0].name
+
+    assert name([], ["GradNorm, 0.5"]) == "mine-tuned-gradnorm-0-5"
+    assert name(["small"], ["famo", "gradnorm"]) == "mine-tuned-small-famo-gradnorm"
+    assert name(["small"], ["gradnorm", "famo", "famo"]) == "mine-tuned-small-famo-gradnorm"
+    assert len({name([], [long]), name([], [long, "famo"])}) == 2
+    assert len(name([], [long])) < 50
+
+
+def test_a_suite_is_tuned_with_a_method_that_it_lacks(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "plain.toml"
+    path.write_text(suite_text(reported=[1]))
+    for methods in (["static"], ["static", "static"]):
+        made, _ = tune_suite.make(path, tmp_path, 4, methods=methods)
+        assert [entry.label for entry in made.balancers] == ["equal", "static"]
+        assert made.balancers[1].searches_weights
+    made, _ = tune_suite.make(path, tmp_path, 4, methods=["famo", "famo"])
+    assert [entry.label for entry in made.balancers] == ["equal", "static", "famo"]
+
+
+@pytest.fixture
+def like_core(tmp_path: Path, suite_text: Callable[..., str]) -> Path:
+    """Return the file of a small suite with the features of the suite ``core``."""
+    path = tmp_path / "like-core.toml"
+    text = suite_text(
+        learning_rates=[0.001, 0.003, 0.01],
+        baselines=True,
+        balancers=[
+            {"name": "equal"},
+            {"name": "static", "options": {"weights": "problem:first"}},
+            {"name": "static", "label": "static, searched", "options": {"weights": "search"}},
+            {"name": "gradnorm", "label": "gradnorm, features", "wrt": "features", "needs_fork": True},
+            {"name": "equal", "label": "equal, weight decay", "weight_decay": 0.01},
+            {"name": "equal", "label": "equal, 2 x steps", "times_steps": 2, "rates_around": "equal"},
+        ],
+    )
+    text = text.replace("[seeds]", "[seeds]\nretuning = [21, 22]\nrepeated = [4, 5]")
+    path.write_text(text.replace("[learning_rates]", "[learning_rates]\ngrowths = 3\nfiner = 1.78"))
+    return path
+
+
+def test_what_only_a_grid_has_is_left_out_with_a_sentence(like_core: Path, tmp_path: Path) -> None:
+    made, notes = tune_suite.make(like_core, tmp_path, 4)
+    labels = [entry.label for entry in made.balancers]
+    assert labels == ["equal", "static", "gradnorm, features", "equal, weight decay"]
+    assert (made.repeated_seeds, made.retuning_seeds, made.baselines) == ((4, 5), (), True)
+    assert (min(made.learning_rates) >= 0.001, max(made.learning_rates) <= 0.01) == (True, True)
+    assert notes == [
+        "equal, 2 x steps is left out: it tries learning rates around those of equal, and a search has trials instead",
+        "seeds.retuning is left out: the repeated runs have the chosen trial's learning rate",
+    ]
+
+
+@pytest.mark.slow
+def test_the_suite_of_the_evidence_can_be_tuned(like_core: Path, tmp_path: Path) -> None:
+    made, _ = tune_suite.make(like_core, tmp_path, 4)
+    folder = tmp_path / made.name
+    with Workforce.of(0) as workforce:
+        summary = run_suite.run(made, folder, workforce, Console(quiet=True), like_core)
+    assert summary.failed == []
+    results = results_folder.load(folder)
+    assert list(results.balancers) == [entry.label for entry in made.balancers]
+    assert len(results.tables["repeated"]) > 0
+    assert suite_file.load(folder / "suite.toml").plugins == made.plugins
+    made, _ = tune_suite.make(suite_file.find("core"), tmp_path, 4, ["regression"], ["uncertainty"])
+    assert [entry.label for entry in made.balancers] == ["equal", "static", "uncertainty"]
+
+
+def test_a_folder_in_use_keeps_its_suite(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine-tuned"
+    folder.mkdir()
+    (folder / "suite.toml").write_text("the whole suite")
+    with FileLock(folder / ".lock"):
+        done = LOSSBENCH.invoke(app, ["tune", str(base), "--trials", "4", "--results", str(tmp_path), "--jobs", "1"])
+    assert done.exit_code == 2
+    assert "another process is running a suite in" in done.output
+    assert (folder / "suite.toml").read_text() == "the whole suite"
 
 
 def test_tune_compares_no_more_on_a_reserved_problem_than_the_suite_may(
@@ -259,7 +351,7 @@ def test_tune_compares_no_more_on_a_reserved_problem_than_the_suite_may(
     path.write_text(suite_text(**parts))
     made, _ = tune_suite.make(path, tmp_path, 4)
     assert [entry.label for entry in made.balancers] == ["equal", "static"]
-    with pytest.raises(SuiteError, match=r"kept-back is reserved: .*, or gradnorm"):
+    with pytest.raises(SuiteError, match=r"^mine\.toml, as tune changes it: .*kept-back is reserved: .*, or gradnorm"):
         tune_suite.make(path, tmp_path, 4, methods=["gradnorm"])
     path.write_text(suite_text(reserved=True, **parts))
     made, _ = tune_suite.make(path, tmp_path, 4, methods=["gradnorm"])
@@ -271,8 +363,8 @@ def test_a_suite_without_a_grid_is_searched_around_its_problems_rates(
 ) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(suite_text(learning_rates=None, reported=[101, 102]).replace("tuning = [11, 12]", ""))
-    made, folder = tune_suite.make(path, tmp_path, 4)
-    assert tomllib.loads((folder / "suite.toml").read_text())["search"]["rates"] == [0.001, 0.1]
+    made, _ = tune_suite.make(path, tmp_path, 4)
+    assert tomllib.loads(made.written.text)["search"]["rates"] == [0.001, 0.1]
     assert made.tuning_seeds == (103,)
 
 
