@@ -81,6 +81,14 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder / "html"
 
 
+def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: object) -> list[pytest.Item] | None:
+    """Leave out functions that are slow before their parameters are made, where ``-m "not slow"`` leaves them out."""
+    marks = getattr(obj, "pytestmark", None)
+    if not str(collector.config.getoption("markexpr")).startswith("not slow") or not isinstance(marks, list):
+        return None
+    return [] if any(isinstance(mark, pytest.Mark) and mark.name == "slow" for mark in marks) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run a file's tests in one process of pytest-xdist, so that its fixtures are made once.

@@ -36,6 +36,21 @@ MODES: Mapping[str, Mapping[str, int]] = {
     "update_every": {"update_every": 2},
 }
 """Options that say which passes make an update. Empty: each pass makes one."""
+REPRESENTATIVES = (
+    "equal",  # has nothing to read
+    "random",  # draws
+    "uncertainty",  # learns by descent
+    "dwa",  # reads losses
+    "famo",  # looks at them again
+    "gradnorm",  # learns from norms
+    "inverse-norm",  # averages norms
+    "mgda",  # solves
+    "pcgrad",  # combines in a random order
+    "moco",  # averages gradients
+    "metabalance",  # replaces gradients
+    "modo",  # reads a second batch
+)
+"""Methods that stand for their kinds in checks of what the base classes do."""
 
 # What the checks must know about single methods. A method that is not listed has no options and no exception.
 

@@ -35,28 +35,13 @@ from balancers import (
 from balancers import UncertaintyWeighting as Uncertainty
 
 from . import contract, contract_passes, contract_state
-from .contract import COPIES, Case, Subject
+from .contract import COPIES, REPRESENTATIVES, Case, Subject
 from .contract_plugins import OWN, PLUGINS
 
 pytestmark = pytest.mark.on_device
 
 REGISTERED = names()  # now: other tests register methods of their own while they run
 CASES = list(contract.cases(OWN or [*map(get, REGISTERED), *PLUGINS]))
-REPRESENTATIVES = (
-    "equal",  # has nothing to read
-    "random",  # draws
-    "uncertainty",  # learns by descent
-    "dwa",  # reads losses
-    "famo",  # looks at them again
-    "gradnorm",  # learns from norms
-    "inverse-norm",  # averages norms
-    "mgda",  # solves
-    "pcgrad",  # combines in a random order
-    "moco",  # averages gradients
-    "metabalance",  # replaces gradients
-    "modo",  # reads a second batch
-)
-"""Methods that stand for their kinds in checks of what the base classes do."""
 FAILS = (AssertionError, pytest.fail.Exception)
 
 

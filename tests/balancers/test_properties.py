@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from balancers import Fork, GradientBalancer, LossBalancer, create, get, names
 
+from .contract import REPRESENTATIVES
 from .gramians import no_waiting
 from .needs import supply
 
@@ -31,6 +32,7 @@ def places(name: str) -> list[str]:
     return [wrt for wrt in ("features", "layer", "parameters") if wrt not in cls.undefined_for]
 
 
+SLOW = pytest.mark.slow
 KINDS = [(name, wrt) for name in OURS for wrt in places(name)]
 TRACKS = ("db-mtl", "m-config", "moco")
 """Methods that use a moving average of the gradients in place of the gradients."""
@@ -38,15 +40,18 @@ ORDERED = ("ldc-mtl", "m-config")
 """Methods for which the order of the tasks matters, or whose turn it is."""
 
 
-def each(chosen: Iterable[tuple[str, str]]) -> pytest.MarkDecorator:
-    """Run a test once for each method and place; those where the method's paper does not measure are slow tests."""
+def each(chosen: Iterable[tuple[str, str]], of: Container[str] = OURS) -> pytest.MarkDecorator:
+    """Run a test once for each method and place.
+
+    Those where the method's paper does not measure, and those of methods that are not in ``of``, are slow tests.
+    """
     homes = {name: getattr(get(name), "default_wrt", "") for name, _ in KINDS}
     return pytest.mark.parametrize(
         "kind",
         [
             pytest.param(
                 (name, wrt),
-                marks=[] if wrt == homes[name] or homes[name] not in places(name) else pytest.mark.slow,
+                marks=[] if name in of and (wrt == homes[name] or homes[name] not in places(name)) else SLOW,
                 id="-".join([name, wrt]),
             )
             for name, wrt in chosen
@@ -55,6 +60,8 @@ def each(chosen: Iterable[tuple[str, str]]) -> pytest.MarkDecorator:
 
 
 kinds = each(KINDS)
+kinds_of_methods = each(KINDS, REPRESENTATIVES)
+"""The methods that stand for their kinds are quick, and all others slow."""
 gradnorm = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] == "gradnorm"], ids="-".join)
 
 scale = st.floats(1e-2, 1e2)
@@ -110,7 +117,7 @@ def train(balancer: LossBalancer, net: Tasks, steps: int = 4, form: Callable[[li
     return torch.stack(weights)
 
 
-@each(kind for kind in KINDS if not get(kind[0]).random and kind[0] not in ORDERED)
+@each((kind for kind in KINDS if not get(kind[0]).random and kind[0] not in ORDERED), REPRESENTATIVES)
 @quick
 @given(c=two_or_more, data=st.data())
 def test_permuting_the_tasks_permutes_the_weights(kind, c, data):
@@ -153,7 +160,7 @@ def test_one_task(kind, c):
 
 
 @pytest.mark.filterwarnings("ignore:.* is made for positive losses:RuntimeWarning")
-@kinds
+@kinds_of_methods
 @quick
 @given(c=one_or_more, data=st.data())
 def test_zero_losses_and_gradients_give_finite_weights(kind, c, data):
@@ -171,7 +178,7 @@ def test_zero_losses_and_gradients_give_finite_weights(kind, c, data):
     assert balancer(net(4)).isfinite()
 
 
-@kinds
+@kinds_of_methods
 @quick
 @given(c=one_or_more)
 def test_forms_of_losses_agree(kind, c):
