@@ -24,6 +24,7 @@ from tasks.dense.network import SegNet
 from tasks.dense.npy_files import BadDataError
 from tasks.nyuv2 import NYUv2
 
+from ..slow_params import others_slow
 from .dense_files import write
 
 TRAIN, VAL = 53, 6
@@ -143,7 +144,7 @@ def test_a_broken_file_is_named_before_training(small):
         made(small).data(seeded(0), "cpu")
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", others_slow([0, 2], 0))  # which are slow to end after many tests
 def test_a_broken_value_is_named_when_it_is_read(small, num_workers):
     path = small / "train" / "depth" / "8.npy"
     np.save(path, np.full((32, 32, 1), np.nan, np.float32))

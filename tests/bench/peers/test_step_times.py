@@ -22,6 +22,8 @@ from bench.peers.step_table import COLUMNS, LEFT_OUT, METHODS, PLACES, Cell, Pac
 from bench.peers.step_terminal import show
 from bench.peers.trunk_networks import NETWORKS, Trunk, with_heads
 
+from ...slow_params import others_slow
+
 needs_torchjd = pytest.mark.skipif(find_spec("torchjd") is None, reason="torchjd")
 needs_libmtl = pytest.mark.skipif(find_spec("LibMTL") is None, reason="LibMTL")
 
@@ -44,7 +46,11 @@ CELLS = list(cells(["tiny"], [2, 4], PLACES, METHODS))
 
 
 @needs_torchjd
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.method}-{cell.place}-{cell.num_tasks}")
+@pytest.mark.parametrize(
+    "cell",
+    others_slow(CELLS, *(cell for cell in CELLS if cell.num_tasks == 2)),
+    ids=lambda cell: f"{cell.method}-{cell.place}-{cell.num_tasks}",
+)
 def test_each_way_of_torchjd_gives_our_gradient(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its inexact methods are given finer tolerances."""
     from torchjd import aggregation
