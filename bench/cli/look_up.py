@@ -159,7 +159,7 @@ def _print_suite(name: str) -> None:
     path = suite_file.find(name)
     suite = suite_text.read(path)
     lines = {
-        kind: ", ".join(str(entry.get("label", entry["name"])) for entry in suite.values[kind])
+        kind: "; ".join(str(entry.get("label", entry["name"])) for entry in suite.values[kind])
         for kind in ("problems", "balancers")
     }
     lines |= {"seeds": ", ".join(map(str, suite.values["seeds"]["reported"])), "file": str(path)}

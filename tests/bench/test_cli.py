@@ -90,7 +90,7 @@ def test_a_suite_is_listed_with_what_it_compares() -> None:
     code, output = lossbench("list", "default")
     assert code == 0, output
     words = " ".join(output.split())
-    for each in ("Six methods on seven problems", "digit-pairs, flights", "gradnorm, nash-mtl", "seeds 1, 2, 3"):
+    for each in ("Six methods on seven problems", "digit-pairs; flights", "gradnorm; nash-mtl", "seeds 1, 2, 3"):
         assert each in words, each
     assert "bench/suites/default.toml" in output.replace("\n", "").replace(" ", "")
 
