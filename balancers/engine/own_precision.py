@@ -1,4 +1,4 @@
-"""What a balancer computes itself has the precision of its numbers, whatever the caller's autocast says."""
+"""Keep a caller's autocast from rounding what a balancer computes."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,8 +13,8 @@ _UNCHANGED = nullcontext()
 def own_precision(like: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast does not round products on the device of ``like``.
 
-    A balancer may be called within the caller's autocast, and so may ``backward``. Inner products of gradients would
-    then overflow in half precision, and a rounded Gramian has negative eigenvalues.
+    Users call the balancer, and some call ``backward``, within autocast. There, inner products of gradients would
+    overflow in float16, and a Gramian rounded to bfloat16 can have negative eigenvalues.
     """
     if not autocasts():
         return _UNCHANGED

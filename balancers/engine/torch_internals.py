@@ -30,7 +30,7 @@ Returned = TypeVar("Returned")
 # Modules
 
 COMPILED_PREFIX = "_orig_mod."
-"""What `torch.compile` adds to the names of a module's parameters; it has no public function that takes it off."""
+"""The prefix that `torch.compile` gives the names of a module's parameters; no public function removes it."""
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch.linalg import solve_triangular
 from .interior_point import TINY, TO_BOUNDARY
 
 PRICE = 1e7
-"""What a unit of a constraint's lack costs, where the objective's coefficients differ by at most 1."""
+"""The cost of missing a constraint by one unit, where the objective's coefficients differ by at most 1."""
 ALLOWED = 1e-7
 """Lack that counts as rounding, as a fraction of the constraint's largest coefficient."""
 GAP = 1e-9

@@ -130,7 +130,7 @@ def _started_pool(gpu: str | None) -> ProcessPool:
     return ProcessPool(max_workers=1, context=context, initializer=_begin, initargs=[os.getpid(), gpu])
 
 
-# What follows runs in the child.
+# The functions below run in the child process.
 
 
 def _begin(parent: int, gpu: str | None) -> None:

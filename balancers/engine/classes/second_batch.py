@@ -38,9 +38,9 @@ class SecondBatchBalancer(AheadBalancer):
 
     @property
     def pass_scale(self) -> Tensor:
-        """A scalar: the power of two next to what the last pass multiplied the losses by; 1 before the first pass.
+        """A scalar: the factor of the losses in the last pass, rounded to a power of two; 1 before the first pass.
 
-        Gradients are measured times a GradScaler's scale, without which they underflow in half precision.
+        Gradients are measured times this factor. Without a GradScaler's scale they underflow in float16.
         """
         return self.last_weights.new_ones(()) if self._pass_scale is None else self._pass_scale.to(self.last_weights)
 

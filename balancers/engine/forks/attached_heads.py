@@ -33,7 +33,7 @@ class AttachedHeads:
         _check(heads)
         self._fork, self._apart = fork, apart
         self._features: list[Tensor] = []
-        """The features that the heads of this step are called with."""
+        """The features that the heads of this forward pass are called with."""
         self._aliases: list[Any] = []
         """For each head its aliases of them; None if it has them already."""
         self._token: object = None
@@ -91,7 +91,7 @@ class AttachedHeads:
     def _begin(self, task: int, features: list[Tensor]) -> None:
         """Make the aliases of new features."""
         token = self._fork.reading.now()
-        # A head that has its alias already is called in a forward pass of its own, without some of the heads.
+        # A head that has its alias already begins another forward pass; the one before it left out some heads.
         if self._token is token and not self._apart and self._aliases[task] is not None:
             others = ", ".join(str(i) for i, each in enumerate(self._aliases) if each is None)
             raise ForkError(

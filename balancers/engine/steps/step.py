@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from ..loss_input import Entries
-from ..own_precision import own_precision
 from ..passes import is_measuring
 from ..torch_internals import (
     COMPILED,
@@ -122,8 +121,7 @@ class Step:
         window = self.balancer._window
         window.under_way = NO_PASS
         window.passes += 1
-        with own_precision(self.weights):
-            self._end()
+        self._end()
 
     def _end(self) -> None:
         """Take in the whole pass; nothing is learnt from one in eval mode, or of a call before a state was loaded."""
