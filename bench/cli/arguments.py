@@ -33,9 +33,12 @@ def complete_key(ctx: typer.Context, typed: str) -> list[str]:
 def results_name(suite: str) -> str:
     """Return the name of the results folder of a suite, which is given by its name or by the path of a file.
 
-    Only the endings .toml and .py are dropped: a suite may be called ``mine.v2``.
+    Only the endings .toml and .py are dropped: a suite may be called ``mine.v2``. The copy of a suite that its results
+    folder keeps has the name of that folder.
     """
     path = Path(suite)
+    if path.name == "suite.toml":
+        return path.resolve().parent.name
     return path.stem if path.suffix in (".toml", ".py") else path.name
 
 

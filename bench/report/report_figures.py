@@ -49,10 +49,12 @@ def draw(results: Results) -> list[ReportFigure]:
 
     For the evidence, the effects on all problems are the summary and the only figure.
 
-    A summary that can't be drawn again stays: a folder that was kept without its curves would lose it for good.
+    A summary that can't be drawn again stays: a folder that was kept without its curves would lose it for good. So do
+    pictures of other names, which someone else has put there.
     """
     for old in (results.path / "figures").glob("*.[sp][vn]g"):
-        if old.stem != "summary":
+        kind, _, number = old.stem.rpartition("-")
+        if old.stem == "micro" or (kind in OF_PROBLEM and number.isdecimal()):
             old.unlink()
     pictures = []
     with theme():

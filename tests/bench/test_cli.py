@@ -261,6 +261,7 @@ def test_the_shell_completes_suites_and_keys_of_stored_results(tmp_path: Path) -
         ("report smoek", r"there are no tables in results/smoek; .*; did you mean 'smoke'\? .*"),
         ("report mine.v2", r"there are no tables in results/mine\.v2; .*"),
         ("report folder/mine.v2.toml", r"there are no tables in results/mine\.v2; .*"),
+        ("report results/mine/suite.toml", r"there are no tables in results/mine; .*"),
         ("report mine.py", r"there are no tables in results/mine; .*"),
         ("list balancer", r"invalid value: nothing is called 'balancer'; did you mean 'balancers'\? .*"),
         ("run smoke --cluster none.py:f", r"there is no Python file none.py"),

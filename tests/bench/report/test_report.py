@@ -94,8 +94,14 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> Path:
-    """Return the folder of a suite that was neither tuned nor timed and has no failed run, with its report."""
+    """Return the folder of a suite that was neither tuned nor timed and has no failed run, with its report.
+
+    Before the report, it had a figure of an earlier report and a picture of somebody else.
+    """
     folder = build(tmp_path_factory.mktemp("results") / "bare", num_tasks=(2,), grid=(), timed=False, failing=None)
+    (folder / "figures").mkdir()
+    for name in ("scores-9.svg", "micro.png", "scores-of-mine.png"):
+        (folder / "figures" / name).touch()
     report_page.write(folder)
     return folder
 
@@ -424,6 +430,11 @@ class TestFigures:
             inked = np.any(picture < 0.95, axis=-1)
             assert 0.01 < inked.mean() < 0.5, name
             assert len(np.unique((picture[inked] * 8).astype(int), axis=0)) > 5, name
+
+    def test_those_of_an_earlier_report_go_and_pictures_of_somebody_else_stay(self, bare):
+        names = {path.name for path in (bare / "figures").iterdir()}
+        assert "scores-of-mine.png" in names
+        assert not {"scores-9.svg", "micro.png"} & names
 
     def test_summary_is_as_wide_as_a_readme(self, whole):
         assert imread(whole / "figures" / "summary.png").shape[:2] == (500, 1200)
