@@ -56,10 +56,10 @@ bench: $(ENVIRONMENT)
 	$(PY) -m bench report default
 
 test: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m "not slow and not peers"
+	$(PY) -m pytest $(PARALLEL) --sample -m "not slow and not peers"
 
 test-slow: $(ENVIRONMENT)
-	$(PY) -m pytest $(PARALLEL) -m slow
+	$(PY) -m pytest $(PARALLEL) --sample -m slow
 
 test-all: $(ENVIRONMENT)
 	$(PY) -m pytest $(PARALLEL) -m "not peers"

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ import torch
 from .balancers.contract_plugins import OWN
 from .on_device import OnDevice
 
+FEW = 4
+"""With ``--sample``, the number of cases up to which all cases of a test function are run."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -19,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--method", type=Path, help="file of your own method, to test its contract: tests/balancers/test_contract.py"
+    )
+    parser.addoption(
+        "--sample",
+        action="store_true",
+        help="mark as slow, of each test function with many cases, all but a fixed third of them",
     )
     parser.addoption("--site", type=Path, help="folder of built pages to check, build/docs/html; default: builds them")
 
@@ -100,10 +110,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not _is_contract(item)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if _is_contract(item)]
+    elif config.getoption("sample"):
+        _mark_all_but_a_sample(items)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "processes")
+
+
+def _mark_all_but_a_sample(items: Sequence[pytest.Item]) -> None:
+    """Mark as slow all but a sample of the cases of each test function: a third of them, and at least `FEW`.
+
+    A case is in the sample or not by a hash of its name. So each process finds the same sample, a new case moves no
+    other case far, and what one function leaves out of, say, the methods, another one has.
+    """
+    cases_of = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("slow") is None:
+            cases_of[item.parent, item.originalname].append(item)
+    for cases in cases_of.values():
+        kept = max(FEW, -(-len(cases) // 3))
+        for item in sorted(cases, key=lambda case: sha256(case.nodeid.encode()).digest())[kept:]:
+            item.add_marker("slow")
 
 
 def _is_contract(item: pytest.Item) -> bool:
