@@ -54,7 +54,8 @@ def main(steps: int = 60) -> list[dict[str, float]]:
         found: dict[str, list[float]] = {"depth": [], "normal": []}
         for index in range(BATCHES):
             losses = losses_of(net, index)
-            (balancer(losses) / ACCUMULATE).backward()  # gradients of the four passes add up to their mean
+            passes = min(ACCUMULATE, BATCHES - index // ACCUMULATE * ACCUMULATE)  # of this window
+            (balancer(losses) / passes).backward()  # their gradients add up to their mean
             for task, loss in losses.items():
                 found[task].append(loss.item())
             if (index + 1) % ACCUMULATE and index + 1 < BATCHES:

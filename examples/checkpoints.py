@@ -1,8 +1,8 @@
 """Save a training with its balancer and go on in a new process, with the same weights to the bit.
 
-A checkpoint has all that a step depends on, also the learning rate's schedule and the random numbers of the data. Save
-when no accumulation window is open, after a step. The first command compares a training without a break with one that
-a second process ends. The second command trains up to step 100, from the file if it is there, and saves to it:
+A checkpoint has all that a step depends on: the learning rate's schedule and the data's random numbers too (dropout
+would add `torch.get_rng_state()`). Save when no accumulation window is open, after a step. The first command compares a
+training without a break with one that a second process ends. The second trains up to step 100, from and to a file:
 
     python examples/checkpoints.py
     python examples/checkpoints.py training.pt 100

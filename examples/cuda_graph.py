@@ -1,9 +1,9 @@
 """Capture the whole training step in a CUDA graph, the balancer included; replaying it launches no single kernels.
 
 `CapturedStep` runs the first steps as they are, captures one, and replays it from then on. Every step must do the same
-work: one shape of batches, an optimiser with `capturable=True`, and no option that makes some steps different
-(`accumulate` or `update_every` above 1, `check_finite`). This program was not run on a GPU by us: its loop was run on a
-CPU, where `CapturedStep` captures nothing and calls the step as it is:
+work: one shape of batches, an optimiser with `capturable=True`, no option that makes some steps different (`accumulate`
+or `update_every` above 1, `check_finite`), and no method that draws random numbers. This program was not run on a GPU
+by us: only its loop was, on a CPU, where `CapturedStep` calls the step as it is. Without a GPU it says so and ends:
 
     python examples/cuda_graph.py
 """

@@ -1,7 +1,8 @@
 """Train on two processes with DistributedDataParallel; rank 0 saves, and both ranks resume.
 
-Each rank has samples of its own. The balancer's weights are those of the global batch, and equal on both ranks. The
-second command goes on where the first one ended:
+Each rank has samples of its own. The balancer's weights are those of the global batch, and equal on both ranks. On
+GPUs, the group is "nccl", and network and samples go to the rank's device, where `torch.load` puts the checkpoint with
+`map_location`. The second command goes on where the first one ended:
 
     torchrun --nproc-per-node 2 examples/data_parallel.py --steps 20 --checkpoint twenty.pt
     torchrun --nproc-per-node 2 examples/data_parallel.py --steps 40 --resume twenty.pt
@@ -33,8 +34,8 @@ class Net(nn.Module):
 
 def main(steps: int = 20, checkpoint: Path | None = None, resume: Path | None = None) -> list[float]:
     """Train up to step number ``steps`` on this rank, and return the last weights."""
-    dist.init_process_group("gloo")  # on GPUs: "nccl"
-    rank = dist.get_rank()
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     net = Net()
     model = DistributedDataParallel(net)
@@ -49,7 +50,7 @@ def main(steps: int = 20, checkpoint: Path | None = None, resume: Path | None = 
             part.load_state_dict(saved[name])
 
     for step in range(begin, steps):
-        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(2 * step + rank))  # this rank's samples
+        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(ranks * step + rank))  # this rank's samples
         sine, product = model(x)
         losses = {
             "sine": (sine - x.sum(1).sin()).square().mean(),

@@ -42,7 +42,7 @@ def make_model() -> Any:
     rod = dde.geometry.GeometryXTime(dde.geometry.Interval(0, 1), dde.geometry.TimeDomain(0, 1))
     boundary = dde.icbc.DirichletBC(rod, lambda xt: 0, lambda _, on_boundary: on_boundary)
     start = dde.icbc.IC(rod, lambda xt: np.sin(math.pi * xt[:, :1]), lambda _, on_initial: on_initial)
-    data = dde.data.TimePDE(rod, residual, [boundary, start], 100, 40, 40, solution=solution)
+    data = dde.data.TimePDE(rod, residual, [boundary, start], 100, 40, 40, solution=solution, num_test=1000)
     net = dde.nn.FNN([2, 24, 24, 1], "tanh", "Glorot normal")
     net.balancer = LearningRateAnnealing(None, wrt=net, tasks=TASKS, reference="equation", update_every=10)
     return dde.Model(data, net)

@@ -9,7 +9,6 @@ shards, and the balancer, whose state is equal on all ranks, whole. The second c
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,16 +35,17 @@ class Net(nn.Module):
 
 def main(steps: int = 20, checkpoint: Path | None = None, resume: Path | None = None) -> list[float]:
     """Train up to step number ``steps`` on this rank, and return the last weights."""
-    dist.init_process_group("gloo")  # on GPUs: "nccl"
-    rank = dist.get_rank()
+    dist.init_process_group("gloo")  # on GPUs: "nccl", a mesh of "cuda", and samples on the rank's device
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    rank = mesh.get_rank()
     torch.manual_seed(0)
     net = Net()
     for part in (net.trunk[0], net.trunk[2], net):
-        fully_shard(part, mesh=dist.init_device_mesh("cpu", (2,)))  # on GPUs: "cuda"
+        fully_shard(part, mesh=mesh)
     balancer = GradNorm(net.fork, wrt=net.trunk[-1], tasks=["sine", "product"])
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
 
-    def state(steps: int) -> dict[str, Any]:
+    def state(steps: int) -> dict:
         model, moments = get_state_dict(net, optimizer)
         return {"net": model, "optimizer": moments, "balancer": balancer.state_dict(), "steps": steps}
 
@@ -58,7 +58,7 @@ def main(steps: int = 20, checkpoint: Path | None = None, resume: Path | None = 
         balancer.load_state_dict(saved["balancer"])
 
     for step in range(begin, steps):
-        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(2 * step + rank))  # this rank's samples
+        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(mesh.size() * step + rank))  # its own
         targets = x.sum(1, keepdim=True).sin(), x[:, :1] * x[:, 1:2]
         losses = [nn.functional.mse_loss(output, target) for output, target in zip(net(x), targets, strict=True)]
         optimizer.zero_grad()

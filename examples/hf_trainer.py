@@ -53,7 +53,7 @@ class BalancedTrainer(Trainer):
 
 
 def batches(task: str, count: int) -> list[dict[str, str | Tensor]]:
-    """Return a data set of one task: token sequences, and each one's topic or the share of tokens of that topic."""
+    """Return a data set of one task: token sequences, each with its topic or 10 times the share drawn from it."""
     topics, others = torch.randint(TOPICS, (count, 16, 1)), torch.randint(64, (count, 16, 12))
     own = torch.rand(count, 16, 12) < torch.rand(count, 16, 1)
     tokens = torch.where(own, 16 * topics + others % 16, others)

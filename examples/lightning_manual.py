@@ -38,7 +38,8 @@ class TwoTasksByHand(lightning.LightningModule):
         for_size, for_kind = self.fork(self.trunk(x).relu())
         losses = {"size": F.mse_loss(self.size(for_size), size), "kind": F.cross_entropy(self.kind(for_kind), kind)}
         optimizer = self.optimizers()
-        self.manual_backward(self.balancer(losses) / ACCUMULATE)
+        passes = min(ACCUMULATE, self.trainer.num_training_batches - index // ACCUMULATE * ACCUMULATE)  # of this window
+        self.manual_backward(self.balancer(losses) / passes)
         if (index + 1) % ACCUMULATE == 0 or self.trainer.is_last_batch:
             optimizer.step()
             optimizer.zero_grad()

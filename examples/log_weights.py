@@ -68,7 +68,7 @@ def main(steps: int = 200, folder: Path = Path("runs")) -> list[dict[str, float]
     """Return the rows that the CSV file has."""
     path = train(steps, folder)
     table = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    rows = [{name: float(value) for name, value in row.items()} for row in table]
+    rows = [{name: float(value or "nan") for name, value in row.items()} for row in table]  # blank: not measured
     print(path, "and TensorBoard's files beside it" if SummaryWriter else "alone, as TensorBoard is not installed")
     print("step", *(f"{name:>13}" for name in COLUMNS[:6]))
     for row in rows[:: max(1, len(rows) // 5)]:

@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 def batch(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return token sequences, each sequence's topic, and the share of its tokens that are of this topic."""
+    """Return token sequences, each one's topic, and ten times the share of its tokens drawn from this topic."""
     topics, others = torch.randint(TOPICS, (count, 1)), torch.randint(64, (count, 12))
     own = torch.rand(count, 12) < torch.rand(count, 1)
     tokens = torch.where(own, 16 * topics + others % 16, others)

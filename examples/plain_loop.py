@@ -59,8 +59,8 @@ def train(net: Net, balancer: GradNorm, optimizer: torch.optim.Optimizer, steps:
         optimizer.zero_grad()
         balancer(losses).backward()  # it was sum(losses.values())
         optimizer.step()
-        history.append(balancer.scalars())
-    print(f"step {step}:", {name: round(value, 3) for name, value in history[-1].items()})
+        history.append(balancer.scalars())  # waits for the device: on a GPU, log every so many steps
+    print(f"step {steps[-1]}:", {name: round(value, 3) for name, value in history[-1].items()})
     return history
 
 

@@ -39,12 +39,12 @@ def evaluate(net: Net, balancer: GradNorm, x: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def climb(net: nn.Module, rho: float) -> list[Tensor]:
-    """Move the parameters by ``rho`` along their gradient, and return by how much each one moved."""
+    """Move the parameters by ``rho`` along their gradient, and return what they were."""
     scale = rho / (torch.nn.utils.get_total_norm(p.grad for p in net.parameters()) + 1e-12)
-    moves = [scale * p.grad for p in net.parameters()]
-    for p, move in zip(net.parameters(), moves, strict=True):
-        p += move
-    return moves
+    before = [p.clone() for p in net.parameters()]
+    for p in net.parameters():
+        p += scale * p.grad
+    return before
 
 
 def main(steps: int = 300, rho: float = 0.1) -> tuple[list[list[dict[str, float]]], float]:
@@ -58,20 +58,20 @@ def main(steps: int = 300, rho: float = 0.1) -> tuple[list[list[dict[str, float]
         x = data[torch.randperm(len(data))[:16]]
         with balancer.held():
             first = evaluate(net, balancer, x)  # the balancer learns from this one
-            moves = climb(net, rho)
+            before = climb(net, rho)
             second = evaluate(net, balancer, x)  # the optimiser gets the gradient of this one
         with torch.no_grad():
-            for p, move in zip(net.parameters(), moves, strict=True):
-                p -= move
+            for p, value in zip(net.parameters(), before, strict=True):
+                p.copy_(value)
         optimizer.step()
         history.append([first, second])
     net.zero_grad()
-    before = sum(net.losses(data).values())
-    before.backward()
+    total = sum(net.losses(data).values())
+    total.backward()
     climb(net, 0.1)
-    rise = sum(net.losses(data).values()).item() - before.item()
+    rise = sum(net.losses(data).values()).item() - total.item()
     weights = [round(weight, 3) for weight in balancer.weights.tolist()]
-    print(f"rho {rho}: weights {weights}, losses' sum {before.item():.4f}, its rise at a distance of 0.1 {rise:.4f}")
+    print(f"rho {rho}: weights {weights}, losses' sum {total.item():.4f}, its rise at a distance of 0.1 {rise:.4f}")
     return history, rise
 
 

@@ -12,7 +12,8 @@ The inputs are known before departure: the schedule, and the number of flights t
 hour. In place of a weather forecast, they include the weather at the airport in that hour and the rain of the six hours
 that end with it. No input depends on what happened to the flight. The aircraft is not an input either, because its
 number is missing for many cancelled flights. Both tables use local hours, including daylight saving time, so they can
-be joined without conversion.
+be joined without conversion. The weather's table ends on December 30 at 18 h: the flights of the year's last day,
+1.5 % of the test set, have none.
 
 The table shows test scores after the default recipe at equal weights and in single-task training (means of three
 seeds), of gradient-boosted trees (`Flights.reference`), and of the best constants:
@@ -104,7 +105,7 @@ class Samples(NamedTuple):
     """Inputs and targets of N flights.
 
     Attributes:
-        numbers: all inputs apart from the codes, standardised, shape ``(N, 35)``.
+        numbers: all inputs apart from the codes, shape ``(N, 35)``; those that are no flags or sines are standardised.
         codes: the codes of carrier and destination, shape ``(N, 2)``, int64.
         targets: shape ``(N, 3)``: 1 if the flight was cancelled, else 0; departure delay in minutes, at most 180; air
             time in minutes. A missing target is NaN.
@@ -532,7 +533,8 @@ def _numbers(
 ) -> NDArray[np.float64]:
     """Return all inputs apart from the codes, shape ``(N, 35)``, for all flights.
 
-    They are standardised with the means and standard deviations of the flights at the indices ``train``.
+    Those that are no flags or sines are standardised with the means and standard deviations of the flights at the
+    indices ``train``.
     """
     airport = flights["origin"].to_numpy(str)[:, None] == np.array(AIRPORTS)
     hour = flights["hour"].to_numpy(np.int64)

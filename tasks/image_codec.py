@@ -229,9 +229,10 @@ class ImageCodec(Problem[ImageCodecData]):
     Model: a convolutional encoder from ``batch_size x 28 x 28`` images to ``batch_size x 4 x 7 x 7`` latents, 32 code
     vectors, and a decoder back. The discriminator is a part of the model and is trained beside it: the module says how.
 
-    Metrics: the peak signal-to-noise ratio; the Fréchet distance between real and decoded images in the features of a
-    fixed judge; the effective number of codes; and the accuracy of the judge's classifier on decoded images. The
-    primary metric is the geometric mean of the squared error and the Fréchet distance, each relative to the mean image.
+    Metrics: the peak signal-to-noise ratio; the squared Fréchet distance between real and decoded images in the
+    features of a fixed judge; the effective number of codes; and the accuracy of the judge's classifier on decoded
+    images. The primary metric is the geometric mean of the squared error and of this distance, each relative to the
+    mean image.
 
     Sources: van den Oord, Vinyals and Kavukcuoglu, NeurIPS 2017; Esser, Rombach and Ommer, CVPR 2021; Isola, Zhu, Zhou
     and Efros, "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017 (the patch discriminator);

@@ -39,7 +39,7 @@ class NYUv2(FolderPrediction):
     Sources: Silberman, Hoiem, Kohli and Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV
     2012; Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019.
 
-    The recipe is the literature's, Adam at 1e-4 with batches of 2. The default is 6 epochs; the full recipe has the
+    The recipe is the literature's, Adam at 1e-4 with batches of 2. The default is 5.6 epochs; the full recipe has the
     literature's 200. Both take far longer than the seconds that other problems take, even on a GPU. The literature
     halves the learning rate after half of the steps; the recipe here keeps it constant.
 

@@ -211,13 +211,17 @@ class Problem(ABC, Generic[Data]):
     def batches(self, data: Data, generator: Generator, batch_size: int) -> Iterator[Any]:
         """Return an endless iterator over training batches, in an order drawn from ``generator`` (on the CPU).
 
-        A batch is what `losses` takes as its argument, on the data's device. Making one copies nothing from the host.
+        A batch is what `losses` takes as its argument, on the data's device. Making one should copy nothing from the
+        host, except at the beginning of an epoch.
         """
 
     def split(self, data: Data, generator: Generator, batch_size: int) -> tuple[Data, Data]:
         """Split the training set, for methods that learn from a second batch; the other splits stay as they are.
 
-        One sample in ten is held out, chosen by ``generator`` (on the CPU), or as many as a batch needs.
+        One sample in ten is held out, chosen by ``generator`` (on the CPU), or as many as a batch needs. If samples
+        resemble each other, override this with a split by groups of them: else what is held out is much like what is
+        trained on. The problems here don't, so in ``multi-token`` (windows overlap), ``flights`` (of one day) and
+        ``digit-pairs`` (an image is in several pairs) held-out samples are nearly training samples.
 
         Returns:
             The data without these samples, and the data with these alone, as their training set.

@@ -22,7 +22,7 @@ STRETCH, HELD_OUT = 50, 5
 CHUNK = 8
 """Number of images that are evaluated at a time."""
 SAMPLE = 64
-"""Maximum number of training images that the constant predictor is fitted to."""
+"""Maximum number of training images, evenly spaced, that the constant predictor is fitted to."""
 
 Request = tuple[int, int | None]
 """Index of an image to read, and the seed for its augmentation; None means no augmentation."""
