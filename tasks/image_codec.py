@@ -37,6 +37,7 @@ images themselves the classifier is right for 95.6 %.
     classifier's accuracy (%) 10.0          79.9     84.4                    95.0
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -426,12 +427,15 @@ def frechet_distance(first: Tensor, second: Tensor) -> Tensor:
 
     With means m and covariances C it is ``|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))`` (Dowson and Landau,
     Journal of Multivariate Analysis 12, 1982). The last trace is the sum of the singular values of ``A1 A2^T``, where
-    ``A^T A = C`` for the centred samples A, each divided by the root of N. Computed in double precision.
+    ``A^T A = C`` for the centred samples A, each divided by the root of N. Computed in double precision. It is NaN if a
+    sample is not finite.
     """
     means = [sample.double().mean(0) for sample in (first, second)]
     centred = [
         (sample.double() - mean) / len(sample) ** 0.5 for sample, mean in zip((first, second), means, strict=True)
     ]
+    if not all(sample.isfinite().all() for sample in centred):
+        return means[0].new_tensor(math.nan)
     # The triangle of a QR decomposition of A has the same A^T A, and n rows instead of N.
     triangles = [torch.linalg.qr(sample, mode="r").R for sample in centred]
     between = torch.linalg.svdvals(triangles[0] @ triangles[1].mT).sum()

@@ -104,15 +104,20 @@ class Recipe:
         for name, value, known in (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule)):
             if value not in get_args(known):
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(get_args(known))}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr is {self.lr}; expected a positive, finite number")
+        if not (_is_number(self.lr) and 0 < self.lr < math.inf):
+            raise ValueError(f"lr is {self.lr!r}; expected a positive, finite number")
         for name, count in (("batch_size", self.batch_size), ("steps", self.steps)):
-            if count < 1:
-                raise ValueError(f"{name} is {count}; expected 1 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}; expected two numbers of at least 0 and below 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}; expected a finite number, 0 or more")
+            if not (isinstance(count, int) and not isinstance(count, bool) and count >= 1):
+                raise ValueError(f"{name} is {count!r}; expected a whole number, 1 or more")
+        betas = self.betas
+        if not (isinstance(betas, Sequence) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)):
+            raise ValueError(f"betas is {betas!r}; expected two numbers of at least 0 and below 1")
+        if not (_is_number(self.weight_decay) and 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"weight_decay is {self.weight_decay!r}; expected a finite number, 0 or more")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,15 @@ def test_a_fact_that_is_not_stated_is_named(monkeypatch):
         ({"schedule": "step"}, "schedule is 'step'; expected one of constant, cosine"),
         ({"lr": 0.0}, "lr is 0.0; expected a positive"),
         ({"lr": float("inf")}, "lr is inf"),
-        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"lr": "1e-3"}, "lr is '1e-3'; expected a positive"),
+        ({"lr": True}, "lr is True"),
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number, 1 or more"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"steps": -1}, "steps is -1"),
+        ({"steps": True}, "steps is True"),
+        ({"betas": 0.9}, "betas is 0.9; expected two numbers"),
+        ({"betas": (0.9, 1)}, "betas is"),
+        ({"weight_decay": "no"}, "weight_decay is 'no'; expected a finite number"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(change, message):

@@ -162,6 +162,12 @@ def test_the_frechet_distance_against_matrix_square_roots():
     assert frechet_distance(torch.tensor(first), moved).item() == pytest.approx(25)
 
 
+def test_the_frechet_distance_of_a_sample_that_is_not_finite_is_nan():
+    real, broken = torch.randn(20, 3), torch.randn(20, 3)
+    broken[4, 1] = torch.nan
+    assert frechet_distance(real, broken).isnan()
+
+
 # The model
 
 
