@@ -53,8 +53,8 @@ def draw(results: Results) -> list[ReportFigure]:
     pictures of other names, which someone else has put there.
     """
     for old in (results.path / "figures").glob("*.[sp][vn]g"):
-        kind, _, number = old.stem.rpartition("-")
-        if old.stem == "micro" or (kind in OF_PROBLEM and number.isdecimal()):
+        kind, _, place = old.stem.rpartition("-")
+        if old.stem == "micro" or (kind in OF_PROBLEM and place.isdecimal()):
             old.unlink()
     pictures = []
     with theme():
