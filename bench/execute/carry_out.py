@@ -1,8 +1,8 @@
 """Carry out tasks on an engine, and decide for each whether it is done, has failed, is tried again or is given up.
 
-A task fails by its own deed only. Crashes count if its process ended while its worker lived, and the second one is
-counted of a task that runs alone. A lost worker never makes a task fail: a task that loses three workers, or twice
-exceeds a time limit that nobody stated, is *not done*. It can be tried again another time.
+A task fails only where the task itself is at fault. A crash counts if the task's process ended while its worker lived;
+the second crash makes the task fail if nothing ran beside it. A lost worker never makes a task fail: a task that loses
+three workers, or twice exceeds a time limit that nobody stated, is *not done*. It can be tried again another time.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ CRASHES, LATE, LOST = 2, 2, 3
 
 @dataclass(frozen=True)
 class Failed:
-    """The task has failed by its own deed; ``limit`` is the stated time limit in seconds that it exceeded, if any."""
+    """The task itself was at fault; ``limit`` is the stated time limit in seconds that it exceeded, if any."""
 
     why: str
     limit: float | None = None

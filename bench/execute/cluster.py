@@ -102,13 +102,13 @@ class DaskCluster:
                 return task, ending
             self.start(task)
 
-    def settle(self) -> None:
+    def pin(self) -> None:
         """Do the next tasks on one worker, of the computer that has the fewest."""
         self._look()
         hosts = Counter(_host(address) for address in self._used())
         self._pinned = min(self._used(), key=lambda address: (hosts[_host(address)], address), default=None)
 
-    def spread(self) -> None:
+    def unpin(self) -> None:
         """Do tasks on all workers again."""
         self._pinned = None
 

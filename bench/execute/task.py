@@ -16,7 +16,7 @@ class Limits:
     memory: float | None = None
 
 
-UNLIMITED = Limits()
+NO_LIMITS = Limits()
 
 
 class CannotRunError(Exception):
@@ -46,7 +46,7 @@ class Task:
     key: str
     work: Callable[..., Any]
     args: tuple[Any, ...]
-    limits: Limits = UNLIMITED
+    limits: Limits = NO_LIMITS
     stated: bool = False
     loads: str = ""
     own_limit: Callable[..., float] | None = None
@@ -122,10 +122,10 @@ class Engine(Protocol):
             EngineError: no attempt can be made any more.
         """
 
-    def settle(self) -> None:
+    def pin(self) -> None:
         """End the processes that wait for tasks, and do the next tasks on one computer, one at a time."""
 
-    def spread(self) -> None:
+    def unpin(self) -> None:
         """Do tasks anywhere again."""
 
     def stop(self) -> None:

@@ -41,12 +41,12 @@ class ThisMachine:
         """Wait until an attempt at one of the started tasks ends."""
         return self._ended.get()
 
-    def settle(self) -> None:
+    def pin(self) -> None:
         """End the processes that wait for tasks."""
         for slot in self._slots:
             slot.stop()
 
-    def spread(self) -> None:
+    def unpin(self) -> None:
         """Do nothing: processes start when they are needed."""
 
     def stop(self) -> None:

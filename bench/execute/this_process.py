@@ -26,10 +26,10 @@ class InThisProcess:
         except (Exception, SystemExit) as error:
             return task, Raised(as_exception(error))
 
-    def settle(self) -> None:
+    def pin(self) -> None:
         """Do nothing: no process waits."""
 
-    def spread(self) -> None:
+    def unpin(self) -> None:
         """Do nothing."""
 
     def stop(self) -> None:

@@ -23,13 +23,12 @@ from bench.run.result_picture import Picture
 from bench.run.result_store import ResultStore
 from bench.run.training import RunResult
 from bench.suite.plan import Planned
-from bench.suite.suite_entries import UNLIMITED as UNSTATED
-from bench.suite.suite_entries import StatedLimits
+from bench.suite.suite_entries import UNLIMITED, StatedLimits
 
 from . import cluster, run_job
 from .carry_out import Failed, NotDone, Verdict, carry_out
 from .run_job import TIMES_FORECAST, FailedStart, RunJob, RunOutcome
-from .task import UNLIMITED, CannotRunError, Engine, EngineError, Finished, Limits, Raised, Task
+from .task import NO_LIMITS, CannotRunError, Engine, EngineError, Finished, Limits, Raised, Task
 from .this_process import InThisProcess
 
 IN_THIS_PROCESS = 0
@@ -117,7 +116,7 @@ class Workforce:
         runs: Sequence[Planned],
         store: ResultStore,
         plugin_files: Sequence[Path] = (),
-        limits: StatedLimits = UNSTATED,
+        limits: StatedLimits = UNLIMITED,
         forecast: Callable[[Planned], float | None] = lambda run: None,
     ) -> Iterator[RunEnd]:
         """Do ``runs``, store each result as it arrives, and yield each run that ends, in the order of their ends.
@@ -147,7 +146,7 @@ class Workforce:
             yield _kept(by_key[task.key], verdict, store)
 
     def paces(
-        self, runs: Sequence[Planned], plugin_files: Sequence[Path] = (), limits: StatedLimits = UNSTATED
+        self, runs: Sequence[Planned], plugin_files: Sequence[Path] = (), limits: StatedLimits = UNLIMITED
     ) -> list[Pace | FailedStart | None]:
         """Time a few steps of each of ``runs``, which may use no more than ``limits`` allow a whole run.
 
@@ -171,11 +170,11 @@ class Workforce:
     @contextmanager
     def one_worker(self) -> Iterator[None]:
         """Let nothing else run in the block: its tasks are done by one worker, one at a time."""
-        self._engine.settle()
+        self._engine.pin()
         try:
             yield
         finally:
-            self._engine.spread()
+            self._engine.unpin()
 
     def kind_of_machine(self) -> tuple[str, str | None]:
         """Return the names of the processor and the GPU that a task runs on; see `one_worker`."""
@@ -238,7 +237,7 @@ class _Load:
         work: Callable[..., object],
         run: Planned,
         *more: object,
-        limits: Limits = UNLIMITED,
+        limits: Limits = NO_LIMITS,
     ) -> Task:
         job = RunJob.of(run, self._sources)
         return Task(key, work, (job, *more), limits, loads=self._loads)
