@@ -20,7 +20,9 @@ from .carry_out import LOST
 from .task import CannotRunError, Ending, EngineError, Raised, Task, WorkerLost
 
 PATIENCE = 600.0
-"""Seconds to wait for a first or another worker."""
+"""Seconds to wait for a first or another worker; the first one of a cluster that a function makes may take longer."""
+REMINDERS = 300.0
+"""Seconds between two sentences that the first worker is still awaited."""
 LOOKS = 2.0
 """Seconds between two looks at the workers."""
 
@@ -32,8 +34,9 @@ class DaskCluster:
 
     Args:
         client: a `distributed.Client`, which is closed by `stop`.
-        tell: called with a sentence about each worker that is not used.
-        cluster: what else to close, or None.
+        tell: called with a sentence about each worker that is not used, and while the first one is awaited.
+        cluster: what else to close, or None. Its first worker may be a job that queues for hours, so that the wait for
+            it has no end.
         patience: seconds to wait for a worker where there is none.
     """
 
@@ -44,14 +47,16 @@ class DaskCluster:
         self._session = uuid.uuid4().hex[:8]
         self._attempts = 0
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._tasks: dict[str, tuple[Task, Any]] = {}
-        """By Dask's key: each task in flight and its future. A future that is let go is forgotten by the scheduler."""
+        self._tasks: dict[str, tuple[Task, Any, list[str]]] = {}
+        """By Dask's key: each task in flight, its future, and the addresses of the only workers that may do it; none if
+        all may. A future that is let go is forgotten by the scheduler."""
         self._refused: dict[str, str] = {}
         """Why a worker, named by its address, is not used."""
         self._pinned: str | None = None
         """The address of the only worker that gets tasks now."""
         self._threads: dict[str, int] = {}
-        self._looked = self._had_one = time.monotonic()
+        self._looked = self._had_one = self._reminded = time.monotonic()
+        self._first_may_queue = cluster is not None
         self._look()
 
     @property
@@ -70,14 +75,14 @@ class DaskCluster:
         """Do the task on a worker that is not refused, as soon as one has a slot free."""
         self._attempts += 1
         key = f"{task.key}-{self._attempts}-{self._session}"
-        where = [self._pinned] if self._pinned else list(self._used()) if self._refused else None
-        if where == []:
+        if self._threads and not self._used():
             raise EngineError(f"no worker can be used. {self._refusals()}")
+        where = [self._pinned] if self._pinned else list(self._used()) if self._refused else []
         try:
-            future = self._client.submit(_on_worker(), pickle.dumps(task), key=key, pure=False, workers=where)
+            future = self._client.submit(_on_worker(), pickle.dumps(task), key=key, pure=False, workers=where or None)
         except (OSError, RuntimeError) as error:
             raise self._gone() from error
-        self._tasks[key] = task, future
+        self._tasks[key] = task, future, where
         future.add_done_callback(self._ended.put)
 
     def next(self) -> tuple[Task, Ending]:
@@ -93,13 +98,17 @@ class DaskCluster:
                 self._look()
                 if self._pinned and self._pinned not in self._threads and self._tasks:
                     return self._lost_with_pinned()
+                self._restart_stranded()
                 continue
             if future.key not in self._tasks:  # an attempt that was given up
                 continue
-            task, _ = self._tasks.pop(future.key)
+            task, _, _ = self._tasks.pop(future.key)
             ending = self._ending(future)
             if ending is not None:
                 return task, ending
+            if self._pinned:  # the only worker that may do the task has refused it
+                return task, WorkerLost(LOST)
+            self._look()
             self.start(task)
 
     def pin(self) -> None:
@@ -114,7 +123,7 @@ class DaskCluster:
 
     def stop(self) -> None:
         """Give up all attempts and leave the cluster."""
-        for _, future in self._tasks.values():
+        for _, future, _ in self._tasks.values():
             future.cancel(reason="stopped", force=True) if self._client.status == "running" else None
         self._tasks.clear()
         log = logging.getLogger("distributed.client")
@@ -126,9 +135,17 @@ class DaskCluster:
             self._cluster.close()
 
     def _lost_with_pinned(self) -> tuple[Task, Ending]:
-        _, (task, future) = self._tasks.popitem()
+        _, (task, future, _) = self._tasks.popitem()
         future.cancel(reason="its worker is lost", force=True)
         return task, WorkerLost(LOST)
+
+    def _restart_stranded(self) -> None:
+        """Start tasks anew whose workers have all left. Dask would keep them for these, whatever workers join."""
+        for key, (task, future, where) in list(self._tasks.items()):
+            if where and self._used() and self._threads.keys().isdisjoint(where) and not future.done():
+                del self._tasks[key]
+                future.cancel(reason="its workers have left", force=True)
+                self.start(task)
 
     def _ending(self, future: Any) -> Ending | None:
         """Return how an attempt ended; None if its worker can't do it, so that another one must."""
@@ -166,7 +183,7 @@ class DaskCluster:
         """Ask the scheduler for its workers.
 
         Raises:
-            EngineError: it is gone, or there was no worker for too long.
+            EngineError: it is gone, no worker can be used, or there was no worker for too long.
         """
         if self._client.status != "running":
             raise self._gone()
@@ -176,9 +193,14 @@ class DaskCluster:
             raise self._gone() from error
         self._looked = time.monotonic()
         if self._used():
-            self._had_one = self._looked
+            self._had_one, self._first_may_queue = self._looked, False
         elif self._threads:
             raise EngineError(f"no worker can be used. {self._refusals()}")
+        elif self._first_may_queue:
+            if self._looked - self._reminded > REMINDERS:
+                self._reminded = self._looked
+                minutes = (self._looked - self._had_one) / 60
+                self._tell(f"the cluster has had no worker for {minutes:.0f} minutes: still waiting for its first one")
         elif self._looked - self._had_one > self._patience:
             raise EngineError(f"the cluster has had no worker for {self._patience / 60:g} minutes")
 
