@@ -280,10 +280,15 @@ def _on_worker() -> Callable[[bytes], tuple[str, str, str, Any]]:
         from distributed import get_worker
 
         worker = get_worker()
+        key, tasks = worker.get_current_task(), worker.state.tasks
+
+        def is_wanted() -> bool:  # a task that its client cancelled, or left, is "cancelled" here until it ends
+            return key in tasks and tasks[key].state != "cancelled"
+
         try:
             from bench.execute.worker_side import attempt_here
 
-            return worker.address, str(worker.name), "ended", attempt_here(packed)
+            return worker.address, str(worker.name), "ended", attempt_here(packed, is_wanted)
         except Exception as error:
             named = type(error).__name__
             why = str(error) if named == "CannotRunError" else f"{named}: {error}"

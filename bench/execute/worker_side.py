@@ -6,11 +6,16 @@ Tasks arrive as bytes and endings leave as bytes, so that the scheduler needs no
 import multiprocessing
 import pickle
 import queue
+import threading
+from collections.abc import Callable
 from multiprocessing.util import Finalize
 
 from .slot import Slot
 from .task import CannotRunError
 from .this_machine import attempt
+
+LOOKS = 1.0
+"""Seconds between two looks whether a task is still wanted."""
 
 _free: "queue.SimpleQueue[Slot]" = queue.SimpleQueue()
 
@@ -20,8 +25,12 @@ DAEMONIC = (
 )
 
 
-def attempt_here(packed: bytes) -> bytes:
+def attempt_here(packed: bytes, is_wanted: Callable[[], bool]) -> bytes:
     """Do a packed `Task` in a slot of this worker, and return its packed `Ending`.
+
+    Args:
+        packed: the task.
+        is_wanted: returns whether somebody still waits for the task; if nobody does, its process is ended.
 
     Raises:
         CannotRunError: this process may have no children.
@@ -34,7 +43,19 @@ def attempt_here(packed: bytes) -> bytes:
     except queue.Empty:
         slot = Slot()
         Finalize(None, slot.close, exitpriority=1)  # before this process waits for its children, at its end
+    ended = threading.Event()
+    watch = threading.Thread(target=_end_unwanted, args=(slot, is_wanted, ended), daemon=True)
+    watch.start()
     try:
         return pickle.dumps(attempt(task, slot))
     finally:
+        ended.set()
+        watch.join()  # before the slot has another task
         _free.put(slot)
+
+
+def _end_unwanted(slot: Slot, is_wanted: Callable[[], bool], ended: threading.Event) -> None:
+    """End the slot's process if the task that it does is not wanted any more: Dask can't end a thread."""
+    while not ended.wait(LOOKS):
+        if not is_wanted():
+            slot.stop()

@@ -54,6 +54,12 @@ def sleep(seconds: float) -> str:
     return "awake"
 
 
+def sleep_as(folder: Path, seconds: float) -> None:
+    """Leave a file named by this process's id, and sleep."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(seconds)
+
+
 def half_a_second(seconds: float) -> float:
     """Return a time limit that is shorter than the one which the tests state."""
     return 0.5

@@ -1,11 +1,14 @@
 """Both engines, a machine and a Dask cluster, do the same tasks with the same endings."""
 
+import pickle
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from bench.execute import cluster, this_machine
+from bench.execute import cluster, this_machine, worker_side
 from bench.execute.carry_out import Failed, NotDone, carry_out
 from bench.execute.task import Engine, EngineError, Finished, Limits, Raised, Task
 from bench.execute.this_machine import ThisMachine
@@ -74,6 +77,32 @@ def test_a_task_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> No
     fine = {key: verdict for key, verdict in found.items() if key == "exits once" or key.startswith("fine")}
     assert len(fine) == 21
     assert all(isinstance(verdict, Finished) for verdict in fine.values())
+
+
+def test_a_task_that_nobody_waits_for_is_ended_on_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_side, "LOOKS", 0.05)
+    begun = time.monotonic()
+    packed = worker_side.attempt_here(pickle.dumps(Task("a", engine_jobs.sleep, (600.0,))), lambda: False)
+    assert not isinstance(pickle.loads(packed), Finished)
+    assert time.monotonic() - begun < 60.0
+    packed = worker_side.attempt_here(pickle.dumps(Task("b", engine_jobs.add, (1, 2))), lambda: True)
+    assert pickle.loads(packed) == Finished(3)
+
+
+@pytest.mark.slow
+def test_a_client_that_stops_leaves_no_task_to_the_workers(dask: DaskProcesses, tmp_path: Path) -> None:
+    engine = cluster.at(dask.address, print)
+    for k in range(4):
+        engine.start(Task(f"{k}", engine_jobs.sleep_as, (tmp_path, 600.0)))
+    end = time.monotonic() + 30.0
+    while len(doing := list(tmp_path.iterdir())) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    engine.stop()
+    while any(psutil.pid_exists(int(file.name)) for file in doing):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_engine_can_be_stopped_in_the_midst(engine: Engine) -> None:
