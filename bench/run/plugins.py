@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,25 +34,33 @@ class Registered(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A plugin as it is sent to another computer: the file's name without its ending, and its content."""
+    """A plugin as it is sent to another process: its file's name without the ending, its content, and its path here."""
 
     stem: str
     content: bytes
+    path: str
 
 
 def sources(paths: Iterable[Path]) -> tuple[Source, ...]:
     """Read plugins, to send them."""
-    return tuple(Source(path.stem, path.read_bytes()) for path in paths)
+    return tuple(Source(path.stem, path.read_bytes(), str(path.resolve())) for path in paths)
 
 
 def load_sources(given: Sequence[Source]) -> None:
     """Execute plugins that were sent, once per process. Errors that they raise propagate."""
-    load(_written(source) for source in given)
+    load(_file(source) for source in given)
 
 
 @cache
-def _written(source: Source) -> Path:
-    """Return a file with the plugin's content; Python reads modules, and keys are made, from files."""
+def _file(source: Source) -> Path:
+    """Return the plugin's own file, which finds the data beside it; a copy if that file is not here or has changed.
+
+    Python reads modules, and keys are made, from files.
+    """
+    own = Path(source.path)
+    with suppress(OSError):
+        if own.read_bytes() == source.content:
+            return own
     folder = Path(tempfile.mkdtemp(prefix="lossbench-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / f"{source.stem}.py"
