@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 import tasks
 from bench.cost import measure_step
 from bench.run import plugins, result_file, result_picture
@@ -20,7 +22,7 @@ from bench.run.training import Training, reason
 from bench.suite.plan import Planned
 from tasks import MissingDataError
 
-from .task import CannotRunError
+from .task import CannotRunError, OtherVersionError
 
 NAMES: Mapping[str, str] = {
     "protocol": "the protocol",
@@ -69,7 +71,7 @@ def do(job: RunJob) -> RunOutcome:
     """Do a run.
 
     Raises:
-        CannotRunError: the run's result would not be that of the client, or this computer lacks the run's data.
+        CannotRunError: the run's result would not be that of the client, or this computer lacks the run's data or GPU.
     """
     _prepare(job)
     run = job.run
@@ -142,4 +144,8 @@ def _prepare(job: RunJob) -> None:
         raise CannotRunError(f"{type(error).__name__}: {error}") from error
     differing = [NAMES[what] for what, value in job.provenance.items() if here[what] != value]
     if differing:
-        raise CannotRunError(f"{' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from the client's")
+        raise OtherVersionError(
+            f"{' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from the client's"
+        )
+    if spec.device == "cuda" and spec.phase != "cost" and not torch.cuda.is_available():
+        raise CannotRunError("the suite's device is cuda, but PyTorch finds no CUDA device")

@@ -334,9 +334,13 @@ class _Work:
                     self.progress.finish(failed=False)
                     continue
                 self.store.keep_cost(keys[run.key], facts)
-                if not facts["rows"]:
-                    self.tell(f"the steps of {run.balancer} on {run.problem} are not timed: {facts['reason']}")
                 self.progress.finish(failed=not facts["rows"])
+            if not facts["rows"]:
+                file = self.folder / "costs" / f"{keys[run.key]}.json"
+                self.tell(
+                    f"the steps of {run.balancer} on {run.problem} are not timed: {facts['reason']} "
+                    f"(to try again, remove {file})"
+                )
             known = {"busy_cores": facts["busy_cores"]} if "busy_cores" in facts else {}
             rows += ({"problem": run.problem, "balancer": run.balancer, **row, **known} for row in facts["rows"])
         if not_timed:

@@ -23,6 +23,10 @@ class CannotRunError(Exception):
     """The computer that raises this can't do the task, for a reason of its own such as another version of PyTorch."""
 
 
+class OtherVersionError(CannotRunError):
+    """The code, the data or PyTorch on the computer that raises this differ from the client's."""
+
+
 class EngineError(Exception):
     """The engine cannot go on; what is finished is kept."""
 

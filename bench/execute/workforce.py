@@ -28,7 +28,7 @@ from bench.suite.suite_entries import UNLIMITED, StatedLimits
 from . import cluster, run_job
 from .carry_out import Failed, NotDone, Verdict, carry_out
 from .run_job import TIMES_FORECAST, FailedStart, RunJob, RunOutcome
-from .task import NO_LIMITS, CannotRunError, Engine, EngineError, Finished, Limits, Raised, Task
+from .task import NO_LIMITS, CannotRunError, Engine, EngineError, Finished, Limits, OtherVersionError, Raised, Task
 from .this_process import InThisProcess
 
 IN_THIS_PROCESS = 0
@@ -80,7 +80,8 @@ class Workforce:
             return cls(InThisProcess(), tell)
         if missing := [name for name in ("pebble", "psutil") if find_spec(name) is None]:
             named = " and ".join(missing)
-            tell(f"{named} not found (pip install pebble psutil): runs are done in this process, one after another")
+            how = "in this process, one after another and without limits of time or memory"
+            tell(f"{named} not found (pip install pebble psutil): runs are done {how}")
             return cls(InThisProcess(), tell)
         from .this_machine import ThisMachine  # here, as it needs pebble
 
@@ -271,6 +272,6 @@ def _kept(run: Planned, verdict: Verdict, store: ResultStore) -> RunEnd:
 
 def _given_up(raised: Raised) -> Exception:
     """Return what to raise where a task raised an exception, which runs do not."""
-    if isinstance(raised.error, CannotRunError):
-        return EngineError(f"{raised.error}; start the suite again")
-    return raised.error
+    error = raised.error
+    remedy = "; start the suite again" if isinstance(error, OtherVersionError) else ""
+    return EngineError(f"{error}{remedy}") if isinstance(error, CannotRunError) else error

@@ -195,7 +195,10 @@ def test_without_the_packages_for_processes_runs_are_done_in_this_one(monkeypatc
     told: list[str] = []
     with Workforce.of(4, told.append) as workforce:
         assert workforce.slots == 1
-    assert told == ["pebble not found (pip install pebble psutil): runs are done in this process, one after another"]
+    assert told == [
+        "pebble not found (pip install pebble psutil): runs are done in this process, one after another and without "
+        "limits of time or memory"
+    ]
 
 
 @pytest.mark.slow

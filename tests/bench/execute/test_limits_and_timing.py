@@ -1,8 +1,10 @@
 """A run is given up by what its own computer needs, a step that hangs is a failure, and a busy computer is told of."""
 
 import io
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,16 @@ from rich.console import Console
 from bench.execute import run_job, run_suite, workforce
 from bench.execute.run_job import FailedStart, RunJob
 from bench.execute.run_suite import NotDoneError
-from bench.execute.task import CannotRunError, Ending, Task, TookTooLong, WorkerLost
+from bench.execute.task import (
+    CannotRunError,
+    Ending,
+    EngineError,
+    OtherVersionError,
+    Raised,
+    Task,
+    TookTooLong,
+    WorkerLost,
+)
 from bench.execute.this_process import InThisProcess
 from bench.execute.workforce import StepFailedError, WorkerLostError, Workforce
 from bench.run.pace import Pace
@@ -65,6 +76,36 @@ def test_a_step_that_hangs_has_failed_and_a_lost_worker_has_not(make_suite: Make
     assert hanging.limits == [3600.0] * 2
     with pytest.raises(WorkerLostError):
         Workforce(Ends(WorkerLost(1))).step_cost(run, 1)
+
+
+def test_a_run_on_a_computer_that_has_lost_its_gpu_is_not_stored_as_failed(
+    make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_job.torch.cuda, "is_available", lambda: False)
+    run = plan.reported(make_suite(), None)[0]
+    job = RunJob.of(replace(run, spec=replace(run.spec, device="cuda")), [])
+    for work in (run_job.do, run_job.first_steps):
+        with pytest.raises(CannotRunError, match="the suite's device is cuda, but PyTorch finds no CUDA device"):
+            work(job)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (CannotRunError("data.csv is missing"), "data.csv is missing"),
+        (
+            OtherVersionError("the data differ from the client's"),
+            "the data differ from the client's; start the suite again",
+        ),
+    ],
+)
+def test_only_a_file_edited_on_the_way_asks_for_another_start(
+    make_suite: MakeSuite, error: CannotRunError, said: str
+) -> None:
+    runs = plan.reported(make_suite(), None)[:1]
+    with pytest.raises(EngineError) as ended:
+        list(Workforce(Ends(Raised(error))).do(runs, None))  # type: ignore[arg-type]
+    assert str(ended.value) == said
 
 
 @pytest.mark.slow
@@ -127,19 +168,26 @@ def test_steps_that_this_computer_cannot_time_are_named_and_timed_by_the_next_ca
 
 
 @pytest.mark.slow
-def test_why_a_step_fails_is_told_when_it_is_timed(
+def test_why_a_step_is_not_timed_is_told_each_time(
     make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def step_cost(job: RunJob, rounds: int) -> list[dict[str, object]]:
         raise ValueError("no such layer")
 
     monkeypatch.setattr(run_job, "step_cost", step_cost)
-    suite, output = make_suite(rounds=1), io.StringIO()
+    suite = make_suite(rounds=1)
+    for _ in range(2):
+        output = io.StringIO()
+        with Workforce.of(0) as here:
+            assert not run_suite.step_costs(suite, tmp_path, here, Console(file=output, width=300))
+        for run in plan.costs(suite):
+            sentence = f"the steps of {run.balancer} on {run.problem} are not timed: ValueError: no such layer (to try"
+            assert sentence in output.getvalue()
+    for named in re.findall(r"to try again, remove (.*)\)", output.getvalue()):
+        (tmp_path / named).unlink()
+    monkeypatch.setattr(run_job, "step_cost", lambda job, rounds: [{"step_ms": 1.0}])
     with Workforce.of(0) as here:
-        assert not run_suite.step_costs(suite, tmp_path, here, Console(file=output, width=200))
-    for run in plan.costs(suite):
-        sentence = f"the steps of {run.balancer} on {run.problem} are not timed: ValueError: no such layer"
-        assert sentence in output.getvalue()
+        assert len(run_suite.step_costs(suite, tmp_path, here, Console(quiet=True))) == len(plan.costs(suite))
 
 
 @pytest.mark.slow
