@@ -45,8 +45,9 @@ class SuiteTables:
             ``higher_is_better`` gives its direction, and ``control`` is true of a problem on which there is nothing to
             balance.
         metrics: One row per metric of a problem. ``task`` is missing for a metric that belongs to no single task.
-        runs: One row per run. ``phase`` is the run's purpose: "tuning", "reported", "repeated", "baseline" or "front".
-            ``status`` is "ok" or "failed". In the phase "baseline", ``balancer`` names the task trained alone.
+        runs: One row per run. ``phase`` is the run's purpose: "tuning", "reported", "repeated", "baseline", "front" or
+            "retuning"; runs of the last are the table ``retuning``'s, and in no other table. ``status`` is "ok" or
+            "failed". In the phase "baseline", ``balancer`` names the task trained alone.
         scores: One row per run, ``checkpoint`` ("last" or "best"), ``split`` ("validation" or "test") and metric. The
             primary scores of failed runs are imputed, see `bench.analysis.impute_failures`; ``imputed`` marks them.
         curves: One row per run, evaluation and metric, on the validation split.

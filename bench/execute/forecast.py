@@ -70,7 +70,7 @@ def broken_problems(suite: Suite, paces: Paces) -> dict[str, str]:
     for problem in suite.problems:
         starts = {entry.label: paces.get((problem.label, entry.label)) for entry in suite.balancers_on(problem.label)}
         failed = {label: start.reason for label, start in starts.items() if isinstance(start, FailedStart)}
-        if len(failed) == len(starts):
+        if failed and len(failed) == len(starts):
             sentences[problem.label] = f"{problem.label}: every method fails in its first steps. {_causes(failed)}"
     return sentences
 

@@ -128,7 +128,8 @@ class _Work:
         first = next(rate_search.stages(suite)).runs(suite)
         tuning, chosen = self.stored_choice()
         fresh = plan.reported(suite, chosen)
-        points: plan.Grids = {entry.label: suite.learning_rates[:MOST_POINTS] for entry in suite.problems}  # at most
+        most = suite.learning_rates[:MOST_POINTS] if suite.searches else ()
+        points: plan.Grids = {entry.label: most for entry in suite.problems}
         if self.stored(tuning) == _distinct(tuning):
             points = self.front(tuning)
         retuning = plan.retuning(suite, fresh)
@@ -153,14 +154,19 @@ class _Work:
         cost_rows = self.time_steps(costs)
 
         done = result_tables.load(suite, [*tuning, *reported, *baselines, *front, *repeated], folder)
-        result_tables.write(result_tables.assemble(suite, done, selection, cost_rows, again), folder / "tables")
+        tables = result_tables.assemble(suite, done, selection, cost_rows, again)
+        retuned = result_tables.load(suite, retuning, folder)
+        if retuned:  # in the table of runs alone, as no score of theirs is reported
+            rows = result_tables.runs(retuned).assign(phase="retuning")
+            tables["runs"] = pd.concat([tables["runs"], rows], ignore_index=True)
+        result_tables.write(tables, folder / "tables")
         try:
             micro.add_table(folder)
         except BadFileError as error:
             self.tell(f"{error}: the report lacks the micro-benchmark")
         kept = suite_text.kept(suite.written, suite.plugins, folder)
         atomic_file.write(folder / suite_text.KEPT, kept.encode())
-        failed = [run for run in done if run.result.status == "failed"]
+        failed = [run for run in (*done, *retuned) if run.result.status == "failed"]
         return Summary(self.computed, len(self.seen) - self.computed, failed)
 
     def foretell(self, tuning: Sequence[Planned], fresh: Sequence[Planned], costs: Sequence[Planned]) -> None:

@@ -109,6 +109,17 @@ def test_causes_are_told_with_their_methods_and_what_was_not_timed_counts_for_no
     forecast.require_a_start(loaded, {("small", "equal"): FailedStart("no luck")})
 
 
+def test_a_problem_without_methods_is_not_one_on_which_all_fail(make_suite: MakeSuite) -> None:
+    """Its model has no fork, and all rows of the suite need one."""
+    loaded = make_suite(
+        plugins=[PLUGINS / "small.py", PLUGINS / "unlike.py"],
+        problems=[{"name": "small"}, {"name": "unforked"}],
+        balancers=[{"name": "equal", "needs_fork": True}],
+    )
+    assert not loaded.balancers_on("unforked")
+    assert forecast.broken_problems(loaded, {}) == {}
+
+
 @pytest.mark.parametrize("rates", [None, (0.003, 0.01)])
 @pytest.mark.slow
 def test_a_suite_whose_every_stored_run_failed_at_once_is_reported(

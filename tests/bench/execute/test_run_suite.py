@@ -23,10 +23,12 @@ from bench.execute import run_suite
 from bench.execute.run_suite import Summary
 from bench.execute.task import EngineError
 from bench.execute.workforce import Workforce
+from bench.report import report_page
 from bench.run.result_store import ResultStore
 from bench.run.training import RunResult
 from bench.suite import plan, suite_file
 from bench.suite.claimed_folder import BusyError
+from bench.suite.plan import Planned
 from bench.suite.result_tables import Done
 from bench.suite.suite_entries import Suite
 
@@ -85,6 +87,46 @@ def test_a_suite_ends_in_tables(run: Run, table: Table, tmp_path: Path) -> None:
         csv = pd.read_csv(tmp_path / "results" / "tables" / f"{name}.csv")
         assert list(csv.columns) == list(table(name).columns)
         assert len(csv) == len(table(name))
+
+
+@pytest.mark.slow
+def test_runs_that_choose_the_repeated_runs_rates_are_in_the_table_of_runs_alone(
+    suite_text: Callable[..., str], table: Table, tmp_path: Path
+) -> None:
+    text = suite_text(learning_rates=[0.003, 0.01], tuning=[11], reported=[1], balancers=[{"name": "equal"}])
+    path = tmp_path / "mine.toml"
+    text = text.replace("[seeds]", "[seeds]\nrepeated = [4]\nretuning = [21, 22]")
+    path.write_text(text.replace("[cost]", "finer = 2\n[cost]"))
+    with Workforce.of(0) as here:
+        summary = run_suite.run(suite_file.load(path), tmp_path / "results", here, Console(quiet=True))
+    runs = table("runs")
+    assert summary.computed == len(runs) == runs["key"].nunique()
+    assert {phase: set(rows["seed"]) for phase, rows in runs.groupby("phase")} == {
+        "tuning": {11},
+        "reported": {1},
+        "repeated": {4},
+        "retuning": {21, 22},
+    }
+    assert set(table("scores")["seed"]) == {1, 4, 11}
+    assert set(table("leaderboard")["seeds"]) == {1}
+    assert re.search(r"retuning</td>\s*<td[^>]*>0", report_page.write(tmp_path / "results").read_text())
+
+
+def test_searched_weights_in_a_suite_with_a_grid_have_no_front_in_the_forecast(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = {"name": "static", "label": "searched", "options": {"weights": "search"}}
+    suite = make_suite(balancers=[{"name": "equal"}, searched])
+    expected: list[str] = []
+
+    def stop(work: object, tuning: object, fresh: list[Planned], costs: object) -> None:
+        expected.extend(run.spec.phase for run in fresh)
+        raise EngineError("stopped")
+
+    monkeypatch.setattr("bench.execute.run_suite._Work.foretell", stop)
+    with pytest.raises(EngineError, match="stopped"):
+        run_suite.run(suite, tmp_path / "results", Workforce.of(0), Console(quiet=True))
+    assert expected == ["reported"] * 6
 
 
 @pytest.mark.slow
