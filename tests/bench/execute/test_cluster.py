@@ -44,15 +44,24 @@ class Future:
 
 
 class Client:
-    """A client of a scheduler, whose ``threads`` are those of its workers."""
+    """A client of a scheduler, whose ``threads`` are those of its workers.
+
+    At each look at them, ``then`` is called with the number of looks since it was set. Looks come to an end, so that an
+    engine that waits for ever fails.
+    """
 
     status = "running"
 
     def __init__(self, *workers: str) -> None:
         self.threads = dict.fromkeys(workers, 1)
         self.attempts: list[Future] = []
+        self.follow(lambda look: None)
+
+    def follow(self, then: Callable[[int], None]) -> None:
+        self.then, self.looks = then, iter(range(500))
 
     def nthreads(self) -> dict[str, int]:
+        self.then(next(self.looks))
         return self.threads
 
     def submit(self, call: object, packed: bytes, key: str, pure: bool, workers: list[str] | None) -> Future:
@@ -65,17 +74,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine look at its workers all the time."""
     pytest.importorskip("distributed")
     monkeypatch.setattr(cluster, "LOOKS", 0.001)
-
-
-def scripted(client: Client, then: Callable[[int], None]) -> None:
-    """Call ``then`` at each look at the workers, with the number of looks before."""
-    looks = iter(range(1_000_000))
-
-    def nthreads() -> dict[str, int]:
-        then(next(looks))
-        return client.threads
-
-    client.nthreads = nthreads  # type: ignore[method-assign]
 
 
 def task(key: str = "a") -> Task:
@@ -100,7 +98,7 @@ def test_a_task_whose_workers_have_all_left_is_done_by_others() -> None:
         if len(client.attempts) == 4 and not client.attempts[3].done():
             client.attempts[3].end(THREE)
 
-    scripted(client, leave_and_join)
+    client.follow(leave_and_join)
     assert engine.next() == (task("a"), DONE)
     assert client.attempts[3].where == [THREE]
     assert restricted.status == "cancelled"
@@ -146,7 +144,7 @@ def test_only_the_first_worker_of_a_cluster_that_a_function_makes_may_take_any_t
         if look == 65:
             client.attempts[0].end(ONE)
 
-    scripted(client, pass_time)
+    client.follow(pass_time)
     engine.start(task())
     assert engine.next() == (task(), DONE)
     still = "the cluster has had no worker for {} minutes: still waiting for its first one"
@@ -168,7 +166,7 @@ def test_a_scheduler_that_runs_already_must_have_workers_soon(monkeypatch: pytes
         nonlocal now
         now += 120.0
 
-    scripted(client, pass_time)
+    client.follow(pass_time)
     engine.start(task())
     with pytest.raises(EngineError, match="the cluster has had no worker for 10 minutes"):
         engine.next()
