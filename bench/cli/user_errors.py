@@ -35,6 +35,7 @@ def user_errors(console: Console, writes_to: str = "--results") -> Iterator[None
     from bench.execute.run_suite import NotDoneError
     from bench.execute.task import EngineError
     from bench.run.atomic_file import BadFileError
+    from bench.run.code_hash import ChangedCodeError
     from bench.run.plugins import PluginError
     from bench.run.spec import FingerprintError
     from bench.style.numbers import counted
@@ -43,7 +44,7 @@ def user_errors(console: Console, writes_to: str = "--results") -> Iterator[None
 
     ours = (
         *(SuiteError, SubjectError, PluginError, NothingToDrawError, ProfileError),
-        *(BusyError, BadFileError, FingerprintError, MissingDataError),
+        *(BusyError, BadFileError, ChangedCodeError, FingerprintError, MissingDataError),
     )
     try:
         yield

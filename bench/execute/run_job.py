@@ -12,6 +12,7 @@ import torch
 import tasks
 from bench.cost import measure_step
 from bench.run import plugins, result_file, result_picture
+from bench.run.code_hash import ChangedCodeError
 from bench.run.evaluation_check import EvaluationError
 from bench.run.machine_facts import gpu, processor
 from bench.run.pace import Pace, pace
@@ -138,7 +139,7 @@ def _prepare(job: RunJob) -> None:
         plugins.load_sources(job.plugins)
         tasks.create(spec.problem, **spec.problem_options).require()
         here = provenance(spec)
-    except MissingDataError as error:
+    except (MissingDataError, ChangedCodeError) as error:
         raise CannotRunError(str(error)) from None
     except (Exception, SystemExit) as error:  # another version may lack the problem, the method or one of its options
         raise CannotRunError(f"{type(error).__name__}: {error}") from error

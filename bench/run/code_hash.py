@@ -14,16 +14,23 @@ What is hashed is the parsed source without
 Two imported names that change places between two modules (``from .a import f`` and ``from .b import g``, afterwards the
 other way round) are not noticed; neither is code outside the packages in question. The hash is the same on every Python
 from 3.11 on.
+
+A process hashes a file when a key first needs it, and may have imported the file long before. A file that has changed
+since this process started is therefore refused: its hash would stand for code that the process does not run.
 """
 
 import ast
 import hashlib
 import importlib.util
 import json
+import sys
+import time
 import tokenize
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+from . import plugins
 
 OURS = ("balancers", "tasks", "bench")
 """The packages of this project."""
@@ -32,6 +39,12 @@ WORDING = ("summary", "use_when")
 PERMISSION = ("reserved",)
 """Class attributes that are left out if their value is true or false."""
 _NOT_HASHED = ("kind", "type_comment", "ctx")
+STARTED = time.time()
+"""When this module was imported, in seconds since 1970: about when the process started."""
+
+
+class ChangedCodeError(ValueError):
+    """A Python file has changed since this process started; the message names it and says what to do."""
 
 
 def digest(value: object) -> str:
@@ -50,7 +63,13 @@ def source_hash(source: str, packages: Collection[str]) -> str:
 
 
 def file_hashes(files: Iterable[Path], packages: Collection[str]) -> list[str]:
-    """Return the hashes of the modules in ``files``, sorted, so that neither names nor order of files matter."""
+    """Return the hashes of the modules in ``files``, sorted, so that neither names nor order of files matter.
+
+    Files are read once a process.
+
+    Raises:
+        ChangedCodeError: one of the files has changed since this process started.
+    """
     return sorted(_file_hash(file, frozenset(packages)) for file in files)
 
 
@@ -75,7 +94,20 @@ def files_of(modules: Iterable[str], packages: Collection[str]) -> set[Path]:
 
 @cache
 def _file_hash(file: Path, packages: frozenset[str]) -> str:
+    _require_unchanged(file)
     return source_hash(_source(file), packages)
+
+
+def _require_unchanged(file: Path) -> None:
+    changed_at = file.stat().st_mtime
+    if not STARTED < changed_at < time.time():  # a time in the future is that of another clock
+        return
+    if plugins.module_name(file) in sys.modules:  # loaded with this very content
+        return
+    raise ChangedCodeError(
+        f"{file} has changed since this process started, which may run the code from before; start it again "
+        "(on a cluster: the worker)"
+    )
 
 
 def _source(file: Path) -> str:

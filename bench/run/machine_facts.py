@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,7 +21,8 @@ PACKAGES = ("lossbench", "torch", "numpy", "pandas", "scipy", "pyarrow", "joblib
 def describe(jobs: int) -> dict[str, object]:
     """Return commit, versions, processor, GPU, threads, date and protocol; a fact that is unknown is None.
 
-    ``dirty`` is true if files outside ``results`` are new or differ from the commit.
+    ``dirty`` is true if files outside ``results`` are new or differ from the commit. Both are as they were when this
+    process first asked: code that changes later is not what the process runs.
     """
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -63,6 +65,7 @@ def _dirty() -> bool | None:
     return None if changes is None else bool(changes)
 
 
+@cache
 def _git(*arguments: str) -> str | None:
     if not (ROOT / ".git").exists():  # an installed package: a repository in a folder above is another project's
         return None

@@ -1,7 +1,8 @@
-"""Derive a run's random streams from its seed: data, initial values, batch order, balancer and second batches.
+"""Derive the five random streams of a run from its seed: data, initial values, batches, balancer, second batches.
 
-The streams do not depend on the balancer. All balancers of one seed therefore get the same data, the same initial
-values and the same batches, however many random numbers a balancer draws itself.
+What is drawn from one stream changes no other. All balancers of one seed therefore get the same data, initial values
+and batches, however many random numbers a balancer draws itself. A balancer that looks at second batches trains on the
+data that these leave, so its batches are others.
 """
 
 from typing import Literal, get_args

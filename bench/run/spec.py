@@ -146,6 +146,9 @@ def run_code(problem: str, *methods: str) -> str:
 
     That code is the training loop, the modules of the classes and of their bases, and the modules of the same
     packages that these import from, directly or not. Files are read once a process, when the first key is asked for.
+
+    Raises:
+        ChangedCodeError: one of the files has changed since this process started.
     """
     classes = (tasks.get(problem), *map(balancers.get, methods))
     packages = {"tasks", "balancers", *(_package(cls.__module__) for cls in classes)}

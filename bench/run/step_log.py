@@ -1,6 +1,6 @@
 """Log the losses and weights of every step on the device, without waiting for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Record:
-    """The losses and weights of a run's steps, in a buffer for a known number of steps.
+    """The losses and weights of a run's steps, in a buffer for a known number of steps; columns are in task order.
 
     Noting a step neither waits for the device nor allocates memory on the host.
 
@@ -18,14 +18,20 @@ class Record:
         weights: weights of these steps, ``(steps, T)``, on the host.
     """
 
-    def __init__(self, steps: int, num_tasks: int, device: torch.device) -> None:
+    def __init__(self, steps: int, tasks: Sequence[str], device: torch.device) -> None:
         self._noted = 0
-        self._buffer = torch.empty(2, steps, num_tasks, dtype=torch.float64, device=device)
-        self.losses: NDArray[np.float64] = np.empty((0, num_tasks))
-        self.weights: NDArray[np.float64] = np.empty((0, num_tasks))
+        self._tasks = tasks
+        self._buffer = torch.empty(2, steps, len(tasks), dtype=torch.float64, device=device)
+        self.losses: NDArray[np.float64] = np.empty((0, len(tasks)))
+        self.weights: NDArray[np.float64] = np.empty((0, len(tasks)))
 
-    def note(self, losses: Sequence[Tensor] | Tensor, weights: Tensor) -> None:
-        """Log the next step: its losses (T scalars, or one tensor ``(T,)``) and its ``weights`` ``(T,)``."""
+    def note(self, losses: Sequence[Tensor] | Mapping[str, Tensor] | Tensor, weights: Tensor) -> None:
+        """Log the next step: its losses and its ``weights`` ``(T,)``.
+
+        Losses are T scalars, a dict of them by task, or one tensor ``(T,)``: what a balancer accepts.
+        """
+        if isinstance(losses, Mapping):
+            losses = [losses[task] for task in self._tasks]
         stacked = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
         self._buffer[0, self._noted] = stacked.detach()
         self._buffer[1, self._noted] = weights

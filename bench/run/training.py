@@ -9,6 +9,7 @@ import math
 import operator
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ class Training:
         # This seeds the balancer, and torch's global generators, from which the model (dropout) draws from here on.
         torch.manual_seed(stream_seed(spec.seed, "balancer"))
         self.balancer = build.balancer(spec.method, self.problem, self.model).to(self.device).train()
-        self.record = Record(spec.recipe.steps, len(self.problem.tasks), self.device)
+        self.record = Record(spec.recipe.steps, self.problem.tasks, self.device)
         self.starts["validation"] = self.evaluate(self.model, "validation", None)
         self.result.curves.append(Evaluation(0, self.starts["validation"]))
 
@@ -232,6 +233,7 @@ class Training:
         """Score the last and the best checkpoint on the validation split; unless tuning, also on the test split.
 
         Unless tuning, the last checkpoint is scored on training samples too, and the constant predictor is scored.
+        These scores decide nothing, so a run whose problem can't compute them lacks them and has not failed.
         """
         scores = [
             Score("last", "validation", self.result.curves[-1].metrics),
@@ -244,14 +246,29 @@ class Training:
             for checkpoint, state in states:
                 self.model.load_state_dict(state)
                 scores.append(Score(checkpoint, "test", self.evaluate(self.model, "test", start)))
-            if (seen := self.problem.seen(self.data)) is not None:
-                metrics = self.evaluate(self.model, "validation", self.start_on_seen(seen), seen)
-                scores.append(Score("last", "train", metrics))
         for score in scores:
             self.require_finite(score.metrics, f"{score.split} score of the {score.checkpoint} checkpoint")
         self.result.scores = scores
         if self.spec.phase != "tuning":
-            self.score_constant()
+            with self.without("score on training samples"):
+                self.score_seen()
+            with self.without("score of the constant predictor"):
+                self.score_constant()
+
+    @contextmanager
+    def without(self, what: str) -> Iterator[None]:
+        """Turn an error of the problem into a warning that the run lacks ``what``."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            warnings.warn(f"a run on {self.problem.name} lacks the {what}: {reason(error)}", stacklevel=2)
+
+    def score_seen(self) -> None:
+        """Score the model, which is at the last checkpoint, on training samples, if the data have such splits."""
+        if (seen := self.problem.seen(self.data)) is not None:
+            metrics = self.evaluate(self.model, "validation", self.start_on_seen(seen), seen)
+            self.require_finite(metrics, "train score of the last checkpoint")
+            self.result.scores.append(Score("last", "train", metrics))
 
     def start_on(self, split: Split) -> Metrics:
         """Return the metrics of the initial model on ``split``; on first use, load that model and evaluate it."""
@@ -264,9 +281,10 @@ class Training:
         """Return the metrics of the initial model on training samples."""
         last = copy.deepcopy(self.model.state_dict())
         self.model.load_state_dict(self.initial)
-        start = self.evaluate(self.model, "validation", None, seen)
-        self.model.load_state_dict(last)
-        return start
+        try:
+            return self.evaluate(self.model, "validation", None, seen)
+        finally:
+            self.model.load_state_dict(last)
 
     def evaluate(self, model: nn.Module, split: Split, start: Metrics | None, data: Any = None) -> Metrics:
         """Return all metrics that the problem declares.

@@ -458,6 +458,15 @@ def test_what_it_was_run_on_names_no_person_machine_or_folder() -> None:
         assert private not in told
 
 
+def test_the_commit_is_that_of_the_process_s_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that goes on after a pull runs the code from before."""
+    before = machine_facts.describe(jobs=1)
+    pulled = subprocess.CompletedProcess([], 0, stdout="another commit")
+    monkeypatch.setattr(machine_facts.subprocess, "run", lambda *_, **__: pulled)
+    after = machine_facts.describe(jobs=1)
+    assert [after[fact] for fact in ("commit", "dirty")] == [before[fact] for fact in ("commit", "dirty")]
+
+
 USERS_TASKS = '''
 """A user's method and problem, in a file that is called like one of our packages."""
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import importlib
+import os
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 from bench.cost import measure_step
-from bench.run import code_hash
+from bench.run import code_hash, plugins
 from bench.run.spec import PROTOCOL, Method, RunSpec, protocol_version, run_code
 from tasks import Recipe
 
@@ -168,6 +170,12 @@ def write_package(folder: Path, files: dict[str, str], monkeypatch: pytest.Monke
     return name
 
 
+def write_before_the_start(path: Path, text: str) -> None:
+    """Write a file as one that is older than this process."""
+    path.write_text(text)
+    os.utime(path, (0, code_hash.STARTED - 60))
+
+
 def hashes(folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], list[str]]:
     """Return the names of the files that ``method.py`` depends on, and their hashes."""
     name = write_package(folder, files, monkeypatch)
@@ -203,10 +211,35 @@ def test_a_file_is_read_in_the_encoding_that_it_declares(
     name = write_package(tmp_path / encoding, files, monkeypatch)
     for file, source in files.items():
         (tmp_path / encoding / name / file).write_bytes((begins + source).encode(encoding))
+        os.utime(tmp_path / encoding / name / file, (0, 0))
     found = code_hash.files_of([f"{name}.method"], {name})
     assert {path.name for path in found} == {"method.py", "names.py"}
     plain = [code_hash.source_hash(files[file], {name}) for file in ("method.py", "names.py")]
     assert code_hash.file_hashes(found, {name}) == sorted(plain)
+
+
+def test_a_file_that_changed_since_the_start_is_refused_until_a_process_runs_it(tmp_path: Path) -> None:
+    """The process may have imported the file before, so a hash of the new text would not be that of what runs."""
+    file = tmp_path / "method.py"
+    write_before_the_start(file, "LIMIT = 3\n")
+    (before,) = code_hash.file_hashes([file], code_hash.OURS)
+    changed = tmp_path / "changed.py"
+    changed.write_text("LIMIT = 4\n")
+    with pytest.raises(code_hash.ChangedCodeError, match=r"changed\.py has changed since this process started"):
+        code_hash.file_hashes([file, changed], code_hash.OURS)
+    os.utime(changed, (0, time.time() + 3600))  # the time of another clock
+    assert code_hash.file_hashes([changed], code_hash.OURS) != [before]
+
+
+def test_a_plugin_may_be_younger_than_the_process_that_loads_it(tmp_path: Path) -> None:
+    file = tmp_path / "young.py"
+    file.write_text("LIMIT = 5\n")
+    plugins.load([file])
+    assert len(code_hash.file_hashes([file], code_hash.OURS)) == 1
+    code_hash._file_hash.cache_clear()
+    file.write_text("LIMIT = 6\n")
+    with pytest.raises(code_hash.ChangedCodeError):
+        code_hash.file_hashes([file], code_hash.OURS)
 
 
 @pytest.mark.parametrize("file", ["limits.py", "late.py", "unused.py", "method.py", "layers/__init__.py"])
@@ -247,13 +280,13 @@ def test_a_measurements_key_survives_wording_too(monkeypatch: pytest.MonkeyPatch
     spec = RunSpec("regression", {}, recipe, Method("equal", None, {}), 1, "cost", "cpu", 1)
     here = Path(measure_step.__file__).parent
     for name in measure_step.MEASURED_BY:
-        (tmp_path / f"{name}.py").write_text((here / f"{name}.py").read_text())
+        write_before_the_start(tmp_path / f"{name}.py", (here / f"{name}.py").read_text())
     before = measure_step.key(spec, 3, "a processor", None)
     monkeypatch.setattr(measure_step, "__file__", str(tmp_path / "measure_step.py"))
     clock = tmp_path / "step_clock.py"
-    clock.write_text('"""Reworded."""  # and commented\n' + clock.read_text())
+    write_before_the_start(clock, '"""Reworded."""  # and commented\n' + clock.read_text())
     assert measure_step.key(spec, 3, "a processor", None) == before
     other = tmp_path / "subject.py"
-    other.write_text(other.read_text() + "\nMORE = 1\n")
+    write_before_the_start(other, other.read_text() + "\nMORE = 1\n")
     code_hash._file_hash.cache_clear()
     assert measure_step.key(spec, 3, "a processor", None) != before

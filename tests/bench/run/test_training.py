@@ -14,7 +14,7 @@ import tasks
 from bench.execute import run_job
 from bench.execute.run_job import FailedStart, RunJob
 from bench.execute.task import CannotRunError
-from bench.run import build, result_file, training
+from bench.run import build, code_hash, result_file, training
 from bench.run.seeds import STREAMS, generator, stream_seed
 from bench.run.spec import Method, RunSpec, run_code
 from bench.run.training import RunResult
@@ -198,6 +198,60 @@ def test_a_metric_that_is_declared_but_not_given_is_a_failure(
     )
 
 
+@pytest.mark.parametrize("kind", ["raises", "is not finite"])
+def test_a_finished_run_does_not_fail_by_a_score_that_decides_nothing(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Those are the score on training samples and that of the constant predictor."""
+    small = tasks.get("small")
+    evaluate = small.evaluate
+
+    def odd(self: Any, model: Any, data: Any, split: Any, start: Any = None) -> dict[str, float]:
+        metrics = evaluate(self, model, data, split, start)
+        if data.get("seen") is None and not hasattr(model, "values"):
+            return metrics
+        if kind == "raises":
+            raise ZeroDivisionError("no samples of one class")
+        return metrics | {"error": float("nan")}
+
+    spec = make_spec()
+    whole = training.run(spec)
+    monkeypatch.setattr(small, "seen", lambda self, data: {**data, "validation": data["train"], "seen": True})
+    monkeypatch.setattr(small, "evaluate", odd)
+    with pytest.warns(UserWarning, match="a run on small lacks the score") as told:
+        result = training.run(spec)
+    assert (result.status, result.reason) == ("ok", "")
+    assert result.scores[:4] == whole.scores[:4]
+    assert "train" not in [score.split for score in result.scores]
+    lacks = [str(one.message).partition("lacks the ")[2] for one in told]
+    assert lacks[0].startswith("score on training samples: ")
+    if kind == "raises":
+        assert lacks[1].startswith("score of the constant predictor: ZeroDivisionError: no samples of one class (")
+
+
+@pytest.mark.parametrize("balancer", ["gradnorm", "famo"])
+def test_losses_by_task_are_logged_in_the_order_of_tasks(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, balancer: str
+) -> None:
+    spec, small = make_spec(balancer), tasks.get("small")
+    listed, losses = training.run(spec), small.losses
+
+    def by_task(self: Any, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        first, second = losses(self, model, batch)
+        return {"b": second, "a": first}
+
+    evaluate = small.evaluate
+
+    def with_a_list(self: Any, *given: Any) -> dict[str, float]:
+        with monkeypatch.context() as patch:
+            patch.setattr(small, "losses", losses)
+            return evaluate(self, *given)
+
+    monkeypatch.setattr(small, "losses", by_task)
+    monkeypatch.setattr(small, "evaluate", with_a_list)
+    assert same(training.run(spec), listed)
+
+
 @pytest.mark.parametrize("method", ["data", "losses", "evaluate"])
 def test_a_problem_that_exits_has_failed(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     def leave(*_: object) -> None:
@@ -226,6 +280,15 @@ def test_a_problem_that_exits_outside_of_its_run_ends_no_process(
     assert drawn.caption == "No picture: SystemExit: no data here"
     monkeypatch.setattr(tasks.get("small"), "require", leave)
     with pytest.raises(CannotRunError, match=r"^SystemExit: no data here$"):
+        run_job.do(job)
+
+
+def test_a_process_that_may_run_old_code_does_no_run(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = RunJob.of(Planned("small", "equal", make_spec()), ())
+    monkeypatch.setattr(code_hash, "STARTED", 0.0)  # every file has changed since
+    for cached in (run_code, code_hash._file_hash):
+        cached.cache_clear()
+    with pytest.raises(CannotRunError, match=r"^\S+\.py has changed since this process started"):
         run_job.do(job)
 
 
