@@ -35,7 +35,7 @@ from .pooled_scores import PooledScores, pooled_scores
 from .primary_metric import primary_rows
 from .relative_change import delta_m, interquartile_mean, mean_change
 from .repeated_seeds import repeated_verdicts
-from .roles import CORE_METHODS, Role, Roles, assign_roles
+from .roles import CORE_METHODS, Role, Roles, assign_roles, label_of
 from .static_front import beyond, front_points
 from .step_length import step_length
 from .suite_tables import SuiteTables
@@ -82,6 +82,7 @@ __all__ = [
     "impute_failures",
     "interquartile_mean",
     "is_ranking",
+    "label_of",
     "leaderboard",
     "match_steps",
     "mean_change",

@@ -22,8 +22,7 @@ class Roles:
 
     Attributes:
         equal: The method with equal weights; None if the suite has none.
-        static: The first static weights that are not all one, which every method is compared with; None if there are
-            none.
+        static: The static weights that are not all one, which every method is compared with; None if there are none.
         second: Equal weighting under a second name, that is static weights of one each; None if there is none.
         random: The method with random weights; None if there is none.
         by_label: The role of every method, in the suite's order.
@@ -39,6 +38,9 @@ class Roles:
 def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
     """Return the roles of the methods of a suite.
 
+    Of several rows of a kind, such as equal weighting, the first is meant that trains as the suite says; if there is
+    none, the first. Rows with other steps, weight decay or rates around another's may stand before it.
+
     A method is a "control" if it is ``second`` or ``random``. It is "confirmatory" if the suite is one of `CORE` and
     the method is one of `CORE_METHODS` with default options; for static weights, the default is the first that a
     problem states. Any other method is "exploratory".
@@ -48,17 +50,31 @@ def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
         entries: The tables ``[[balancers]]`` of the suite's file, as written there.
     """
     labels: dict[str, str] = {}
+    for entry in sorted(entries, key=_trains_otherwise):
+        labels.setdefault(_kind(entry), label_of(entry))
     roles: dict[str, Role] = {}
     for entry in entries:
-        name, label = str(entry["name"]), str(entry.get("label", entry["name"]))
-        kind = "second" if name == "static" and _are_all_one(entry) else name
-        is_first = labels.setdefault(kind, label) == label
+        kind, label = _kind(entry), label_of(entry)
         if kind in ("second", "random"):
             roles[label] = "control"
         else:
-            confirmatory = suite in CORE and is_first and kind in CORE_METHODS and _has_defaults(entry)
-            roles[label] = "confirmatory" if confirmatory else "exploratory"
+            is_meant = labels[kind] == label and kind in CORE_METHODS and _has_defaults(entry)
+            roles[label] = "confirmatory" if suite in CORE and is_meant else "exploratory"
     return Roles(labels.get("equal"), labels.get("static"), labels.get("second"), labels.get("random"), roles)
+
+
+def label_of(entry: Mapping[str, Any]) -> str:
+    """Return the label of a problem or a balancer, as an entry of a suite's file states it; by default its name."""
+    return str(entry.get("label", entry["name"]))
+
+
+def _trains_otherwise(entry: Mapping[str, Any]) -> bool:
+    """Check whether an entry of a balancer has steps, weight decay or learning rates of its own: see docs/suites.md."""
+    return entry.get("times_steps", 1) != 1 or bool(entry.get("weight_decay")) or bool(entry.get("rates_around"))
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    return "second" if entry["name"] == "static" and _are_all_one(entry) else str(entry["name"])
 
 
 def _are_all_one(entry: Mapping[str, Any]) -> bool:
@@ -69,4 +85,6 @@ def _are_all_one(entry: Mapping[str, Any]) -> bool:
 
 def _has_defaults(entry: Mapping[str, Any]) -> bool:
     options = entry.get("options", {})
+    if _trains_otherwise(entry):
+        return False
     return "wrt" not in entry and options == ({"weights": FIRST} if entry["name"] == "static" else {})

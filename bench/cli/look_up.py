@@ -153,15 +153,13 @@ def _print_problems(names: list[str]) -> None:
 
 def _print_suite(name: str) -> None:
     """Print what a suite that comes with the benchmark compares, and where its file is."""
+    from bench.analysis import label_of
     from bench.run import suite_text
     from bench.suite import suite_file
 
     path = suite_file.find(name)
     suite = suite_text.read(path)
-    lines = {
-        kind: "; ".join(str(entry.get("label", entry["name"])) for entry in suite.values[kind])
-        for kind in ("problems", "balancers")
-    }
+    lines = {kind: "; ".join(map(label_of, suite.values[kind])) for kind in ("problems", "balancers")}
     lines |= {"seeds": ", ".join(map(str, suite.values["seeds"]["reported"])), "file": str(path)}
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)

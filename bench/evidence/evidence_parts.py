@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.analysis import label_of
 from bench.run import suite_text
 from bench.suite import suite_file
 from bench.suite.suite_entries import Suite
@@ -44,7 +45,7 @@ def part_name(table: str, problem: str) -> str:
 def planned(table: str) -> dict[str, str]:
     """Return the names of the problems of a table by their labels, as its suite's file has them."""
     entries = suite_text.read(suite_file.find(TABLES[table])).values["problems"]
-    return {str(entry.get("label", entry["name"])): str(entry["name"]) for entry in entries}
+    return {label_of(entry): str(entry["name"]) for entry in entries}
 
 
 def is_kept(table: str, problem: str, kept: Path) -> bool:

@@ -8,7 +8,7 @@ import pandas as pd
 
 import balancers
 from balancers import GradientBalancer
-from bench.analysis import Roles
+from bench.analysis import Roles, label_of
 from bench.run.suite_text import SuiteText
 
 STATIC = ("static", "inverse-loss", "inverse-norm")
@@ -76,24 +76,21 @@ def evidence_rows(suite: str, written: SuiteText) -> EvidenceRows:
     if roles.equal is None:
         raise ValueError(f"the suite {suite} has no equal weighting to compare with")
     rows = [
-        (_label(entry), *_sorted(entry, roles), entry["name"], float(entry.get("times_steps", 1))) for entry in entries
+        (label_of(entry), *_sorted(entry, roles), entry["name"], float(entry.get("times_steps", 1)))
+        for entry in entries
     ]
     table = pd.DataFrame(rows, columns=COLUMNS)
     lengths = {1.0: roles.equal} | {
-        float(entry["times_steps"]): _label(entry)
+        float(entry["times_steps"]): label_of(entry)
         for entry in entries
         if entry["name"] == "equal" and "times_steps" in entry
     }
     return EvidenceRows(roles.equal, lengths, table)
 
 
-def _label(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("label", entry["name"]))
-
-
 def _sorted(entry: Mapping[str, Any], roles: Roles) -> tuple[str, str]:
     """Return the kind and the family of an entry."""
-    label, name = _label(entry), entry["name"]
+    label, name = label_of(entry), entry["name"]
     if label == roles.equal:
         return "equal", ""
     if roles.by_label[label] == "control":

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 import tasks
-from bench.analysis import EQUIVALENCE, loss_scales
+from bench.analysis import EQUIVALENCE, label_of, loss_scales
 from bench.run import suite_text
 from bench.style.numbers import counted, join, rate, relative, span
 from bench.style.short_label import short
@@ -90,7 +90,7 @@ def far_apart(results: Results) -> list[str]:
     suite = suite_text.parse(results.suite_toml).values
     if not suite.get("plugins"):
         return []
-    ours = {entry.get("label", entry["name"]) for entry in suite["problems"] if _is_ours(entry["name"])}
+    ours = {label_of(entry) for entry in suite["problems"] if _is_ours(entry["name"])}
     first = loss_scales.first_losses(results.tables["trajectory"])
     told = (loss_scales.advice(losses, problem) for problem, losses in first.items() if problem not in ours)
     return [sentence for sentence in told if sentence]

@@ -23,7 +23,7 @@ def keep(folder: Path, file: Path) -> None:
     can move together.
     """
     file = file.resolve()
-    facts = {"suite": file.stem} if file.parent == SUITES.resolve() else {"file": _relative(file, folder.resolve())}
+    facts = {"suite": file.stem} if file.parent == SUITES.resolve() else {"file": relative_path(file, folder.resolve())}
     atomic_file.write(folder / ORIGIN, json.dumps(facts, ensure_ascii=False).encode())
 
 
@@ -52,7 +52,7 @@ def _read(folder: Path) -> dict[str, str]:
     return {key: value for key, value in facts.items() if isinstance(value, str)} if isinstance(facts, dict) else {}
 
 
-def _relative(path: Path, folder: Path) -> str:
+def relative_path(path: Path, folder: Path) -> str:
     """Return the path from ``folder`` to a file; on another drive of Windows, the whole path."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()

@@ -5,7 +5,6 @@ methods that the suite was run with.
 """
 
 import json
-import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.analysis import Roles, assign_roles
+
+from .suite_origin import relative_path
 
 KEPT = "suite.toml"
 """Name of a suite's file in its results folder. The folder has the suite's name."""
@@ -75,7 +76,7 @@ def kept(suite: SuiteText, plugins: Sequence[Path], folder: Path) -> str:
     written = suite.values.get("plugins", ())
     if [(folder / name).resolve() for name in written] == list(plugins):
         return suite.text
-    paths = [_relative(path, folder) for path in plugins]
+    paths = [relative_path(path, folder) for path in plugins]
     line = f"plugins = {json.dumps(paths, ensure_ascii=False)}"
     text = re.sub(r"^plugins\s*=\s*\[.*?\]", lambda _: line, suite.text, count=1, flags=re.MULTILINE | re.DOTALL)
     try:
@@ -83,11 +84,3 @@ def kept(suite: SuiteText, plugins: Sequence[Path], folder: Path) -> str:
     except ValueError:
         moved = False
     return text if moved else suite.text
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """Return the path from ``folder`` to a file; on another drive of Windows, the whole path."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:
-        return path.as_posix()

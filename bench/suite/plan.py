@@ -95,7 +95,8 @@ def reported_at(suite: Suite, rate: Callable[[str, str], float | None]) -> list[
         for balancer in suite.balancers_on(problem.label)
         for seed in suite.reported_seeds
     ]
-    pictured = {run.problem: run for run in reversed(planned) if run.spec.method.name == "equal"}
+    equal = suite.written.roles(suite.name).equal
+    pictured = {run.problem: run for run in reversed(planned) if run.balancer == equal}
     return [replace(run, pictured=run is pictured.get(run.problem)) for run in planned]
 
 
@@ -155,7 +156,8 @@ def baselines(suite: Suite, reported: Sequence[Planned]) -> list[Planned]:
     """
     if not suite.baselines:
         return []
-    rates = {run.problem: run.spec.lr for run in reversed(reported) if run.spec.method.name == "equal"}
+    equal = suite.written.roles(suite.name).equal
+    rates = {run.problem: run.spec.lr for run in reported if run.balancer == equal}
     planned = []
     for problem in suite.problems:
         names = problem.problem.tasks if "single-task" in problem.problem.baselines else ()

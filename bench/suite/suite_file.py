@@ -21,6 +21,7 @@ from balancers import GradientBalancer, StaticWeighting
 from balancers.engine.method.declared_method import Wrt
 from bench.run import build, plugins, suite_text
 from bench.run.spec import Device, Method, Options
+from bench.run.suite_origin import SUITES
 from bench.run.suite_text import KEPT
 from bench.run.training import reason
 from tasks import MissingDataError, Shared
@@ -29,8 +30,6 @@ from . import accepted, trial_draws
 from .suite_entries import BalancerEntry, ProblemEntry, StatedLimits, Suite
 from .toml_table import SuiteError, TomlTable, closest
 
-SUITES = Path(__file__).parents[1] / "suites"
-"""The folder of the suites that come with the benchmark."""
 FROM_PROBLEM = "problem:"
 """Beginning of an option that stands for weights of the problem: ``"problem:KEY"`` for its fixed weights called KEY,
 ``"problem:first"`` for its first fixed weights, and ``"problem:ones"`` for a weight of one per task."""
@@ -367,13 +366,22 @@ def _model(file: str, entry: ProblemEntry) -> tuple[nn.Module, Shared]:
 
 def _require_models(methods: list[BalancerEntry], tables: list[TomlTable], finer: float | None) -> None:
     """Raise a `SuiteError` if a balancer's learning rates are tried around those of one that isn't there."""
-    labels = [entry.label for entry in methods if not (entry.rates_around or entry.trials)]
+    on_grid = {entry.label: entry for entry in methods if not (entry.rates_around or entry.trials)}
     for entry, table in zip(methods, tables, strict=True):
-        if entry.rates_around and entry.rates_around not in labels:
-            known = closest(entry.rates_around, labels)
-            table.fail("rates_around", f"no balancer that tries the grid is labelled {entry.rates_around!r}{known}")
-        if entry.rates_around and finer is None:
+        around = entry.rates_around
+        if not around:
+            continue
+        if around not in on_grid:
+            known = closest(around, on_grid)
+            table.fail("rates_around", f"no balancer that tries the grid is labelled {around!r}{known}")
+        if finer is None:
             table.fail("rates_around", "is for a suite with learning_rates.finer")
+        if left_out := [problem for problem in entry.methods if problem not in on_grid[around].methods]:
+            table.fail(
+                "rates_around",
+                f"{around} has no learning rate on {left_out[0]}, whose model has no fork; name a balancer that trains "
+                "all problems that this one does, or write needs_fork = true here too",
+            )
 
 
 def _options(table: TomlTable, cls: type) -> dict[str, Any]:

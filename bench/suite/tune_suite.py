@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import balancers
+from bench.analysis import label_of
 from bench.run import code_hash, suite_text
 from bench.style.numbers import rounded
 
@@ -82,7 +83,7 @@ def make(
 def _leave_out(top: dict[str, Any]) -> list[str]:
     """Remove from a suite's values what a search has no use for, and return a sentence about each."""
     notes = [
-        f"{_label(entry)} is left out: it tries learning rates around those of {entry['rates_around']}, and a search "
+        f"{label_of(entry)} is left out: it tries learning rates around those of {entry['rates_around']}, and a search "
         "has trials instead"
         for entry in top["balancers"]
         if entry.get("rates_around")
@@ -123,18 +124,14 @@ def _kept(entries: Sequence[TomlEntry], names: Iterable[str], what: str) -> list
     """
     entries_by_name = {name: _named(entries, name) for name in names}
     if missing := [name for name, named in entries_by_name.items() if not named]:
-        known = [_label(entry) for entry in entries]
+        known = [label_of(entry) for entry in entries]
         raise SuiteError(f"no {what} of the suite is called {missing[0]!r}{closest(missing[0], known)}")
     return [entry for entry in entries if any(entry in named for named in entries_by_name.values())]
 
 
 def _named(entries: Sequence[TomlEntry], name: str) -> list[TomlEntry]:
     """Return the ``entries`` that have ``name`` as their label or name."""
-    return [entry for entry in entries if name in (_label(entry), entry["name"])]
-
-
-def _label(entry: TomlEntry) -> str:
-    return str(entry.get("label", entry["name"]))
+    return [entry for entry in entries if name in (label_of(entry), entry["name"])]
 
 
 def _with_equal_and_static(entries: Sequence[TomlEntry]) -> list[TomlEntry]:
@@ -144,7 +141,7 @@ def _with_equal_and_static(entries: Sequence[TomlEntry]) -> list[TomlEntry]:
         all_entries.insert(0, {"name": "equal"})
     replaced = [entry for entry in all_entries if _is_replaced(entry)]
     others = [entry for entry in all_entries if entry not in replaced]
-    label = "static" if "static" not in map(_label, others) else "static, searched"
+    label = "static" if "static" not in map(label_of, others) else "static, searched"
     searched = {"name": "static", "label": label, "options": {"weights": SEARCH}}
     if replaced:
         place = all_entries.index(replaced[0])

@@ -53,6 +53,22 @@ def test_weights_of_one_are_equal_weighting_under_a_second_name() -> None:
     assert (roles.second, roles.static, roles.equal, roles.random) == ("static", "fixed", None, None)
 
 
+def test_a_row_that_trains_otherwise_is_compared_with_only_if_there_is_no_other() -> None:
+    fixed = {"name": "static", "options": {"weights": "problem:first"}}
+    yardsticks = [
+        {"name": "equal", "label": "longer", "times_steps": 2, "rates_around": "equal"},
+        {"name": "equal", "label": "decay", "weight_decay": 0.01},
+        {**fixed, "label": "shorter", "times_steps": 0.5},
+    ]
+    roles = assign_roles("core", [*yardsticks, {"name": "equal", "times_steps": 1.0}, fixed])
+    assert (roles.equal, roles.static) == ("equal", "static")
+    assert [label for label, role in roles.by_label.items() if role == "confirmatory"] == ["equal", "static"]
+    assert list(roles.by_label) == ["longer", "decay", "shorter", "equal", "static"]
+    alone = assign_roles("core", yardsticks[1:])
+    assert (alone.equal, alone.static) == ("decay", "shorter")
+    assert set(alone.by_label.values()) == {"exploratory"}
+
+
 PROBLEMS = pd.DataFrame(
     {"problem": ["p", "same"], "primary": "loss", "higher_is_better": False, "control": [False, True]}
 )

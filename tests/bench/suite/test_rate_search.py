@@ -13,6 +13,7 @@ from bench.suite.toml_table import SuiteError
 
 MakeSuite = Callable[..., Suite]
 LONGER = {"name": "equal", "label": "longer", "times_steps": 2, "rates_around": "equal"}
+FEATURES = {"name": "mgda", "wrt": "features", "needs_fork": True}
 SEARCHED = {"name": "static", "label": "searched", "options": {"weights": "search"}}
 
 
@@ -135,9 +136,8 @@ def test_repeated_runs_choose_their_rates_anew_among_neighbours(finer_suite: Mak
 
 
 def test_a_method_that_needs_a_fork_is_left_out_where_there_is_none(make_suite: MakeSuite) -> None:
-    features = {"name": "mgda", "wrt": "features", "needs_fork": True}
     suite = make_suite(
-        problems=[{"name": "small"}, {"name": "helmholtz"}], balancers=[{"name": "equal"}, features], rounds=1
+        problems=[{"name": "small"}, {"name": "helmholtz"}], balancers=[{"name": "equal"}, FEATURES], rounds=1
     )
     for runs in (plan.tuning(suite, plan.grids(suite)), plan.reported(suite, None), plan.costs(suite)):
         assert {(run.problem, run.balancer) for run in runs} == {
@@ -153,6 +153,13 @@ def test_a_method_that_needs_a_fork_is_left_out_where_there_is_none(make_suite: 
         (
             {"balancers": [{"name": "equal"}, {**LONGER, "rates_around": "eqal"}]},
             "balancers[1].rates_around: no balancer",
+        ),
+        (
+            {
+                "problems": [{"name": "small"}, {"name": "helmholtz"}],
+                "balancers": [{**FEATURES, "label": "around"}, {"name": "equal", "rates_around": "around"}],
+            },
+            "balancers[1].rates_around: around has no learning rate on helmholtz, whose model has no fork",
         ),
         ({"balancers": [{"name": "equal", "times_steps": 0}]}, "balancers[0].times_steps: expected a positive number"),
         ({"balancers": [{"name": "equal", "weight_decay": -1}]}, "balancers[0].weight_decay: expected a number, 0 or"),
@@ -185,3 +192,11 @@ def test_a_recipe_s_changes_are_those_of_the_suite_the_problem_and_the_balancer(
     assert recipes["small"].betas == (0.9, 0.95)
     assert recipes["other"].betas == (0.8, 0.9)
     assert {(r.schedule, r.weight_decay, r.steps) for r in recipes.values()} == {("constant", 0.01, 6)}
+
+
+def test_the_picture_and_the_baselines_belong_to_the_row_that_is_compared_with(make_suite: MakeSuite) -> None:
+    longer = {"name": "equal", "label": "longer", "times_steps": 2}
+    suite = make_suite(balancers=[longer, {"name": "equal"}], baselines=True)
+    reported = plan.reported_at(suite, lambda problem, balancer: {"longer": 0.003, "equal": 0.01}[balancer])
+    assert [(run.balancer, run.spec.seed) for run in reported if run.pictured] == [("equal", 1)]
+    assert {run.spec.lr for run in plan.baselines(suite, reported)} == {0.01}
