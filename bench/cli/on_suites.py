@@ -211,14 +211,15 @@ def once(
     """Do one run of a suite again, print its scores, and compare them with the stored scores.
 
     Exit codes: 0, success; 1, the run failed, or its scores differ from the
-    stored ones; 2, there is no such run, or its stored result is damaged.
+    stored ones; 2, there is no such run, its stored result is damaged, or the
+    code, the data or PyTorch has changed since it was stored.
     """
     from bench.execute import repeat_run
     from bench.suite import suite_file
 
     with user_errors(messages()):
         loaded = suite_file.load(run_and_report.file_of(name, results))
-        planned = repeat_run.find(loaded, key)
+        planned = repeat_run.find(loaded, key, results / loaded.name)
         stored = repeat_run.stored(planned, results / loaded.name)
     console = Console(highlight=False, soft_wrap=True)
     spec = planned.spec

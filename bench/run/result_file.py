@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks import Recipe
+
 from . import atomic_file
 from .atomic_file import BadFileError
-from .spec import RunSpec, key_of, provenance
+from .spec import PROVENANCE, Method, RunSpec, key_of, provenance
 from .training import Dynamics, Evaluation, RunResult, Score
 
 METADATA = b"lossbench"
@@ -45,6 +47,23 @@ def load(path: Path) -> RunResult:
         raise BadFileError(
             f"{path} holds no whole result of the run with this key; remove it and run the suite again"
         ) from None
+
+
+def load_spec(path: Path) -> tuple[RunSpec, dict[str, str]]:
+    """Return the specification of a stored run, and what its result depended on besides it: see `provenance`.
+
+    Raises:
+        BadFileError: see `load`; or another version stored the run, whose specification this one has no words for.
+    """
+    load(path)
+    facts = json.loads(pq.read_schema(path).metadata[METADATA])
+    try:
+        recipe = facts["spec"]["recipe"]
+        recipe = Recipe(**{**recipe, "betas": tuple(recipe["betas"])})
+        spec = RunSpec(**{**facts["spec"], "recipe": recipe, "method": Method(**facts["spec"]["method"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFileError(f"{path} is of another version of lossbench, and this one can't do the run again") from error
+    return spec, {name: facts[name] for name in PROVENANCE}
 
 
 def encode(spec: RunSpec, result: RunResult) -> bytes:

@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -13,10 +15,13 @@ from bench.cli import app
 from bench.execute import repeat_run, run_suite
 from bench.execute.workforce import Workforce
 from bench.run import result_file
+from bench.run.spec import RunSpec, provenance
 from bench.run.suite_text import kept as suite_kept
 from bench.run.suite_text import parse
 from bench.run.training import RunResult, Score
-from bench.suite import suite_file
+from bench.suite import plan, suite_file
+from bench.suite.suite_entries import Suite
+from bench.suite.toml_table import SuiteError
 
 from ..conftest import PLUGINS
 
@@ -45,7 +50,9 @@ def test_any_run_is_had_again(tmp_path: Path, suite_text: Callable[..., str]) ->
         assert ("last checkpoint, test: error" in again.output) == (phase != "tuning")
 
     path.write_text(suite_text(learning_rates=None, reported=[5]))
-    gone = LOSSBENCH.invoke(app, ["once", str(path), runs["key"].iloc[0], *results])
+    kept = LOSSBENCH.invoke(app, ["once", str(path), runs["key"].iloc[0], *results])
+    assert kept.output.strip().endswith("the scores equal the stored ones")
+    gone = LOSSBENCH.invoke(app, ["once", str(path), runs["key"].iloc[0]])
     assert gone.exit_code == 2
     assert gone.output.startswith("error: no run of mine has a key that begins with")
     assert LOSSBENCH.invoke(app, ["once", str(path), ""]).output.startswith("error: 2 runs of mine have a key")
@@ -59,7 +66,7 @@ def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: C
     run(path)
     one, other = sorted((tmp_path / "mine" / "runs").glob("*.parquet"))
     loaded = suite_file.load(path)
-    planned, result = repeat_run.find(loaded, one.stem), result_file.load(one)
+    planned, result = repeat_run.find(loaded, one.stem, tmp_path / "mine"), result_file.load(one)
     result.scores[0].metrics["error"] += 1
     result_file.save(one, planned.spec, result)
     again = LOSSBENCH.invoke(app, ["once", str(path), one.stem[:10], *results])
@@ -74,6 +81,38 @@ def test_what_scores_otherwise_than_stored_is_told(tmp_path: Path, suite_text: C
         assert damaged.exit_code == 2
         told = "holds no whole result of the run with this key; remove it and run the suite again"
         assert damaged.output == f"error: {one} {told}\n"
+
+
+def stored(spec: RunSpec, folder: Path) -> str:
+    """Store a result of the run without doing it, and return its key."""
+    result_file.save(result_file.run_path(folder, spec.key), spec, RunResult(tasks=("a", "b"), losses=np.empty((0, 2))))
+    return spec.key
+
+
+def test_a_stored_run_is_found_at_any_learning_rate(make_suite: Callable[..., Suite], tmp_path: Path) -> None:
+    """Rates around another balancer's best, and those of retuning, follow from results."""
+    static = {"name": "static", "label": "fixed", "options": {"weights": [1.0, 3]}}
+    suite = make_suite(problems=[{"name": "small", "label": "mine"}], balancers=[{"name": "equal"}, static])
+    [run] = [run for run in plan.reported(suite, None) if run.balancer == "fixed" and run.spec.seed == 2]
+    for spec in (
+        replace(run.spec, recipe=replace(run.spec.recipe, lr=0.12345, betas=(0.9, 0.95))),
+        replace(run.spec, recipe=replace(run.spec.recipe, lr=0.0777)),
+        run.spec,
+    ):
+        key = stored(spec, tmp_path)
+        found = repeat_run.find(suite, key[:12], tmp_path)
+        assert (found.spec, found.key) == (spec, key)
+    assert (found.problem, found.balancer) == ("mine", "fixed")
+
+
+def test_a_stored_run_that_would_differ_now_is_refused(
+    make_suite: Callable[..., Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite()
+    key = stored(plan.reported(suite, None)[0].spec, tmp_path)
+    monkeypatch.setattr(repeat_run, "provenance", lambda spec: {**provenance(spec), "torch": "3.0"})
+    with pytest.raises(SuiteError, match=f"the run {key} can't be done again as it was: PyTorch changed since"):
+        repeat_run.find(suite, key, tmp_path)
 
 
 def test_a_metric_that_is_no_number_agrees_with_itself() -> None:
