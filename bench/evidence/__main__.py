@@ -22,6 +22,7 @@ from bench.report import report_page
 from bench.run import atomic_file, machine_facts, suite_text
 from bench.suite import suite_file
 from bench.suite.claimed_folder import BusyError
+from bench.suite.plan import Planned
 from bench.suite.toml_table import SuiteError
 
 from . import (
@@ -72,7 +73,8 @@ def run(
 ) -> None:
     """Do the runs of the evidence, and keep the tables of each part as it ends.
 
-    A stopped command continues where it stopped. Scores do not depend on what
+    A part of which some runs are not done is not kept, and the next ones
+    follow. A stopped command continues where it stopped. Scores do not depend on what
     else the machine does; steps are timed by `costs`. The reserved problems are
     run last (rule 33 of the protocol): `--reserved` is refused until all parts
     of A and B are kept.
@@ -80,20 +82,28 @@ def run(
     Exit codes: 0, success; 1, some runs are not done; 2, nothing can be run.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    not_done: list[tuple[Planned, str]] = []
     with _errors(console):
         _refuse_early(reserved, kept)
     with _errors(console), _workforce(jobs, scheduler, console) as workforce:
         for part in evidence_parts.parts(only or (), reserved):
             console.print(Text(part.name))
             folder = part.folder(results)
-            summary = run_suite.run(part.suite, folder, workforce, console)
-            kept_tables.keep(folder / "tables", kept / part.name)
+            try:
+                summary = run_suite.run(part.suite, folder, workforce, console)
+            except NotDoneError as error:
+                console.print(f"{error}, so this part is not kept")
+                not_done += error.runs
+                continue
             atomic_file.write(kept / part.name / "environment.json", (folder / "environment.json").read_bytes())
+            kept_tables.keep(folder / "tables", kept / part.name)
             console.print(f"{summary.computed} runs computed, {summary.reused} already stored")
             for done in summary.failed:
                 console.print(
                     Text(f"failed: {done.planned.balancer}, seed {done.planned.spec.seed}: {done.result.reason}")
                 )
+        if not_done:
+            raise NotDoneError(not_done)
 
 
 @app.command()
@@ -121,16 +131,27 @@ def costs(
 
 
 @app.command()
-def tables(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
+def tables(
+    kept: KeptOption = KEPT,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default=str(KEPT))] = None,
+) -> None:
     """Make all tables from what is kept of the parts, and the page of the evidence.
 
-    Parts that are not there yet are named. Reserved problems are left out until
-    all parts of A and B are kept.
+    Parts that are not there yet are named. While one of table A is missing,
+    only a folder that --out names is written. Reserved problems are left out
+    until all parts of A and B are kept.
 
-    Exit codes: 0, success; 2, there is no part of table A.
+    Exit codes: 0, success; 2, there is no part of table A, or one is missing
+    and --out is not given.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _errors(console):
+        if out is None and (lacking := evidence_parts.missing(kept, ["A"])):
+            raise SuiteError(
+                f"{KEPT} is for the tables of all problems, and {kept} lacks {', '.join(lacking)}; to see those of the "
+                "others, name a folder with --out"
+            )
+        out = out or KEPT
         made = evidence_tables.make_so_far(kept)
         evidence_folder.write(made, kept, out)
         ranges = tested_advice.candidate_ranges(made["pays"], made["problems"], _rows())

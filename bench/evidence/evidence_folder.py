@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.report.results_folder import COLUMNS
 from bench.run import atomic_file
 from bench.run.suite_text import KEPT
 from bench.suite import suite_file
@@ -20,7 +21,8 @@ LARGE = ("scores", "runs")
 def write(tables: Mapping[str, pd.DataFrame], kept: Path, out: Path) -> None:
     """Write the ``tables``, the suite's file and the facts about the machine into the folder ``out``.
 
-    Tables of an earlier time are removed.
+    Tables of an earlier time that are not among them are removed at the end. Files that the report does not read stay,
+    such as those of `bench.evidence advice`.
 
     Args:
         tables: What `evidence_tables.make` returns.
@@ -28,13 +30,19 @@ def write(tables: Mapping[str, pd.DataFrame], kept: Path, out: Path) -> None:
         out: The folder to write.
     """
     folder = out / "tables"
-    for old in [*folder.glob("*.csv"), *folder.glob("*.parquet")]:
-        old.unlink()
+    written = set()
     for name, table in tables.items():
+        path = folder / f"{name}{'.parquet' if name in LARGE else '.csv'}"
         if name in LARGE:
-            atomic_file.write_parquet(folder / f"{name}.parquet", table)
+            atomic_file.write_parquet(path, table)
         elif len(table):
-            atomic_file.write(folder / f"{name}.csv", table.to_csv(index=False).encode())
+            atomic_file.write(path, table.to_csv(index=False).encode())
+        else:
+            continue
+        written.add(path)
+    for old in {*folder.glob("*.csv"), *folder.glob("*.parquet")} - written:
+        if old.stem in (*COLUMNS, *tables):
+            old.unlink()
     atomic_file.write(out / KEPT, suite_file.find(TABLES["A"]).read_bytes())
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(kept.glob("*/*/environment.json"))]
     text = json.dumps(_together(facts), indent=2, ensure_ascii=False)

@@ -53,13 +53,10 @@ def is_kept(table: str, problem: str, kept: Path) -> bool:
     return (kept / part_name(table, problem) / "scores.parquet").is_file()
 
 
-def missing(kept: Path) -> list[str]:
-    """Return the names of the parts of A and B that the folder ``kept`` lacks."""
+def missing(kept: Path, tables: Iterable[str] = ("A", "B")) -> list[str]:
+    """Return the names of the parts of ``tables`` that the folder ``kept`` lacks."""
     return [
-        part_name(table, problem)
-        for table in ("A", "B")
-        for problem in planned(table)
-        if not is_kept(table, problem, kept)
+        part_name(table, problem) for table in tables for problem in planned(table) if not is_kept(table, problem, kept)
     ]
 
 

@@ -21,9 +21,12 @@ RUN = ["problem", "balancer", "phase", "lr", "seed"]
 
 
 def keep(tables: Path, kept: Path) -> None:
-    """Copy what is kept of the ``tables`` folder of a part's results into the folder ``kept``."""
+    """Copy what is kept of the ``tables`` folder of a part's results into the folder ``kept``.
+
+    The scores are written last: a part that has them is whole, see `evidence_parts.is_kept`.
+    """
     found = {path.stem: pd.read_parquet(path) for path in tables.glob("*.parquet") if path.stem in (*BASE, *OTHERS)}
-    found["scores"] = _compact(found["scores"], found["problems"])
+    found["scores"] = _compact(found.pop("scores"), found["problems"])
     for name, table in found.items():
         atomic_file.write_parquet(kept / f"{name}.parquet", table)
 

@@ -15,7 +15,7 @@ from bench.evidence import evidence_parts, kept_tables
 from bench.evidence.evidence_parts import EvidencePart
 from bench.execute import run_suite
 from bench.execute.workforce import Workforce
-from bench.suite import suite_file
+from bench.suite import plan, suite_file
 from bench.suite.suite_entries import Suite
 from bench.suite.toml_table import SuiteError
 
@@ -107,3 +107,39 @@ def test_the_command_runs_times_and_keeps(two_problems: Suite, tmp_path: Path, m
     wrong = CliRunner().invoke(command.app, ["run", "nothing", *where])
     assert wrong.exit_code == 2
     assert "error: no part of the evidence is called 'nothing'" in wrong.output
+
+
+def test_a_part_counts_as_kept_only_when_all_of_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(kept_tables, "_compact", lambda scores, problems: scores)
+    monkeypatch.setattr(kept_tables.atomic_file, "write_parquet", lambda path, table: written.append(path.stem))
+    for name in (*kept_tables.BASE, *kept_tables.OTHERS):
+        pd.DataFrame({"x": [1]}).to_parquet(tmp_path / f"{name}.parquet")
+    kept_tables.keep(tmp_path, tmp_path / "kept")
+    assert len(written) == 8
+    assert written[-1] == "scores"
+
+
+def test_a_part_with_a_stubborn_run_does_not_keep_the_next_ones(
+    make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite(problems=[{"name": "small"}, {"name": "small", "label": "other"}])
+    parts = [EvidencePart("A", replace(suite, problems=(problem,))) for problem in suite.problems]
+
+    def run(part: Suite, folder: Path, *_: object) -> run_suite.Summary:
+        folder.mkdir(parents=True)
+        (folder / "environment.json").touch()
+        if part.problems[0].label == "small":
+            raise run_suite.NotDoneError([(plan.reported(part, None)[0], "it took too long")])
+        return run_suite.Summary(1, 0, [])
+
+    kept: list[str] = []
+    monkeypatch.setattr(evidence_parts, "parts", lambda only, reserved: parts)
+    monkeypatch.setattr(run_suite, "run", run)
+    monkeypatch.setattr(kept_tables, "keep", lambda tables, kept_at: kept.append(kept_at.name))
+    where = ["--results", str(tmp_path / "results"), "--kept", str(tmp_path / "kept")]
+    done = CliRunner().invoke(command.app, ["run", "--jobs", "0", *where])
+    assert done.exit_code == 1, done.output
+    assert kept == ["other"]
+    assert "1 runs are not done, so this part is not kept" in done.output
+    assert done.output.endswith("not done: equal on small, seed 1: it took too long\n")

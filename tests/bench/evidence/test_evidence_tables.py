@@ -226,9 +226,12 @@ class TestFolder:
     def test_it_is_a_results_folder(self, tables: Tables, kept: Path, tmp_path: Path) -> None:
         out = tmp_path / "core"
         (out / "tables").mkdir(parents=True)
-        (out / "tables" / "target.csv").write_text("of an earlier protocol")
+        for name in ("target", "scores", "advice_regrets"):
+            (out / "tables" / f"{name}.csv").write_text("of an earlier protocol")
         evidence_folder.write(tables, kept, out)
         assert not (out / "tables" / "target.csv").exists()
+        assert not (out / "tables" / "scores.csv").exists()  # it is a Parquet file now
+        assert (out / "tables" / "advice_regrets.csv").exists()  # another command writes it
         results = load(out)
         assert results.ranking
         assert results.failed_gates == {"mgda, parameters", "random"}
@@ -237,6 +240,20 @@ class TestFolder:
         assert written.loc[("burgers", "famo"), "beyond"] == "above"
         assert written.loc[("scenes", "famo"), "beyond"] == ""
         assert results.environment["commit"] == "0f3c2a9d1b"
+
+    def test_earlier_tables_stay_until_the_new_ones_are_there(
+        self, tables: Tables, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("no space left")
+
+        earlier = tmp_path / "tables" / "target.csv"
+        earlier.parent.mkdir()
+        earlier.touch()
+        monkeypatch.setattr(evidence_folder.atomic_file, "write_parquet", fail)
+        with pytest.raises(OSError, match="no space left"):
+            evidence_folder.write(tables, kept, tmp_path)
+        assert earlier.exists()
 
     def test_facts_that_differ_between_parts_are_all_kept(self, tables: Tables, tmp_path: Path) -> None:
         kept = tmp_path / "kept"
@@ -261,6 +278,16 @@ class TestFolder:
         assert ranges.loc["nash-mtl", "cost_high"] == 2.4  # at the parameters, on burgers
         assert ranges.loc["famo", "q_high"] == 4.0
         assert (tmp_path / "core" / "report.html").is_file()
+
+    def test_the_committed_folder_is_written_once_all_of_table_a_is_there(
+        self, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(command, "KEPT", tmp_path / "core")
+        done = CliRunner().invoke(command.app, ["tables", "--kept", str(kept)])
+        assert done.exit_code == 2
+        assert "lacks A/regression-10-tasks, " in done.output
+        assert "A/scenes" not in done.output
+        assert not (tmp_path / "core").exists()
 
     def test_an_empty_folder_is_told(self, tmp_path: Path) -> None:
         done = CliRunner().invoke(command.app, ["tables", "--kept", str(tmp_path), "--out", str(tmp_path / "core")])
