@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad"
 
 UNTRAINED = "static 1/untrained loss"
 """The label of static weights that are made from an untrained model's losses."""
+
+MADE_FOR = "# made by lossbench try for"
+"""The beginning of a suite's first line, which ends with the minutes that it aims at."""
 
 TUNING = 101
 """The first tuning seed."""
@@ -65,7 +69,9 @@ def make(
 ) -> tuple[Suite, list[str]]:
     """Make a suite of all problems and methods in a file, and write it.
 
-    A suite of an earlier time is kept under another name, if it is not one that this function makes of ``file``.
+    A suite that this function made of ``file`` for as many minutes keeps its size, even if the forecast is another one
+    now: so the same call goes on with the same runs. A suite of an earlier time that it does not make of ``file`` is
+    kept under another name.
 
     Args:
         file: The Python file that registers problems, and perhaps methods.
@@ -96,20 +102,29 @@ def make(
     notes += filter(None, (loss_scales.advice(losses, name) for name, losses in first_losses.items()))
     methods = _methods(file, problems, first_losses, notes)
     path = folder / f"{file.stem}.toml"
-    texts = [_toml(file, names, methods, size) for size in SIZES]
+    bodies = [_toml(file, names, methods, size) for size in SIZES]
+    first_line = f"{MADE_FOR} {minutes:g} minutes\n"
     with claimed(folder, file):
-        for text in texts:
+        stored = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        same = [body for body in bodies if stored == first_line + body]
+        for body in same or bodies:
+            text = first_line + body
             loaded = _load(text, file.stem)
             seconds = seconds_of(loaded, _runs(loaded))
             if seconds <= 60 * minutes:
                 break
-        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") not in texts:
+        if stored is not None and re.sub(rf"\A{re.escape(MADE_FOR)}.*\n", "", stored) not in bodies:
             before = _free(path)
             path.replace(before)
             notes.append(f"{path} is not as this command makes it, so it was kept: it is now {before.name}")
         atomic_file.write(path, text.encode())
     took = in_words(seconds, seconds)
-    if seconds <= 60 * minutes:
+    if same:
+        notes.append(
+            f"this goes on with the comparison made for {minutes:g} minutes: {len(_runs(loaded))} runs in {took}, "
+            "counting those that are done"
+        )
+    elif seconds <= 60 * minutes:
         notes.append(
             f"the comparison aims at {minutes:g} minutes: {len(_runs(loaded))} runs in {took}, if the grid of learning "
             "rates grows at one edge; other programs make it slower"

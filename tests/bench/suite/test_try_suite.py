@@ -116,6 +116,17 @@ def test_the_comparison_shrinks_to_the_time_there_is(file, tmp_path):
     assert "longer than 0 minutes" in said[0]
 
 
+def test_the_same_command_goes_on_with_the_same_comparison_on_a_busier_computer(file, tmp_path):
+    make = partial(try_suite.make, file, tmp_path / "results")
+    made, _ = make(minutes=60, seconds_of=lambda *_: 120.0)
+    again, said = make(minutes=60, seconds_of=lambda *_: 10_000.0)
+    assert again.written.text == made.written.text == (tmp_path / "results" / "mine.toml").read_text()
+    assert said[-2].startswith("this goes on with the comparison made for 60 minutes: 240 runs in about 167 minutes")
+    fewer, said = make(minutes=30, seconds_of=lambda *_: 10_000.0)
+    assert len(fewer.reported_seeds) < len(made.reported_seeds)
+    assert not any("so it was kept" in sentence for sentence in said)
+
+
 @pytest.mark.slow
 def test_the_suite_is_kept_and_can_be_run_by_itself(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=0, seconds_of=Forecast(Workforce.of(0)))
