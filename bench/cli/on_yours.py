@@ -106,8 +106,9 @@ def diagnose(
     cosines, a rule then advises one of five: equal weights, one over the
     initial loss, one over the initial gradient norm, uncertainty weighting or
     Nash-MTL. If that is static weighting, you get its weights to paste.
-    The rule has not been tested yet; rule 34 of the protocol says how it will
-    be. To compare methods on your problem, use `lossbench try`.
+    Rule 34 of the protocol says how the rule is tested; the last line printed
+    is the result, or says that there is none yet. To compare methods on your
+    problem, use `lossbench try`.
 
     Exit codes: 0, success; 2, the problem cannot be trained.
     """
