@@ -26,8 +26,10 @@ def find(suite: Suite, key: str, folder: Path) -> Planned:
         SuiteError: no run has such a key, more than one has, or the stored run can't be done again as it was.
         BadFileError: the file of the stored run was damaged, or holds the result of another run.
     """
-    paths = {path.stem: path for path in (folder / "runs").glob(f"{glob.escape(key)}*.parquet")}
-    matches = paths or {run.key: run for run in _all(suite) if run.key.startswith(key)}
+    paths = (folder / "runs").glob(f"{glob.escape(key)}*.parquet")
+    matches: dict[str, Path | Planned] = {path.stem: path for path in paths}
+    if not matches:
+        matches = {run.key: run for run in _all(suite) if run.key.startswith(key)}
     if len(matches) > 1:
         raise SuiteError(
             f"{len(matches)} runs of {suite.name} have a key that begins with {key!r}; give more of its characters"
