@@ -1,8 +1,8 @@
 """``python -m bench.cost``: measure the limits table and how costs grow. It takes a quarter of an hour on one core.
 
-The results go to ``results/cost``: ``limits.csv``, ``growth.csv`` and ``growth.png``, with ``--compile`` also
-``compiled.csv``, and ``environment.json``, which describes the machine. The names of files that were measured on CUDA
-contain ``-cuda``. Nothing else should be running.
+The results go to ``results/cost``: ``limits.csv``, ``growth.csv`` and ``growth.png``, and ``environment.json``, which
+describes the machine; with ``--compile`` also ``compiled.csv`` and ``environment-compiled.json``. The names of files
+that were measured on CUDA contain ``-cuda``. Nothing else should be running.
 """
 
 from collections.abc import Iterable
@@ -56,6 +56,7 @@ def main(
         with figure_style.theme():
             figure_style.save(cost_figures.growth(grown, machine), out, f"growth{suffix}")
         if with_compile:
+            machine_facts.write(out / f"environment-compiled{suffix}.json", jobs=1)
             table = keep(_all(compiled.measure(place, quick)), "compiled")
             console.print(
                 Text(f"The same with trunk and heads compiled: {machine}", style="bold"), cost_terminal.times(table)

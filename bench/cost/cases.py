@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 
 import tasks
@@ -42,15 +43,26 @@ class Case:
         """Return the columns that identify the case in a table."""
         return {"problem": self.problem, "heads": self.heads, "batch": self.batch, "tasks": self.num_tasks}
 
+    def beside(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return ``rows`` with the columns that identify the case before the others."""
+        return pd.concat([pd.DataFrame([self.about] * len(rows)), rows], axis=1)
+
 
 def regression(num_tasks: int, batch: int, device: torch.device) -> Iterator[Case]:
-    """Yield the regression problem on one batch, once for each kind of heads; sigmas are geometric from 1 to 100."""
-    sigmas = np.geomspace(1, 100, num_tasks).tolist()
+    """Yield the regression problem on one batch, once for each kind of heads."""
     for heads in HEADS:
-        problem = tasks.create("regression", sigmas=sigmas, heads=heads, train_samples=batch)
-        batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), batch)
-        make_step = of_problem(problem, [next(batches)], device)
+        _, make_step = regression_step(num_tasks, batch, heads, device)
         yield Case(f"regression T={num_tasks}", heads, batch, num_tasks, make_step)
+
+
+def regression_step(
+    num_tasks: int, batch: int, heads: Heads, device: torch.device
+) -> tuple[tasks.Problem[Any], MakeStep]:
+    """Return the regression problem, and what makes its subject on one batch; sigmas are geometric from 1 to 100."""
+    sigmas = np.geomspace(1, 100, num_tasks).tolist()
+    problem = tasks.create("regression", sigmas=sigmas, heads=heads, train_samples=batch)
+    batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), batch)
+    return problem, of_problem(problem, [next(batches)], device)
 
 
 def networks(device: torch.device) -> Iterator[Case]:

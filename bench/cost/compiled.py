@@ -35,7 +35,7 @@ def rows(case: Case, rounds: int) -> pd.DataFrame:
     trainings = start(compiled(case.make_step), METHODS, case.num_tasks)
     warm_up(trainings, WARM_UP)
     measured = times(trainings, METHODS, rounds)
-    return pd.concat([pd.DataFrame([case.about] * len(measured)), measured], axis=1)
+    return case.beside(measured)
 
 
 def compiled(make_step: MakeStep) -> MakeStep:

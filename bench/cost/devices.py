@@ -28,5 +28,9 @@ def find(name: DeviceName) -> torch.device:
 
 
 def machine(device: torch.device) -> str:
-    """Return the name of the machine that ``device`` is part of, for tables and figures."""
-    return f"{machine_facts.gpu()}" if device.type == "cuda" else f"{machine_facts.processor()}, one thread"
+    """Return the name of the machine that ``device`` is part of, for tables and figures.
+
+    A GPU's name has the processor beside it, which decides how long short steps take: it launches them.
+    """
+    processor = machine_facts.processor()
+    return f"{machine_facts.gpu()}, {processor}" if device.type == "cuda" else f"{processor}, one thread"

@@ -77,4 +77,4 @@ def rows(case: Case, methods: Sequence[TimedMethod], rounds: int) -> pd.DataFram
     measured["flops_bound"] = measured["method"].map({LAYER.name: least.flops, FEATURES.name: 0})
     of_method = {LAYER.name: least.layer_bytes, FEATURES.name: least.feature_bytes}
     measured["peak_bytes_bound"] = measured["method"].map(of_method)
-    return pd.concat([pd.DataFrame([case.about] * len(measured)), measured], axis=1)
+    return case.beside(measured)

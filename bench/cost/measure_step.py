@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import tasks
-from balancers import EqualWeighting
+from balancers import EqualWeighting, GradientBalancer, LossBalancer
 from bench.run import build, code_hash
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import RunSpec
@@ -38,21 +38,29 @@ def key(spec: RunSpec, rounds: int, processor: str, gpu: str | None) -> str:
 def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:
     """Time ``rounds`` steps, each next to one of equal weighting, on ``spec.device``.
 
+    Of a method that does not do the same in every step, because of ``update_every`` or ``accumulate``, the times are
+    means over a cycle, after which it repeats itself. At least one cycle is timed. Below six cycles there is no
+    interval.
+
     Returns:
         A row for each of `PARTS` and one for the whole ``"step"``, each with:
 
         - ``device``, ``threads``, ``part``;
         - ``median_ms``, ``q25_ms``, ``q75_ms``: quartiles of the time in milliseconds;
-        - ``ratio_to_equal``: median over rounds of the time over equal weighting's, with a 95 % interval from order
-          statistics, ``ratio_low`` to ``ratio_high``. It covers the spread between rounds, not between machines;
+        - ``ratio_to_equal``: median over rounds, or cycles, of the time over equal weighting's, with a 95 % interval
+          from order statistics, ``ratio_low`` to ``ratio_high``. It covers the spread between rounds, not between
+          machines;
         - the fields of `Counts`: numbers for the step, None for the parts.
     """
     with single_thread():
         method, equal = trainings(spec)
+        cycle = steps_in_cycle(method.balancer)
+        rounds = max(1, rounds // cycle) * cycle
         warm_up((method, equal), WARM_UP)
         interleave((method, equal), rounds)
         seconds = np.array([method.seconds[-rounds:], equal.seconds[-rounds:]])  # (2, rounds, parts)
         counts = vars(count(method, method.subject.device))
+    seconds = seconds.reshape(2, -1, cycle, len(PARTS)).mean(axis=2)
     seconds = np.concatenate([seconds, seconds.sum(axis=-1, keepdims=True)], axis=-1)
     rows = []
     for part, (own, others) in zip((*PARTS, "step"), np.moveaxis(seconds, -1, 0), strict=True):
@@ -63,6 +71,12 @@ def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:
         row |= {"ratio_to_equal": float(np.median(own / others)), "ratio_low": low, "ratio_high": high}
         rows.append(row | (counts if part == "step" else dict.fromkeys(counts)))
     return rows
+
+
+def steps_in_cycle(balancer: LossBalancer) -> int:
+    """Return the number of steps after which the balancer repeats itself."""
+    every = balancer.update_every if isinstance(balancer, GradientBalancer) else 1
+    return every * balancer.accumulate
 
 
 def trainings(spec: RunSpec) -> tuple[TrainingStep, TrainingStep]:

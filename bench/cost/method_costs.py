@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import numpy as np
 import pandas as pd
 import torch
 import typer
@@ -22,16 +21,15 @@ import tasks
 from balancers import GradientBalancer, LossBalancer
 from balancers.engine.method.declared_method import Wrt
 from bench.run import build, machine_facts
-from bench.run.seeds import generator
 from bench.run.spec import Method
 from bench.style.console import new_console
 
 from . import cost_terminal, devices
-from .cases import SEED
+from .cases import regression_step
 from .devices import DeviceName
 from .step_clock import single_thread
 from .step_comparison import add_compiled, compare
-from .subject import Subject, of_problem
+from .subject import Subject, SubjectError
 from .timed_methods import AGAIN, EQUAL, TimedMethod
 
 SIZES, QUICK_SIZES = (2, 10, 40), (2,)
@@ -44,24 +42,22 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {"ntk": {"update_every": 1, "probes":
 def measure(device: torch.device, num_tasks: Sequence[int], rounds: int) -> Iterator[pd.DataFrame]:
     """Yield a table for each number of tasks, with a row for each method; equal weighting's two copies come first."""
     for T in num_tasks:
-        sigmas = np.geomspace(1, 100, T).tolist()
-        problem = tasks.create("regression", sigmas=sigmas, train_samples=BATCH)
-        batches = problem.batches(problem.data(generator(SEED, "data"), device), generator(SEED, "batches"), BATCH)
-        methods, compiled, places = [EQUAL, AGAIN], list[TimedMethod](), ["", ""]
-        for name in sorted(set(balancers.names()) - {"equal"}):
-            options = {"weights": [1.0] * T} if name == "static" else OPTIONS.get(name, {})
-            wrt = place(name)
-            methods.append(TimedMethod(name, partial(_make, Method(name, wrt, options), problem)))
-            places.append(wrt or "")
-            if updates(name):
-                of_compiled = Method(name, wrt, {**options, "compile": True})
-                compiled.append(TimedMethod(name, partial(_make, of_compiled, problem)))
-        make_step = of_problem(problem, [next(batches)], device)
+        problem, make_step = regression_step(T, BATCH, "batched", device)
+        names = sorted(set(balancers.names()) - {EQUAL.name})
+        methods = [EQUAL, AGAIN, *(timed(name, problem) for name in names)]
         table = compare(make_step, methods, T, rounds)
+        compiled = [timed(name, problem, compile=True) for name in names if updates(name)]
         add_compiled(table, make_step, compiled, T, rounds)
-        table.insert(1, "wrt", places)
+        table.insert(1, "wrt", ["", "", *(place(name) or "" for name in names)])
         table.insert(0, "tasks", T)
         yield table
+
+
+def timed(name: str, problem: tasks.Problem[Any], **options: bool) -> TimedMethod:
+    """Return the method for the problem, where it is cheapest, with `OPTIONS` and these options."""
+    weights = {"weights": [1.0] * len(problem.tasks)} if name == "static" else {}
+    method = Method(name, place(name), {**weights, **OPTIONS.get(name, {}), **options})
+    return TimedMethod(name, partial(_make, method, problem))
 
 
 def updates(name: str) -> bool:
@@ -77,7 +73,7 @@ def place(name: str) -> Wrt | None:
     return next(wrt for wrt in get_args(Wrt) if wrt not in cls.undefined_for)
 
 
-def _make(method: Method, problem: tasks.Problem[object], subject: Subject, _: int) -> LossBalancer:
+def _make(method: Method, problem: tasks.Problem[Any], subject: Subject, _: int) -> LossBalancer:
     return build.balancer(method, problem, subject.model)
 
 
@@ -87,14 +83,17 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("results/cost"),
 ) -> None:
     """Measure what a step costs with every method, next to equal weighting."""
-    place = devices.find(device)
-    machine = devices.machine(place)
+    try:
+        found = devices.find(device)
+    except SubjectError as error:
+        raise typer.BadParameter(str(error)) from error
+    machine = devices.machine(found)
     suffix = "" if device is DeviceName.CPU else f"-{device}"
     machine_facts.write(out / f"environment-methods{suffix}.json", jobs=1)
     with single_thread():
         sizes, rounds = (QUICK_SIZES, QUICK) if quick else (SIZES, ROUNDS)
         tables = []
-        for table in measure(place, sizes, rounds):
+        for table in measure(found, sizes, rounds):
             tables.append(table)
             whole = pd.concat(tables, ignore_index=True)
             whole.assign(machine=machine).to_csv(out / f"methods{suffix}.csv", index=False)

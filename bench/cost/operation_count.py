@@ -1,5 +1,6 @@
 """Count what a step does, rather than time it: the counts are the same on every machine, however busy."""
 
+import gc
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ def count(call: Callable[[], object], device: torch.device) -> Counts:
     """Make the call twice: count floating-point operations in the first, everything else in the second."""
     with FlopCounterMode(display=False) as flops:  # in a call of its own: it keeps modules' outputs alive
         call()
+    gc.collect()  # garbage in reference cycles holds memory that another collection would free during the call
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -109,6 +109,7 @@ def measure(make_step: MakeStep, device: torch.device, say: Callable[[str], None
         del losses  # and with it the memory of their graph
         say("recording the tasks' gradients")
         gradients = follow(subject, STEPS, SECONDS_OF_STEPS)
+        del subject  # the methods train copies of their own
         say(f"timing {len(methods)} methods")
         trainings = [_started(make_step, method, num_tasks) for method in methods]
         step = _seconds(trainings[0])

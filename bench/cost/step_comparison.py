@@ -1,9 +1,10 @@
 """Compare what a step costs with several methods, the first of which is equal weighting.
 
 Each method trains its own copy of the same model, in one process, and its steps take turns with equal weighting's, so
-that whatever slows the machine for a while slows both. Only two models take turns at a time, so that a step finds the
-caches much as it would in training. Nothing else should be running, and the caller makes sure that there is one CPU
-thread (`single_thread`).
+that whatever slows the machine for a while slows both. Only two models take turns at a time, but each step still finds
+the other model's data in the caches. Beside a method that touches much memory, equal weighting is slower than beside a
+copy of itself, so that the ratio is nearer to 1 than in training. Nothing else should be running, and the caller makes
+sure that there is one CPU thread (`single_thread`).
 """
 
 from collections.abc import Sequence

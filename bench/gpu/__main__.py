@@ -15,7 +15,7 @@ from bench.style.console import new_console
 
 from .gpu_parts import PARTS
 from .gpu_summary import GpuSummary, OtherMachineError, table
-from .part_runner import Part, run
+from .part_runner import Part, packages_code, run
 
 REFERENCE = machine_facts.ROOT / "results" / "reference" / "gpu"
 NAMES = [part.name for part in PARTS]
@@ -35,9 +35,9 @@ def main(
     """Run the balancers' tests on a GPU, and measure there what steps cost and how the default suite goes.
 
     What is measured is saved at once, and a part that fails does not stop the
-    others. Call again to go on: parts that are done are not measured again. To
-    measure a part anew, remove the folder of the results, or its entry in
-    summary.json and its own folder.
+    others. Call again to go on: parts that are done are not measured again,
+    unless the code has changed. To measure a part anew, remove the folder of the
+    results, or its entry in summary.json and its own folder.
 
     Exit codes: 0, all parts are done; 1, a part is not; 2, nothing can be run.
     """
@@ -52,7 +52,7 @@ def main(
         console.print("error: a dry run needs a folder of its own: name one with --out")
         raise typer.Exit(2)
     device = DeviceName.CPU if dry_run else DeviceName.CUDA
-    out = out.resolve()
+    out, code = out.resolve(), packages_code()
     try:
         summary = GpuSummary(out, dry_run)
     except OtherMachineError as error:
@@ -60,14 +60,16 @@ def main(
         raise typer.Exit(2) from None
 
     def command(part: Part, seconds: float) -> list[str]:
-        options = ["--folder", str(out / part.name), "--device", device, "--seconds", f"{seconds:.0f}"]
+        options = ["--folder", str(out / part.name), "--device", device, "--seconds", f"{seconds:.0f}", "--code", code]
         dry = ["--dry-run"] if dry_run else []
         return [sys.executable, "-m", "bench.gpu.measure_part", part.name, *options, *dry]
 
     machine_facts.write(out / "environment.json", jobs=1)
     chosen = [part for part in PARTS if not only or part.name in only]
-    run(chosen, out, summary, 60 * minutes, command, lambda line: console.print(Text(line)))
+    run(chosen, out, summary, 60 * minutes, code, command, lambda line: console.print(Text(line)))
     new_console().print(table(summary.records))
+    if note := summary.machine["note"]:
+        console.print(Text(f"note: {note}"))
     console.print(Text(f"results: {out}"))
     if any(summary.records[part.name].status != "done" for part in chosen):
         raise typer.Exit(1)

@@ -36,9 +36,6 @@ def captured(subject: Subject, method: TimedMethod, num_tasks: int) -> Callable[
         loss: Tensor = balancer(subject.losses())
         loss.backward()
         optimizer.step()
-        if balancer.looks_again:
-            with torch.no_grad():
-                balancer.after_step(subject.losses())
         return loss.detach()
 
     graph = CapturedStep(step, [balancer])

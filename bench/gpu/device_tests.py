@@ -7,16 +7,16 @@ from importlib.util import find_spec
 
 import pandas as pd
 
-from bench.run import atomic_file, machine_facts
+from bench.run import atomic_file, code_hash, machine_facts
 
 from . import outcome_log
 from .part_task import PartTask
 
 FILES = (
-    *("host_copy", "capture", "finite", "gradnorm", "heads_gradnorm", "ghost_norms", "update_every", "combining"),
-    *("methods", "fork", "heads", "layer", "reference", "contract"),
+    *("host_copy", "finite", "gradnorm", "heads_gradnorm", "ghost_norms", "update_every", "combining"),
+    *("methods", "fork", "heads", "layer", "reference", "contract", "capture"),
 )
-"""Test files in the order in which they run: first, those that find a wait for the device or capture a step."""
+"""Test files in the order in which they run. Last, those that capture steps: a failed capture can harm what follows."""
 FEW = ("host_copy", "gradnorm")
 """Test files of a dry run."""
 
@@ -29,14 +29,16 @@ def run(task: PartTask) -> None:
         return
     path = task.folder / "outcomes.jsonl"
     files = [folder / f"test_{name}.py" for name in (FEW if task.dry else FILES)]
+    code = code_hash.digest([task.code, code_hash.file_hashes(folder.rglob("*.py"), code_hash.OURS)])
     command = [sys.executable, "-m", "pytest", *map(str, files), "-q", "-m", "not slow", "--device", task.device.type]
-    command += ["-p", "bench.gpu.outcome_log", outcome_log.OPTION, str(path), "--continue-on-collection-errors"]
+    command += ["-p", "bench.gpu.outcome_log", outcome_log.OPTION, str(path), outcome_log.CODE, code]
+    command += ["--continue-on-collection-errors"]
     # The project's own options need pytest-benchmark.
     command += ["-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers"]
-    code = subprocess.run(command, cwd=machine_facts.ROOT, check=False).returncode
-    outcomes = pd.DataFrame(outcome_log.load(path).values(), columns=["test", "outcome", "seconds", "reason"])
-    if code not in (0, 1, 2, 5) or outcomes.empty:  # passed, failed, not collected, none left to run
-        raise RuntimeError(f"pytest ended with {code}; log.txt has what it printed")
+    ended = subprocess.run(command, cwd=machine_facts.ROOT, check=False).returncode
+    outcomes = pd.DataFrame(outcome_log.load(path, code).values(), columns=["test", "outcome", "seconds", "reason"])
+    if ended not in (0, 1, 2, 5) or outcomes.empty:  # passed, failed, not collected, none left to run
+        raise RuntimeError(f"pytest ended with {ended}; log.txt has what it printed")
     outcomes["file"] = outcomes["test"].str.partition("::")[0].str.rpartition("/")[2]
     counts = outcomes.pivot_table(index="file", columns="outcome", values="test", aggfunc="count", fill_value=0)
     counts["seconds"] = outcomes.groupby("file")["seconds"].sum()

@@ -3,7 +3,6 @@
 The sizes are smaller than those of ``python -m bench.cost``, so that all of it fits into minutes.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,17 +11,15 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 import balancers
-import tasks
 from bench.cost import compiled, method_costs, micro
-from bench.cost.cases import SEED, Case, layer_networks, networks, regression
+from bench.cost.cases import Case, layer_networks, networks, regression, regression_step
 from bench.cost.gradnorm_overhead import FLOORS
 from bench.cost.step_clock import single_thread
 from bench.cost.step_comparison import WARM_UP, compare, start, times, warm_up
-from bench.cost.subject import MakeStep, Subject, of_problem
+from bench.cost.subject import MakeStep
 from bench.cost.timed_methods import (
     AGAIN,
     EQUAL,
@@ -34,10 +31,8 @@ from bench.cost.timed_methods import (
     UNCERTAINTY,
     TimedMethod,
 )
-from bench.run import atomic_file, build, machine_facts
-from bench.run.seeds import generator
-from bench.run.spec import Method
-from tasks import Problem
+from bench.peers import peer_table
+from bench.run import atomic_file, machine_facts
 
 from . import captured_steps
 from .part_task import PartTask
@@ -54,6 +49,8 @@ ROUNDS, OF_NETWORKS, DRY = 60, 40, 2
 """Rounds on the regression problem, on the networks, and in a dry run."""
 DRY_METHODS = ("famo", "gradnorm", "static")
 """The methods of a dry run."""
+CYCLES = 10
+"""Fewest cycles of a method that does not do the same in every step: six are the fewest that have an interval."""
 SECONDS = 1.0
 """Seconds to time each peer, at each number of tasks."""
 
@@ -67,6 +64,7 @@ def norm_step(task: PartTask) -> None:
             task.leave_out("norm-step", f"{package.replace('_', '-')} is not installed")
             return
     path = task.folder / micro.MICRO
+    path.unlink(missing_ok=True)
     file = machine_facts.ROOT / "bench" / "cost" / "gradient_norm.py"
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"]
     command += ["--benchmark-enable", "--benchmark-only", f"--benchmark-json={path}", "--benchmark-columns=median"]
@@ -86,15 +84,16 @@ def limits(task: PartTask) -> None:
     """Measure GradNorm's step next to equal weighting's: ``limits.csv``, whose column ``mode`` says how both were run.
 
     The modes are "eager", "captured" in a CUDA graph, "compiled update" (equal weighting has none and is eager), and
-    "compiled", with the network compiled part by part.
+    "compiled", with the network compiled part by part. Captured steps are last: a failed capture can harm what follows.
     """
     rounds = DRY if task.dry else ROUNDS
     pieces: dict[str, Measure] = {}
+    captured: dict[str, Measure] = {}
     for num_tasks, batch in SIZES[:1] if task.dry else SIZES:
         of_case = partial(_of_cases, num_tasks, batch, task)
         label = f"regression T={num_tasks}, batch {batch}"
         pieces[label] = partial(of_case, partial(_eager, methods=EAGER + FLOORS, rounds=rounds))
-        pieces[f"{label}, captured"] = partial(of_case, partial(_captured, rounds=rounds))
+        captured[f"{label}, captured"] = partial(of_case, partial(_captured, rounds=rounds))
     if not task.dry:
         for case in networks(task.device):
             pieces[case.problem] = partial(_eager, case, EAGER, OF_NETWORKS)
@@ -104,7 +103,7 @@ def limits(task: PartTask) -> None:
         for case in layer_networks(task.device):
             pieces[case.problem] = partial(_eager, case, EAGER, OF_NETWORKS)
     with single_thread():
-        task.collect("limits", pieces)
+        task.collect("limits", pieces | captured)
 
 
 def _of_cases(num_tasks: int, batch: int, task: PartTask, measure: Callable[[Case], pd.DataFrame]) -> pd.DataFrame:
@@ -113,24 +112,24 @@ def _of_cases(num_tasks: int, batch: int, task: PartTask, measure: Callable[[Cas
 
 
 def _eager(case: Case, methods: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
-    return _beside(case, compare(case.make_step, methods, case.num_tasks, rounds).assign(mode="eager"))
+    alike, others = [each for each in methods if each.cycle == 1], [each for each in methods if each.cycle > 1]
+    parts = [compare(case.make_step, alike, case.num_tasks, rounds)]
+    for method in others:
+        enough = max(rounds, CYCLES * method.cycle)
+        parts.append(compare(case.make_step, [EQUAL, method], case.num_tasks, enough).iloc[1:])
+    return case.beside(pd.concat(parts, ignore_index=True).assign(mode="eager"))
 
 
 def _captured(case: Case, rounds: int) -> pd.DataFrame:
     rows = [captured_steps.compare(case.make_step, method, case.num_tasks, rounds) for method in CAPTURED]
-    return _beside(case, pd.concat(rows, ignore_index=True).assign(mode="captured"))
+    return case.beside(pd.concat(rows, ignore_index=True).assign(mode="captured"))
 
 
 def _compiled(case: Case, rounds: int) -> pd.DataFrame:
     trainings = start(case.make_step, UPDATES, case.num_tasks)
     warm_up(trainings, WARM_UP)
-    of_update = _beside(case, times(trainings, UPDATES, rounds).assign(mode="compiled update"))
+    of_update = case.beside(times(trainings, UPDATES, rounds).assign(mode="compiled update"))
     return pd.concat([of_update, compiled.rows(case, rounds).assign(mode="compiled")], ignore_index=True)
-
-
-def _beside(case: Case, rows: pd.DataFrame) -> pd.DataFrame:
-    """Put the columns that identify the case before the others."""
-    return pd.concat([pd.DataFrame([case.about] * len(rows)), rows], axis=1)
 
 
 def methods(task: PartTask) -> None:
@@ -143,24 +142,15 @@ def methods(task: PartTask) -> None:
     eager: dict[str, Measure] = {}
     captured: dict[str, Measure] = {}
     for num_tasks in NUM_TASKS[:1] if task.dry else NUM_TASKS:
-        sigmas = np.geomspace(1, 100, num_tasks).tolist()
-        problem = tasks.create("regression", sigmas=sigmas, train_samples=BATCH)
-        data = problem.data(generator(SEED, "data"), task.device)
-        make_step = of_problem(problem, [next(problem.batches(data, generator(SEED, "batches"), BATCH))], task.device)
+        problem, make_step = regression_step(num_tasks, BATCH, "batched", task.device)
         eager[f"{AGAIN.name}, T={num_tasks}"] = partial(_method, AGAIN, "", make_step, num_tasks, rounds)
         for name in names:
-            wrt = method_costs.place(name)
-            options = {"weights": [1.0] * num_tasks} if name == "static" else {}
-            method = TimedMethod(name, partial(_balancer, Method(name, wrt, options), problem))
+            method, wrt = method_costs.timed(name, problem), method_costs.place(name) or ""
             label = f"{name}, T={num_tasks}"
-            eager[label] = partial(_method, method, wrt or "", make_step, num_tasks, rounds)
-            captured[f"{label}, captured"] = partial(_captured_method, method, wrt or "", make_step, num_tasks, rounds)
+            eager[label] = partial(_method, method, wrt, make_step, num_tasks, rounds)
+            captured[f"{label}, captured"] = partial(_captured_method, method, wrt, make_step, num_tasks, rounds)
     with single_thread():
         task.collect("methods", eager | captured)
-
-
-def _balancer(method: Method, problem: Problem[object], subject: Subject, _: int) -> balancers.LossBalancer:
-    return build.balancer(method, problem, subject.model)
 
 
 def _method(method: TimedMethod, wrt: str, make_step: MakeStep, num_tasks: int, rounds: int) -> pd.DataFrame:
@@ -179,15 +169,10 @@ def _about(rows: pd.DataFrame, num_tasks: int, wrt: str, mode: str) -> pd.DataFr
 
 
 def peers(task: PartTask) -> None:
-    """Run ``python -m bench.peers``, which measures on one CPU thread; peers that are not installed are left out."""
-    command = [sys.executable, "-m", "bench.peers", "--results", str(task.folder), "--seconds", str(SECONDS)]
-    if task.dry:
-        task.note("a dry run: the command was started with --help only")
-        command.append("--help")
-    code = subprocess.run(command, cwd=machine_facts.ROOT, check=False).returncode
-    if code:
-        raise RuntimeError(f"bench.peers ended with {code}; log.txt has what it printed")
-    if not task.dry:
+    """Measure what ``python -m bench.peers`` does, on one CPU thread; peers that are not installed are left out."""
+    num_tasks, seconds = (peer_table.NUM_TASKS[:1], 0.0) if task.dry else (peer_table.NUM_TASKS, SECONDS)
+    task.collect("peers", {f"T={T}": partial(peer_table.measure, [T], seconds) for T in num_tasks})
+    if (task.folder / "peers.csv").is_file():
         note_missing(task, task.folder / "peers.csv")
 
 
@@ -195,6 +180,6 @@ def note_missing(task: PartTask, path: Path) -> None:
     """Leave out the peers that the table says could not be measured."""
     table = pd.read_csv(path, dtype={"missing": str}, keep_default_na=False)
     missing = table[table["missing"] != ""].drop_duplicates("contender")
-    for name, reason in json.loads(missing.set_index("contender")["missing"].to_json()).items():
-        task.leave_out(name, reason)
-    task.note("measured on one CPU thread of this machine: the command has no other device")
+    for name, reason in missing.set_index("contender")["missing"].to_dict().items():
+        task.leave_out(str(name), reason)
+    task.note("measured on one CPU thread of this machine")

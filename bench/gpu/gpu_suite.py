@@ -1,7 +1,7 @@
 """Run the suite ``default`` on the device, with as many seeds and steps as fit into the time.
 
-The suite runs in ``unfinished/default-DEVICE`` of the part's folder, where a later call goes on. When it is finished,
-what is kept of it moves to the part's folder, as ``make reference`` does, and the rest is removed.
+The suite runs in ``unfinished/default-DEVICE`` of the part's folder, where a later call goes on. What is kept of it is
+copied to the part's folder, as ``make reference`` does. The rest is removed once no run but a tuning run has failed.
 """
 
 import json
@@ -19,6 +19,8 @@ from bench.cost import micro
 from bench.execute import forecast, run_suite
 from bench.execute.workforce import IN_THIS_PROCESS, Workforce
 from bench.report import report_page
+from bench.run import result_file
+from bench.style.numbers import counted
 from bench.suite import plan, suite_file
 
 from .part_task import PartTask
@@ -68,10 +70,18 @@ def _run(task: PartTask, work: Path, path: Path, workforce: Workforce) -> None:
     summary = run_suite.run(loaded, work, workforce, Console(soft_wrap=True))
     for failed in summary.failed:
         spec = failed.planned.spec
-        run_label = f"{failed.planned.balancer} on {failed.planned.problem}, seed {spec.seed}, lr {spec.lr:g}"
-        task.fail(run_label, failed.result.reason)
+        if spec.phase != "tuning":
+            run_label = f"{failed.planned.balancer} on {failed.planned.problem}, seed {spec.seed}, lr {spec.lr:g}"
+            task.fail(run_label, failed.result.reason)
+            result_file.run_path(work, failed.planned.key).unlink(
+                missing_ok=True
+            )  # so that the next call trains it again
+    if summary.failed_tuning:
+        task.note(f"{counted(len(summary.failed_tuning), 'tuning run')} failed, as too high a learning rate makes them")
     report_page.write(work)
     _keep(work, task.folder)
+    if not task.findings.failed:
+        shutil.rmtree(task.folder / "unfinished")
 
 
 def _choose(path: Path, device: str, workforce: Workforce, task: PartTask) -> None:
@@ -137,12 +147,11 @@ def _bring_norm_step(task: PartTask, work: Path) -> None:
 
 
 def _keep(work: Path, folder: Path) -> None:
-    """Move what is kept of the suite to ``folder``, and remove the rest."""
+    """Copy what is kept of the suite to ``folder``."""
     for name in ("report.html", "suite.toml", "environment.json", "figures/summary.png"):
         _copy(work / name, folder / name)
     for name in TABLES:
         _copy(work / "tables" / name, folder / "tables" / name)
-    shutil.rmtree(folder / "unfinished")
 
 
 def _copy(file: Path, to: Path) -> None:

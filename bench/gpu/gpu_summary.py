@@ -48,8 +48,10 @@ class PartRecord:
     date: str = ""
 
 
-SAME = ("gpu", "torch", "dry_run")
+SAME = ("gpu", "processor", "torch", "dry_run")
 """Facts that all results in a folder share."""
+OLDEST_TORCH = "2.12"
+"""The oldest PyTorch that the package accepts, as in pyproject.toml."""
 
 
 class OtherMachineError(ValueError):
@@ -90,13 +92,20 @@ class GpuSummary:
 
 
 def machine(dry: bool) -> dict[str, object]:
-    """Return the facts about the machine that a summary names."""
+    """Return the facts about the machine that a summary names.
+
+    ``processor`` is there because it launches the steps: where they are short, it decides how long they take. ``note``
+    says if this PyTorch is not supported, and is empty if it is.
+    """
+    old = torch.__version__ < OLDEST_TORCH
     return {
         "gpu": machine_facts.gpu(),
+        "processor": machine_facts.processor(),
         "driver": _driver(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "note": f"PyTorch {torch.__version__} is older than {OLDEST_TORCH}, the oldest supported" if old else "",
         "dry_run": dry,
     }
 

@@ -15,10 +15,11 @@ def main(
     folder: Annotated[Path, typer.Option()],
     device: Annotated[str, typer.Option()],
     seconds: Annotated[float, typer.Option()],
+    code: Annotated[str, typer.Option()],
     dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
 ) -> None:
     """Measure the part NAME."""
-    MEASURE[name](PartTask(folder, torch.device(device), dry_run, seconds))
+    MEASURE[name](PartTask(folder, torch.device(device), dry_run, seconds, code))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.run import code_hash, machine_facts
 
-from .gpu_summary import GpuSummary, PartRecord
+from .gpu_summary import GpuSummary, PartRecord, Status
 from .part_task import Findings
 
 LOG = "log.txt"
@@ -48,39 +48,43 @@ def run(
     folder: Path,
     summary: GpuSummary,
     seconds: float,
+    code: str,
     command: Command,
     say: Callable[[str], None],
 ) -> None:
-    """Run those of ``parts`` that are not done, and keep a record of each as soon as it ends.
+    """Run those of ``parts`` that this code has not done, and keep a record of each as soon as it ends.
 
     Args:
         parts: in the order in which they run.
         folder: the results folder; each part has its own folder in it.
         summary: where the records are kept.
         seconds: how long all parts may take together.
+        code: a hash of the code, see `packages_code`.
         command: makes the command line of a part's process.
         say: prints a line.
     """
     end = time.monotonic() + seconds
     for part in parts:
-        before = summary.records.get(part.name, PartRecord())
+        known = summary.records.get(part.name, PartRecord())
+        before = known if known.code in ("", code) else PartRecord()
         left = end - time.monotonic()
         if before.status == "done":
             say(f"{part.name}: done before")
         elif left < part.least:
             reason = f"{max(0.0, left):.0f} s were left, and it needs at least {part.least:.0f} s; call again to go on"
             say(f"{part.name}: not begun: {reason}")
-            status = before.status if before.seconds else "not begun"
-            summary.keep(part.name, replace(before, status=status, reason=reason))
+            unfinished: Status = "stopped" if known.status == "done" else known.status  # done, but by other code
+            status: Status = unfinished if known.seconds else "not begun"
+            summary.keep(part.name, replace(known, status=status, reason=reason))
         else:
             say(f"{part.name}: {part.about}, at most {min(part.most, left):.0f} s")
             summary.keep(part.name, replace(before, status="stopped", reason="interrupted; call again to go on"))
-            record = _run(part, folder / part.name, min(part.most, left), before, command)
+            record = _run(part, folder / part.name, min(part.most, left), before, code, command)
             summary.keep(part.name, record)
             say(f"{part.name}: {record.status} after {record.seconds - before.seconds:.0f} s. {record.reason}".rstrip())
 
 
-def _run(part: Part, folder: Path, seconds: float, before: PartRecord, command: Command) -> PartRecord:
+def _run(part: Part, folder: Path, seconds: float, before: PartRecord, code: str, command: Command) -> PartRecord:
     """Run one part and return its record."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -108,7 +112,7 @@ def _run(part: Part, folder: Path, seconds: float, before: PartRecord, command: 
         failed=findings.failed,
         notes=findings.notes,
         commit=str(facts["commit"] or ""),
-        code=_code(),
+        code=code,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if ended is None:
@@ -121,8 +125,8 @@ def _run(part: Part, folder: Path, seconds: float, before: PartRecord, command: 
     return record
 
 
-def _code() -> str:
-    """Return a hash of the packages' code."""
+def packages_code() -> str:
+    """Return a hash of the packages' code, without comments and docstrings."""
     files = (path for package in code_hash.OURS for path in (machine_facts.ROOT / package).rglob("*.py"))
     return code_hash.digest(code_hash.file_hashes(files, code_hash.OURS))
 

@@ -38,7 +38,8 @@ def find(results: Path) -> GpuResults | None:
         grids = [grid for grid in (_norm_step(folder), _limits(folder)) if grid]
         if machine["gpu"] and not machine["dry_run"] and grids:
             driver = f", driver {machine['driver']}" if machine["driver"] else ""
-            return {"machine": f"{machine['gpu']}{driver}, PyTorch {machine['torch']}", "grids": grids}
+            machine_words = f"{machine['gpu']}{driver}, {machine['processor']}, PyTorch {machine['torch']}"
+            return {"machine": f"{machine_words}, Python {machine['python']}", "grids": grids}
     return None
 
 

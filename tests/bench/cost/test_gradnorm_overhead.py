@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from torch import nn
 from typer.testing import CliRunner
 
+from bench.cost import compiled as compiled_steps
 from bench.cost import cost_terminal, gradnorm_overhead, step_comparison
 from bench.cost.__main__ import main
 from bench.cost.cases import layer_networks, networks, regression
@@ -32,6 +33,14 @@ COLUMNS = [
 ]
 
 
+def compiled_rows() -> pd.DataFrame:
+    """Return a table that stands for what is measured under torch.compile."""
+    about = {"problem": "regression T=2", "heads": "separate", "batch": 100, "tasks": 2, "method": "gradnorm layer"}
+    return pd.DataFrame(
+        [{**about, **dict.fromkeys(("ratio", "ratio_low", "ratio_high", "median_ms", "extra_ms"), 1.0)}]
+    )
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return the folder and the output of a quick run."""
@@ -40,7 +49,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     app.command()(main)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_comparison, "WARM_UP", 2)
-        result = CliRunner().invoke(app, ["--quick", "--out", str(folder)])
+        patch.setattr(compiled_steps, "measure", lambda *_: [compiled_rows()])
+        result = CliRunner().invoke(app, ["--quick", "--compile", "--out", str(folder)])
     assert result.exit_code == 0, result.output
     return folder, result.output
 
@@ -83,6 +93,14 @@ def test_the_floor_forms_what_gradnorm_measures(place: int, of_layer: bool) -> N
     of = subject.layer[0] if of_layer else z
     expected = [torch.autograd.grad(loss, of, retain_graph=True)[0].norm() for loss in in_order(losses)]
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_what_is_compiled_has_its_own_environment(quick: tuple[Path, str]) -> None:
+    """A later run without ``--compile`` writes environment.json anew, and keeps compiled.csv."""
+    folder, _ = quick
+    assert list(pd.read_csv(folder / "compiled.csv")["method"]) == ["gradnorm layer"]
+    assert (folder / "environment-compiled.json").is_file()
+    assert (folder / "environment.json").is_file()
 
 
 def test_growth_is_drawn(quick: tuple[Path, str]) -> None:

@@ -1,19 +1,23 @@
 """Test the cost of a step: counts against counts by hand, and times next to equal weighting."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from balancers import EqualWeighting, Fork, GradNorm, LossBalancer, UncertaintyWeighting
 from bench.cost import measure_step, micro
-from bench.cost.operation_count import count
+from bench.cost.operation_count import Counts, count
 from bench.cost.step_clock import median_interval, single_thread
 from bench.cost.training_step import PARTS
 from bench.run.spec import RunSpec
@@ -106,6 +110,54 @@ def test_time_goes_to_the_part_that_takes_it(make_spec: MakeSpec) -> None:
         assert row["q25_ms"] <= row["median_ms"] <= row["q75_ms"]
         assert row["ratio_low"] <= row["ratio_to_equal"] <= row["ratio_high"]
     assert forward["flops"] is None
+
+
+class EveryFourth:
+    """Stands for a training whose every fourth step takes five seconds, and the others one; or all of them one."""
+
+    subject = SimpleNamespace(device=CPU)
+
+    def __init__(self, balancer: LossBalancer, slow: float) -> None:
+        self.balancer, self.slow = balancer, slow
+        self.seconds: list[list[float]] = []
+
+    def __call__(self) -> None:
+        self.seconds.append([self.slow if len(self.seconds) % 4 == 3 else 1.0] * len(PARTS))
+
+
+@pytest.mark.parametrize(("rounds", "cycles"), [(11, 2), (2, 1)])
+def test_times_are_means_over_a_cycle(
+    rounds: int, cycles: int, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A median over single steps would be that of a step between two updates."""
+    method = EveryFourth(GradNorm(Fork(2), update_every=4), slow=5.0)
+    equal = EveryFourth(EqualWeighting(2), slow=1.0)
+    monkeypatch.setattr(measure_step, "trainings", lambda spec: (method, equal))
+    monkeypatch.setattr(measure_step, "count", lambda *_: Counts(0, 0, 0))
+    rows = measure_step.measure(make_spec("equal"), rounds)
+    assert [(row["ratio_to_equal"], row["median_ms"]) for row in rows] == [(2, 2000)] * 3 + [(2, 6000)]
+    assert len(method.seconds) == measure_step.WARM_UP + 4 * cycles
+
+
+def test_a_cycle_has_the_passes_of_update_every_windows() -> None:
+    assert measure_step.steps_in_cycle(EqualWeighting(2)) == 1
+    assert measure_step.steps_in_cycle(UncertaintyWeighting(2, accumulate=3)) == 3
+    assert measure_step.steps_in_cycle(GradNorm(Fork(2), accumulate=3, update_every=4)) == 12
+
+
+def test_garbage_is_collected_before_memory_is_counted() -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.disable()
+    try:
+        ring = weakref.ref(Ring())
+        assert ring() is not None
+        count(lambda: None, CPU)
+        assert ring() is None
+    finally:
+        gc.enable()
 
 
 def test_the_median_lies_between_order_statistics() -> None:

@@ -48,6 +48,15 @@ def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "environment-methods.json").is_file()
 
 
+def test_a_missing_device_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    app = method_costs.typer.Typer()
+    app.command()(method_costs.main)
+    done = CliRunner().invoke(app, ["--device", "cuda", "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "PyTorch finds no CUDA device" in done.output
+
+
 @pytest.mark.parametrize("name", balancers.names())
 def test_every_method_has_a_place(name: str) -> None:
     cls = balancers.get(name)

@@ -1,6 +1,8 @@
 """Test ``lossbench cost`` on a user's own file."""
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -157,6 +159,28 @@ def test_methods_are_compared_and_gradients_told_of(mine: Path, tmp_path: Path) 
         assert words in output
     assert str(tmp_path / "out/cost.png") in output
     assert ink(tmp_path / "out/cost.png") > 0.03
+
+
+def test_the_model_of_the_gradients_is_let_go_before_methods_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EnoughError(Exception):
+        pass
+
+    models: list[weakref.ref[nn.Module]] = []
+    monkeypatch.setattr(own_model, "STEPS", 2)
+
+    def make_step() -> tuple[nn.Module, Callable[[], list[Tensor]]]:
+        net, x = nn.Sequential(nn.Linear(3, 4), Fork(2)), torch.randn(5, 3)
+        models.append(weakref.ref(net))
+        return net, lambda: [z.square().mean() for z in net(x)]
+
+    def say(stage: str) -> None:
+        if stage.startswith("timing"):
+            gc.collect()
+            assert models[0]() is None
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        own_model.measure(make_step, torch.device("cpu"), say)
 
 
 @pytest.mark.slow

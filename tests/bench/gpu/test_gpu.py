@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,14 +13,21 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from bench.gpu import captured_steps, device_tests, gpu_costs, gpu_suite, gpu_summary, outcome_log
+from bench.cost.subject import MakeStep, make
+from bench.cost.timed_methods import TimedMethod
+from bench.execute import run_suite
+from bench.gpu import captured_steps, device_tests, gpu_costs, gpu_suite, gpu_summary, outcome_log, part_task
 from bench.gpu.__main__ import NAMES, REFERENCE, main
 from bench.gpu.gpu_parts import MEASURE, PARTS
 from bench.gpu.gpu_summary import GpuSummary, OtherMachineError
 from bench.gpu.part_runner import Part, run
 from bench.gpu.part_task import Findings, NotMeasurableError, PartTask
 from bench.report import gpu_tables
-from bench.suite import suite_file
+from bench.run import result_file
+from bench.run.result_file import RunResult
+from bench.suite import plan, suite_file
+from bench.suite.result_tables import Done
+from bench.suite.suite_entries import Suite
 
 from ...slow_params import others_slow
 
@@ -33,7 +40,9 @@ def part(name: str, least: float = 0.0, most: float = 30.0) -> Part:
     return Part(name, "a part", least, most)
 
 
-def run_all(folder: Path, codes: dict[str, str], parts: Sequence[Part], seconds: float = 60.0) -> list[str]:
+def run_all(
+    folder: Path, codes: dict[str, str], parts: Sequence[Part], seconds: float = 60.0, code: str = "a hash"
+) -> list[str]:
     """Run parts whose processes run ``codes``, and return the names of those that were started."""
     started = []
 
@@ -41,7 +50,7 @@ def run_all(folder: Path, codes: dict[str, str], parts: Sequence[Part], seconds:
         started.append(each.name)
         return [sys.executable, "-c", codes[each.name]]
 
-    run(parts, folder, GpuSummary(folder, dry=True), seconds, command, lambda line: None)
+    run(parts, folder, GpuSummary(folder, dry=True), seconds, code, command, lambda line: None)
     return started
 
 
@@ -99,11 +108,33 @@ def test_a_part_that_is_killed_with_the_command_is_no_success(tmp_path: Path) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run([part("a")], tmp_path, GpuSummary(tmp_path, dry=True), 60, command, lambda line: None)
+        run([part("a")], tmp_path, GpuSummary(tmp_path, dry=True), 60, "a hash", command, lambda line: None)
     assert records(tmp_path)["a"].status == "stopped"
 
 
-@pytest.mark.parametrize("key", ["gpu", "torch"])
+def test_what_other_code_has_done_is_done_again(tmp_path: Path) -> None:
+    summary = GpuSummary(tmp_path, dry=True)
+    for name in "abc":
+        summary.keep(name, gpu_summary.PartRecord(status="done", seconds=5, code="new" if name == "a" else "old"))
+    assert run_all(tmp_path, {"b": DONE}, [part("a"), part("b"), part("c", least=100)], 50, "new") == ["b"]
+    found = records(tmp_path)
+    assert {name: (record.status, record.code) for name, record in found.items()} == {
+        "a": ("done", "new"),
+        "b": ("done", "new"),
+        "c": ("stopped", "old"),
+    }
+    assert found["b"].seconds < 5  # those of the old code don't count
+
+
+def test_a_pytorch_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    [required] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert required == f"torch>={gpu_summary.OLDEST_TORCH}"
+    assert gpu_summary.machine(dry=True)["note"] == ""
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.11.0+cu130"))
+    assert gpu_summary.machine(dry=True)["note"] == "PyTorch 2.11.0+cu130 is older than 2.12, the oldest supported"
+
+
+@pytest.mark.parametrize("key", ["gpu", "processor", "torch"])
 @pytest.mark.slow
 def test_results_of_another_machine_are_not_continued(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +191,118 @@ def test_what_failed_before_comes_last(tmp_path: Path) -> None:
     assert order == ["b", "a"]
 
 
+def test_a_piece_whose_process_is_killed_comes_last(tmp_path: Path) -> None:
+    """A kill is a `BaseException` here: nothing after it runs. What failed stays on record until it is measured."""
+    order: list[str] = []
+
+    def piece(name: str) -> pd.DataFrame:
+        order.append(name)
+        if name in "ab":
+            raise KeyboardInterrupt
+        return pd.DataFrame({"x": [1]})
+
+    def collect() -> PartTask:
+        task = PartTask(tmp_path, CPU, dry=True, seconds=10)
+        task.collect("table", {name: lambda name=name: piece(name) for name in "abcd"})
+        return task
+
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            collect()
+    assert order == ["a", "b", "c", "d", "a", "b"]
+    assert Findings.load(tmp_path).failed == dict.fromkeys("ab", part_task.INTERRUPTED)
+
+
+def test_rows_of_other_code_are_measured_again(tmp_path: Path) -> None:
+    measured = []
+
+    def collect(code: str, *names: str) -> pd.DataFrame:
+        pieces = {name: lambda name=name: measured.append(name) or pd.DataFrame({"x": [1]}) for name in names}
+        PartTask(tmp_path, CPU, dry=True, seconds=10, code=code).collect("table", pieces)
+        return pd.read_csv(tmp_path / "table.csv", dtype=str)
+
+    collect("1e5", "a")
+    collect("1e5", "a", "b")
+    assert measured == ["a", "b"]
+    table = collect("new", "a")
+    assert measured == ["a", "b", "a"]
+    assert table[["piece", "code"]].to_numpy().tolist() == [["a", "new"]]
+
+
+@pytest.mark.parametrize("broken", ["draw", "stream"])
+def test_a_device_that_a_failed_capture_has_harmed_ends_the_part(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: object, device: torch.device) -> None:
+        if broken == "draw":
+            raise RuntimeError("Offset increment outside graph capture")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch, "rand", draw)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "capture" if broken == "stream" else "default")
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: "default")
+
+    def piece() -> pd.DataFrame:
+        raise ArithmeticError("no capture")
+
+    task = PartTask(tmp_path, torch.device("cuda"), dry=True, seconds=10)
+    with pytest.raises(RuntimeError, match="the device does not work any more: "):
+        task.collect("table", {"a": piece, "b": piece})
+    assert list(task.findings.failed) == ["a"]
+
+
+@pytest.mark.parametrize("measure", [gpu_costs.limits, gpu_costs.methods])
+def test_captured_steps_are_the_last_pieces(
+    measure: Callable[[PartTask], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(PartTask, "collect", lambda task, name, pieces: names.extend(pieces))
+    monkeypatch.setattr(gpu_costs, "SIZES", ((2, 8), (3, 8)))
+    measure(PartTask(tmp_path, CPU, dry=False, seconds=10))
+    are_captured = [name.endswith("captured") for name in names]
+    assert are_captured == sorted(are_captured)
+    assert 0 < sum(are_captured) < len(names)
+    assert device_tests.FILES[-1] == "capture"
+
+
+def test_methods_have_the_options_of_the_table_of_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NTK weighting's default is to measure at every thousandth step, which none of the timed ones would be."""
+    seen: dict[str, int] = {}
+
+    def compare(make_step: MakeStep, methods: Sequence[TimedMethod], num_tasks: int, rounds: int) -> pd.DataFrame:
+        balancer = methods[-1].balancer(make(make_step), num_tasks)
+        seen[methods[-1].name] = getattr(balancer, "update_every", 1)
+        return pd.DataFrame({"ratio": [1.0, 1.0]})
+
+    monkeypatch.setattr(gpu_costs, "compare", compare)
+    monkeypatch.setattr(gpu_costs, "DRY_METHODS", ("ntk", "static"))
+    monkeypatch.setattr(captured_steps, "compare", compare)
+    gpu_costs.methods(PartTask(tmp_path, CPU, dry=True, seconds=10))
+    assert seen == {"equal, again": 1, "ntk": 1, "static": 1}
+
+
+def test_a_method_with_a_cycle_is_timed_over_enough_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: dict[str, int] = {}
+
+    def compare(make_step: MakeStep, methods: Sequence[TimedMethod], num_tasks: int, of_all: int) -> pd.DataFrame:
+        names = [method.name for method in methods]
+        rounds.update(dict.fromkeys(names, of_all))
+        return pd.DataFrame({"method": names})
+
+    monkeypatch.setattr(gpu_costs, "compare", compare)
+    (case, _) = gpu_costs.regression(2, 8, CPU)
+    table = gpu_costs._eager(case, gpu_costs.EAGER, 40)
+    assert list(table["method"]) == [method.name for method in gpu_costs.EAGER]
+    assert (rounds[gpu_costs.LAYER.name], rounds[gpu_costs.EVERY_TEN.name]) == (40, 100)
+
+
+def test_times_of_an_earlier_run_are_not_taken_for_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "micro.json").write_text('{"benchmarks": []}')
+    monkeypatch.setattr(gpu_costs.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 4))
+    with pytest.raises(RuntimeError, match="pytest ended with 4 and wrote no times"):
+        gpu_costs.norm_step(PartTask(tmp_path, CPU, dry=True, seconds=10))
+
+
 def test_what_can_not_be_measured_is_left_out(tmp_path: Path) -> None:
     def piece() -> pd.DataFrame:
         raise NotMeasurableError("it has no brakes")
@@ -208,16 +351,19 @@ def test_outcomes_are_kept_and_tests_that_passed_are_not_run_again(tmp_path: Pat
     )
     path = tmp_path / "outcomes.jsonl"
     command = [sys.executable, "-m", "pytest", str(tmp_path / "test_some.py"), "-q", "-c", "/dev/null"]
-    command += ["-p", "bench.gpu.outcome_log", "--outcomes", str(path), "-p", "no:cacheprovider"]
+    command += ["-p", "bench.gpu.outcome_log", "--outcomes", str(path), "-p", "no:cacheprovider", "--code"]
 
-    def outcomes() -> list[str]:
-        subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
-        return [json.loads(line)["test"].rpartition("::")[2] for line in path.read_text().splitlines()]
+    def tests_run(code: str = "new") -> list[str]:
+        before = path.read_text().count("\n") if path.is_file() else 0
+        subprocess.run([*command, code], cwd=ROOT, check=False, capture_output=True)
+        tests = [json.loads(line)["test"].rpartition("::")[2] for line in path.read_text().splitlines()[before:]]
+        return list(dict.fromkeys(tests))
 
-    assert outcomes() == ["test_good", "test_bad", "test_skipped"]
-    assert outcomes() == ["test_good", "test_bad", "test_skipped", "test_bad", "test_skipped"]
+    assert tests_run() == ["test_good", "test_bad", "test_skipped"]
+    assert tests_run() == ["test_skipped", "test_bad"]  # what failed comes last
     path.write_text(path.read_text() + '{"test": "cut o')
-    found = {test.rpartition("::")[2]: outcome for test, outcome in outcome_log.load(path).items()}
+    found = {test.rpartition("::")[2]: outcome for test, outcome in outcome_log.load(path, "new").items()}
+    assert outcome_log.load(path, "other") == {}
     assert {test: outcome["outcome"] for test, outcome in found.items()} == {
         "test_good": "passed",
         "test_bad": "failed",
@@ -225,6 +371,19 @@ def test_outcomes_are_kept_and_tests_that_passed_are_not_run_again(tmp_path: Pat
     }
     assert "unequal" in str(found["test_bad"]["reason"])
     assert "no wheels" in str(found["test_skipped"]["reason"])
+
+
+def test_a_test_whose_process_is_killed_has_failed(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes.jsonl"
+    log = outcome_log._OutcomeLog(path, "new")
+    for test in "ab":
+        log.pytest_runtest_logstart(test)
+    log.pytest_runtest_logstart("a")
+    found = outcome_log.load(path, "new")
+    assert [(test, outcome["outcome"], outcome["reason"]) for test, outcome in found.items()] == [
+        (test, "failed", part_task.INTERRUPTED) for test in "ba"
+    ]
+    assert outcome_log._OutcomeLog(path, "new").failed == {"b": 1, "a": 2}
 
 
 def test_the_files_of_tests_exist() -> None:
@@ -245,6 +404,34 @@ def test_a_captured_step_on_the_cpu_is_the_step(monkeypatch: pytest.MonkeyPatch)
     assert (rows["ratio"] > 0).all()
     with pytest.raises(NotMeasurableError, match=r"it can't be captured in a CUDA graph: with update_every=10"):
         captured_steps.compare(case.make_step, gpu_costs.EVERY_TEN, 2, rounds=3)
+
+
+@pytest.mark.parametrize("phases", [["tuning"], ["tuning", "reported"]])
+def test_a_suite_goes_on_where_a_reported_run_failed(
+    phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_suite: Callable[..., Suite]
+) -> None:
+    """Failed tuning runs are a note. A failed reported run is trained again by the next call, and no other is."""
+    suite = make_suite()
+    runs = {"tuning": plan.tuning(suite, plan.grids(suite))[0], "reported": plan.reported(suite, None)[0]}
+    work = tmp_path / "unfinished" / "default-cpu"
+    failed = []
+    for phase in phases:
+        result_file.run_path(work, runs[phase].key).parent.mkdir(parents=True, exist_ok=True)
+        result_file.run_path(work, runs[phase].key).write_text("stored")
+        result = RunResult(tasks=("a",), status="failed", reason="it diverged")
+        failed.append(Done(runs[phase], suite.problems[0], result))
+    (work / "default-cpu.toml").write_text(gpu_suite.text(gpu_suite.DRY, "cpu", dry=True))
+    summary = run_suite.Summary(2, 0, failed)
+    monkeypatch.setattr(gpu_suite.run_suite, "run", lambda *_: summary)
+    monkeypatch.setattr(gpu_suite.report_page, "write", lambda _: None)
+    task = PartTask(tmp_path, CPU, dry=True, seconds=10)
+    gpu_suite.run(task)
+    assert any(note.startswith("1 tuning run failed") for note in task.findings.notes)
+    assert list(task.findings.failed.values()) == ["it diverged"] * (len(phases) - 1)
+    assert work.exists() == ("reported" in phases)
+    if work.exists():
+        assert result_file.run_path(work, runs["tuning"].key).exists()
+        assert not result_file.run_path(work, runs["reported"].key).exists()
 
 
 @pytest.mark.parametrize("size", others_slow([*gpu_suite.SIZES, gpu_suite.DRY], gpu_suite.DRY))
@@ -310,7 +497,8 @@ def test_reports_show_the_ratio_of_cpu_and_cuda(place: str, tmp_path: Path) -> N
     folder = tmp_path / place
     (folder / "norm-step").mkdir(parents=True)
     (folder / "limits").mkdir()
-    machine = {"gpu": "A GPU", "driver": "1.2", "torch": "2.11", "dry_run": False}
+    machine = {"gpu": "A GPU", "driver": "1.2", "processor": "A CPU", "torch": "2.11", "python": "3.12"}
+    machine |= {"dry_run": False}
     (folder / "summary.json").write_text(json.dumps({"machine": machine, "parts": {}}))
     times = pd.DataFrame(
         [(2, "whole step", 3.0, 1.5, 2.0)], columns=["num_tasks", "what", "cpu_ms", "cuda_ms", "ratio"]
@@ -322,7 +510,7 @@ def test_reports_show_the_ratio_of_cpu_and_cuda(place: str, tmp_path: Path) -> N
     pd.DataFrame(rows, columns=columns).to_csv(folder / "limits" / "limits.csv", index=False)
     found = gpu_tables.find(tmp_path / "mine")
     assert found is not None
-    assert found["machine"] == "A GPU, driver 1.2, PyTorch 2.11"
+    assert found["machine"] == "A GPU, driver 1.2, A CPU, PyTorch 2.11, Python 3.12"
     norm_step, limits = found["grids"]
     assert norm_step["rows"] == [["whole step", "2", "3.00", "1.50", "2.00"]]
     assert limits["rows"][0][:6] == ["regression T=2", "100", "batched", "gradnorm layer", "1.50", "1.20"]
