@@ -73,9 +73,7 @@ def _run(task: PartTask, work: Path, path: Path, workforce: Workforce) -> None:
         if spec.phase != "tuning":
             run_label = f"{failed.planned.balancer} on {failed.planned.problem}, seed {spec.seed}, lr {spec.lr:g}"
             task.fail(run_label, failed.result.reason)
-            result_file.run_path(work, failed.planned.key).unlink(
-                missing_ok=True
-            )  # so that the next call trains it again
+            result_file.run_path(work, failed.planned.key).unlink(missing_ok=True)  # the next call trains it again
     if summary.failed_tuning:
         task.note(f"{counted(len(summary.failed_tuning), 'tuning run')} failed, as too high a learning rate makes them")
     report_page.write(work)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from .part_task import INTERRUPTED
-
 OPTION, CODE = "--outcomes", "--code"
+INTERRUPTED = "its process ended while it ran: it was killed, or its time was up"
+"""Why a test failed that has no other reason."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -381,7 +381,7 @@ def test_a_test_whose_process_is_killed_has_failed(tmp_path: Path) -> None:
     log.pytest_runtest_logstart("a")
     found = outcome_log.load(path, "new")
     assert [(test, outcome["outcome"], outcome["reason"]) for test, outcome in found.items()] == [
-        (test, "failed", part_task.INTERRUPTED) for test in "ba"
+        (test, "failed", outcome_log.INTERRUPTED) for test in "ba"
     ]
     assert outcome_log._OutcomeLog(path, "new").failed == {"b": 1, "a": 2}
 
@@ -419,7 +419,7 @@ def test_a_suite_goes_on_where_a_reported_run_failed(
         result_file.run_path(work, runs[phase].key).parent.mkdir(parents=True, exist_ok=True)
         result_file.run_path(work, runs[phase].key).write_text("stored")
         result = RunResult(tasks=("a",), status="failed", reason="it diverged")
-        failed.append(Done(runs[phase], suite.problems[0], result))
+        failed.append(Done(runs[phase], result, suite.problems[0]))
     (work / "default-cpu.toml").write_text(gpu_suite.text(gpu_suite.DRY, "cpu", dry=True))
     summary = run_suite.Summary(2, 0, failed)
     monkeypatch.setattr(gpu_suite.run_suite, "run", lambda *_: summary)
