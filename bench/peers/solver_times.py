@@ -3,7 +3,7 @@
 Both take turns, on one CPU thread, to compute the method's weights from the gradients of T random tasks. The quality of
 both weights is measured too: the error in the equation that the paper states, or the objective that it minimises.
 TorchJD's solvers are used as its documentation says, with their own tolerances. ``solvers.csv`` and
-``environment-solvers.json`` go to ``results/peers``. Nothing else should be running. It takes two minutes.
+``environment-solvers.json`` go to ``results/peers``. Nothing else should be running. It takes three minutes.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,17 @@ from torch import Tensor
 
 from balancers import MGDA, CAGrad, DualProj, Fork, GradientBalancer, NashMTL, UPGrad
 from bench.cost.step_clock import interleave, median_interval, single_thread
-from bench.run import atomic_file, machine_facts
+from bench.run import atomic_file
 from bench.style.console import new_console
+
+from . import solver_packages
 
 NUM_TASKS = (2, 10, 40)
 CAGRAD_C = 0.4
 """CAGrad's option c, on both sides."""
 ENTRIES = 200
 """Number of entries of each gradient."""
-GRAMIANS, ROUNDS = 5, 30
+GRAMIANS, ROUNDS = 20, 10
 """Number of sets of gradients, and of rounds on each set."""
 
 Weigh = Callable[[Tensor], Tensor]
@@ -99,25 +101,27 @@ def measure(num_tasks: int) -> pd.DataFrame:
     """Measure all methods with ``num_tasks`` tasks, and return a row for each.
 
     Returns:
-        ``num_tasks``, ``method``; ``ours_ms`` and ``torchjd_ms``, median milliseconds; ``ratio``, the median of theirs
-        over ours, with a 95 % interval, ``ratio_low`` to ``ratio_high``; ``what``, the quality measure; ``ours`` and
-        ``torchjd``, its mean over the sets of gradients.
+        ``num_tasks``, ``method``; ``ours_ms`` and ``torchjd_ms``, milliseconds; ``ratio``, theirs over ours, with a
+        95 % interval, ``ratio_low`` to ``ratio_high``; ``what``, the quality measure; ``ours`` and ``torchjd``, its
+        mean over the sets of gradients. Times and ratios are medians over rounds for each set, and then over the sets.
+        The interval is over the sets, because how long a solver takes depends on the gradients.
     """
     generator = torch.Generator().manual_seed(num_tasks)
     sets = [torch.randn(num_tasks, ENTRIES, generator=generator, dtype=torch.float64) for _ in range(GRAMIANS)]
     rows = []
     for name, pair in pairs(num_tasks).items():
-        seconds, quality = [], []
+        of_sets, quality = [], []
         for gradients in sets:
             calls = [lambda weigh=weigh, g=gradients: weigh(g) for weigh in (pair.ours, pair.theirs)]
             weights = [call() for call in calls]
             quality.append([float(pair.of(gradients @ (gradients.T @ w), w)) for w in weights])
-            seconds.append(interleave(calls, ROUNDS))
-        ours, theirs = np.concatenate(seconds, axis=1)
-        low, high = median_interval(theirs / ours)
+            ours, theirs = interleave(calls, ROUNDS)
+            of_sets.append([np.median(ours), np.median(theirs), np.median(theirs / ours)])
+        ours_of_sets, theirs_of_sets, ratios = np.array(of_sets).T
+        low, high = median_interval(ratios)
         row: dict[str, object] = {"num_tasks": num_tasks, "method": name}
-        row |= {"ours_ms": np.median(ours) * 1000, "torchjd_ms": np.median(theirs) * 1000}
-        row |= {"ratio": np.median(theirs / ours), "ratio_low": low, "ratio_high": high, "what": pair.what}
+        row |= {"ours_ms": np.median(ours_of_sets) * 1000, "torchjd_ms": np.median(theirs_of_sets) * 1000}
+        row |= {"ratio": np.median(ratios), "ratio_low": low, "ratio_high": high, "what": pair.what}
         row |= dict(zip(("ours", "torchjd"), np.mean(quality, axis=0).tolist(), strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -152,7 +156,7 @@ def main(
     with single_thread():
         table = pd.concat([measure(num_tasks) for num_tasks in NUM_TASKS], ignore_index=True)
     atomic_file.write(results / "solvers.csv", table.to_csv(index=False).encode())
-    machine_facts.write(results / "environment-solvers.json", jobs=1)
+    solver_packages.write_environment(results / "environment-solvers.json")
     new_console().print(show(table))
 
 

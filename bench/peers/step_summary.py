@@ -1,4 +1,4 @@
-"""Compare our steps with TorchJD's: the ratio of each cell, and two figures on all of them."""
+"""Compare our steps with TorchJD's: the ratio of each cell, and three figures on all of them."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,20 @@ import pandas as pd
 from .contender import OurStep
 from .step_table import TORCHJD, Cell
 
-FASTER = 0.9
-"""Our step over TorchJD's, up to which ours counts as faster."""
-
 
 class RatioSummary(NamedTuple):
-    """Two figures on all cells.
+    """Figures on all cells in which both sides were measured.
 
     Attributes:
-        cells: number of cells in which both sides were measured.
-        faster: share of these in which our step takes at most `FASTER` of TorchJD's time; nan if there are none.
+        cells: number of these cells.
+        faster: number of those in which the 95 % interval of our time lies below that of TorchJD's.
+        slower: number of those in which it lies above.
         at_parameters: geometric mean of our time over TorchJD's at all shared parameters; nan if there are none.
     """
 
     cells: int
-    faster: float
+    faster: int
+    slower: int
     at_parameters: float
 
 
@@ -31,16 +30,25 @@ def over_torchjd(table: pd.DataFrame) -> "pd.Series[float]":
 
     Each side's time is its ratio to the steps of equal weighting that it took turns with.
     """
-    measured = table[table["missing"] == ""].set_index([*Cell._fields, "contender"])["ratio"].unstack("contender")
-    sides = measured.reindex(columns=[OurStep.name, TORCHJD.name]).dropna()
-    return (sides[OurStep.name] / sides[TORCHJD.name]).rename("over_torchjd")
+    ours, theirs = _sides(table, "ratio")
+    return (ours / theirs).dropna().rename("over_torchjd")
 
 
-def summarise(ratios: "pd.Series[float]") -> RatioSummary:
-    """Return the figures on the ratios that `over_torchjd` returned."""
+def summarise(table: pd.DataFrame) -> RatioSummary:
+    """Return the figures on the table that `step_table.measure_all` returned."""
+    ratios = over_torchjd(table)
+    (low, their_low), (high, their_high) = _sides(table, "ratio_low"), _sides(table, "ratio_high")
     at_parameters = ratios[ratios.index.get_level_values("place") == "parameters"]
     return RatioSummary(
         len(ratios),
-        float((ratios <= FASTER).mean()) if len(ratios) else float("nan"),
+        int((high < their_low).sum()),
+        int((low > their_high).sum()),
         float(np.exp(np.log(at_parameters).mean())) if len(at_parameters) else float("nan"),
     )
+
+
+def _sides(table: pd.DataFrame, column: str) -> tuple["pd.Series[float]", "pd.Series[float]"]:
+    """Return a column of our rows and of TorchJD's, by cell; nan where it was not measured."""
+    measured = table[table["missing"] == ""].set_index([*Cell._fields, "contender"])[column].unstack("contender")
+    sides = measured.reindex(columns=[OurStep.name, TORCHJD.name])
+    return sides[OurStep.name], sides[TORCHJD.name]

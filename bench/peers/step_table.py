@@ -31,7 +31,7 @@ from bench.cost.step_comparison import time_row
 from bench.cost.subject import MakeStep
 from bench.run import atomic_file, code_hash, machine_facts
 
-from . import libmtl_steps
+from . import libmtl_steps, solver_packages
 from .contender import Contender, EqualStep, OurStep
 from .trunk_networks import NETWORKS
 
@@ -52,8 +52,9 @@ WARM_UP = 10
 """Maximum number of rounds of each pair before the timed ones, which also show how long a round takes."""
 TRIAL = 3
 """Number of steps of each way in the trial."""
-BLOCK = 100
-"""Rounds that a pair makes before the next pair's turn."""
+BLOCK = 4
+"""Rounds that a pair makes before the next pair's turn: few, so that all pairs see the same stretch of time, and even,
+so that both go first equally often."""
 TEXTS = ("network", "place", "method", "contender", "version", "way", "missing", "machine", "key")
 WHOLE = dict.fromkeys(("rounds", "peak_bytes", "equal_peak_bytes"), "Int64")
 COLUMNS = (
@@ -152,7 +153,8 @@ def measure_all(
           ``ratio``: median of the one over the other, with its 95 % interval, ``ratio_low`` to ``ratio_high``;
         - ``peak_bytes`` and ``equal_peak_bytes``: see `bench.cost.operation_count.Counts`;
         - ``gradient_deviation``: distance of the trunk's gradient from ours on the first step, relative to ours. It is
-          nan for methods with random numbers, and of directions alone for methods in `OTHER_LENGTH`;
+          inf if the gradient is not finite, nan for methods with random numbers, and of directions alone for methods in
+          `OTHER_LENGTH`;
         - ``missing``: why it was not measured; ``machine``; ``key``: see `key`.
     """
     now = key(packages)
@@ -175,11 +177,11 @@ def measure_all(
 
 
 def key(packages: Sequence[Package]) -> str:
-    """Return a hash of what the times depend on: our code, PyTorch, the packages and the processor."""
+    """Return a hash of what the times depend on: our code, PyTorch, the packages, solvers and the processor."""
     roots = (__name__, "tasks.regression", *(f"{__package__}.{name}" for name in ("torchjd_steps", "libmtl_steps")))
     methods = Path(balancers.__file__).parent.rglob("*.py")
     code = code_hash.file_hashes(code_hash.files_of(roots, code_hash.OURS) | set(methods), code_hash.OURS)
-    versions = {package.name: _version(package) for package in packages}
+    versions = {package.name: _version(package) for package in packages} | solver_packages.versions()
     return code_hash.digest([code, versions, torch.__version__, _machine()])
 
 
@@ -203,11 +205,13 @@ def measure(cell: Cell, seconds: float, packages: Sequence[Package] = PACKAGES) 
         rows[package.name] = {"version": _version(package), "way": ""}
         try:
             way, contender, theirs = _fastest(package, cell, make_step, seconds)
+            with _reported():  # a gradient of another shape, where parameters have none
+                deviation = deviation_from(theirs, gradient, cell)
         except UnmeasuredError as error:
             rows[package.name]["missing"] = str(error)
             continue
         measured[package.name] = contender
-        rows[package.name] |= {"way": way, "gradient_deviation": deviation_from(theirs, gradient, cell)}
+        rows[package.name] |= {"way": way, "gradient_deviation": deviation}
     figures = _figures(equal, measured, seconds)
     peak = count(equal, torch.device("cpu")).peak_bytes
     for name in measured:
@@ -216,7 +220,12 @@ def measure(cell: Cell, seconds: float, packages: Sequence[Package] = PACKAGES) 
 
 
 def deviation_from(gradient: Tensor, ours: Tensor, cell: Cell) -> float:
-    """Return the relative distance of a package's gradient from ours; nan where they depend on random numbers."""
+    """Return the relative distance of a package's gradient from ours.
+
+    It is inf if the package's is not finite, and otherwise nan where they depend on random numbers.
+    """
+    if not gradient.isfinite().all():
+        return math.inf
     if is_random(cell.method, cell.num_tasks):
         return math.nan
     if cell.method in OTHER_LENGTH:

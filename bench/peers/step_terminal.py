@@ -11,7 +11,7 @@ from bench.style.numbers import NOTHING, counted
 
 from .contender import OurStep
 from .gradient_check import CLEAN
-from .step_summary import FASTER, over_torchjd, summarise
+from .step_summary import over_torchjd, summarise
 from .step_table import LEFT_OUT, LIBMTL, TORCHJD, Cell
 
 PLACES = {"features": "features", "layer": "last shared layer", "parameters": "all shared parameters"}
@@ -31,16 +31,17 @@ def show(table: pd.DataFrame) -> None:
         title = Text(f"{network}: {PLACES[str(place)]}", style="bold")
         console.print(title, _figures(rows, ratios), sep="\n", end="")
     console.print(LEGEND, style="dim")
-    found = summarise(ratios)
+    found = summarise(table)
     if found.cells:
-        cells = counted(found.cells, "cell")
-        text = f"Our step takes at most {FASTER} of TorchJD's time in {found.faster:.0%} of {cells}."
+        of_cells, open_cells = counted(found.cells, "cell"), found.cells - found.faster - found.slower
+        text = f"Our step is faster than TorchJD's in {found.faster} of {of_cells}, and slower in {found.slower}."
+        text += f" In {open_cells}, their 95 % intervals overlap."
         if np.isfinite(found.at_parameters):
-            text += f" At all shared parameters it takes {found.at_parameters:.2f} of it (geometric mean)."
+            text += f" At all shared parameters it takes {found.at_parameters:.2f} of TorchJD's time (geometric mean)."
         console.print(Text(text, style="bold"))
     for package, rows in table[table["gradient_deviation"] >= CLEAN].groupby("contender", sort=False):
         largest = rows.groupby("method", sort=False)["gradient_deviation"].max()
-        methods = ", ".join(f"{method} {value:.1%}" for method, value in largest.items())
+        methods = ", ".join(f"{method} {_deviation(value)}" for method, value in largest.items())
         console.print(Text(f"Gradients of {package} that differ, by up to: {methods}"))
     for (method, place), reason in LEFT_OUT.items():
         console.print(Text(f"{method} at the {PLACES[place]} is left out: {reason}"))
@@ -68,6 +69,10 @@ def _figures(rows: pd.DataFrame, ratios: "pd.Series[float]") -> Table:
             cells.append(f"{ratios[cell]:.2f}" if cell in ratios.index else NOTHING)
         table.add_row(str(method), *map(Text, cells))
     return table
+
+
+def _deviation(value: float) -> str:
+    return f"{value:.1%}" if np.isfinite(value) else "(not finite)"
 
 
 def _time(row: "pd.Series[float]") -> str:

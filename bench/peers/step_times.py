@@ -16,8 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench.run import machine_facts
-
+from . import solver_packages
 from .step_table import METHODS, NUM_TASKS, PLACES, cells, measure_all
 from .step_terminal import show
 from .trunk_networks import NETWORKS
@@ -45,7 +44,7 @@ def main(
     if not chosen:
         raise typer.BadParameter("no method that is chosen is defined at a place that is chosen")
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    machine_facts.write(results / "environment-steps.json", jobs=1)
+    solver_packages.write_environment(results / "environment-steps.json")
     path = results / "steps.csv"
     show(measure_all(chosen, seconds, path, lambda line: messages.print(Text(line))))
     Console(soft_wrap=True).print(Text(f"table: {path}"))

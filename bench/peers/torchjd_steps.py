@@ -2,9 +2,10 @@
 
 TorchJD's options are our defaults. Where a method of TorchJD is inexact, its own tolerances are kept.
 
-- All shared parameters: ``autojac.mtl_backward`` with the features and ``jac_to_grad`` on the trunk, all tasks in
-  parallel or one by one, and where the weights come from a Gramian, with this Gramian summed over parameters
-  (``optimize_gramian_computation``) or not; or ``autogram.Engine`` of the trunk, whose weights multiply the losses.
+- All shared parameters: ``autojac.mtl_backward`` with the features, the trunk's parameters and each head's (it would
+  search the graph for them), and ``jac_to_grad`` on the trunk, all tasks in parallel or one by one, and where the
+  weights come from a Gramian, with this Gramian summed over parameters (``optimize_gramian_computation``) or not; or
+  ``autogram.Engine`` of the trunk, whose weights multiply the losses.
 - The last shared layer: the weights come from ``autogram.Engine`` of the layer, or from the Jacobian of the layer by
   ``mtl_backward``. They then multiply the losses in a backward pass through the whole network.
 - The features: ``mtl_backward`` with a detached copy of the features as the only shared parameter, or ``autojac.jac``
@@ -67,6 +68,8 @@ class TorchJD(PeerContender):
     def __init__(self, make_step: MakeStep, num_tasks: int, make_aggregator: Make, cut: bool = False) -> None:
         super().__init__(make_step, num_tasks, cut)
         self.aggregator = make_aggregator()
+        self.shared_params = list(self.trunk.parameters())
+        self.tasks_params = [list(head.parameters()) for head in self.subject.model.get_submodule("heads").children()]
 
 
 class OfTrunk(TorchJD):
@@ -81,12 +84,18 @@ class OfTrunk(TorchJD):
 
     def backward(self, losses: list[Tensor]) -> None:
         features, _, _ = self.features.take()
-        autojac.mtl_backward(losses, features=features, parallel_chunk_size=self._chunk)
+        autojac.mtl_backward(
+            losses,
+            features=features,
+            tasks_params=self.tasks_params,
+            shared_params=self.shared_params,
+            parallel_chunk_size=self._chunk,
+        )
         if self._sum_gramians:
             assert isinstance(self.aggregator, GramianWeightedAggregator)
-            autojac.jac_to_grad(self.trunk.parameters(), self.aggregator, optimize_gramian_computation=True)
+            autojac.jac_to_grad(self.shared_params, self.aggregator, optimize_gramian_computation=True)
         else:
-            autojac.jac_to_grad(self.trunk.parameters(), self.aggregator)
+            autojac.jac_to_grad(self.shared_params, self.aggregator)
 
 
 class OfGramian(TorchJD):
@@ -138,7 +147,13 @@ class OfFeatures(TorchJD):
 
     def backward(self, losses: list[Tensor]) -> None:
         features, leaf, handed = self.features.take()
-        autojac.mtl_backward(losses, features=handed, shared_params=[leaf], parallel_chunk_size=self._chunk)
+        autojac.mtl_backward(
+            losses,
+            features=handed,
+            tasks_params=self.tasks_params,
+            shared_params=[leaf],
+            parallel_chunk_size=self._chunk,
+        )
         autojac.jac_to_grad([leaf], self.aggregator)
         features.backward(leaf.grad)
 
@@ -149,8 +164,7 @@ class JacobianOfFeatures(TorchJD):
     def __init__(self, make_step: MakeStep, num_tasks: int, make_aggregator: Make, chunk: int | None) -> None:
         super().__init__(make_step, num_tasks, make_aggregator)
         self._chunk = chunk
-        shared = set(self.trunk.parameters())
-        self._of_heads = [each for each in self.subject.model.parameters() if each not in shared]
+        self._of_heads = [each for of_task in self.tasks_params for each in of_task]
 
     def backward(self, losses: list[Tensor]) -> None:
         features, _, _ = self.features.take()

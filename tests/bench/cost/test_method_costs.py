@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -73,9 +74,28 @@ def test_solvers_are_measured_beside_torchjds(monkeypatch: pytest.MonkeyPatch) -
     from bench.peers import solver_times
 
     monkeypatch.setattr(solver_times, "ROUNDS", 2)
+    monkeypatch.setattr(solver_times, "GRAMIANS", 6)
     table = solver_times.measure(2).set_index("method")
     assert list(table.index) == ["nash-mtl", "cagrad", "mgda", "upgrad", "dual-proj"]
-    assert (table[["ours_ms", "torchjd_ms", "ratio"]] > 0).all(axis=None)
+    assert (table[["ours_ms", "torchjd_ms", "ratio", "ratio_low"]] > 0).all(axis=None)
     assert table["ours"]["nash-mtl"] < 1e-9
     assert table["ours"]["mgda"] <= table["torchjd"]["mgda"] * (1 + 1e-9)
     assert "nash-mtl" in str(list(solver_times.show(table.reset_index()).columns[1].cells))
+
+
+def test_the_interval_is_over_sets_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds on one set are no draws of their own: with five sets there is no interval, however many the rounds."""
+    from bench.peers import solver_times
+
+    weigh = torch.ones(2, dtype=torch.float64)
+    pair = solver_times.Pair(lambda _: weigh, lambda _: weigh, "", lambda gains, weights: gains.sum())
+    monkeypatch.setattr(solver_times, "pairs", lambda num_tasks: {"mean": pair})
+    seconds = iter(np.array([[1.0] * 4, [ratio] * 4]) for ratio in [*range(1, 6), *range(1, 21)])
+    monkeypatch.setattr(solver_times, "interleave", lambda calls, rounds: next(seconds))
+    monkeypatch.setattr(solver_times, "GRAMIANS", 5)
+    [few] = solver_times.measure(2).to_dict("records")
+    monkeypatch.setattr(solver_times, "GRAMIANS", 20)
+    [many] = solver_times.measure(2).to_dict("records")
+    assert (few["ratio"], few["torchjd_ms"]) == (3, 3000)
+    assert np.isnan(few["ratio_low"])
+    assert (many["ratio_low"], many["ratio"], many["ratio_high"]) == (6, 10.5, 15)

@@ -1,9 +1,11 @@
 """Test the table of whole steps: packages combine gradients as we do, cells are kept, and failures cost one row."""
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,8 @@ from typer.testing import CliRunner
 import balancers
 from balancers.engine.method.declared_method import Wrt
 from bench.cost.subject import MakeStep, make
-from bench.peers import libmtl_steps, step_table, step_times
-from bench.peers.contender import Contender, OurStep, PeerContender
+from bench.peers import libmtl_steps, solver_packages, step_table, step_times
+from bench.peers.contender import Contender, EqualStep, OurStep, PeerContender
 from bench.peers.step_summary import over_torchjd, summarise
 from bench.peers.step_table import COLUMNS, LEFT_OUT, METHODS, PLACES, Cell, Package, cells, measure, measure_all
 from bench.peers.step_terminal import show
@@ -136,6 +138,40 @@ def test_a_direction_of_another_length_is_compared_as_a_direction() -> None:
     assert math.isnan(step_table.deviation_from(ours, ours, Cell("tiny", 4, "layer", "pcgrad")))
 
 
+@pytest.mark.parametrize("method", ["upgrad", "pcgrad", "nash-mtl"])
+def test_a_gradient_that_is_not_finite_differs(method: str) -> None:
+    broken = torch.tensor([math.nan, 1.0])
+    assert step_table.deviation_from(broken, torch.ones(2), Cell("tiny", 4, "layer", method)) == math.inf
+
+
+@needs_torchjd
+def test_torchjd_searches_no_graph_for_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would walk the graph once for the trunk, and once for each task."""
+    from bench.peers import torchjd_steps
+
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(torchjd_steps.autojac, "mtl_backward", lambda *_, **options: given.append(options))
+    monkeypatch.setattr(torchjd_steps.autojac, "jac_to_grad", lambda *_, **__: None)
+    for contender in (
+        torchjd_steps.OfTrunk(NETWORKS["tiny"](3), 3, lambda: None, None, sum_gramians=False),
+        torchjd_steps.OfFeatures(NETWORKS["tiny"](3), 3, lambda: None, None),
+    ):
+        losses = contender.subject.losses()
+        leaf = contender.features._seen[1]
+        leaf.grad = torch.zeros_like(leaf)
+        contender.backward(losses)
+        heads = contender.subject.model.get_submodule("heads").children()
+        expected = list(contender.trunk.parameters()) if len(given) == 1 else [leaf]
+        assert same(given[-1]["shared_params"], expected)
+        for of_task, head in zip(given[-1]["tasks_params"], heads, strict=True):
+            assert same(of_task, head.parameters())
+
+
+def same(given: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
+    """Return whether both hold the very same tensors."""
+    return [id(each) for each in given] == [id(each) for each in expected]
+
+
 # The networks and the cells.
 
 
@@ -217,6 +253,45 @@ def test_a_row_has_what_was_measured() -> None:
     assert ours["gradient_deviation"] == 0
     assert theirs["gradient_deviation"] > 0.1  # the mean of two tasks is half of the sum
     assert (theirs["version"], theirs["way"]) == ("1.0", "way")
+
+
+class Headless(Summing):
+    """Leaves the trunk without a gradient."""
+
+    def backward(self, losses: list[Tensor]) -> None:
+        self.features.take()
+        torch.stack(losses).sum().backward(inputs=[self.trunk.get_parameter("0.weight")])
+
+
+@pytest.mark.usefixtures("without_versions")
+def test_a_missing_gradient_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_table, "FEWEST", 1)
+    ours, broken = measure(CELL, 0, [package("headless", Headless)])
+    assert broken["missing"].startswith("RuntimeError: The size of tensor a")
+    assert ours["ratio"] > 0
+
+
+def test_pairs_take_turns_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With long blocks all steps of ours would be made before the first of a package's."""
+    made: list[str] = []
+
+    class Recorded(Summing):
+        def __call__(self) -> None:
+            made.append("theirs")
+
+    class Ours(Summing):
+        def __call__(self) -> None:
+            made.append("ours")
+
+    make_step = NETWORKS["tiny"](2)
+    monkeypatch.setattr("bench.cost.step_clock.gc.collect", lambda: 0)  # slow among many tests
+    monkeypatch.setattr(step_table, "WARM_UP", 1)
+    monkeypatch.setattr(step_table, "FEWEST", 12)
+    monkeypatch.setattr(step_table, "MOST", 12)
+    contenders = {"ours": Ours(make_step, 2), "theirs": Recorded(make_step, 2)}
+    step_table._figures(EqualStep(make_step, 2), contenders, 0)
+    timed = made[2:26]  # after the warm-up
+    assert timed == ["ours"] * 4 + ["theirs"] * 4 + ["ours"] * 4 + ["theirs"] * 4 + ["ours"] * 4 + ["theirs"] * 4
 
 
 @pytest.mark.slow
@@ -308,6 +383,15 @@ def test_the_key_depends_on_processor_and_packages(monkeypatch: pytest.MonkeyPat
     assert step_table.key([]) != before
     monkeypatch.setattr(step_table, "_machine", lambda: "another processor")
     assert step_table.key([summing]) != before
+    monkeypatch.undo()
+    monkeypatch.setattr(solver_packages, "versions", lambda: {"cvxpy": "0"})
+    assert step_table.key([summing]) != before
+
+
+def test_the_environment_names_the_solvers(tmp_path: Path) -> None:
+    solver_packages.write_environment(tmp_path / "environment.json")
+    versions = json.loads((tmp_path / "environment.json").read_text())["versions"]
+    assert {"torch", *solver_packages.PACKAGES} <= set(versions)
 
 
 # The summary and the command.
@@ -320,6 +404,7 @@ def table_of(ratios: dict[tuple[str, str, str], float]) -> pd.DataFrame:
         for (place, method, contender), ratio in ratios.items()
     ]
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    table = table.assign(ratio_low=0.9 * table["ratio"], ratio_high=1.1 * table["ratio"])
     return table.assign(missing=np.where(table["ratio"].isna(), "it broke", ""), gradient_deviation=0.0)
 
 
@@ -337,32 +422,39 @@ RATIOS = {
 
 
 def test_the_summary_is_of_cells_that_both_sides_have() -> None:
-    ratios = over_torchjd(table_of(RATIOS))
-    assert ratios.tolist() == pytest.approx([1.2, 0.9, 0.4])
-    summary = summarise(ratios)
+    assert over_torchjd(table_of(RATIOS)).tolist() == pytest.approx([1.2, 0.9, 0.4])
+    summary = summarise(table_of(RATIOS))
     assert summary.cells == 3
-    assert summary.faster == pytest.approx(2 / 3)
     assert summary.at_parameters == pytest.approx(0.6)
 
 
+def test_a_cell_is_settled_only_where_intervals_do_not_overlap() -> None:
+    """Intervals are 10 % to either side here: 1.2 and 1.0 overlap, 2.0 and 5.0 do not."""
+    summary = summarise(table_of(RATIOS))
+    assert (summary.cells, summary.faster, summary.slower) == (3, 1, 0)
+    other = {(*cell, {"ours": "TorchJD", "TorchJD": "ours"}.get(who, who)): x for (*cell, who), x in RATIOS.items()}
+    assert (summarise(table_of(other)).faster, summarise(table_of(other)).slower) == (0, 1)
+
+
 def test_the_summary_of_nothing_is_nan() -> None:
-    summary = summarise(over_torchjd(table_of({("features", "mgda", "ours"): 1.2})))
-    assert summary.cells == 0
-    assert math.isnan(summary.faster)
+    summary = summarise(table_of({("features", "mgda", "ours"): 1.2}))
+    assert (summary.cells, summary.faster, summary.slower) == (0, 0, 0)
     assert math.isnan(summary.at_parameters)
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     table = table_of(RATIOS)
-    table.loc[1, "gradient_deviation"] = 0.25
+    table.loc[[1, 3], "gradient_deviation"] = 0.25
+    table.loc[5, "gradient_deviation"] = math.inf
     show(table)
     printed = " ".join(capsys.readouterr().out.split())
     assert "tiny: features" in printed
     assert "mgda 1.20 1.00≠ 1.20" in printed
-    assert "Gradients of TorchJD that differ, by up to: mgda 25.0%" in printed
-    assert "upgrad 2.00 5.00 1.50 0.40" in printed
+    assert "Gradients of TorchJD that differ, by up to: mgda 25.0%, upgrad (not finite)" in printed
+    assert "upgrad 2.00 5.00≠ 1.50 0.40" in printed
     assert "cagrad 1.70 – – –" in printed
-    assert "at most 0.9 of TorchJD's time in 67% of 3 cells. At all shared parameters it takes 0.60 of it" in printed
+    assert "Our step is faster than TorchJD's in 1 of 3 cells, and slower in 0. In 2, their 95 % intervals" in printed
+    assert "At all shared parameters it takes 0.60 of TorchJD's time (geometric mean)." in printed
     assert "TorchJD was not measured in 1 cell (cagrad): it broke" in printed
 
 
