@@ -24,10 +24,13 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 import balancers
 from bench.catalogue import method_list
 from bench.evidence import evidence_tables, markdown_tables
+from bench.peers import step_summary
+from bench.peers.gradient_check import CLEAN
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
+PEERS = ROOT / "results" / "reference" / "peers"
 GENERATED = ("api", "gallery", "methods", "problems", "repository")
 """Folders of docs that the build writes."""
 HOME = DOCS / "index.md"
@@ -224,6 +227,71 @@ def test_the_table_of_the_evidence_follows_from_what_is_kept() -> None:
     table = text_of(DOCS / "version-2.md").partition(f"{SCORES_MARKER}\n")[2].partition("\n<!-- end -->")[0]
     made = evidence_tables.make_so_far(ROOT / "results" / "reference" / "core")
     assert table == markdown_tables.score_table(made)
+
+
+def cells_of(document: Path, row: str) -> list[str]:
+    """Return the cells of the table's row whose first cell begins with ``row``."""
+    [line] = [line for line in text_of(document).splitlines() if line.startswith(f"| {row}")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+@pytest.mark.parametrize(
+    ("row", "contender"),
+    [
+        ("ours |", "our GradNorm"),
+        ("double backward, losses kept apart", "double backward (apart)"),
+        ("double backward, losses stacked", "double backward (stacked)"),
+        ("`gradnorm-pytorch` 0.2.3", "gradnorm-pytorch"),
+        ("`LibMTL` 1.1.5", "LibMTL"),
+    ],
+)
+def test_the_table_of_other_gradnorms_is_that_of_the_file(row: str, contender: str) -> None:
+    peers = pd.read_csv(PEERS / "peers.csv").set_index("contender").loc[contender].set_index("num_tasks")
+    times, deviations = cells_of(DOCS / "cost.md", row)
+    wanted = [f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}" for ratio in peers.loc[[2, 10, 40], "ratio"]]
+    assert times == " / ".join(wanted)
+    of_gradient = [f"{value:.0%}".replace("%", " %") for value in peers.loc[[2, 10, 40], "gradient_deviation"]]
+    assert deviations == ("0" if set(of_gradient) == {"0 %"} else " / ".join(of_gradient))
+
+
+def test_the_page_on_the_backward_pass_quotes_the_table_of_other_gradnorms() -> None:
+    text = " ".join(text_of(DOCS / "how-it-works" / "one-backward-pass.md").split())
+    rows = ("double backward, losses stacked", "double backward, losses kept apart", "ours |")
+    stacked, apart, ours = (cells_of(DOCS / "cost.md", row)[0].rpartition(" / ")[2] for row in rows)
+    assert f"takes [{stacked} times an equal-weighting step]" in text
+    assert f"the one that keeps losses apart {apart}. Ours takes {ours}." in text
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [("features | 1", "features"), ("last shared layer | 1", "layer"), ("all shared parameters | 1", "parameters")],
+)
+def test_the_counts_beside_torchjd_are_those_of_the_file(row: str, place: str) -> None:
+    steps = pd.read_csv(PEERS / "steps.csv")
+    steps = steps[steps["place"] == place].assign(missing="")  # all cells were measured
+    assert steps["ratio"].notna().all()
+    found = step_summary.summarise(steps)
+    counts = (found.cells, found.faster, (step_summary.over_torchjd(steps) > 1).sum(), found.slower)
+    assert cells_of(DOCS / "coming-from" / "torchjd.md", row) == [str(count) for count in counts]
+
+
+def test_the_page_on_costs_names_all_methods_of_others_whose_gradients_differ() -> None:
+    steps = pd.read_csv(PEERS / "steps.csv")
+    largest = steps[steps["gradient_deviation"] >= CLEAN].groupby(["contender", "method"])["gradient_deviation"].max()
+    quoted = {
+        ("TorchJD", "upgrad"): "UPGrad (by up to 17 %)",
+        ("TorchJD", "dual-proj"): "DualProj (14 %)",
+        ("TorchJD", "cagrad"): "CAGrad (0.2 %)",
+        ("TorchJD", "mgda"): "MGDA (243 %)",
+        ("TorchJD", "nash-mtl"): "Nash-MTL in three cells (85 to 99.5 %",
+        ("TorchJD", "config"): "ConFIG on ResNet-18 at all shared parameters (100 %)",
+        ("LibMTL", "mgda"): "LibMTL's MGDA (54 %)",
+    }
+    assert set(largest.index) == set(quoted)
+    text = " ".join(text_of(DOCS / "cost.md").split())
+    for method, words in quoted.items():
+        assert words in text
+        assert float(re.findall(r"[\d.]+(?= %)", words)[-1]) == pytest.approx(100 * largest[method], abs=0.5)
 
 
 @pytest.mark.parametrize("marker", [METHODS_MARKER, SCORES_MARKER, "<!-- lossbench paper -->"])
