@@ -338,6 +338,23 @@ def test_peers_that_are_not_installed_are_named(tmp_path: Path) -> None:
     assert task.findings.left_out == {"LibMTL": "not installed"}
 
 
+def test_peers_are_kept_one_number_of_tasks_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def measure(num_tasks: Sequence[int], seconds: float) -> pd.DataFrame:
+        measured.extend(num_tasks)
+        if measured == [2, 10]:
+            raise KeyboardInterrupt
+        return pd.DataFrame({"num_tasks": num_tasks, "contender": "ours", "missing": ""})
+
+    monkeypatch.setattr(gpu_costs.peer_table, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_costs.peers(PartTask(tmp_path, CPU, dry=False, seconds=10))
+    gpu_costs.peers(PartTask(tmp_path, CPU, dry=False, seconds=10))
+    assert measured == [2, 10, 40, 10]
+    assert list(pd.read_csv(tmp_path / "peers.csv")["num_tasks"]) == [2, 40, 10]
+
+
 # Tests on the device
 
 
