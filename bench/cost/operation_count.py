@@ -34,8 +34,8 @@ def count(call: Callable[[], object], device: torch.device) -> Counts:
     """Make the call twice: count floating-point operations in the first, everything else in the second."""
     with FlopCounterMode(display=False) as flops:  # in a call of its own: it keeps modules' outputs alive
         call()
-    gc.collect()  # garbage in reference cycles holds memory that another collection would free during the call
     if device.type == "cuda":
+        gc.collect()  # garbage in reference cycles holds memory that another collection would free during the call
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

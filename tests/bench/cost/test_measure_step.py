@@ -145,16 +145,20 @@ def test_a_cycle_has_the_passes_of_update_every_windows() -> None:
     assert measure_step.steps_in_cycle(GradNorm(Fork(2), accumulate=3, update_every=4)) == 12
 
 
-def test_garbage_is_collected_before_memory_is_counted() -> None:
+def test_garbage_that_a_call_frees_does_not_lower_its_peak() -> None:
     class Ring:
         def __init__(self) -> None:
-            self.itself = self
+            self.itself, self.held = self, torch.ones(1000)
+
+    def call() -> None:
+        gc.collect()
+        torch.ones(10)
 
     gc.disable()
     try:
         ring = weakref.ref(Ring())
         assert ring() is not None
-        count(lambda: None, CPU)
+        assert count(call, CPU).peak_bytes == 40
         assert ring() is None
     finally:
         gc.enable()
