@@ -272,7 +272,7 @@ def test_the_counts_beside_torchjd_are_those_of_the_file(row: str, place: str) -
     assert steps["ratio"].notna().all()
     found = step_summary.summarise(steps)
     counts = (found.cells, found.faster, (step_summary.over_torchjd(steps) > 1).sum(), found.slower)
-    assert cells_of(DOCS / "coming-from" / "torchjd.md", row) == [str(count) for count in counts]
+    assert cells_of(DOCS / "cost.md", row) == [str(count) for count in counts]
 
 
 def test_the_page_on_costs_names_all_methods_of_others_whose_gradients_differ() -> None:
