@@ -12,6 +12,7 @@ from .engine.measuring.task_gradients import dense, flat, real_as, weighted_sum
 from .engine.own_precision import own_precision
 from .engine.steps.before_step import second_losses
 from .engine.torch_internals import foreach_norm
+from .engine.user_warnings import warn
 
 
 @register
@@ -27,11 +28,11 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
     below zero. The cost is T+1 more backward passes and one forward pass a step.
 
     Args:
-        primary: the tasks that matter, by name or by number from 0; None for all.
+        primary: the tasks that matter, or the only one, by name or by number from 0; None for all.
         initial: :math:`\lambda_i` at first.
         lr: learning rate of :math:`\lambda`; 1e-4 in the paper, 3e-5 for Cityscapes.
         optimizer: optimiser of :math:`\lambda`, ``"adam"`` or ``"sgd"``.
-        fork, wrt, options: see `GradientBalancer`; a ``fork`` changes nothing, so give None. Give the second batch's
+        fork, wrt, options: see `GradientBalancer`; ``fork`` is None. Give the second batch's
             losses with `second_batch`, of all primary tasks in every step. ``wrt`` is what moves to
             :math:`\theta'`; in the paper, all parameters, those of the heads too.
 
@@ -58,7 +59,7 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
     compares_tasks = False
     may_ascend = True
     needs_optimizer = True
-    primary: Sequence[str | int] | None = option(None, free=True)
+    primary: Sequence[str | int] | str | int | None = option(None, free=True)
     initial: float = option(0.1)
     lr: float = option(1e-4, above=0, tune=Range(1e-5, 1e-3, log=True))
     learns = "lambdas"
@@ -66,10 +67,14 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
     r""":math:`\lambda_i`, ``(T,)``."""
     last_weights: Tensor = state(lambda balancer: balancer.initial)
 
+    _told_of_fixed = False
+    """Whether a warning has named the parameters of ``wrt`` that the optimiser does not train."""
+
     def prepare(self) -> None:
         names = self.tasks or ()
         chosen = range(self.num_tasks) if self.primary is None else self.primary
-        known = isinstance(chosen, Sequence) and not isinstance(chosen, str) and len(chosen) > 0
+        chosen = [chosen] if isinstance(chosen, str | int) else chosen
+        known = isinstance(chosen, Sequence) and len(chosen) > 0
         if not known or any(each not in names and each not in range(self.num_tasks) for each in chosen):
             raise ValueError(f"primary is {self.primary!r}; expected tasks of this balancer: {self.made_for()}")
         places = {names.index(each) if each in names else int(each) for each in chosen}
@@ -109,6 +114,13 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
             raise RuntimeError(
                 "AutoLambda looks at the model after the optimiser's step: before the first step, call "
                 "balancer.follow(optimizer) with the optimiser of the parameters that wrt names"
+            )
+        missing = sum(parameter not in groups for parameter in parameters)
+        if missing and not self._told_of_fixed:
+            self._told_of_fixed = True
+            warn(
+                f"the optimiser that AutoLambda follows does not train {missing} of the {len(parameters)} parameters "
+                f"of wrt, which count as fixed: if another optimiser trains them, leave them out of wrt"
             )
         finite = torch.stack(foreach_norm(gradients)).amax() < torch.inf
         values, rates = list[Tensor](), list[float | Tensor]()

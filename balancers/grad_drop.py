@@ -21,7 +21,7 @@ class GradDrop(GradientBalancer):
     Args:
         leak: :math:`\ell_i`, from 0 to 1, the fraction of a task's gradient that is never dropped: one number for all
             tasks, one per task, or a dict by task name.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers, which ``torch.manual_seed`` does not change.
         fork, wrt, options: see `GradientBalancer`. With ``update_every`` above
             1, the steps in between drop nothing.
 

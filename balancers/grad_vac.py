@@ -23,7 +23,7 @@ class GradVac(GradientBalancer):
 
     Args:
         beta: :math:`\beta`, from 0 to 1: fraction of the average that each step replaces; 0.01 in the paper.
-        seed: seed of the random orders.
+        seed: seed of the random orders, which ``torch.manual_seed`` does not change.
         fork, wrt, options: see `GradientBalancer`.
 
     Raises:

@@ -24,7 +24,7 @@ class MoDo(SecondBatchBalancer):
     Args:
         gamma: :math:`\gamma`, positive: step size of the weights.
         rho: :math:`\rho`, 0 or more: how strongly the weights are pulled to :math:`1/T`.
-        fork, wrt, options: see `GradientBalancer`; a ``fork`` changes nothing, so give None. Give the other batch's
+        fork, wrt, options: see `GradientBalancer`; ``fork`` is None. Give the other batch's
             losses with `second_batch`.
 
     Raises:

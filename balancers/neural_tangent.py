@@ -25,7 +25,7 @@ class NTKWeighting(ResidualBalancer):
         update_every: number of windows from one update to the next.
         probes: number of random projections that estimate :math:`k_i`, for one backward pass each. 0 computes it, for
             one backward pass for each entry of the residuals.
-        seed: seed of the random projections.
+        seed: seed of the random projections, which ``torch.manual_seed`` does not change.
         fork, wrt, options: see `GradientBalancer`; ``fork`` is None.
 
     Raises:

@@ -17,7 +17,7 @@ class PCGrad(GradientBalancer):
     The direction is the sum of all :math:`g`. Without a conflict it is the plain sum of the gradients.
 
     Args:
-        seed: seed of the random orders.
+        seed: seed of the random orders, which ``torch.manual_seed`` does not change.
         fork, wrt, options: see `GradientBalancer`.
 
     Raises:

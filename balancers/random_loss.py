@@ -17,7 +17,7 @@ class RandomLossWeighting(LossBalancer):
 
     Args:
         tasks: see `LossBalancer`.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers, which ``torch.manual_seed`` does not change.
         options: see `LossBalancer`.
 
     Raises:

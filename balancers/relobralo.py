@@ -29,7 +29,7 @@ class ReLoBRaLo(LossBalancer):
         alpha: :math:`\alpha`, from 0 to 1: fraction of the history that a step keeps.
         temperature: :math:`\tau`, positive. The larger it is, the more equal are the weights.
         rho: :math:`E[\rho]`, from 0 to 1. The paper tunes ``alpha``, ``temperature`` and ``rho``.
-        seed: seed of the random numbers.
+        seed: seed of the random numbers, which ``torch.manual_seed`` does not change.
         options: see `LossBalancer`.
 
     Raises:

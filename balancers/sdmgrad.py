@@ -34,7 +34,7 @@ class SDMGrad(SecondBatchBalancer):
         iterations: number of descent steps.
         lr: :math:`\eta`, positive.
         momentum: :math:`\mu`, at least 0 and below 1.
-        fork, wrt, options: see `GradientBalancer`; a ``fork`` changes nothing, so give None. Give the other batches'
+        fork, wrt, options: see `GradientBalancer`; ``fork`` is None. Give the other batches'
             losses with `second_batch`, whose closure is called twice.
 
     Raises:

@@ -22,7 +22,7 @@ class SelfAdaptiveWeighting(LearnedState):
     The mask :math:`m` is a square, :math:`m(\lambda) = \lambda^2`, or a sigmoid. Network and weights step from the
     same losses. A positive loss can only raise its weight: a square grows without bound, and a sigmoid comes close to
     1. A loss below zero lowers its weight. To keep the weights from some step on, as the paper does for L-BFGS, call
-    ``balancer.eval()``.
+    ``balancer.eval()``, again after each ``train()`` of a model that has the balancer as its part.
 
     The paper gives each training point a weight of its own. Here a weight belongs to a task, which is one term of the
     objective: a balancer sees a term's mean loss, not its points.

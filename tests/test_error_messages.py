@@ -51,6 +51,7 @@ NOT_ON_THE_PAGE = {
     "register expects a subclass": "a class that is no method",
     "to be registered": "a method without a name or summary",
     "is taken by": "two methods of one name",
+    "has for something else": "a method that declares a name of its base class",
     "the entry point": "a plug-in that names no method",
     # Never seen by a user.
     "torch.vmap": "caught where it is raised, and done another way",
@@ -571,6 +572,28 @@ def an_optimizer_that_is_not_followed() -> None:
     balancer = create("auto-lambda", None, wrt=net, tasks=3, primary=[0])
     balancer.second_batch(lambda: list(net(torch.ones(3)).square()))
     balancer(list(net(torch.ones(3)).square())).backward()
+
+
+@provoked
+def an_optimizer_of_other_parameters() -> None:
+    net, other = layer(), nn.Parameter(torch.ones(2))
+    balancer, optimizer = (
+        create("auto-lambda", None, wrt=[*net.parameters(), other], tasks=3),
+        torch.optim.SGD(net.parameters()),
+    )
+    balancer.follow(optimizer)
+    balancer.second_batch(lambda: list(net(torch.ones(3)).square() + other.sum()))
+    balancer(list(net(torch.ones(3)).square() + other.sum())).backward()
+
+
+@provoked
+def values_of_tasks_without_names() -> None:
+    create("tchebycheff", 2, preferences={"depth": 1.0, "normals": 2.0})
+
+
+@provoked
+def values_of_tasks_that_are_set_later() -> None:
+    create("tchebycheff", 2).preferences = [1.0, 2.0]
 
 
 @provoked

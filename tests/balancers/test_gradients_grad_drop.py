@@ -111,7 +111,7 @@ def test_leaks_by_name_and_tasks_left_out():
         ({"leak": -0.1}, "leak is"),
         ({"leak": 1.1}, "leak is"),
         ({"leak": [0.0]}, "leak has 1 entry"),
-        ({"leak": {"a": 0.0, "b": 0.0}}, "leak names"),
+        ({"leak": {"a": 0.0, "b": 0.0}}, "leak goes by names"),
         ({"seed": -1}, "seed is"),
     ],
 )

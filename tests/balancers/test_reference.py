@@ -92,7 +92,7 @@ def test_cases_are_not_trivial(steps: int):
 
 class FlippedExponent(GradNorm):
     def update(self, read: Read, state: State) -> Result:
-        self.alpha = -abs(self.alpha)
+        self.__dict__["alpha"] = -abs(self.alpha)  # past the check of options
         return super().update(read, state)
 
 

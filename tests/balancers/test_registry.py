@@ -142,20 +142,22 @@ def test_each_method_is_shown_in_one_line(name: str):
     wrt = torch.nn.Linear(2, 2) if "features" in undefined_for(name) else None
     fork = None if {"features", "layer"} <= {*undefined_for(name)} else Fork(2)
     options = {"weights": [1.0, 0.5]} if name == "static" else {}
-    shown = repr(create(name, fork, wrt=wrt, tasks=["a", "b"], **options))
-    assert shown == f"{get(name).__name__}(tasks=['a', 'b'])"
+    balancer = create(name, fork, wrt=wrt, tasks=["a", "b"], **options)
+    place = "parameters" if fork is None else "features" if wrt is None else "layer"
+    where = f", wrt={place!r}" if isinstance(balancer, GradientBalancer) else ""
+    assert repr(balancer) == f"{get(name).__name__}(tasks=['a', 'b']{where})"
 
 
 def test_options_that_differ_from_their_defaults_are_shown():
     gradnorm = create("gradnorm", Fork(2), alpha=0.12, accumulate=1, initial_losses=[1.0, 2.0])
-    assert repr(gradnorm) == "GradNorm(tasks=2, alpha=0.12, initial_losses=[1.0, 2.0])"
+    assert repr(gradnorm) == "GradNorm(tasks=2, alpha=0.12, initial_losses=[1.0, 2.0], wrt='features')"
     gradnorm.eval()({"near": torch.ones(()), "far": torch.ones(())})  # which names the tasks
     gradnorm.alpha = 1.5
-    assert repr(gradnorm) == "GradNorm(tasks=['near', 'far'], initial_losses=[1.0, 2.0])"
+    assert repr(gradnorm) == "GradNorm(tasks=['near', 'far'], initial_losses=[1.0, 2.0], wrt='features')"
     many = create("uncertainty", [f"task_{i}" for i in range(9)], likelihoods="softmax", compile=True)
     assert repr(many) == "UncertaintyWeighting(tasks=9, likelihoods='softmax', compile=True)"
     both = create("pcgrad", Fork(2), weighting=create("uncertainty", 2, lr=0.1))
-    assert repr(both) == "PCGrad(tasks=2, weighting=UncertaintyWeighting(tasks=2, lr=0.1))"
+    assert repr(both) == "PCGrad(tasks=2, weighting=UncertaintyWeighting(tasks=2, lr=0.1), wrt='features')"
 
 
 def test_unknown_name():

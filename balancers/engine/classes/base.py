@@ -74,7 +74,8 @@ class LossBalancer(DeclaredMethod):
 
         compile: compile the method's `update` with `torch.compile`, at its first call. Steps in which tasks are left
             out are not compiled, nor are random draws.
-        options: the method's own. One that draws random numbers takes a ``seed``.
+        options: the method's own. One that draws random numbers takes a ``seed``. Numbers may be set later,
+            ``balancer.alpha = 0.5``; values for each task may not.
         process_group: the ranks of ``torch.distributed`` that learn together: None for all, False for each on its own.
 
     Raises:

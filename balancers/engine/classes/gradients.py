@@ -68,8 +68,8 @@ class GradientBalancer(LossBalancer):
             gets all that are trained upstream of the fork, the tasks' gradients go through the trunk one by one, and
             their sum does not. With ``fork=None``: any shared parameters, at the price of one backward pass a task.
         tasks: the tasks' names, or without a fork their number.
-        update_every: k, to measure and to update the weights in every k-th window only. The steps between cost next to
-            nothing.
+        update_every: k, to measure and to update the weights in every k-th window only, or of a method that combines
+            in every k-th pass. The steps between cost next to nothing.
         exact: form each gradient whose norm or inner product is read. Otherwise norms at a layer are taken without it
             where that is less arithmetic: they are then off by up to 1e-7 of what a gradient's terms, one for each row,
             measure together.
@@ -133,8 +133,9 @@ class GradientBalancer(LossBalancer):
         if fork is None and wrt is None:
             raise ValueError("without a fork there are no features to measure at: give the shared parameters as wrt")
         kind: Wrt = "parameters" if fork is None else "features" if wrt is None else "layer"
+        self._kind = kind
         self.needs_whole_trunk = (
-            kind == "layer" and kind in self.undefined_for and "parameters" not in self.undefined_for
+            self.replaces_gradients and kind == "layer" in self.undefined_for and "parameters" not in self.undefined_for
         )
         """Whether, with a fork, ``wrt`` must be all parameters upstream of it."""
         if kind in self.undefined_for and not self.needs_whole_trunk:
@@ -179,6 +180,9 @@ class GradientBalancer(LossBalancer):
             adopt(self, self.weighting)
             self.looks_again = self._expects_look = self.weighting.looks_again
             self.heads = "plain" if self.weighting.combines else "weighted"
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, wrt={self._kind!r}"
 
     def audit(self, losses: Losses) -> None:
         """Check, on the graph of this step's losses, that each of them uses the fork as it must.

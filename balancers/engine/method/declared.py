@@ -9,7 +9,10 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from torch import Tensor
 
 from ..loss_input import entries
 
@@ -81,11 +84,14 @@ class Option:
         """
         if self.free or (self.default is None and value is None):
             return value
-        if isinstance(self.default, bool) and isinstance(value, bool):
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; expected True or False")
             return value
+        value = _plain(value)
         if self.task:
             return _place(name, value, balancer)
-        found = _each(name, value, balancer) if self.per_task else [value]
+        found = [_plain(each) for each in _each(name, value, balancer)] if self.per_task else [value]
         if any(not self._holds(each) for each in found):
             kind = ("positive, " if self.above == 0 else "") + ("whole number" if self.whole else "finite number")
             kind = f"{kind}s" if self.per_task else f"a {kind}"
@@ -98,8 +104,8 @@ class Option:
         return found if self.per_task else value
 
     def _holds(self, value: object) -> bool:
-        if self.one_of or isinstance(self.default, bool):
-            return value in (self.one_of or (True, False))
+        if self.one_of:
+            return value in self.one_of
         if not isinstance(value, int if self.whole else int | float) or isinstance(value, bool):
             return False
         return math.isfinite(value) and self.above < value < self.below and self.at_least <= value <= self.at_most
@@ -130,6 +136,15 @@ option = cast(Callable[..., Any], Option)
 state = cast(Callable[..., Any], Declared)
 
 
+def _plain(value: object) -> object:
+    """Return a number, or the list of an array or a tensor, as Python's own; anything else as it is."""
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        return cast(Any, value).tolist()
+    if isinstance(value, bool | int | float):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
+
+
 def _place(name: str, value: object, balancer: "DeclaredState") -> int:
     """Return the index of the task that ``value`` names."""
     places = range(balancer.num_tasks) if isinstance(value, int) else balancer.tasks or ()
@@ -141,8 +156,10 @@ def _place(name: str, value: object, balancer: "DeclaredState") -> int:
 def _each(name: str, values: Any, balancer: "DeclaredState") -> list[Any]:
     """Return one value per task, from one for all, a sequence, or a dict by task name."""
     if isinstance(values, Mapping):
-        if balancer.tasks is None or set(values) != set(balancer.tasks):
-            raise ValueError(f"{name} names ({', '.join(values)}), but {balancer.made_for()}")
+        if balancer.tasks is None:
+            raise ValueError(f"{name} goes by names, but {balancer.made_for()} without names: tasks=[...] names them")
+        if set(values) != set(balancer.tasks):
+            raise ValueError(f"{name} names ({', '.join(map(str, values))}), but {balancer.made_for()}")
         return [values[task] for task in balancer.tasks]
     if isinstance(values, str) or not isinstance(values, Sequence):
         return [values] * balancer.num_tasks

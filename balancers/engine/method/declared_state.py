@@ -28,6 +28,38 @@ MOST_SHOWN = 4
 SEED_DIGITS, COUNTER_DIGITS, CHECKSUM_DIGITS = 8, 6, 4
 
 
+class _Setting:
+    """An option as an attribute of a balancer: what is assigned to it is checked as when the balancer is made.
+
+    It has no ``__get__``, so that Python finds the value itself in the balancer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __set__(self, balancer: "DeclaredState", value: object) -> None:
+        declared = balancer._options.get(self.name)
+        is_new = declared is None or not balancer._is_made
+        if declared is not None and not is_new:
+            if declared.per_task or declared.task:
+                raise AttributeError(f"{self.name} is fixed when a balancer is made: make a new one, with other values")
+            value = declared.read(self.name, value, balancer)
+        balancer.__dict__[self.name] = value
+        if not is_new:
+            balancer.option_set(self.name)
+
+
+def _refuse_taken(cls: type["DeclaredState"], name: str) -> None:
+    """Raise a TypeError where a class declares the name of a base class's function, property or counter."""
+    for base in cls.__mro__[1:]:
+        value = vars(base).get(name)
+        is_module = base is nn.Module and (name in vars(base) or name in nn.Module.__annotations__)
+        if is_module or callable(value) or isinstance(value, property) or type(value) is int:
+            raise TypeError(
+                f"{cls.__name__} declares {name!r}, which {base.__name__} has for something else: rename it"
+            )
+
+
 class DeclaredState(nn.Module):
     """A module whose class declares options and buffers, so that these can be set anew, and written at once.
 
@@ -40,6 +72,8 @@ class DeclaredState(nn.Module):
         ValueError: an option's value is not within its limits.
     """
 
+    _is_made = False
+    """Whether options and state are as they were declared, so that an option which is set is set anew."""
     seed: int = 0
     """The seed of a method that draws random numbers."""
     drawn = 0
@@ -56,8 +90,11 @@ class DeclaredState(nn.Module):
         """Take the declarations out of the class, and give its constructor the options as arguments."""
         super().__init_subclass__(**options)
         cls._own = {name: value for name, value in vars(cls).items() if isinstance(value, Option | Declared)}
-        for name in cls._own:
+        for name, value in cls._own.items():
+            _refuse_taken(cls, name)
             delattr(cls, name)  # an attribute of the class would hide the buffer
+            if isinstance(value, Option) and not value.free:
+                setattr(cls, name, _Setting(name))
         declared, seen = dict[str, Option | Declared](), set[str]()
         for base in cls.__mro__:
             own = vars(base).get("_own", {})
@@ -95,6 +132,7 @@ class DeclaredState(nn.Module):
         for name, each in self._states.items():
             given = initial.get(name)
             self._register(name, each if given is None else each._replace(initial=given))
+        self._is_made = True
         self.register_load_state_dict_pre_hook(_before_loading)
         self.register_load_state_dict_post_hook(_after_loading)
 
@@ -131,6 +169,9 @@ class DeclaredState(nn.Module):
     def made_for(self) -> str:
         """Return a clause for messages that names the tasks this balancer expects."""
         return self._reader.made_for()
+
+    def option_set(self, name: str) -> None:
+        """Take in that an option has been set anew."""
 
     # For methods, when they are made.
 

@@ -1,7 +1,7 @@
 """A step that measures each task's gradient in its backward pass.
 
 A fork shows a step the gradients of the features that went through it; without a fork, a step differentiates the losses
-itself. A `NormsStep` measures the gradients' norms, a `ImmediateStep` returns the gradients, and a `CombiningStep` of
+itself. A `NormsStep` measures the gradients' norms, an `ImmediateStep` returns the gradients, and a `CombiningStep` of
 `combining_step` decides what they are multiplied by.
 """
 
