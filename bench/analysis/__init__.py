@@ -12,7 +12,7 @@ from .controls import controls
 from .derived_tables import derived_tables
 from .equivalent_steps import EquivalentSteps, chord_excess, doubling, equivalent_steps, match_steps
 from .free_choice import free_choice, free_comparisons, free_tables
-from .gates import gates, passed_gates
+from .gates import failed_gates, gates, passed_gates
 from .hypothesis_tests import detectable_difference, holm, paired_p_value
 from .imputed_scores import impute_failures
 from .intervals import (
@@ -73,6 +73,7 @@ __all__ = [
     "detectable_effects",
     "doubling",
     "equivalent_steps",
+    "failed_gates",
     "free_choice",
     "free_comparisons",
     "free_tables",

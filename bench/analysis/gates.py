@@ -59,3 +59,8 @@ def passed_gates(table: pd.DataFrame) -> set[str]:
     passing = table[table["passes"].astype(bool)].groupby("balancer")["problem"].nunique()
     controls = table["problem"].nunique()
     return {str(balancer) for balancer in passing.index[passing == controls]}
+
+
+def failed_gates(table: pd.DataFrame) -> set[str]:
+    """Return the balancers of ``table`` that fail on a control, or were not run on one that others were run on."""
+    return set(table["balancer"]) - passed_gates(table)

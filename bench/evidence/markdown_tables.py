@@ -5,6 +5,7 @@ from math import nan
 
 import pandas as pd
 
+from bench.analysis import failed_gates
 from bench.report.evidence_answer import equivalent, quotient
 from bench.style import numbers
 
@@ -35,7 +36,7 @@ def score_table(tables: Tables, of: str = "A") -> str:
         (row["balancer"], row["problem"]): _marked(numbers.relative(row["scale"], row["relative"], nan, nan), row)
         for _, row in compared.iterrows()
     }
-    failing = _failing(tables)
+    failing = failed_gates(tables["gates"])
     kinds = tables["rows"].set_index("balancer")["kind"]
     labels = [label for kind in ("static", "method", "yardstick") for label in kinds.index[kinds == kind]]
     lines = [
@@ -55,7 +56,7 @@ def practice_table(tables: Tables) -> str:
     Args:
         tables: What `evidence_tables.make` returns.
     """
-    failing = _failing(tables)
+    failing = failed_gates(tables["gates"])
     rows = tables["practice"].set_index(["problem", "column"])
     lines = []
     for problem in dict.fromkeys(tables["practice"]["problem"]):
@@ -75,12 +76,6 @@ def practice_table(tables: Tables) -> str:
 
 WRITERS = {"scores": score_table, "practice": practice_table}
 """The functions that write a table, by the table's name."""
-
-
-def _failing(tables: Tables) -> set[str]:
-    """Return the rows that fail the gate on a control."""
-    gates = tables["gates"]
-    return set(gates.loc[~gates["passes"].astype(bool), "balancer"])
 
 
 def _marked(text: str, row: pd.Series) -> str:

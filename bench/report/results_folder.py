@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis import Roles, SuiteTables, leaderboard, passed_gates, suite_tables
+from bench.analysis import Roles, SuiteTables, failed_gates, leaderboard, suite_tables
 from bench.analysis.balancing_claims import COLUMNS as CLAIMS
 from bench.analysis.balancing_claims import DETECTABLE
 from bench.analysis.baselines import COLUMNS as BASELINES
@@ -129,7 +129,7 @@ class Results:
     @property
     def failed_gates(self) -> set[str]:
         """The balancers that fail the gate of a control, or were not run on one that others were run on."""
-        return set(self.tables["gates"]["balancer"]) - passed_gates(self.tables["gates"])
+        return failed_gates(self.tables["gates"])
 
     @property
     def several_lengths(self) -> bool:

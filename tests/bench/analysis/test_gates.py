@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis import compare, equivalent_steps, gates, passed_gates
+from bench.analysis import compare, equivalent_steps, failed_gates, gates, passed_gates
 
 from .pooled_tables import LENGTHS, correlated, pooled_tables
 
@@ -55,6 +55,8 @@ def test_a_method_that_misses_a_control_does_not_pass(table: pd.DataFrame) -> No
     missing = table[(table["problem"] == "quiet") | (table["balancer"] != "second")]
     assert passed_gates(missing) == {"equal"}
     assert passed_gates(table[:0]) == set()
+    assert failed_gates(missing) == {"second", "same", "faster", "slower", "tiny"}
+    assert failed_gates(table[:0]) == set()
 
 
 def test_values_are_those_of_the_equivalent_steps_and_of_the_comparison() -> None:

@@ -36,7 +36,7 @@ def tables() -> dict[str, pd.DataFrame]:
         "rows": pd.DataFrame(
             {"balancer": ["equal", "famo", "static", "random"], "kind": ["equal", "method", "static", "control"]}
         ),
-        "gates": pd.DataFrame({"balancer": ["famo", "static", "famo"], "passes": [True, True, False]}),
+        "gates": pd.DataFrame({"problem": ["control"] * 2, "balancer": ["static", "famo"], "passes": [True, False]}),
         "practice": pd.DataFrame(pays, columns=[*PAYS, *COSTS]),
     }
 
@@ -67,3 +67,11 @@ def test_without_a_part_there_is_nothing_to_show(tmp_path) -> None:
     done = CliRunner().invoke(command.app, ["markdown", "scores", "--kept", str(tmp_path)])
     assert done.exit_code == 2
     assert "has no part of table A" in done.stderr
+
+
+def test_a_method_that_was_not_run_on_a_control_is_marked(tables: dict[str, pd.DataFrame]) -> None:
+    passing = pd.DataFrame(
+        {"problem": ["one", "other", "one"], "balancer": ["famo", "famo", "static"], "passes": [True, True, True]}
+    )
+    lines = markdown_tables.score_table(tables | {"gates": passing}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["static †", "famo"]
