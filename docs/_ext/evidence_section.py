@@ -19,9 +19,13 @@ KINDS = ("method", "static", "control")
 """Kinds of rows that have a section; the others are equal weighting at several lengths of training."""
 TEXT = (
     "Final test scores relative to those of equal weighting, on fresh seeds, each at its own learning rate and with "
-    "short-memory Adam, so that no gain comes from the length of steps. Brackets hold 95 % intervals. *Equivalent "
-    "steps* say for how many times as long equal weighting has to train to reach the same score. :doc:`/results` has "
-    "the rest."
+    "short-memory Adam, so that step length matters less; the gates check what is left. Brackets hold 95 % intervals. "
+    "*Equivalent steps* say for how many times as long equal weighting has to train to reach the same score. "
+    ":doc:`/results` has the rest."
+)
+FAILS = (
+    "† fails the gate of a control, where there is nothing to balance, so its gains and losses elsewhere may come from "
+    "the length of its steps."
 )
 
 
@@ -31,13 +35,15 @@ def evidence(method: str) -> list[str]:
     if not _results().has_claims:
         return []
     labels = list(rows.loc[(rows["name"] == method) & rows["kind"].isin(KINDS), "balancer"])
-    cells = [(label, *cell) for label in labels for cell in _cells(label)]
+    failed = _results().failed_gates.intersection(labels)
+    cells = [(f"{label} †" if label in failed else label, *cell) for label in labels for cell in _cells(label)]
     if not cells:
         return []
     header = ("row", "problem", "score relative to equal weighting", "verdict", "equivalent steps")
-    if len(labels) == 1:  # which is then the method's own name
+    if len(labels) == 1 and not failed:  # the label is then the method's own name
         header, cells = header[1:], [cell[1:] for cell in cells]
-    return [heading("How it did in the evidence", "-"), f"{TEXT}\n", table(header, cells)]
+    section = [heading("How it did in the evidence", "-"), f"{TEXT}\n", table(header, cells)]
+    return [*section, f"{FAILS}\n"] if failed else section
 
 
 def _cells(label: str) -> Iterator[tuple[str, ...]]:

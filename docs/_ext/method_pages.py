@@ -51,6 +51,7 @@ HEADS = {
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", lambda app: write_folder(Path(app.srcdir) / FOLDER, pages()))
+    app.connect("env-get-outdated", lambda *_: [OVERVIEW])  # it changes with the methods, not only with its file
     app.connect("source-read", _fill_overview)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 

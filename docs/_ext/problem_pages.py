@@ -38,6 +38,7 @@ SEED = 1
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", _write_pages)
+    app.connect("env-get-outdated", lambda *_: [OVERVIEW])  # it changes with the problems, not only with its file
     app.connect("source-read", _add_pages_to_overview)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -82,14 +83,16 @@ def _drawn(folder: Path, name: str) -> tuple[bytes, str, dict[str, int]]:
     All are empty for a problem whose data are not here.
     """
     about, png = folder / f"{name}-{_code()}.json", folder / f"{name}-{_code()}.png"
-    if not about.is_file():
+    if about.is_file():
+        caption, sizes = json.loads(about.read_text(encoding="utf-8"))
+        return png.read_bytes(), caption, sizes
+    logging.getLogger(__name__).info("drawing the problem %s", name)
+    picture, caption, sizes = _draw(name)
+    if picture:  # without one, the data may be here at the next build
         folder.mkdir(parents=True, exist_ok=True)
-        logging.getLogger(__name__).info("drawing the problem %s", name)
-        picture, caption, sizes = _draw(name)
         png.write_bytes(picture)
         about.write_text(json.dumps([caption, sizes]), encoding="utf-8")
-    caption, sizes = json.loads(about.read_text(encoding="utf-8"))
-    return png.read_bytes(), caption, sizes
+    return picture, caption, sizes
 
 
 def _draw(name: str) -> tuple[bytes, str, dict[str, int]]:

@@ -21,6 +21,7 @@ from docutils import nodes
 from page_text import write_folder
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.errors import ConfigError
 from sphinx.util.docutils import SphinxRole
 
 FILES = "files"
@@ -59,6 +60,8 @@ def _write_pages(app: Sphinx) -> None:
     folders = dict[str, dict[str, str]]()
     for path, document in app.config.repository_documents.items():
         folder, _, name = document.rpartition("/")
+        if not folder:
+            raise ConfigError(f"repository_documents: {document!r} has no folder; all else in its folder is deleted")
         folders.setdefault(folder, {})[f"{name}.md"] = (_root(app) / path).read_text(encoding="utf-8")
     for folder, pages in folders.items():
         write_folder(Path(app.srcdir) / folder, pages)
