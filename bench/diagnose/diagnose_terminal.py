@@ -17,7 +17,7 @@ from bench.analysis import loss_scales
 from bench.run import atomic_file
 from bench.run.spec import Method
 from bench.style.console import new_console
-from bench.style.numbers import number
+from bench.style.numbers import join, number
 
 from . import gradient_profile, rule, rule_verdict
 from .advice import Advice, advice
@@ -52,7 +52,7 @@ def diagnose(
     advised = with_likelihoods(advice(profile), tasks.create(name, **options).likelihoods)
     out = new_console()
     out.print(Text(heading(profile), style="bold"), grid(profile))
-    for sentence in (comparison(profile), loss_scales.advice(first_losses(profile))):
+    for sentence in (comparison(profile), without_gradient(profile), scaling(profile)):
         if sentence:
             out.print(Text(sentence))
     out.print(Text(f"\nadvice for {name}: {advised.candidate}", style="bold"))
@@ -91,6 +91,26 @@ def comparison(profile: GradientProfile) -> str:
     if conflict is None:
         return "There are no cosines: in no step did two tasks have gradients other than zero."
     return f"{rule.agreement(conflict)}.".replace(" -", " −")
+
+
+def without_gradient(profile: GradientProfile) -> str:
+    """Return a warning that names the tasks whose gradient is zero in every step; empty if there is none."""
+    zero = [task for task, norm in zip(profile.tasks, profile.norms, strict=True) if norm == 0]
+    if not zero:
+        return ""
+    return (
+        f"Warning: the gradient of {join(zero)} is zero in every one of these steps, so the shared part of the model "
+        f"does not learn from {'this task' if len(zero) == 1 else 'these tasks'}, and the advice does not count "
+        f"{'it' if len(zero) == 1 else 'them'}. Look for a detached tensor."
+    )
+
+
+def scaling(profile: GradientProfile) -> str:
+    """Return that the losses should be scaled, and diagnosed again, if they are far apart; empty if they are not."""
+    sentence = loss_scales.advice(first_losses(profile))
+    if not sentence:
+        return ""
+    return f"{sentence} Then run diagnose again: the advice below is for the losses as they are."
 
 
 def first_losses(profile: GradientProfile) -> dict[str, float]:

@@ -76,7 +76,12 @@ def test_a_problem_is_named_with_options_and_a_seed(file: Path) -> None:
     code, output = lossbench("diagnose", name, "--option", "steps = 500", "--option", "scales = [1.0, 30.0]")
     assert code == 0, output
     assert "25 of 500 steps" in output
-    assert "The first loss of b" in output
+    told = " ".join(output.split())
+    assert "The first loss of b" in told
+    assert told.index("Then run diagnose again: the advice below is for the losses as they are.") < told.index(
+        "advice for"
+    )
+    assert "Warning" not in told
     assert lossbench("diagnose", name, "--seed", "2")[1] != lossbench("diagnose", name, "--seed", "3")[1]
 
 
@@ -87,6 +92,7 @@ def test_two_tasks_that_share_no_gradient_are_told(file: Path, tmp_path: Path) -
     code, output = lossbench("diagnose", str(file), "--json", str(out))
     assert code == 0, output
     assert "There are no cosines" in output
+    assert "Warning: the gradient of a and b is zero in every one of these steps" in " ".join(output.split())
     assert json.loads(out.read_text())["profile"]["cosines"] == [[None, None], [None, None]]
 
 
