@@ -197,11 +197,16 @@ def _about(first: Path, second: Path) -> list[str]:
 
 
 def _alone(folder: Path, here: pd.DataFrame, there: pd.DataFrame) -> list[str]:
-    """Return notes on the problems and methods that only ``folder`` has."""
-    notes = []
+    """Return notes on what only ``folder`` has: problems, methods, and methods on a problem that both have."""
+    notes, rest = [], here
     for what in ("problem", "balancer"):
         if only := [label for label in dict.fromkeys(here[what]) if label not in set(there[what])]:
             notes.append(f"only in {folder}: {', '.join(only)}")
+            rest = rest[~rest[what].isin(only)]
+    has = set(zip(there["problem"], there["balancer"], strict=True))
+    cells = dict.fromkeys(zip(rest["problem"], rest["balancer"], strict=True))
+    if only := [f"{balancer} on {problem}" for problem, balancer in cells if (problem, balancer) not in has]:
+        notes.append(f"only in {folder}: {', '.join(only)}")
     return notes
 
 

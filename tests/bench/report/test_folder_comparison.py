@@ -139,6 +139,16 @@ def test_what_only_one_has_and_what_else_differs_is_said(folders):
     assert any(note.startswith("commit: ") for note in notes)
 
 
+def test_a_method_that_is_gone_on_one_problem_is_named(folders):
+    def without(table: pd.DataFrame) -> pd.DataFrame:
+        return table[(table["balancer"] != "uncertainty") | (table["problem"] != "regression, 2 tasks")]
+
+    for name in ("scores", "runs"):
+        change(folders[1], name, without)
+    found = folder_comparison.differences(*folders)
+    assert found.notes == [f"only in {folders[0]}: uncertainty on regression, 2 tasks"]
+
+
 @pytest.mark.slow
 def test_what_can_not_be_compared_is_said_in_a_sentence(folders, tmp_path):
     code, output = lossbench(folders[0], tmp_path / "nowhere")
