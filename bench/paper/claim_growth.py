@@ -62,7 +62,8 @@ def best_window(scores: NDArray[np.float64]) -> int:
 
 
 def _grows(setting: RateSetting, on: Bench, results: Sequence[RunResult]) -> Finding:
-    halves = [_sums(result)[[len(_sums(result)) // 2 - 1, -1]] for result in results]
+    sums = [_sums(result) for result in results if len(result.weights)]  # without runs that failed at the first step
+    halves = [each[[len(each) // 2 - 1, -1]] for each in sums]
     logs = t_interval([np.log(end / middle) for middle, end in halves])
     ratio = Estimate(*(float(np.exp(value)) for value in (logs.mean, logs.low, logs.high)))
     return Finding(

@@ -11,7 +11,7 @@ from bench.run import suite_text
 from bench.style.numbers import counted, join, rate, relative, span
 from bench.style.short_label import short
 
-from . import evidence, step_ratios, task_tables
+from . import step_ratios, task_tables
 from .results_folder import Results
 from .verdict_wording import as_predicate, seeds
 
@@ -39,20 +39,19 @@ def answer(results: Results) -> list[str]:
 def caveat(results: Results) -> str:
     """Return a sentence that the best of several methods needs new seeds before it is relied on.
 
-    It is empty if nothing is ranked, if there is one method to compare, if no method is recommended, if the verdict on
-    each method that is recommended was repeated on other seeds, or if verdicts are confirmatory.
+    It is empty if nothing is ranked, if there is one method to compare, if no method is recommended, or if the verdict
+    on each that is recommended is confirmatory or was repeated on other seeds.
     """
-    methods = results.balancers_in(results.evidence)
-    if not results.ranking or len(methods) < 3 or evidence.claims(results):
+    methods, roles = results.balancers_in(results.evidence), results.roles.by_label
+    if not results.ranking or len(methods) < 3:
         return ""
-    others = results.evidence[results.evidence["balancer"].map(results.roles.by_label) != "control"]
+    others = results.evidence[results.evidence["balancer"].map(roles) != "control"]
     recommended = [
         (str(problem), row["balancer"])
         for problem, rows in others.groupby("problem", sort=False)
         for row in _recommended(_better(rows, results.only(str(problem))))
+        if roles[row["balancer"]] != "confirmatory"
     ]
-    if not recommended:
-        return ""
     again = _against_equal(results)
     confirmed = again[again["again_verdict"] == "better"]
     pairs = set(zip(confirmed["problem"], confirmed["balancer"], strict=True))
@@ -73,7 +72,7 @@ def caveat(results: Results) -> str:
 def mixed(results: Results) -> str:
     """Return a sentence that several kinds of processors did the runs; empty if one did."""
     runs = results.tables["runs"]
-    kinds = [kind for kind in runs["processor"].unique() if kind] if "processor" in runs else []
+    kinds = [kind for kind in runs["processor"].dropna().unique() if kind] if "processor" in runs else []
     if len(kinds) < 2:
         return ""
     return (
@@ -217,8 +216,8 @@ def _none_better(others: pd.DataFrame, equal: pd.Series, results: Results) -> st
         return " ".join(part for part in parts if part)
     best = leading[0]
     text = (
-        f"undecided on {seeds(others)}. The best mean is that of {_named(best)} {_of_equals(best, equal)}"
-        f"{_cost(best, results)}."
+        f"undecided on {seeds(others)}. Of the unsettled ones, the best mean is that of {_named(best)} "
+        f"{_of_equals(best, equal)}{_cost(best, results)}."
     )
     more = _more_seeds(others, results) or "Add seeds under [seeds] reported in the suite; finished runs are kept."
     return " ".join(part for part in (text, _reversals(results), more, _at_edge([best], equal, results)) if part)

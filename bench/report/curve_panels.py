@@ -77,7 +77,7 @@ def score_panel(panel: Axes, results: Results, rows: pd.DataFrame) -> list[End]:
     facts = results.facts(rows["problem"].iloc[0])
     ends = _lines(panel, rows, "value", results)
     start = rows.loc[rows["step"] == rows["step"].min(), "value"].max()
-    if not facts.higher_is_better and panel.get_ylim()[1] > 2 * start:
+    if not facts.higher_is_better and start > 0 and panel.get_ylim()[1] > 2 * start:
         panel.set_ylim(top=2 * start)
     looks, runs = styles(results.balancers), results.tables["runs"]
     failed = rows[rows["key"].isin(runs.loc[runs["status"] == "failed", "key"])]
@@ -100,7 +100,7 @@ def _lines(panel: Axes, rows: pd.DataFrame, column: str, results: Results) -> li
         lines = panel.plot(line["step"], line["centre"], color=look.colour, dashes=look.dashes, linewidth=1.6)
         mark([shade, *lines], label, results.balancers)
         ends.append((float(line["centre"].iloc[-1]), label, look.colour))
-    step_axis(panel, results.facts(rows["problem"].iloc[0]).steps)
+    step_axis(panel, max(rows["step"].max(), 1))
     if log:
         log_axis(panel, "y")
     return ends

@@ -111,10 +111,12 @@ def _marks(panel: Axes, results: Results, x: Estimates, y: Estimates) -> None:
 
 def _axis(panel: Axes, which: Literal["x", "y"], metric: str, higher_is_better: bool, estimates: Estimates) -> None:
     """Label an axis, and limit it to the range of its estimates."""
-    values = np.array([[each.mean, each.low, each.high] for each in estimates.values()], dtype=float)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     set_label, set_limits = (panel.set_xlabel, panel.set_xlim) if which == "x" else (panel.set_ylabel, panel.set_ylim)
     set_label(f"{short(metric, 32)}, {'higher' if higher_is_better else 'lower'} is better")
+    values = np.array([[each.mean, each.low, each.high] for each in estimates.values()], dtype=float)
+    if not np.isfinite(values).any():  # every run failed
+        return
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if spans_decades([low, high], factor=5):
         factor = (high / low) ** MARGIN
         set_limits(low / factor, high * factor)

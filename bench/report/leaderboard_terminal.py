@@ -1,16 +1,15 @@
 """Print the leaderboard in the terminal, 100 columns wide where the width is unknown: a table or two per problem."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.style.console import new_console
 from bench.style.numbers import NOTHING, interval, rate, relative
 from bench.style.short_label import short
 
@@ -37,7 +36,7 @@ def print_leaderboard(results: Path) -> None:
         FileNotFoundError: no suite wrote this folder.
     """
     loaded = load(results)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = new_console(WIDTH)
     console.print(Text(f"{title(loaded)}: {loaded.name}", style="bold"))
     if loaded.board.empty:
         console.print("No reported run has finished yet.")

@@ -106,6 +106,8 @@ def _scores(panel: Axes, results: Results, board: pd.DataFrame, others: list[str
             continue
         look = looks[label]
         mean, low, high = board.loc[[label], list(RELATIVE)].astype(float).to_numpy()[0]
+        if not np.isfinite(mean):
+            continue
         if ratio and not 1 / WIDEST < mean < WIDEST:
             text, edge, side = (f"{mean:.1f}× →", 1.0, "right") if mean > 1 else (f"← {mean:.2f}×", 0.0, "left")
             where = panel.get_yaxis_transform()

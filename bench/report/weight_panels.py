@@ -31,7 +31,6 @@ def weight_trajectories(results: Results) -> tuple[Figure, str] | None:
     rows = rows[np.isfinite(rows["weight"].astype(float))]
     if rows.empty:
         return None
-    (problem,) = results.problems
     tasks = _by_initial_loss(rows)
     # The darkest shades of the colour map would be invisible on a dark page.
     shades = sns.color_palette("flare", as_cmap=True)(np.linspace(0.8, 0, len(tasks)))
@@ -51,7 +50,7 @@ def weight_trajectories(results: Results) -> tuple[Figure, str] | None:
             log_axis(panel, "y")
         else:
             panel.set_ylim(min(0, 1.08 * lowest), 1.08 * highest)
-        step_axis(panel, results.facts(problem).steps)
+        step_axis(panel, rows["step"].max())
     _name_tasks(figure, axes, tasks, colours)
     return figure, (
         "Weights over training. Colour: the tasks, ordered by their loss at the first step; the darkest has the "

@@ -8,6 +8,6 @@ WIDTH = 126
 """Width in characters where the output is not a terminal."""
 
 
-def new_console() -> Console:
-    """Return a console as wide as the terminal, or `WIDTH` characters wide if the output is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+def new_console(width: int = WIDTH) -> Console:
+    """Return a console as wide as the terminal, or ``width`` characters wide if the output is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False)

@@ -167,6 +167,8 @@ def test_weights_that_grow_are_told_from_weights_that_stay() -> None:
     found = claim_growth._grows("tuned", on, [_ended(on, [1.0], rising * (1 + 0.01 * i)) for i in range(4)])
     assert found.verdict == "holds"
     assert found.estimate.mean == pytest.approx(2 / rising[49, 0])
+    failed = _ended(on, [1.0], np.ones((0, 2)))
+    assert claim_growth._grows("tuned", on, [failed] * 4).verdict == "not settled"
     still = claim_growth._grows("tuned", on, [_ended(on, [1.0], np.ones((100, 2)))] * 4)
     assert still.verdict == "does not hold"
 

@@ -401,7 +401,8 @@ def test_a_time_from_a_busy_computer_and_a_wide_interval_are_told(results):
 
 def test_a_lead_within_the_noise_is_undecided(results):
     assert answer(compared(results, (0.57, 0.26, 1.21))) == [
-        "regression, 2 tasks: undecided on 5 seeds. The best mean is that of GradNorm, 0.57× [0.26, 1.21] of equal's "
+        "regression, 2 tasks: undecided on 5 seeds. Of the unsettled ones, the best mean is that of "
+        "GradNorm, 0.57× [0.26, 1.21] of equal's "
         "score, at 1.20× the time of a step. Add seeds under [seeds] reported in the suite; finished runs are kept."
     ]
 
