@@ -3,9 +3,10 @@ r"""Decide for which methods and problems it is claimed that balancing helps.
 *Balancing helps m on p* is claimed if the method m is better on the problem p than equal weighting and better than all
 static weights that were run on it. Beating equal weighting alone shows only that the tasks' scales matter, which a
 constant sets right. Beating static weights alone shows nothing if they hurt. Each comparison is a paired t-test over
-the seeds of both sets, and the largest of the p-values counts: it is a valid p-value for "not better than all of them"
-(an intersection–union test), however much the variances differ. Holm's rule corrects it for the number of tests that
-were planned, methods times problems, so that a claim does not depend on how many of them have been run.
+the seeds of both sets, and the largest of the p-values counts. They are two-sided. Where the method's mean is better in
+every comparison, the largest is a valid p-value for "not better than all of them" (an intersection–union test), however
+much the variances differ. Elsewhere nothing is claimed, whatever it is. Holm's rule corrects it for the number of tests
+that were planned, methods times problems, so that a claim does not depend on how many of them have been run.
 
 A claim also needs
 

@@ -184,7 +184,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], hatched: bool) -> None:
     )  # fmt: skip
     scale.ax.xaxis.set_major_locator(FixedLocator([float(np.log(tick)) for tick in TICKS]))
     scale.ax.xaxis.set_minor_locator(NullLocator())
-    scale.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{np.exp(value):.2g}×"))
+    scale.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{np.exp(value):.3g}×"))
     scale.ax.tick_params(length=2)
     scale.set_label("score over that of equal weighting")
     for spine in scale.ax.spines.values():

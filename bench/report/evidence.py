@@ -61,7 +61,8 @@ def _random(rows: pd.DataFrame, results: Results) -> str:
     beaten = rows[~rows["holds"].astype(bool)]
     if beaten.empty:
         where = f"any of {count} problems" if count > 1 else short(rows["problem"].iloc[0], 40)
-        return f"{label} is not better than {equal} on {where}."
+        settled = rows["verdict"].isin(["worse", "tie"]).all()
+        return f"{label} is not {'' if settled else 'shown to be '}better than {equal} on {where}."
     where = join(f"{short(row['problem'], 40)} ({_brief(row)})" for _, row in beaten.iterrows())
     return f"{label} IS BETTER than {equal} on {where}. A method that is no better than {label} has learned nothing."
 
@@ -197,7 +198,12 @@ def target_grid(results: Results) -> TextGrid | None:
     header = ["Method", "Runs that reach it", "Steps", f"Fraction of {equals} steps"]
     header += ["Time", f"Fraction of {equals} time"] * timed
     header += ["Floating-point operations", f"Fraction of {equals} operations"] * counted
-    return {"title": "", "header": header, "rows": rows, "marked": set()}
+    grid: TextGrid = {"title": "", "header": header, "rows": rows, "marked": set()}
+    if counted:
+        reaching = table[np.isfinite(table["steps"].astype(float))].set_index("balancer")["flops"].astype(float)
+        column = header.index("Floating-point operations")
+        grid["sort"] = {(i, column): reaching[row[0]] for i, row in enumerate(rows) if row[0] in reaching}
+    return grid
 
 
 def _reached(row: pd.Series) -> bool:

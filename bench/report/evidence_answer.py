@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bench.style.numbers import counted, join, relative
+from bench.style.numbers import counted, decimals_off, join, p_value, relative
 from bench.style.short_label import short
 
 from .results_folder import Results
@@ -72,7 +72,7 @@ def answers(results: Results) -> list[ProblemAnswer]:
     return [_of_problem(str(problem), results.only(str(problem)), results.failed_gates) for problem in problems]
 
 
-def equivalent(row: pd.Series, prefix: str = "") -> str:
+def equivalent(row: pd.Series, prefix: str = "", bounds: Collection[float] = ()) -> str:
     """Write equivalent steps with their interval, ``3.06 [2.48, 3.90]``; an end beyond the curve as ``<0.5`` or ``>4``.
 
     If the whole interval lies beyond the curve, there are no bounds.
@@ -80,22 +80,28 @@ def equivalent(row: pd.Series, prefix: str = "") -> str:
     Args:
         row: A row with "q" and "beyond", and its ends in columns that begin with ``prefix``.
         prefix: "q_" where the ends are called so.
+        bounds: Bounds that decide on a verdict, onto which no end is rounded.
     """
     ends = [(row[f"{prefix}{end}"], row[f"{prefix}{end}_beyond"]) for end in ("low", "high")]
-    return _flagged(float(row["q"]), row["beyond"], [(float(value), beyond) for value, beyond in ends])
+    return _flagged(float(row["q"]), row["beyond"], [(float(value), beyond) for value, beyond in ends], bounds)
 
 
 def quotient(row: pd.Series) -> str:
-    """Write *q*/*c* with its interval; an end whose *q* lies beyond the curve has ``<`` or ``>`` before it."""
+    """Write *q*/*c* with its interval; an end whose *q* lies beyond the curve has ``<`` or ``>`` before it.
+
+    An end is never rounded to 1, so that the interval agrees with its verdict.
+    """
     ends = [(float(row["low"]), row["q_low_beyond"]), (float(row["high"]), row["q_high_beyond"])]
-    return _flagged(float(row["q_per_cost"]), row["beyond"], ends)
+    return _flagged(float(row["q_per_cost"]), row["beyond"], ends, (1,))
 
 
-def _flagged(value: float, beyond: str, ends: list[tuple[float, str]]) -> str:
+def _flagged(value: float, beyond: str, ends: list[tuple[float, str]], bounds: Collection[float]) -> str:
     signs = {"below": "<", "above": ">", "": ""}
-    bounds = [f"{signs[flag]}{end:.2f}" for end, flag in ends]
-    inside = np.isfinite(ends[0][0]) and not (beyond and ends[0][1] == ends[1][1] == beyond)
-    return f"{signs[beyond]}{value:.2f}" + (f" [{', '.join(bounds)}]" if inside else "")
+    if not np.isfinite(ends[0][0]) or (beyond and ends[0][1] == ends[1][1] == beyond):
+        return f"{signs[beyond]}{value:.2f}"
+    decimals = decimals_off(bounds, [end for end, _ in ends], 2)
+    texts = [f"{signs[flag]}{end:.{decimals}f}" for end, flag in [(value, beyond), *ends]]
+    return f"{texts[0]} [{', '.join(texts[1:])}]"
 
 
 def _set(results: Results, reserved: bool) -> pd.DataFrame:
@@ -124,9 +130,8 @@ def _claimed(results: Results, reserved: bool) -> str:
 
 def _gates(results: Results) -> str:
     """Tell which methods fail a gate."""
-    gates, rows, parts = (results.tables[name] for name in ("gates", "rows", "parts"))
+    gates, rows = results.tables["gates"], results.tables["rows"]
     controls = set(results.tables["problems"].loc[results.tables["problems"]["control"].astype(bool), "problem"])
-    expected = parts.loc[(parts["table"] == "A") & ~parts["there"].astype(bool), "problem"]
     methods = [label for label in rows.loc[rows["kind"] == "method", "balancer"] if label in set(gates["balancer"])]
     if not methods:
         return "No control has been run, so no method is gated yet, and nothing is claimed."
@@ -136,8 +141,7 @@ def _gates(results: Results) -> str:
     if failed:
         text += f"; {join(short(label, 40) for label in failed)} {'fails' if len(failed) == 1 else 'fail'}, and "
         text += "nothing is claimed of a method that fails"
-    incomplete = len(controls) < 2 and len(expected) > 0
-    return f"{text}.{' Before both controls are there, nothing is claimed.' if incomplete else ''}"
+    return f"{text}.{' Before both controls are there, nothing is claimed.' if len(controls) < 2 else ''}"
 
 
 def _lengths(results: Results) -> str:
@@ -302,15 +306,11 @@ def _not_claimed(best: pd.Series | None, only_static: bool) -> str:
         "not better than equal": "which is not better than equal weighting",
         "not better than static": "which is not better than all static weights",
         "a tie": "which counts as a tie",
-        "not settled": f"which is not settled after correction (p = {_p_value(best['holm_p'])})",
+        "not settled": f"which is not settled after correction (p = {p_value(best['holm_p'])})",
         "not repeated": "but only one set of seeds was run",
         "not in both sets": "but one of the two sets of seeds alone does not show it",
     }[best["why_not"]]
     return f"No balancing is claimed. The best mean: {_compared(best, only_static)}, {why}."
-
-
-def _p_value(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
 
 
 def _static_label(results: Results) -> str | None:
@@ -364,7 +364,7 @@ def _price(results: Results, label: str | None) -> str:
         "not settled": "so that it is not settled whether it pays",
         "": "",
     }[row["verdict"]]
-    return f"{text}; its step costs {float(row['cost']):.2f} times as much, {worth} (q/c {quotient(row)})."
+    return f"{text}; a step of {name} costs {float(row['cost']):.2f} times as much, {worth} (q/c {quotient(row)})."
 
 
 def _longer(results: Results) -> str:
@@ -373,8 +373,19 @@ def _longer(results: Results) -> str:
         return ""
     row = results.tables["doubling"].iloc[0]
     value = relative(row["scale"], row["doubling"], row["low"], row["high"])
-    text = f"Plain training for twice as long scores {value} {'of' if row['scale'] == 'ratio' else 'on'} its score"
+    of = "of" if row["scale"] == "ratio" else "on"
+    text = f"Plain training for twice as long scores {value} {of} equal weighting's score"
+    if _is_worse(row, results):
+        return f"{text}: longer training does not help."
     return f"{text}: it has converged." if row["converged"] else f"{text}."
+
+
+def _is_worse(row: pd.Series, results: Results) -> bool:
+    """Tell whether the whole interval of a comparison on one problem lies on the side of worse scores."""
+    if row["scale"] == "ratio":
+        return bool(row["low"] > 1)
+    higher = bool(results.tables["problems"]["higher_is_better"].iloc[0])
+    return bool(row["high"] < 0) if higher else bool(row["low"] > 0)
 
 
 def _step_length(results: Results, failed: Collection[str]) -> str:
@@ -394,7 +405,7 @@ def _step_length(results: Results, failed: Collection[str]) -> str:
     size = np.abs(np.log(change) if (found["scale"] == "ratio").all() else change)
     first = found.iloc[np.argsort(-size, kind="stable")]
     texts = [
-        f"{short(row['balancer'], 40)} ({_bare(row, 'short_memory')} in A, {_bare(row, 'as_published')} in B)"
+        f"{short(row['balancer'], 40)} ({bare(row, 'short_memory')} in A, {bare(row, 'as_published')} in B)"
         for _, row in first.head(MOST_NAMED).iterrows()
     ]
     rest = len(first) - len(texts)
@@ -403,5 +414,6 @@ def _step_length(results: Results, failed: Collection[str]) -> str:
     return f"Step length changes the standing of {join([*texts, *more])}: each at 95 % and uncorrected; {chance}."
 
 
-def _bare(row: pd.Series, column: str) -> str:
-    return relative(row["scale"], float(row[column]), np.nan, np.nan)
+def bare(row: pd.Series, column: str) -> str:
+    """Write a comparison without its interval, on the row's scale; `NOTHING` if the column has no number."""
+    return relative(row["scale"], float(row[column]) if pd.notna(row[column]) else np.nan)

@@ -6,10 +6,11 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from bench.style.numbers import NOTHING, counted, number, relative
+from bench.analysis.gates import MARGIN
+from bench.style.numbers import NOTHING, counted, number, p_value, relative
 from bench.style.short_label import short
 
-from .evidence_answer import equivalent, quotient
+from .evidence_answer import bare, equivalent, quotient
 from .results_folder import Results
 
 
@@ -46,7 +47,7 @@ class JudgedTable(TypedDict):
 def cell(text: str, *below: str, looks: str = "", sort: float | None = None) -> JudgedCell:
     """Return a cell; ``text`` may hold an interval in brackets, which becomes the line below it."""
     first, _, bounds = text.partition(" [")
-    lines = ([f"[{bounds}"] if bounds else []) + [line for line in below if line]
+    lines = ([f"[{bounds}"] if bounds else []) + [line for line in below if line not in ("", NOTHING)]
     finite = None if sort is None or not np.isfinite(sort) else float(sort)
     return {"text": first, "below": lines, "looks": looks, "sort": finite}
 
@@ -102,7 +103,7 @@ def _choice(row: pd.Series | None, column: str, failed: Collection[str]) -> Judg
         return cell(NOTHING, f"q {equivalent(row, 'q_')}", "c not timed", name)
     steps = f"q {equivalent(row, 'q_').partition(' ')[0]}, c {float(row['cost']):.2f}"
     looks = {"pays": "pays", "train longer": "longer"}.get(row["verdict"], "")
-    return cell(quotient(row), steps, name, looks=looks, sort=float(row["q_per_cost"]))
+    return cell(quotient(row), row["verdict"], steps, name, looks=looks, sort=float(row["q_per_cost"]))
 
 
 def gates(results: Results) -> JudgedTable:
@@ -122,7 +123,8 @@ def _gate(row: pd.Series | None) -> JudgedCell:
     if row is None:
         return cell(NOTHING)
     score = relative(row["scale"], row["relative"], row["relative_low"], row["relative_high"])
-    return cell(f"{equivalent(row)}", f"score {score}", looks="" if row["passes"] else "verdict-worse", sort=row["q"])
+    verdict, looks = ("", "") if row["passes"] else ("fails", "verdict-worse")
+    return cell(equivalent(row, bounds=MARGIN), verdict, f"score {score}", looks=looks, sort=row["q"])
 
 
 def doubling(results: Results) -> JudgedTable:
@@ -136,7 +138,7 @@ def doubling(results: Results) -> JudgedTable:
         told = cell("converged" if row["converged"] else "not converged")
         cells = [cell(value, sort=row["doubling"]), told, cell(smallest), cell(str(row["seeds"]))]
         rows.append(_row(results, row["problem"], row["problem"], cells))
-    return _table(["Problem", "Equal weighting for twice the steps", "", "Detectable effect", "Seeds"], rows)
+    return _table(["Problem", "Equal weighting for twice the steps", "Verdict", "Detectable effect", "Seeds"], rows)
 
 
 def step_length(results: Results) -> JudgedTable:
@@ -154,30 +156,37 @@ def step_length(results: Results) -> JudgedTable:
 def _change(row: pd.Series | None) -> JudgedCell:
     if row is None:
         return cell(NOTHING)
-    short_memory, published = _bare(row, "short_memory"), _bare(row, "as_published")
+    short_memory, published = bare(row, "short_memory"), bare(row, "as_published")
     change = relative(row["scale"], row["change"], row["change_low"], row["change_high"])
-    looks = "pays" if row["step_length"] else ""
-    return cell(f"{short_memory} → {published}", change, looks=looks, sort=float(row["change"]))
+    verdict, looks = ("step length matters", "pays") if row["step_length"] else ("", "")
+    return cell(f"{short_memory} → {published}", change, verdict, looks=looks, sort=float(row["change"]))
 
 
 def claims(results: Results) -> JudgedTable:
     """Return the table of all tests of balancing, with what keeps each from being claimed."""
     rows = []
     for _, row in results.tables["claims"].iterrows():
-        told = _claim(row)
         cells = [
             cell(row["problem"]),
             cell(row["role"]),
             _against(row, "relative", "relative_low", "relative_high"),
             _against(row, "static_relative", "static_low", "static_high", short(row["static"], 30)),
-            cell(_p_value(row["p"]), sort=row["p"]),
-            cell(_p_value(row["holm_p"]), sort=row["holm_p"]),
-            *(cell(_p_value(row[column]), sort=row[column]) for column in ("reported_p", "repeated_p")),
-            told,
+            *_p_values(row, results),
+            _claim(row),
         ]
         rows.append(_row(results, row["balancer"], row["problem"], cells))
     header = ["Method", "Problem", "Role", "Against equal", "Against the best static row", "p", "p, corrected"]
-    return _table([*header, "p, first seeds", "p, other seeds", ""], rows)
+    return _table([*header, "p, first seeds", "p, other seeds", "Verdict"], rows)
+
+
+def _p_values(row: pd.Series, results: Results) -> list[JudgedCell]:
+    """Return the cells of a test's p-values; empty ones unless the method's mean is better, as they are two-sided."""
+    facts = results.tables["problems"].set_index("problem").loc[row["problem"]]
+    higher, none = bool(facts["higher_is_better"]), 1 if row["scale"] == "ratio" else 0
+    against = [row["static_relative"]] if facts["only_static"] else [row["relative"], row["static_relative"]]
+    better = all(mean > none if higher else mean < none for mean in against)
+    columns = ("p", "holm_p", "reported_p", "repeated_p")
+    return [cell(p_value(row[column]), sort=row[column]) if better else cell(NOTHING) for column in columns]
 
 
 def _claim(row: pd.Series) -> JudgedCell:
@@ -211,7 +220,7 @@ def training(results: Results) -> JudgedTable:
     rows = []
     for _, row in results.tables["training_scores"].iterrows():
         pairs = [
-            cell(number(float(row[split])), _bare(row, f"{split}_relative"), sort=float(row[split]))
+            cell(number(float(row[split])), bare(row, f"{split}_relative"), sort=float(row[split]))
             for split in ("train", "test")
         ]
         failed = f"{counted(int(row['failed']), 'run')} failed" if row["failed"] else ""
@@ -247,12 +256,3 @@ def _against(row: pd.Series, mean: str, low: str, high: str, *below: str) -> Jud
     """Return the cell of a comparison; ``mean``, ``low`` and ``high`` are its columns."""
     value = float(row[mean])
     return cell(relative(row["scale"], value, float(row[low]), float(row[high])), *below, sort=value)
-
-
-def _bare(row: pd.Series, column: str) -> str:
-    value = float(row[column]) if pd.notna(row[column]) else np.nan
-    return relative(row["scale"], value, np.nan, np.nan) if np.isfinite(value) else ""
-
-
-def _p_value(value: float) -> str:
-    return "<0.001" if value < 0.001 else number(value, 2)

@@ -17,6 +17,8 @@ from .verdict_wording import finding, seeds
 
 TIMED = ("step", "forward", "backward", "optimizer")
 OF_STEP = ("ratio_to_equal", "ratio_low", "ratio_high", "flops", "operator_calls", "peak_bytes")
+SIZES = {6: "flops", 8: "peak_bytes"}
+"""The columns of the costs of a step that are written with a metric prefix, by their places in the table."""
 
 
 class Overview(TypedDict):
@@ -237,6 +239,8 @@ def costs(results: Results) -> list[TextGrid]:
     grids: list[TextGrid] = []
     for (_, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
         labels = results.balancers_in(rows)
+        steps = rows[rows["part"] == "step"].set_index("balancer")[["flops", "peak_bytes"]].astype(float)
+        sizes = [(i, column, steps.loc[label, of]) for i, label in enumerate(labels) for column, of in SIZES.items()]
         grids.append(
             {
                 "title": f"{results.machine(str(device))}, {_threads(int(rows['threads'].iloc[0]))}",
@@ -246,6 +250,7 @@ def costs(results: Results) -> list[TextGrid]:
                 ],
                 "rows": [_cost_row(label, rows[rows["balancer"] == label].set_index("part")) for label in labels],
                 "marked": set(),
+                "sort": {(i, column): float(size) for i, column, size in sizes if pd.notna(size)},
             }
         )
     return grids

@@ -16,9 +16,10 @@
     const few = methods.length > MOST ? methods.slice(0, MOST) : methods;
     const chosen = hovered !== null ? new Set([hovered]) : followed.size ? followed : new Set(few);
     const grey = methods.filter((place) => !chosen.has(place));
+    const wanted = hovered !== null || followed.size > 0; // until then, all rows of tables stay easy to read
     document.getElementById("followed").textContent = grey
-      .map((place) =>
-        `.method-${place} { filter: grayscale(1); opacity: 0.25; } [data-method="${place}"] { opacity: 0.45; }`)
+      .map((place) => `.method-${place} { filter: grayscale(1); opacity: 0.25; }`)
+      .concat(wanted ? grey.map((place) => `[data-method="${place}"] { opacity: 0.45; }`) : [])
       .concat(only && followed.size
         ? methods.filter((place) => !followed.has(place)).map((place) => `tr[data-method="${place}"] { display: none; }`)
         : [])
@@ -73,7 +74,7 @@
   const value = (row, column) => {
     const cell = row.cells[column];
     const text = (cell.dataset.sort ?? cell.textContent).trim().replace("−", "-");
-    const number = parseFloat(text.replace("+", ""));
+    const number = parseFloat(text.replace(/[+,]/g, ""));
     return { text, number };
   };
   const sort = (table, column) => {
@@ -93,11 +94,11 @@
   for (const table of all("table.sortable")) {
     table.classList.add("can-sort");
     [...table.tHead.rows[0].cells].forEach((head, column) => {
-      head.tabIndex = 0;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
       head.addEventListener("click", () => sort(table, column));
-      head.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") sort(table, column);
-      });
     });
   }
 

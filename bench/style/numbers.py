@@ -1,7 +1,7 @@
 """Write numbers for people: how many digits, which unit, and intervals in brackets."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import pandas as pd
@@ -35,11 +35,22 @@ def rate(value: float) -> str:
     return f"{value:g}".replace("e-0", "e-")
 
 
-def interval(mean: float, low: float, high: float, digits: int = 4) -> str:
+def decimals_off(bounds: Collection[float], values: Iterable[float], decimals: int) -> int:
+    """Return the least number of decimals, from ``decimals`` on, that rounds none of the values onto a bound.
+
+    A value that equals a bound may stand on it, and so may one that up to three further decimals do not tell from it.
+    """
+    off = [(value, bound) for value in values for bound in bounds if value != bound]
+    enough = (more for more in range(decimals, decimals + 4) if all(round(value, more) != at for value, at in off))
+    return next(enough, decimals)
+
+
+def interval(mean: float, low: float, high: float, digits: int = 4, bounds: Collection[float] = ()) -> str:
     """Write ``0.512 [0.480, 0.544]``, or only the mean if there are no bounds (one seed).
 
     The number of decimals shows two significant digits of the interval's half-width, but at least two and at most
-    ``digits`` significant digits of the mean.
+    ``digits`` significant digits of the mean. It is larger where an end would be rounded onto one of the ``bounds``,
+    which decide the verdict.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return number(mean)
@@ -48,17 +59,21 @@ def interval(mean: float, low: float, high: float, digits: int = 4) -> str:
     decimals = decimal_places(mean, digits)
     if high > low:
         decimals = min(decimals, max(decimal_places(mean, 2), decimal_places((high - low) / 2, 2)))
+    decimals = decimals_off(bounds, (low, high), decimals)
     return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
-def relative(scale: str, mean: float, low: float, high: float) -> str:
-    """Write a comparison with equal weighting: ``0.62× [0.58, 0.66]``, or ``+1.3 [+0.9, +1.7]`` for a difference."""
+def relative(scale: str, mean: float, low: float = np.nan, high: float = np.nan) -> str:
+    """Write a comparison with equal weighting: ``0.62× [0.58, 0.66]``, or ``+1.3 [+0.9, +1.7]`` for a difference.
+
+    An end is never rounded to no difference, so that the interval agrees with its verdict.
+    """
     if not np.isfinite(mean):
         return NOTHING
     if scale == "ratio":
-        estimate, _, bounds = interval(mean, low, high, digits=3 if mean < 1 else 4).partition(" ")
+        estimate, _, bounds = interval(mean, low, high, 3 if mean < 1 else 4, bounds=(1,)).partition(" ")
         return f"{estimate}× {bounds}".rstrip()
-    signed = re.sub(r"(?<![\d.e-])(?=\d)", "+", interval(mean, low, high))
+    signed = re.sub(r"(?<![\d.e-])(?=\d)", "+", interval(mean, low, high, bounds=(0,)))
     return signed.replace("-", "−")
 
 
@@ -71,11 +86,27 @@ def step_ratio(mean: float, low: float, high: float) -> str:
 
 
 def percent(mean: float, low: float, high: float) -> str:
-    """Write fractions of one as percentages with their sign: ``+3.1 % [+0.4, +5.8]``."""
+    """Write fractions of one as percentages with their sign: ``+3.1 % [+0.4, +5.8]``; no end is rounded to zero."""
     if not np.isfinite(mean):
         return NOTHING
-    bounds = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(low) and np.isfinite(high) else ""
-    return f"{100 * mean:+.1f} %{bounds}".replace("-", "−")
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return f"{100 * mean:+.1f} %".replace("-", "−")
+    decimals = decimals_off((0,), (100 * low, 100 * high), 1)
+    estimate, *ends = (f"{100 * value:+.{decimals}f}" for value in (mean, low, high))
+    return f"{estimate} % [{', '.join(ends)}]".replace("-", "−")
+
+
+def p_value(value: float, level: float = 0.05) -> str:
+    """Write a p-value to two significant digits, or to as many more as tell it from ``level``: ``0.013``, ``0.0504``.
+
+    One below 0.001 is written ``<0.001``.
+    """
+    if value < 0.001:
+        return "<0.001"
+    digits = 2
+    while rounded(value, digits) == level != value:
+        digits += 1
+    return number(value, digits)
 
 
 def quantity(value: float, unit: str) -> str:

@@ -74,11 +74,13 @@ class TestAnswers:
             found.text,
         )
         assert re.match(
-            r"To match uncertainty, equal weighting must train for \d\.\d\d \[\d.+\] times the steps; its step costs "
-            r"1\.05 times as much, so it pays \(q/c \d",
+            r"To match uncertainty, equal weighting must train for \d\.\d\d \[\d.+\] times the steps; a step of "
+            r"uncertainty costs 1\.05 times as much, so it pays \(q/c \d",
             found.beside,
         )
-        assert "Plain training for twice as long scores 0.8" in found.beside
+        assert re.search(
+            r"Plain training for twice as long scores 0\.8\d+× \[.+\] of equal weighting's score", found.beside
+        )
 
     def test_a_method_that_fails_its_gate_is_not_claimed_however_good(self, results: Results) -> None:
         claims, compared = results.tables["claims"], results.tables["comparisons"]
@@ -157,7 +159,7 @@ class TestAnswers:
         start = "Equal weighting is worse than a constant predictor here (1.20× [1.10, 1.30]), so "
         assert answer(fails, "helmholtz").text.startswith(f"{start}only static weights count.")
         assert answer(fails, "scenes").text.startswith(f"{start}that a gain over it says little.")
-        assert f"On helmholtz: {start}only static weights count." in effect_picture.caption(fails)
+        assert f" helmholtz: {start}only static weights count." in effect_picture.caption(fails)
         unknown = changed(results, problems=results.tables["problems"].assign(equal_to_constant=np.nan))
         assert "is not known." in answer(unknown, "helmholtz").text
         assert "constant predictor" not in answer(unknown, "scenes").text
@@ -208,7 +210,21 @@ class TestAnswers:
 
     def test_a_problem_without_costs_has_q_alone(self, results: Results) -> None:
         pays = results.tables["pays"].assign(cost=np.nan, verdict="")
-        assert "its step costs" not in answer(changed(results, pays=pays), "scenes").beside
+        assert "a step of" not in answer(changed(results, pays=pays), "scenes").beside
+
+    @pytest.mark.parametrize(
+        ("scale", "low", "high", "end"),
+        [
+            ("ratio", 1.01, 1.05, "longer training does not help."),
+            ("ratio", 0.98, 1.05, "it has converged."),
+            ("difference", 0.01, 0.05, "longer training does not help."),  # of a loss
+        ],
+    )
+    def test_where_longer_training_makes_it_worse_that_is_said(
+        self, results: Results, scale: str, low: float, high: float, end: str
+    ) -> None:
+        table = results.tables["doubling"].assign(scale=scale, doubling=high, low=low, high=high, converged=True)
+        assert f"equal weighting's score: {end}" in answer(changed(results, doubling=table), "scenes").beside
 
     def test_across_problems_there_are_counts(self, results: Results) -> None:
         lines = evidence_answer.headlines(results)
@@ -295,6 +311,40 @@ class TestTables:
         none = results.tables["problems"].assign(chord=np.nan)
         assert evidence_sections.practice(changed(results, problems=none))["note"] == ""
 
+    def test_a_verdict_is_in_words_wherever_it_shows_by_its_looks(self, results: Results) -> None:
+        words = {"pays": "pays", "longer": "train longer"}
+        for row in evidence_sections.practice(results)["rows"]:
+            for each in row["cells"]:
+                assert not each["looks"] or words[each["looks"]] in each["below"]
+        found = [each for row in evidence_sections.step_length(results)["rows"] for each in row["cells"]]
+        assert all(("step length matters" in each["below"]) == (each["looks"] == "pays") for each in found)
+        found = [each for row in evidence_sections.gates(results)["rows"] for each in row["cells"][:-1]]
+        assert all(("fails" in each["below"]) == bool(each["looks"]) for each in found)
+        assert all(all(table["header"]) for table in evidence_sections.sections(results).values() if table)
+
+    def test_numbers_are_not_rounded_onto_the_bound_that_decides(self, results: Results) -> None:
+        gates = results.tables["gates"].assign(
+            q=0.95, low=0.8967, high=1.0496, beyond="", low_beyond="", high_beyond="", passes=False
+        )
+        (first, *_) = evidence_sections.gates(changed(results, gates=gates))["rows"]
+        assert first["cells"][0]["below"][0] == "[0.897, 1.050]"
+        pays = results.tables["practice"].assign(
+            q_per_cost=0.95, beyond="", low=0.9, q_low_beyond="", high=0.997, q_high_beyond=""
+        )
+        assert evidence_answer.quotient(pays.iloc[0]) == "0.950 [0.900, 0.997]"
+
+    def test_p_values_are_left_out_where_a_method_is_worse(self, results: Results) -> None:
+        claims = results.tables["claims"].set_index(["problem", "balancer"])
+        counts = {True: 0, False: 0}
+        for row in evidence_sections.claims(results)["rows"]:
+            problem = row["cells"][0]["text"]
+            test = claims.loc[(problem, row["head"])]
+            worse = problem != "helmholtz" and test["relative"] > 1  # on helmholtz, only static weights count
+            if test["claimed"] or worse or test["why_not"].startswith("not better"):
+                assert [each["text"] != "–" for each in row["cells"][4:8]] == [bool(test["claimed"])] * 4
+                counts[bool(test["claimed"])] += 1
+        assert min(counts.values()) > 3
+
     def test_gates_tell_who_fails(self, results: Results) -> None:
         rows = {row["head"]: row["cells"][-1]["text"] for row in evidence_sections.gates(results)["rows"]}
         assert rows["uncertainty"] == "passes"
@@ -368,6 +418,11 @@ class TestPicture:
             "apart",
         ]
         assert published == ["flights", "scenes", "multi-token", "helmholtz", "burgers", "same-tasks", "apart"]
+
+    def test_ticks_have_their_numbers(self, figure: Figure) -> None:
+        figure.draw_without_rendering()
+        texts = [label.get_text() for axes in figure.axes for label in axes.get_xticklabels()]
+        assert "1.25×" in texts
 
     def test_its_text_names_counts_and_failures(self, results: Results) -> None:
         text = effect_picture.caption(results)

@@ -10,19 +10,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import balancers
+from bench.analysis import Estimate
 from bench.report import (
     cost_panels,
+    curve_panels,
+    front_report,
     leaderboard_terminal,
     report_figures,
     report_page,
     step_ratios,
+    summary_figure,
     verdict_wording,
+    weight_panels,
 )
 from bench.report.answer import answer, caveat, mixed
-from bench.report.evidence import repeated
+from bench.report.evidence import controls, repeated
 from bench.report.results_folder import load
 from bench.run import suite_text
 from bench.style import numbers
@@ -30,7 +36,7 @@ from bench.style.figure_style import NUM_COLOURS, spread, styles
 from bench.style.short_label import short
 from bench.suite import suite_file
 
-from .made_up_results import BALANCERS, CORE, HOSTILE, OPTIONS, SECOND, build, core
+from .made_up_results import BALANCERS, CORE, HOSTILE, OPTIONS, SECOND, STEPS, build, core
 
 
 def labels_of(suite: str) -> list[str]:
@@ -314,6 +320,14 @@ class TestEvidence:
         leaderboard_terminal.print_leaderboard(folder)
         assert "Control FAILED: equal, under a second name: NOT bit-identical." in capsys.readouterr().out
 
+    def test_random_weights_that_are_not_settled_are_not_said_to_be_no_better(self, whole):
+        row = {"control": "random", "balancer": "random", "problem": "regression, 2 tasks", "holds": True}
+        for verdict, words in (("tie", "random is not better"), ("not settled", "random is not shown to be better")):
+            results = load(whole)
+            results.tables["controls"] = pd.DataFrame([{**row, "verdict": verdict}])
+            (found,) = controls(results)
+            assert found["text"] == f"{words} than equal on regression, 2 tasks."
+
     @pytest.mark.slow
     def test_a_verdict_that_flips_is_named(self, evidence):
         results = load(evidence)
@@ -355,6 +369,17 @@ class TestAnswer:
         assert mixed(results).startswith("The runs were done by 2 kinds of processors (one, other): scores are")
         results.tables["runs"]["processor"] = "one"
         assert mixed(results) == ""
+        results.tables["runs"]["processor"] = [None, "one"] * (len(results.tables["runs"]) // 2)
+        assert mixed(results) == ""
+
+    def test_only_exploratory_recommendations_need_a_caveat(self, whole):
+        results = load(whole)
+        roles = dict.fromkeys(results.balancers, "confirmatory")
+        confirmatory = replace(results, roles=replace(results.roles, by_label=roles))
+        assert caveat(confirmatory) == ""
+        best = results.evidence.iloc[0]["balancer"]
+        exploratory = replace(results, roles=replace(results.roles, by_label={**roles, best: "exploratory"}))
+        assert "luck" in caveat(exploratory)
 
     @pytest.mark.slow
     def test_defaults_and_repeated_runs_need_no_such_caveat(self, bare, evidence):
@@ -447,6 +472,36 @@ class TestFigures:
         svg = (many / "figures" / "summary.svg").read_text()
         for title in ("regression, 2 tasks", "regression, 40 tasks", "one dot per problem"):
             assert title in svg
+
+    def test_a_longer_training_is_drawn_to_its_end(self, whole):
+        results = load(whole).only("regression, 2 tasks")
+        longer = {
+            name: table.assign(step=table["step"].mask(table["balancer"] == "GradNorm", 2 * table["step"]))
+            for name, table in results.tables.items()
+            if name in ("curves", "trajectory", "dynamics")
+        }
+        results = replace(results, tables=results.tables | longer)
+        for draw in (curve_panels.learning_curves, curve_panels.dynamics, weight_panels.weight_trajectories):
+            figure, _ = draw(results)
+            assert {axes.get_xlim()[1] for axes in figure.axes if axes.get_xlabel()} == {2 * STEPS}
+
+    def test_a_score_that_starts_at_zero_or_below_is_not_cut_off(self, whole):
+        results = load(whole).only("regression, 2 tasks")
+        rows = curve_panels.validation_scores(results)
+        shifted = rows.assign(value=rows["value"].astype(float) - rows["value"].max() - 1)
+        panel = Figure().add_subplot()
+        curve_panels.score_panel(panel, results, shifted)
+        assert panel.get_ylim()[1] >= shifted["value"].max()
+
+    def test_where_every_run_failed_nothing_is_drawn(self, whole):
+        panel = Figure().add_subplot()
+        front_report._axis(panel, "x", "loss", False, {"famo": Estimate(np.nan, np.nan, np.nan)})
+        assert panel.get_xlabel() == "loss, lower is better"
+        board = pd.DataFrame(
+            {"scale": "ratio", "relative": np.nan, "relative_low": np.nan, "relative_high": np.nan}, index=["GradNorm"]
+        )
+        summary_figure._scores(panel, load(whole), board, ["GradNorm"])
+        assert not panel.texts
 
     def test_labels_of_a_figure_lie_apart_and_in_order(self):
         heights = np.array([0.5, 0.51, 0.1, 0.5, 0.99, 1.0])
@@ -576,6 +631,19 @@ class TestVerdictWording:
         assert numbers.relative("difference", 1.3, 0.91, 1.69) == "+1.30 [+0.91, +1.69]"
         assert numbers.relative("difference", -1.3, -1.69, 0.2) == "−1.30 [−1.69, +0.20]"
         assert numbers.relative("ratio", float("nan"), float("nan"), float("nan")) == numbers.NOTHING
+
+    def test_no_end_is_rounded_onto_the_bound_that_decides(self):
+        assert numbers.relative("ratio", 0.9702, 0.9412, 0.9996) == "0.9702× [0.9412, 0.9996]"
+        assert numbers.relative("ratio", 1.031, 1.0004, 1.062) == "1.0310× [1.0004, 1.0620]"
+        assert numbers.relative("ratio", 1.0, 1.0, 1.0) == "1.000× [1.000, 1.000]"
+        assert numbers.relative("ratio", 1.0, 1 - 1e-12, 1 + 1e-12) == "1.000× [1.000, 1.000]"
+        assert numbers.relative("difference", 1.3, 0.0004, 2.6) == "+1.3000 [+0.0004, +2.6000]"
+        assert numbers.percent(0.02, 0.0004, 0.04) == "+2.00 % [+0.04, +4.00]"
+
+    def test_a_p_value_falls_on_its_side_of_the_level(self):
+        values = (0.31, 0.0504, 0.0496, 0.05, 0.0123, 0.0009, 1.0, float("nan"))
+        texts = ["0.31", "0.0504", "0.0496", "0.050", "0.012", "<0.001", "1.0", numbers.NOTHING]
+        assert [numbers.p_value(value) for value in values] == texts
 
     def test_learning_rates_as_typed(self):
         assert [numbers.rate(lr) for lr in (0.001, 3e-5, 0.0003, 1.0)] == ["0.001", "3e-5", "0.0003", "1"]

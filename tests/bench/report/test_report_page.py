@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bench.report import report_page
@@ -101,13 +102,16 @@ def test_at_most_sixteen_of_many_methods_have_colour(tmp_path: Path) -> None:
         folder,
         """
         const places = [...Array(20).keys()];
+        const faint = () => all("#problem-0 tr[data-method]").some((row) => getComputedStyle(row).opacity < 1);
         const before = places.map(shade).filter((opacity) => opacity === 1).length;
+        const read = !faint();
         for (const place of places) one(`[data-follow="${place}"]`).click();
         over(document.body);
-        return {before, after: places.map(shade).filter((opacity) => opacity === 1).length};
+        return {before, read, after: places.map(shade).filter((opacity) => opacity === 1).length,
+                faded: faint()};
         """,
     )
-    assert found == {"before": 16, "after": 16, "errors": []}
+    assert found == {"before": 16, "read": True, "after": 16, "faded": True, "errors": []}
 
 
 def test_any_column_is_sorted(whole: Path) -> None:
@@ -135,6 +139,31 @@ def test_any_column_is_sorted(whole: Path) -> None:
         if not values:
             names = [cell for cell in cells if cell != "–"]
             assert [name.lower() for name in names] == sorted(map(str.lower, names), reverse=bool(place % 2))
+
+
+def test_long_numbers_and_metric_prefixes_are_sorted_by_value(tmp_path: Path) -> None:
+    folder = made_up_results.build(tmp_path / "sizes", num_tasks=(2,), failing=None)
+    path = folder / "tables" / "costs.parquet"
+    costs = pd.read_parquet(path)
+    flops = {"equal": 41_200_000, "static 1/sigma²": 1_100_000_000, "uncertainty": 9_000, "GradNorm": 700_000_000}
+    costs["flops"] = costs["balancer"].map(flops).where(costs["part"] == "step").astype("Int64")
+    costs.to_parquet(path)
+    report_page.write(folder)
+    found = in_browser(
+        folder,
+        """
+        const table = all("#problem-0 table").find((table) => table.textContent.includes("Operator calls"));
+        table.tHead.rows[0].cells[6].querySelector("button").click();
+        const target = all("#problem-0 table").find((table) => table.textContent.includes("Runs that reach it"));
+        target.tBodies[0].rows[0].cells[2].textContent = "2,000";
+        target.tBodies[0].rows[1].cells[2].textContent = "30";
+        target.tHead.rows[0].cells[2].click();
+        return {flops: column(table, 6), steps: column(target, 2).filter((text) => /^(30|2,000)$/.test(text))};
+        """,
+    )
+    assert found["errors"] == []
+    assert found["flops"] == ["9.00 kFLOP", "41.2 MFLOP", "700 MFLOP", "1.10 GFLOP"]
+    assert found["steps"] == ["30", "2,000"]
 
 
 def test_problems_are_hidden_and_shown_again(whole: Path) -> None:
