@@ -240,7 +240,7 @@ def costs(results: Results) -> list[TextGrid]:
     for (_, device), rows in results.tables["costs"].groupby(["problem", "device"], sort=False):
         labels = results.balancers_in(rows)
         steps = rows[rows["part"] == "step"].set_index("balancer")[["flops", "peak_bytes"]].astype(float)
-        sizes = [(i, column, steps.loc[label, of]) for i, label in enumerate(labels) for column, of in SIZES.items()]
+        sizes = [(i, column, size) for column, of in SIZES.items() for i, size in enumerate(steps[of].reindex(labels))]
         grids.append(
             {
                 "title": f"{results.machine(str(device))}, {_threads(int(rows['threads'].iloc[0]))}",
