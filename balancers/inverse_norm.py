@@ -81,7 +81,7 @@ class InverseGradientNorm(GradientBalancer):
         return Result(multipliers, {"multipliers": multipliers, "average_norms": averages, "counts": counts + learns})
 
     def settled(self, state: State) -> Tensor | None:
-        # What is then multiplied by the last weights must not change with those of another method, or an average.
+        # Settled steps reuse the last weights, which contain the weights of another method, and an average of weights.
         if self.first_steps is None or self.weighting is not None or self.averaging > 0:
             return None
         return (self.counts >= self.first_steps).all()

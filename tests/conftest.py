@@ -121,8 +121,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _mark_all_but_a_sample(items: Sequence[pytest.Item]) -> None:
     """Mark as slow all but a sample of the cases of each test function: a quarter of them, and at least `FEW`.
 
-    A case is in the sample or not by a hash of its name. So each process finds the same sample, a new case moves no
-    other case far, and what one function leaves out of, say, the methods, another one has.
+    The sample has the cases whose names have the smallest hashes. So it is the same in each process, a new case changes
+    at most one other, and two functions leave out different methods.
     """
     cases_of = defaultdict(list)
     for item in items:

@@ -31,7 +31,7 @@ NAMES: Mapping[str, str] = {
     "data": "the data",
     "torch": "PyTorch",
 }
-"""What a result depends on besides its specification, in words."""
+"""Names, for messages, of the things besides its specification that a result depends on."""
 TIMES_FORECAST = 20.0
 """A run is given up after this many times its forecast."""
 BUSY = 0.3

@@ -1,4 +1,4 @@
-"""What an engine carries out: tasks, and the ways in which an attempt at one can end.
+"""Define the tasks that an engine carries out, and the ways in which an attempt at one can end.
 
 An engine is this machine (`this_machine`) or a cluster (`cluster`). Both do each task in a slot, see `slot`.
 """

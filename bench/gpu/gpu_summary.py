@@ -22,7 +22,7 @@ Status = Literal["done", "failed", "stopped", "not begun"]
 
 @dataclass
 class PartRecord:
-    """What became of a part.
+    """The state in which a part was left.
 
     Attributes:
         status: "done": nothing failed. "failed": something did. "stopped": its time was up. "not begun": it would not

@@ -25,7 +25,7 @@ class NotMeasurableError(Exception):
 
 @dataclass
 class Findings:
-    """What a part left out, and what failed, each with the reason; and sentences on how it was measured."""
+    """The pieces that a part left out or that failed, each with the reason; and sentences on how it was measured."""
 
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)

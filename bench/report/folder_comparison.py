@@ -19,7 +19,7 @@ from .stored_table import read_json, read_table, require_same_runs
 ABOUT = ("commit", "torch", "processor", "gpu", "protocol")
 """Keys of ``environment.json`` that may explain a change."""
 HASH_OF_VERSION_1 = "2cfc1de24852147316716ee3a9a9cdd437ba33780b3e04197139e4be8e18858a"
-"""What older results hold in place of version 1 of the protocol: the hash of its text."""
+"""The hash of the protocol's text, which results made before there were versions hold in place of version 1."""
 TABLES = ("runs", "scores", "problems")
 
 

@@ -19,7 +19,7 @@ MODES = ("eager", "captured", "compiled update", "compiled")
 
 
 class GpuResults(TypedDict):
-    """What the page shows of a GPU: the machine in words, and the tables."""
+    """The tables that the page shows of a GPU, and the machine in words."""
 
     machine: str
     grids: list[TextGrid]

@@ -22,7 +22,7 @@ MOST_NAMED = 4
 MOST_PROBLEMS = 2
 """Maximum number of problems whose tasks are printed in the terminal; the page has them all."""
 ARROWS = {", lower is better": " ↓", ", higher is better": " ↑"}
-"""What stands for a metric's direction in the terminal."""
+"""The sign for a metric's direction in the terminal."""
 UNSETTLED = "?"
 """Text in the terminal for a change that is not settled."""
 

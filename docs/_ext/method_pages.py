@@ -26,9 +26,9 @@ FOLDER = "methods"
 OVERVIEW = "methods"
 COSTS = Path(__file__).resolve().parents[2] / "results" / "reference" / "cost" / "methods.csv"
 TABLE = ("<!-- lossbench list balancers --markdown -->\n", "<!-- end -->")
-"""What stands before and after the table of methods in the overview's source."""
+"""The lines before and after the table of methods in the overview's source."""
 STEP = "*step* is the time of a step with ten tasks over that of equal weighting: see [what it costs](/cost.md)."
-"""What the site's table has beyond that on GitHub."""
+"""A sentence on the column that only the site's table has, not the one on GitHub."""
 PLACES = {
     "features": "the features at the fork",
     "layer": "the last shared layer",

@@ -9,10 +9,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-
-from torch import Tensor
 
 from ..loss_input import entries
 
@@ -137,12 +134,8 @@ state = cast(Callable[..., Any], Declared)
 
 
 def _plain(value: object) -> object:
-    """Return a number, or the list of an array or a tensor, as Python's own; anything else as it is."""
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        return cast(Any, value).tolist()
-    if isinstance(value, bool | int | float):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
+    """Return a tensor, an array or a number of NumPy as Python's own list or number; anything else as it is."""
+    return cast(Any, value).tolist() if hasattr(value, "__array__") else value
 
 
 def _place(name: str, value: object, balancer: "DeclaredState") -> int:

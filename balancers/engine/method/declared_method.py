@@ -130,9 +130,8 @@ class DeclaredMethod(DeclaredState):
         """Kinds of steps whose first result was checked: True for steps with all tasks, False for those with some."""
         self._settles = self.settled(self.state()) is not None
 
-    def option_set(self, name: str) -> None:
+    def option_changed(self) -> None:
         self._settles = self.settled(self.state()) is not None
-        self._compiled.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_compiled": {}}

@@ -39,14 +39,13 @@ class _Setting:
 
     def __set__(self, balancer: "DeclaredState", value: object) -> None:
         declared = balancer._options.get(self.name)
-        is_new = declared is None or not balancer._is_made
-        if declared is not None and not is_new:
-            if declared.per_task or declared.task:
-                raise AttributeError(f"{self.name} is fixed when a balancer is made: make a new one, with other values")
-            value = declared.read(self.name, value, balancer)
-        balancer.__dict__[self.name] = value
-        if not is_new:
-            balancer.option_set(self.name)
+        if declared is None or not balancer._is_made:
+            balancer.__dict__[self.name] = value
+            return
+        if declared.per_task or declared.task:
+            raise AttributeError(f"{self.name} is fixed when a balancer is made: make a new one, with other values")
+        balancer.__dict__[self.name] = declared.read(self.name, value, balancer)
+        balancer.option_changed()
 
 
 def _refuse_taken(cls: type["DeclaredState"], name: str) -> None:
@@ -73,7 +72,7 @@ class DeclaredState(nn.Module):
     """
 
     _is_made = False
-    """Whether options and state are as they were declared, so that an option which is set is set anew."""
+    """Whether the options have their values, so that one which is assigned from now on is changed."""
     seed: int = 0
     """The seed of a method that draws random numbers."""
     drawn = 0
@@ -170,8 +169,8 @@ class DeclaredState(nn.Module):
         """Return a clause for messages that names the tasks this balancer expects."""
         return self._reader.made_for()
 
-    def option_set(self, name: str) -> None:
-        """Take in that an option has been set anew."""
+    def option_changed(self) -> None:
+        """Take in that an option of a balancer that is made has another value."""
 
     # For methods, when they are made.
 
