@@ -11,10 +11,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 import psutil
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from .task import Limits, as_exception
 
@@ -31,7 +32,7 @@ Given = TypeVar("Given")
 
 
 class ChildEndedError(Exception):
-    """The child ended during the job; ``exit_code`` is negative if a signal ended it."""
+    """The child ended during the job; ``exit_code`` is negative if a signal ended it, and None if its slot did."""
 
     def __init__(self, exit_code: int | None) -> None:
         super().__init__(f"exit code {exit_code}")
@@ -40,7 +41,9 @@ class ChildEndedError(Exception):
     @property
     def clause(self) -> str:
         """How the child ended, as a clause."""
-        if self.exit_code is not None and self.exit_code < 0:
+        if self.exit_code is None:
+            return "its process was stopped"
+        if self.exit_code < 0:
             return f"its process was killed by signal {-self.exit_code}; perhaps it ran out of memory"
         return f"its process ended itself with exit code {self.exit_code}"
 
@@ -64,8 +67,10 @@ class Slot:
         self._gpu = gpu
         self._closed = False
         self._lock = threading.Lock()
-        """Held while the child is started, so that none is started after `close`."""
+        """Held while the child is started or given a job, so that neither happens after `close` or beside `stop`."""
         self._pool: ProcessPool | None = None
+        self._doing: ProcessFuture[Any] | None = None
+        """The last job that the child was given."""
         self._loaded = ""
 
     def do(self, limits: Limits, work: Callable[..., Given], *args: object, loads: str = "") -> Given:
@@ -87,8 +92,10 @@ class Slot:
             self.stop()
         pool = self._ready(loads)
         try:
-            pool.schedule(_imported, (work,)).result()  # which takes no part of the job's time
-            value, error = pool.schedule(_in_child, (limits.memory, work, args), timeout=limits.seconds).result()
+            self._give(pool, None, _imported, work).result()  # which takes no part of the job's time
+            value, error = self._give(pool, limits.seconds, _in_child, limits.memory, work, args).result()
+        except CancelledError:
+            raise ChildEndedError(None) from None
         except TimeoutError:
             raise TimeLimitError from None
         except ProcessExpired as expired:
@@ -101,17 +108,31 @@ class Slot:
         return done
 
     def stop(self) -> None:
-        """End the child at once, whatever it is doing."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        """End the child at once, whatever it is doing. Another thread's `do` then raises a `ChildEndedError`."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            doing = self._doing
+        if pool is not None:
+            if doing is not None:
+                doing.cancel()  # a pool that stops leaves waiting whoever waits for a job that has not begun
+            pool.stop()
+            pool.join()
 
     def close(self) -> None:
         """End the child, and start no other."""
         with self._lock:
             self._closed = True
         self.stop()
+
+    def _give(
+        self, pool: ProcessPool, seconds: float | None, job: Callable[..., Any], *args: object
+    ) -> ProcessFuture[Any]:
+        """Give the child a job, unless `stop` has ended it."""
+        with self._lock:
+            if pool is not self._pool:
+                raise ChildEndedError(None)
+            self._doing = pool.schedule(job, args, timeout=seconds)
+            return self._doing
 
     def _ready(self, loads: str) -> ProcessPool:
         with self._lock:

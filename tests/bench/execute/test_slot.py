@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_stop_ends_the_child_whatever_it_does() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 1.5], ids=["before the job has begun", "during it"])
+def test_who_waits_for_a_job_is_told_that_another_thread_stopped_it(slot: Slot, delay: float) -> None:
+    told = list[Exception]()
+
+    def wait() -> None:
+        try:
+            slot.do(NONE, engine_jobs.sleep, 600.0)
+        except ChildEndedError as error:
+            told.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    time.sleep(delay)
+    end = time.monotonic() + 30.0
+    while thread.is_alive():  # again, if the child was started after the stop
+        assert time.monotonic() < end
+        slot.stop()
+        thread.join(0.02)
+    assert [error.clause for error in told] == ["its process was stopped"]
+    assert slot.do(NONE, engine_jobs.add, 1, 2) == 3
+
+
 def test_a_child_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     program = tmp_path / "owner.py"
     program.write_text(
