@@ -27,7 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = (".*", "*.egg-info", "__pycache__", "report.html", "dist", "lightning_logs")
 """What a copy of the repository does without; so does a source distribution."""
 FOR_USERS = (
-    *("balancers/py.typed", "tasks/py.typed", "bench/PROTOCOL.md", "bench/suites/default.toml"),
+    *(
+        "balancers/py.typed",
+        "tasks/py.typed",
+        "bench/PROTOCOL.md",
+        "bench/suites/default.toml",
+        "bench/diagnose/kept/regrets.csv",
+    ),
     *("bench/report/report.html.j2", "bench/report/report.css", "bench/report/report.js", "bench/paper/paper.html.j2"),
 )
 FOR_CONTRIBUTORS = (

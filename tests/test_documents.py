@@ -23,6 +23,7 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 import balancers
 from bench.catalogue import method_list
+from bench.diagnose import kept_evidence
 from bench.evidence import evidence_tables, markdown_tables
 from bench.peers import step_summary
 from bench.peers.gradient_check import CLEAN
@@ -53,6 +54,9 @@ PROGRAMS_OF = (CodeBlockParser("python"), CodeBlockParser("toml"))
 FENCED_BLOCKS = RawFencedCodeBlockLexer(re.compile("[^\n]*\n"))
 METHODS_MARKER = "<!-- lossbench list balancers --markdown -->"
 SCORES_MARKER = "<!-- python -m bench.evidence markdown scores -->"
+PRACTICE_MARKER = "<!-- python -m bench.evidence markdown practice -->"
+REGRETS_MARKER = "<!-- python -m bench.evidence markdown regrets -->"
+CANDIDATES_MARKER = "<!-- python -m bench.evidence markdown candidates -->"
 
 
 class Program(NamedTuple):
@@ -216,17 +220,43 @@ def test_the_ten_task_recipe_of_public_gradnorm_orders_the_weights_against_sigma
 
 
 def test_the_table_of_methods_is_what_they_declare() -> None:
-    text = text_of(DOCS / "methods.md")
-    table = text.partition(f"{METHODS_MARKER}\n")[2].partition("\n<!-- end -->")[0]
+    table = table_after(DOCS / "methods.md", METHODS_MARKER)
     ours = [entry for entry in method_list.entries() if balancers.get(entry.name).__module__.startswith("balancers.")]
     assert table == method_list.markdown(ours)
 
 
+def table_after(page: Path, marker: str) -> str:
+    """Return the table that a command printed, which stands between ``marker`` and the mark of its end."""
+    return text_of(page).partition(f"{marker}\n")[2].partition("\n<!-- end -->")[0]
+
+
 @pytest.mark.slow
-def test_the_table_of_the_evidence_follows_from_what_is_kept() -> None:
-    table = text_of(DOCS / "version-2.md").partition(f"{SCORES_MARKER}\n")[2].partition("\n<!-- end -->")[0]
+def test_the_tables_of_the_evidence_follow_from_what_is_kept() -> None:
     made = evidence_tables.make_so_far(ROOT / "results" / "reference" / "core")
-    assert table == markdown_tables.score_table(made)
+    assert table_after(DOCS / "scores.md", SCORES_MARKER) == markdown_tables.score_table(made)
+    assert table_after(DOCS / "results.md", PRACTICE_MARKER) == markdown_tables.practice_table(made)
+
+
+def test_the_tables_of_the_advice_are_those_that_come_with_the_package() -> None:
+    regrets, candidates = kept_evidence.regrets(), kept_evidence.candidates()
+    assert regrets is not None
+    assert candidates is not None
+    assert table_after(DOCS / "advice.md", REGRETS_MARKER) == markdown_tables.regret_table(regrets)
+    assert table_after(DOCS / "advice.md", CANDIDATES_MARKER) == markdown_tables.candidate_table(regrets, candidates)
+
+
+def test_the_changes_to_single_task_training_are_those_of_the_table() -> None:
+    changes = pd.read_csv(ROOT / "results" / "reference" / "core" / "tables" / "delta_m.csv")
+    means = changes.groupby(["balancer", "problem"])["delta_m"].mean()
+    rows = {"equal weights": "equal", "uncertainty weighting": "uncertainty", "Nash-MTL": "nash-mtl"}
+    for row, label in {**rows, "one over the initial loss": "one over the initial loss"}.items():
+        assert cells_of(DOCS / "more-results.md", f"{row} |") == changes_of(means, label)
+
+
+def changes_of(means: pd.Series, label: str) -> list[str]:
+    """Return the mean changes of a row on the problems of the page, as it writes them."""
+    problems = ("regression, 10 tasks", "digit-pairs", "flights", "scenes", "multi-token")
+    return [f"{means[label, problem]:.1f}".replace("-", "−") for problem in problems]
 
 
 def cells_of(document: Path, row: str) -> list[str]:
@@ -294,7 +324,13 @@ def test_the_page_on_costs_names_all_methods_of_others_whose_gradients_differ() 
         assert float(re.findall(r"[\d.]+(?= %)", words)[-1]) == pytest.approx(100 * largest[method], abs=0.5)
 
 
-@pytest.mark.parametrize("marker", [METHODS_MARKER, SCORES_MARKER, "<!-- lossbench paper -->"])
+@pytest.mark.parametrize(
+    "marker",
+    [
+        *(METHODS_MARKER, SCORES_MARKER, PRACTICE_MARKER, REGRETS_MARKER, CANDIDATES_MARKER),
+        "<!-- lossbench paper -->",
+    ],
+)
 def test_a_generated_table_has_one_place(marker: str) -> None:
     assert sum(text_of(document).count(f"{marker}\n") for document in DOCUMENTS) == 1
 

@@ -106,9 +106,11 @@ def diagnose(
     cosines, a rule then advises one of five: equal weights, one over the
     initial loss, one over the initial gradient norm, uncertainty weighting or
     Nash-MTL. If that is static weighting, you get its weights to paste.
-    Rule 34 of the protocol says how the rule is tested; the last line printed
-    is the result, or says that there is none yet. To compare methods on your
-    problem, use `lossbench try`.
+    Rule 34 of the protocol says how the rule is tested. The command prints the
+    result, or says that there is none yet. If the rule fails, the advice is
+    what is best on average over the problems of the evidence, and the rule's
+    choice stands below. To compare methods on your problem, use `lossbench
+    try`.
 
     Exit codes: 0, success; 2, the problem cannot be trained.
     """
@@ -127,7 +129,7 @@ def diagnose(
         for name in names:
             found = diagnose_terminal.diagnose(name, show_problem.given_options(option or []), seed, console.print)
             if json is not None:
-                diagnose_terminal.write(*found, json)
+                diagnose_terminal.write(found, json)
 
 
 @app.command(

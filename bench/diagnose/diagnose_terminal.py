@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,36 @@ from bench.run.spec import Method
 from bench.style.console import new_console
 from bench.style.numbers import join, number
 
-from . import gradient_profile, rule, rule_verdict
-from .advice import Advice, advice
+from . import gradient_profile, kept_evidence, rule, rule_verdict
+from .advice import Advice, advice, written
 from .gradient_profile import GradientProfile
 
-CORE = Path(__file__).parents[2] / "results" / "reference" / "core"
-EVIDENCE = CORE / "advice.csv"
-"""Range of each candidate over the problems of the evidence: candidate, q_low, q_high, cost_low, cost_high."""
-REGRETS = CORE / "tables" / "advice_regrets.csv"
-"""Result of the rule's test, which `rule_verdict.sentence` words. ``python -m bench.evidence advice`` writes it."""
 UNTESTED = "The rule has not been tested yet; rule 34 of the protocol says how it will be."
 SHORTEST, LONGEST = 0.5, 4.0
 """The shortest and the longest training of equal weighting in the evidence, as factors of the steps."""
 
 
-def diagnose(
-    name: str, options: Mapping[str, Any], seed: int, say: Callable[[str], None]
-) -> tuple[GradientProfile, Advice]:
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``lossbench diagnose`` found.
+
+    Attributes:
+        profile: the beginning of the training.
+        advice: what is advised: the rule's choice, or if the rule fails its test, that of its opponent.
+        rule: what the rule advises.
+        test: the result of the rule's test in words.
+    """
+
+    profile: GradientProfile
+    advice: Advice
+    rule: Advice
+    test: str
+
+
+def diagnose(name: str, options: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> Diagnosis:
     """Profile a registered problem, and print the profile and the advice.
+
+    If the rule fails its test, this is said first, and the advice is that of its opponent.
 
     Args:
         name: the name of the problem.
@@ -49,18 +61,69 @@ def diagnose(
     """
     say(f"training the beginning of {name} at equal weights")
     profile = gradient_profile.measure(name, options, seed)
-    advised = with_likelihoods(advice(profile), tasks.create(name, **options).likelihoods)
+    likelihoods = tasks.create(name, **options).likelihoods
+    by_rule = with_likelihoods(advice(profile), likelihoods)
+    by_opponent = opponents_advice(profile)
+    advised = by_rule if by_opponent is None else with_likelihoods(by_opponent, likelihoods)
+    found = Diagnosis(profile, advised, by_rule, result_of_test())
     out = new_console()
-    out.print(Text(heading(profile), style="bold"), grid(profile))
-    for sentence in (comparison(profile), without_gradient(profile), scaling(profile)):
-        if sentence:
+
+    def tell(*sentences: str) -> None:
+        for sentence in filter(None, sentences):
             out.print(Text(sentence))
+
+    if by_opponent:
+        tell(f"{found.test} So the advice is the opponent's, the same for every problem; the rule's stands below.\n")
+    out.print(Text(heading(profile), style="bold"), grid(profile))
+    tell(comparison(profile), without_gradient(profile), scaling(profile))
     out.print(Text(f"\nadvice for {name}: {advised.candidate}", style="bold"))
     out.print(Text(f"  {advised.code}"), soft_wrap=True)
-    for sentence in (*advised.notes, *advised.reasons, gain_and_cost(evidence(), advised.candidate), result_of_test()):
-        if sentence:
-            out.print(Text(sentence))
-    return profile, advised
+    tell(*advised.notes, *advised.reasons, gain_and_cost(kept_evidence.ranges(), advised.candidate))
+    if not by_opponent:
+        tell(found.test)
+        return found
+    if by_rule.candidate == advised.candidate:
+        out.print(Text("\nthe rule's choice: the same", style="bold"))
+        tell(*by_rule.reasons)
+    else:
+        out.print(Text(f"\nthe rule's choice: {by_rule.candidate}", style="bold"))
+        out.print(Text(f"  {by_rule.code}"), soft_wrap=True)
+        tell(*by_rule.notes, *by_rule.reasons, gain_and_cost(kept_evidence.ranges(), by_rule.candidate))
+    tell(rule_in_numbers())
+    return found
+
+
+def opponents_advice(profile: GradientProfile) -> Advice | None:
+    """Return what the rule's opponent advises, if the rule fails its test and there is something to balance."""
+    regrets, candidates = kept_evidence.regrets(), kept_evidence.candidates()
+    if len(profile.tasks) == 1 or regrets is None or candidates is None or regrets["verdict"].iloc[0] != "fails":
+        return None
+    best = candidates.iloc[0]
+    reason = (
+        f"On average over the problems of the evidence, it is the best of {len(rule.CANDIDATES)} candidates, with "
+        f"{_short_of_best(best['regret'], best['worst_regret'], best['worst'])}."
+    )
+    return written(best["candidate"], profile, (reason,))
+
+
+def rule_in_numbers() -> str:
+    """Return how good the rule's choices are on the problems of its test; empty if it has not been tested."""
+    regrets = kept_evidence.regrets()
+    if regrets is None:
+        return ""
+    there = regrets.dropna(subset=["regret"]).sort_values("regret")
+    told = _short_of_best(there["regret"].mean(), there["regret"].iloc[-1], there["problem"].iloc[-1])
+    lost = there[there["lower"] == "opponent"]
+    beaten = (lost["regret"] - lost["opponent_regret"]).map(math.exp) - 1
+    by = f" The opponent's are better by at most {number(100 * beaten.max(), 2)} %." if len(lost) else ""
+    return f"On these problems, the rule's choices have {told}.{by}"
+
+
+def _short_of_best(mean: float, worst: float, problem: str) -> str:
+    return (
+        f"{math.exp(mean):.2f} times the error of the best candidate in the geometric mean, and {math.exp(worst):.2f} "
+        f"times at worst, on {problem}"
+    )
 
 
 def heading(profile: GradientProfile) -> str:
@@ -129,14 +192,8 @@ def with_likelihoods(advised: Advice, likelihoods: Mapping[str, str]) -> Advice:
 
 def result_of_test() -> str:
     """Return the result of the rule's test in words, or that there is none yet."""
-    if not REGRETS.is_file():
-        return UNTESTED
-    return rule_verdict.sentence(pd.read_csv(REGRETS))
-
-
-def evidence() -> pd.DataFrame | None:
-    """Return the table of what candidates gained and cost in the evidence; None if there is none."""
-    return pd.read_csv(EVIDENCE) if EVIDENCE.is_file() else None
+    regrets = kept_evidence.regrets()
+    return UNTESTED if regrets is None else rule_verdict.sentence(regrets)
 
 
 def gain_and_cost(table: pd.DataFrame | None, candidate: str) -> str:
@@ -162,13 +219,15 @@ def gain_and_cost(table: pd.DataFrame | None, candidate: str) -> str:
     )
 
 
-def write(profile: GradientProfile, advised: Advice, path: Path) -> None:
-    """Write the profile and the advice as JSON; not-a-number becomes null."""
+def write(found: Diagnosis, path: Path) -> None:
+    """Write the profile, the advice and the rule's choice as JSON; not-a-number becomes null."""
+    profile = found.profile
     measured = {
         name: value for name, value in asdict(profile).items() if name not in ("problem", "loss_curve", "norm_curve")
     }
     measured |= {name: getattr(profile, name) for name in ("steps", "losses", "norms", "first_losses", "first_norms")}
-    facts = {"problem": profile.problem, "profile": measured, "advice": asdict(advised)}
+    choices = {"advice": asdict(found.advice), "rule": asdict(found.rule), "test": found.test}
+    facts = {"problem": profile.problem, "profile": measured, **choices}
     text = json.dumps(_plain(facts), indent=2, ensure_ascii=False, allow_nan=False)
     atomic_file.write(path, f"{text}\n".encode())
 

@@ -31,6 +31,7 @@ NEEDED = 6
 """The number of folds, of seven, in which advice must have the lower regret."""
 CELL = ["problem", "candidate", "phase"]
 COLUMNS = ["problem", "fold", "advised", "regret", "opponent", "opponent_regret", "lower"]
+ALWAYS = ["candidate", "regret", "worst", "worst_regret"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ def regrets(scores: pd.DataFrame, advised: Mapping[str, str], folds: Mapping[str
             has; a problem has no fold, an advised candidate no score; or there are fewer than two folds.
     """
     _check(scores, advised, folds)
-    logs = scores.assign(log=np.log(scores["value"].astype(float))).groupby(CELL, sort=False)["log"].mean()
-    reported, repeated = (logs.xs(phase, level="phase").unstack("candidate") for phase in SETS)
+    reported, repeated = _mean_logs(scores)
     rows = []
     directions = [(reported, repeated), (repeated, reported)]
     judged = [_beyond(of_judged, of_chosen.idxmin(axis=1)) for of_chosen, of_judged in directions]
@@ -80,6 +80,30 @@ def regrets(scores: pd.DataFrame, advised: Mapping[str, str], folds: Mapping[str
         lower = _lower(regret, opponent_regret)
         rows.append((problem, folds[problem], candidate, regret, told, opponent_regret, lower))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def always(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the regret of each candidate if it were advised on all problems, the lowest first.
+
+    The first is what the opponent advises on a problem that is none of these.
+
+    Args:
+        scores: As for `regrets`.
+
+    Returns:
+        A frame of `ALWAYS`: the mean regret over the problems, and the problem where it is largest, with that regret.
+    """
+    reported, repeated = _mean_logs(scores)
+    both = (_beyond(repeated, reported.idxmin(axis=1)) + _beyond(reported, repeated.idxmin(axis=1))) / 2
+    found = pd.DataFrame({"regret": both.mean(), "worst": both.idxmax(), "worst_regret": both.max()})
+    return found.rename_axis("candidate").reset_index().sort_values("regret", kind="stable", ignore_index=True)[ALWAYS]
+
+
+def _mean_logs(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the mean log scores, problems by candidates, of each of `SETS`."""
+    logs = scores.assign(log=np.log(scores["value"].astype(float))).groupby(CELL, sort=False)["log"].mean()
+    reported, repeated = (logs.xs(phase, level="phase").unstack("candidate") for phase in SETS)
+    return reported, repeated
 
 
 def _beyond(logs: pd.DataFrame, best: pd.Series) -> pd.DataFrame:

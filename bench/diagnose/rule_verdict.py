@@ -12,21 +12,24 @@ Verdict = Literal["succeeds", "fails", "not decided"]
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
-    """Return whether the rule succeeds; it is not decided while a problem is missing.
+    """Return whether the rule succeeds; it is not decided while that depends on a missing problem.
 
     Args:
         table: One row per problem that the test needs: ``problem``, whether it is ``reserved``, whether its regrets are
             ``there``, and these: ``regret`` and ``opponent_regret``.
 
     Raises:
-        ValueError: No problem is missing, but there are fewer than the rule must win.
+        ValueError: The evidence has fewer problems than the rule must win.
     """
-    if not table["there"].all():
-        return "not decided"
-    folds, reserved = table.assign(fold=table["problem"]), table["reserved"].astype(bool)
-    of_evidence = regret.verdict(folds[~reserved])
-    of_reserved = regret.verdict(folds[reserved], needed=int(reserved.sum()))
-    return "succeeds" if of_evidence.succeeds and of_reserved.succeeds else "fails"
+    folds, reserved, there = table.assign(fold=table["problem"]), table["reserved"].astype(bool), table["there"]
+    if (~reserved).sum() < regret.NEEDED:
+        raise ValueError(f"there are {(~reserved).sum()} folds, but the advice must be better in {regret.NEEDED}")
+    missing = ~there.astype(bool)
+    for these, needed in ((~reserved, regret.NEEDED), (reserved, int(reserved.sum()))):
+        won = regret.verdict(folds[these & ~missing], needed=0).lower
+        if won + (these & missing).sum() < needed:
+            return "fails"
+    return "not decided" if missing.any() else "succeeds"
 
 
 def sentence(table: pd.DataFrame) -> str:
@@ -38,20 +41,21 @@ def sentence(table: pd.DataFrame) -> str:
     """
     there, reserved = table["there"].astype(bool), table["reserved"].astype(bool)
     lower = there & (table["lower"] == "advice")
+    absent = table.loc[~there, "problem"]
+    are_missing = "" if absent.empty else f"{join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
+    needs = f"it needs {regret.NEEDED} of {(~reserved).sum()}, and all {reserved.sum()} reserved ones"
     counts = f"{(lower & ~reserved).sum()} of {(there & ~reserved).sum()} problems of the evidence"
     if (there & reserved).any():
         counts += f" and on {(lower & reserved).sum()} of {(there & reserved).sum()} reserved ones"
     match table["verdict"].iloc[0]:
         case "succeeds":
-            found = "The rule succeeds in its test"
+            found = "The rule that chooses by the profile succeeds in its test"
         case "fails":
-            found = "The rule fails its test"
+            found = "The rule that chooses by the profile fails its test"
+            needs += f"; {are_missing}, and can't change that" if are_missing else ""
         case _:
-            absent = table.loc[~there, "problem"]
-            are = "is" if len(absent) == 1 else "are"
-            found = f"The rule's test is not decided yet: {join(absent)} {are} missing"
+            found = f"The test of the rule that chooses by the profile is not decided yet: {are_missing}"
     return (
-        f"{found}. The rule has a lower regret than its opponent, which always advises the method that is best on the "
-        f"other problems, on {counts}. By rule 34 of the protocol, it needs {regret.NEEDED} of {(~reserved).sum()}, "
-        f"and all {reserved.sum()} reserved ones."
+        f"{found}. Its choice does better (has the lower regret) than that of its opponent, which always advises the "
+        f"candidate that is best on the other problems, on {counts}. By rule 34 of the protocol, {needs}."
     )

@@ -1,6 +1,6 @@
 """``python -m bench.evidence``: run the evidence part by part, time its steps, make its tables, repeat its runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.analysis import SuiteTables
+from bench.diagnose import kept_evidence
 from bench.diagnose.gradient_profile import ProfileError
 from bench.execute import run_suite
 from bench.execute.run_suite import NotDoneError
@@ -40,7 +41,7 @@ from .evidence_rows import EvidenceRows, evidence_rows
 CORES = joblib.cpu_count()
 KEPT = machine_facts.ROOT / "results" / "reference" / "core"
 
-Which = Literal["scores", "practice"]
+Which = Literal["scores", "practice", "regrets", "candidates"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PartsArgument = Annotated[
@@ -59,7 +60,9 @@ SchedulerOption = Annotated[
 ]
 ResultsOption = Annotated[Path, typer.Option(help="Folder that holds results folders.")]
 KeptOption = Annotated[Path, typer.Option(help="Folder of the tables that are kept.")]
-OutOption = Annotated[Path, typer.Option(help="Folder to write.")]
+AdviceOutOption = Annotated[
+    Path | None, typer.Option(help="Folder to write.", show_default="that of `lossbench diagnose`")
+]
 
 
 @app.command()
@@ -151,16 +154,15 @@ def tables(
                 f"{KEPT} is for the tables of all problems, and {kept} lacks {', '.join(lacking)}; to see those of the "
                 "others, name a folder with --out"
             )
-        out = out or KEPT
         made = evidence_tables.make_so_far(kept)
-        evidence_folder.write(made, kept, out)
+        evidence_folder.write(made, kept, out or KEPT)
         ranges = tested_advice.candidate_ranges(made["pays"], made["problems"], _rows())
         if len(ranges):
-            atomic_file.write(out / "advice.csv", ranges.to_csv(index=False).encode())
+            _write_for_diagnose(out, {kept_evidence.RANGES: ranges})
         absent = made["parts"][~made["parts"]["there"].astype(bool)]
         for table, problem in zip(absent["table"], absent["problem"], strict=True):
             console.print(Text(f"missing: {evidence_parts.part_name(table, problem)}"))
-        console.print(Text(f"report: {report_page.write(out)}"))
+        console.print(Text(f"report: {report_page.write(out or KEPT)}"))
 
 
 @app.command()
@@ -170,16 +172,24 @@ def markdown(
     """Print a table as the documentation shows it.
 
     `scores` are relative to those of equal weighting; `practice` is what a user
-    gets for the time of a step.
+    gets for the time of a step; `regrets` and `candidates` are the result
+    of `advice`, which comes with the package.
 
-    Exit codes: 0, success; 2, there is no part of table A.
+    Exit codes: 0, success; 2, there is no part of table A, or no result.
     """
     with _errors(Console(stderr=True, highlight=False, soft_wrap=True)):
-        typer.echo(markdown_tables.WRITERS[which](evidence_tables.make_so_far(kept)))
+        if which in markdown_tables.WRITERS:
+            typer.echo(markdown_tables.WRITERS[which](evidence_tables.make_so_far(kept)))
+            return
+        regrets, candidates = kept_evidence.regrets(), kept_evidence.candidates()
+        if regrets is None or candidates is None:
+            raise SuiteError("there is no result yet; python -m bench.evidence advice makes it")
+        regret_table = markdown_tables.regret_table(regrets)
+        typer.echo(regret_table if which == "regrets" else markdown_tables.candidate_table(regrets, candidates))
 
 
 @app.command()
-def advice(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
+def advice(kept: KeptOption = KEPT, out: AdviceOutOption = None) -> None:
     """Profile each problem that is kept, and compare the regret of the advice with that of its opponent.
 
     Reserved problems are left out until all parts of A and B are kept.
@@ -194,7 +204,7 @@ def advice(kept: KeptOption = KEPT, out: OutOption = KEPT) -> None:
         facts = tested_advice.advised([entry for suite in suites for entry in suite.problems if entry.label in there])
         base = SuiteTables(problems=made["problems"], scores=made["scores"])
         judgement = tested_advice.judge(base, facts, _rows(), tested_advice.planned_problems())
-        atomic_file.write(out / "tables" / "advice_regrets.csv", judgement.regrets.to_csv(index=False).encode())
+        _write_for_diagnose(out, {kept_evidence.REGRETS: judgement.regrets, kept_evidence.CANDIDATES: judgement.always})
         console.print(Text(judgement.sentence))
 
 
@@ -239,6 +249,13 @@ def _refuse_early(reserved: bool, kept: Path) -> None:
             f"reserved problems come after all parts of A and B (rule 33 of the protocol); {kept} lacks "
             f"{', '.join(missing)}"
         )
+
+
+def _write_for_diagnose(out: Path | None, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables that ``lossbench diagnose`` reads into its folder, or into ``advice`` in the folder ``out``."""
+    for name, table in tables.items():
+        path = (kept_evidence.FOLDER if out is None else out / "advice") / name
+        atomic_file.write(path, table.to_csv(index=False).encode())
 
 
 def _rows() -> EvidenceRows:

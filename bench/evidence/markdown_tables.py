@@ -1,7 +1,7 @@
 """Write the evidence's main tables in Markdown, as the pages of the documentation show them."""
 
 from collections.abc import Iterable, Mapping
-from math import nan
+from math import exp, nan
 
 import pandas as pd
 
@@ -75,7 +75,51 @@ def practice_table(tables: Tables) -> str:
 
 
 WRITERS = {"scores": score_table, "practice": practice_table}
-"""The functions that write a table, by the table's name."""
+"""The functions that write a table from those of the evidence, by the table's name."""
+
+
+SIDES = {"advice": "rule", "opponent": "opponent"}
+"""The word for who has the lower regret."""
+
+
+def regret_table(regrets: pd.DataFrame) -> str:
+    """Return what the rule of ``lossbench diagnose`` and its opponent advise, and the errors over the best candidate's.
+
+    Args:
+        regrets: A frame of `bench.evidence.tested_advice.REGRETS`. Problems that are not there are left out.
+    """
+    lines = [
+        [
+            *(str(row["problem"]), str(row["advised"]), _over_best(row["regret"])),
+            *(str(row["opponent"]), _over_best(row["opponent_regret"]), SIDES.get(str(row["lower"]), "neither")),
+        ]
+        for _, row in _there(regrets).iterrows()
+    ]
+    return _table(["", "the rule advises", "error", "its opponent advises", "error", "better"], lines)
+
+
+def candidate_table(regrets: pd.DataFrame, candidates: pd.DataFrame) -> str:
+    """Return the mean and the largest error over the best candidate's, of each candidate and of what the rule chooses.
+
+    Args:
+        regrets: As for `regret_table`.
+        candidates: What `bench.diagnose.regret.always` returns.
+    """
+    worst = _there(regrets).sort_values("regret").iloc[-1]
+    rule = ("*what the rule chooses*", _there(regrets)["regret"].mean(), worst["regret"], worst["problem"])
+    rows = [*candidates[["candidate", "regret", "worst_regret", "worst"]].itertuples(index=False, name=None), rule]
+    return _table(
+        ["always", "mean", "worst", "on"],
+        ([str(label), f"{exp(mean):.2f}×", f"{exp(most):.2f}×", str(problem)] for label, mean, most, problem in rows),
+    )
+
+
+def _there(regrets: pd.DataFrame) -> pd.DataFrame:
+    return regrets[regrets["there"].astype(bool)]
+
+
+def _over_best(regret: float) -> str:
+    return f"{exp(regret):.4f}×"
 
 
 def _marked(text: str, row: pd.Series) -> str:

@@ -20,13 +20,18 @@ REGRETS = ["problem", "reserved", "there", *FACTS[1:], *regret.COLUMNS[3:], "ver
 
 @dataclass(frozen=True)
 class AdviceJudgement:
-    """The regrets of the advice, as a frame of `REGRETS`, and a sentence on what they amount to.
+    """The regrets of the advice and of each candidate, and a sentence on what they amount to.
 
-    The frame has a row for each problem that the advice is judged on. ``there`` is false, and all numbers are missing,
-    where there are no scores yet. ``verdict`` is that of `bench.diagnose.rule_verdict`, the same in all rows.
+    Attributes:
+        regrets: A frame of `REGRETS`, with a row for each problem that the advice is judged on. ``there`` is false, and
+            all numbers are missing, where there are no scores yet. ``verdict`` is that of
+            `bench.diagnose.rule_verdict`, the same in all rows.
+        always: What `bench.diagnose.regret.always` returns for the problems that are there.
+        sentence: That of `bench.diagnose.rule_verdict`.
     """
 
     regrets: pd.DataFrame
+    always: pd.DataFrame
     sentence: str
 
 
@@ -109,7 +114,7 @@ def judge(tables: SuiteTables, facts: pd.DataFrame, rows: EvidenceRows, planned:
     table["there"] = table["problem"].isin(found["problem"])
     table = table.merge(found, on="problem", how="left")
     table["verdict"] = rule_verdict.verdict(table)
-    return AdviceJudgement(table[REGRETS], rule_verdict.sentence(table))
+    return AdviceJudgement(table[REGRETS], regret.always(scores), rule_verdict.sentence(table))
 
 
 def _regrets(scores: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import balancers
 from bench.cli import app
-from bench.diagnose import diagnose_terminal, rule
+from bench.diagnose import diagnose_terminal, kept_evidence, regret, rule
 from bench.diagnose.advice import Advice
 from bench.diagnose.diagnose_terminal import gain_and_cost, with_likelihoods
 from bench.run.spec import Method
@@ -152,25 +152,72 @@ def test_the_evidence_is_told_once_there_is_some(file: Path, tmp_path: Path, mon
     assert gain_and_cost(table, "gradnorm") == ""
     assert gain_and_cost(None, "famo") == ""
 
-    path = tmp_path / "advice.csv"
-    monkeypatch.setattr(diagnose_terminal, "EVIDENCE", path)
+    monkeypatch.setattr(kept_evidence, "FOLDER", tmp_path)
     assert "On the problems of the evidence" not in lossbench("diagnose", str(file))[1]
-    table.to_csv(path, index=False)
+    table.to_csv(tmp_path / kept_evidence.RANGES, index=False)
     assert "On the problems of the evidence" in lossbench("diagnose", str(file))[1]
 
 
 def test_the_rule_counts_as_untested_until_its_test_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = [TREE / "docs" / name for name in ("add-a-problem.md", "start/which-method.md")]
-    for text in (lossbench("diagnose", "--help")[1], *(page.read_text(encoding="utf-8") for page in pages)):
-        assert "or says that there is none yet" in " ".join(text.split())  # true before the test and after it
-
-    monkeypatch.setattr(diagnose_terminal, "REGRETS", tmp_path / "advice_regrets.csv")
+    assert "or says that there is none yet" in " ".join(lossbench("diagnose", "--help")[1].split())
+    monkeypatch.setattr(kept_evidence, "FOLDER", tmp_path)
     assert diagnose_terminal.result_of_test() == diagnose_terminal.UNTESTED
-    found = pd.DataFrame({"problem": ["a", "b", "c"], "reserved": [False, False, True], "there": True})
-    found.assign(lower=["advice", "", "opponent"], verdict="fails").to_csv(diagnose_terminal.REGRETS, index=False)
+    keep_test(tmp_path, "fails")
     told = diagnose_terminal.result_of_test()
-    assert told.startswith("The rule fails its test.")
+    assert told.startswith("The rule that chooses by the profile fails its test.")
     assert "on 1 of 2 problems of the evidence and on 0 of 1 reserved ones." in told
+
+
+def test_the_pages_say_what_became_of_the_test() -> None:
+    regrets = kept_evidence.regrets()
+    assert regrets is not None
+    assert set(regrets["verdict"]) == {"fails"}
+    for name in ("add-a-problem.md", "start/which-method.md", "advice.md"):
+        page = " ".join((TREE / "docs" / name).read_text(encoding="utf-8").split())
+        assert re.search(r"fails the test that was set for it", page), name
+
+
+def keep_test(folder: Path, verdict: str, best: str = "famo") -> None:
+    """Write a result of the rule's test, and that ``best`` is best on average."""
+    found = pd.DataFrame({"problem": ["a", "b", "c"], "reserved": [False, False, True], "there": True})
+    found = found.assign(regret=[0.0, 0.1, 0.2], opponent_regret=[0.3, 0.1, 0.15], lower=["advice", "", "opponent"])
+    found.assign(verdict=verdict).to_csv(folder / kept_evidence.REGRETS, index=False)
+    always = [(best, 0.05, "b", 0.25), *((each, 0.5, "a", 0.7) for each in rule.CANDIDATES if each != best)]
+    pd.DataFrame(always, columns=regret.ALWAYS).to_csv(folder / kept_evidence.CANDIDATES, index=False)
+
+
+def test_if_the_rule_fails_its_opponents_advice_comes_first(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "test_if_the_rule_fails_its_opponents_advice_comes_first"
+    monkeypatch.setattr(kept_evidence, "FOLDER", tmp_path)
+    out = tmp_path / "advice.json"
+    keep_test(tmp_path, "not decided")
+    code, output = lossbench("diagnose", str(file), "--json", str(out))
+    assert code == 0, output
+    by_rule = json.loads(out.read_text())["rule"]
+    assert json.loads(out.read_text())["advice"] == by_rule
+    assert f"advice for {name}: {by_rule['candidate']}" in output
+    assert output.index("advice for") < output.index("is not decided yet")
+
+    keep_test(tmp_path, "fails")
+    code, output = lossbench("diagnose", str(file), "--json", str(out))
+    assert code == 0, output
+    told = " ".join(output.split())
+    found = json.loads(out.read_text())
+    assert found["advice"]["candidate"] == "famo"
+    assert found["rule"] == by_rule
+    assert found["test"] in told
+    order = ("fails its test", f"advice for {name}: famo", f"the rule's choice: {by_rule['candidate']}")
+    assert sorted(order, key=told.index) == list(order)
+    assert "1.05 times the error of the best candidate in the geometric mean, and 1.28 times at worst, on b." in told
+    assert "the rule's choices have 1.11 times the error of the best candidate in the geometric mean, and 1.22" in told
+    assert "The opponent's are better by at most 5.1 %." in told
+
+    keep_test(tmp_path, "fails", by_rule["candidate"])
+    output = lossbench("diagnose", str(file))[1]
+    assert "the rule's choice: the same" in output
+    assert output.count(by_rule["code"]) == 1
 
 
 def test_the_help_names_what_the_rule_can_advise() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.diagnose.regret import CAP, AdviceVerdict, regrets, verdict
+from bench.diagnose.regret import CAP, AdviceVerdict, always, regrets, verdict
 
 Scores = Mapping[str, Mapping[str, tuple[float, float]]]
 
@@ -57,6 +57,28 @@ def test_regrets_of_three_problems_by_hand() -> None:
     assert verdict(table.reset_index(), needed=2) == AdviceVerdict(lower=2, folds=3, needed=2)
     assert verdict(table.reset_index(), needed=2).succeeds
     assert not verdict(table.reset_index(), needed=3).succeeds
+
+
+def test_the_regret_of_always_advising_the_same_by_hand() -> None:
+    """The best is chosen on one set of seeds and judged on the other, as for advice that differs."""
+    table = always(frame(THREE))
+    famo = {
+        "p": (math.log(0.6 / 0.6) + math.log(0.5 / 0.8)) / 2,
+        "q": 0.0,
+        "r": (math.log(1 / 2) + math.log(3 / 3)) / 2,
+    }
+    equal = {
+        "p": (math.log(1 / 0.6) + math.log(1 / 0.8)) / 2,
+        "q": math.log(1 / 0.9),
+        "r": (math.log(2 / 2) + math.log(1 / 3)) / 2,
+    }
+    nash = {"p": (math.log(0.4 / 0.6) + math.log(0.8 / 0.8)) / 2, "q": CAP, "r": (CAP + math.log(8 / 3)) / 2}
+    by_hand = {"famo": famo, "equal": equal, "nash-mtl": nash}
+    assert list(table["candidate"]) == ["famo", "equal", "nash-mtl"]
+    assert list(table["worst"]) == ["q", "p", "q"]
+    for row in table.itertuples():
+        assert row.regret == pytest.approx(sum(by_hand[row.candidate].values()) / 3)
+        assert row.worst_regret == pytest.approx(by_hand[row.candidate][row.worst])
 
 
 def test_an_opponent_sees_no_variant_of_the_problem_it_advises_on() -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import tasks
 from bench.analysis import SuiteTables, pooled_comparisons, pooled_scores, training_scores
+from bench.diagnose import kept_evidence
 from bench.evidence import __main__ as command
 from bench.evidence import evidence_folder, evidence_tables, tested_advice
 from bench.evidence.evidence_rows import RELATIVE, EvidenceRows, evidence_rows
@@ -226,12 +227,12 @@ class TestFolder:
     def test_it_is_a_results_folder(self, tables: Tables, kept: Path, tmp_path: Path) -> None:
         out = tmp_path / "core"
         (out / "tables").mkdir(parents=True)
-        for name in ("target", "scores", "advice_regrets"):
+        for name in ("target", "scores", "of_another_command"):
             (out / "tables" / f"{name}.csv").write_text("of an earlier protocol")
         evidence_folder.write(tables, kept, out)
         assert not (out / "tables" / "target.csv").exists()
         assert not (out / "tables" / "scores.csv").exists()  # it is a Parquet file now
-        assert (out / "tables" / "advice_regrets.csv").exists()  # another command writes it
+        assert (out / "tables" / "of_another_command.csv").exists()
         results = load(out)
         assert results.ranking
         assert results.failed_gates == {"mgda, parameters", "random"}
@@ -271,7 +272,7 @@ class TestFolder:
         assert done.exit_code == 0, done.output
         assert "missing: A/regression-10-tasks" in done.output
         assert "missing: A/scenes" not in done.output
-        ranges = pd.read_csv(tmp_path / "core" / "advice.csv").set_index("candidate")
+        ranges = pd.read_csv(tmp_path / "core" / "advice" / "ranges.csv").set_index("candidate")
         assert list(ranges.columns) == ["q_low", "q_high", "cost_low", "cost_high"]
         assert ranges.loc["equal", "q_low"] == ranges.loc["equal", "q_high"] == 1.0
         assert ranges.loc["nash-mtl", "cost_low"] == 1.0  # at the features, on scenes
@@ -302,17 +303,22 @@ class TestAdvice:
             columns=tested_advice.FACTS,
         )
         base = SuiteTables(problems=tables["problems"], scores=tables["scores"])
-        planned = {"scenes": False, "burgers": False, "flights": False, "recommender": True}
+        missing = ["flights", "digit-pairs", "helmholtz", "multi-token"]
+        planned = {**dict.fromkeys(["scenes", "burgers", *missing], False), "recommender": True}
         judgement = tested_advice.judge(base, facts, rows(), planned)
         table = judgement.regrets.set_index("problem")
         assert table.loc["burgers", "lower"] == "advice"  # the opponent learns from scenes, where another is best
         assert table.loc["burgers", "opponent"] == "uncertainty"
         assert table.loc["recommender", "lower"] == "opponent"
-        assert list(table["reserved"]) == [False, False, False, True]
-        assert list(table["there"]) == [True, True, False, True]
-        assert set(table["verdict"]) == {"not decided"}
-        assert "not decided yet: flights is missing." in judgement.sentence
+        assert list(table["reserved"]) == [False] * 6 + [True]
+        assert list(table["there"]) == [True, True, *[False] * 4, True]
+        assert set(table["verdict"]) == {"fails"}  # whatever the missing ones bring: it lost the reserved one
+        assert f"{', '.join(missing[:-1])} and {missing[-1]} are missing, and can't change that." in judgement.sentence
+        decided_later = tested_advice.judge(base, facts[:2], rows(), planned)
+        assert set(decided_later.regrets["verdict"]) == {"not decided"}
         assert "of 2 problems of the evidence and on 0 of 1 reserved ones" in judgement.sentence
+        assert set(judgement.always["worst"]) <= {"scenes", "burgers", "recommender"}
+        assert judgement.always["regret"].is_monotonic_increasing
         with pytest.raises(ValueError, match="the advice is not judged on burgers"):
             tested_advice.judge(base, facts, rows(), {"scenes": False})
 
@@ -323,6 +329,18 @@ class TestAdvice:
             *("image-codec", "recommender", "reaction-diffusion", "poisson-l-shape")
         }
         assert not set(made_up_parts.CONTROLS) & set(planned)
+
+    def test_the_committed_result_follows_from_the_committed_scores(self) -> None:
+        """From the scores of the evidence and what the rule advised, its test is judged again."""
+        core = Path(__file__).parents[3] / "results" / "reference" / "core" / "tables"
+        base = SuiteTables(problems=pd.read_csv(core / "problems.csv"), scores=pd.read_parquet(core / "scores.parquet"))
+        regrets, candidates = kept_evidence.regrets(), kept_evidence.candidates()
+        assert regrets is not None
+        assert candidates is not None
+        facts = regrets.loc[regrets["there"], tested_advice.FACTS]
+        again = tested_advice.judge(base, facts, rows(), tested_advice.planned_problems())
+        pd.testing.assert_frame_equal(again.regrets, regrets, check_dtype=False)
+        pd.testing.assert_frame_equal(again.always, candidates)
 
 
 class TestConstants:
