@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .engine import GradientBalancer, Range, Read, Result, State, option, register, state
-from .solvers.simplex import kept_total, project
+from .solvers.simplex import project
 
 
 @register
@@ -80,6 +80,5 @@ class MoCo(GradientBalancer):
     def update(self, read: Read, state: State) -> Result:
         before, k = state["shares"], state["steps"] + 1
         slope = read.tracked @ before + self.rho * before
-        total = kept_total(before, self.num_tasks)
-        shares = project(before - self.gamma * k**-self.sigma * slope, total)
+        shares = project(before - self.gamma * k**-self.sigma * slope, before.sum())
         return Result(shares, {"shares": shares, "steps": k, "kept": 1 - self.beta * (k + 1) ** -self.sigma})

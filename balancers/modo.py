@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .engine import Range, Read, Result, SecondBatchBalancer, State, option, register, state
-from .solvers.simplex import kept_total, project
+from .solvers.simplex import project
 
 
 @register
@@ -56,7 +56,7 @@ class MoDo(SecondBatchBalancer):
     def update(self, read: Read, state: State) -> Result:
         before = state["shares"]
         slope = read.products @ before + self.rho * before
-        return Result(state={"shares": project(before - self.gamma * slope, kept_total(before, self.num_tasks))})
+        return Result(state={"shares": project(before - self.gamma * slope, before.sum())})
 
     def weigh(self, state: State) -> Tensor:
         r"""Return :math:`\lambda`, ``(T,)``."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .engine import Range, Read, Result, SecondBatchBalancer, State, option, register, state
-from .solvers.simplex import kept_total, project
+from .solvers.simplex import project
 
 SMALL = 1e-4
 """Number added to the products of a task's gradients in the scale, so that pure noise is not blown up."""
@@ -81,7 +81,7 @@ class SDMGrad(SecondBatchBalancer):
         size = (read.products.diagonal().clamp(min=0) + SMALL).sqrt().mean()
         A = read.products / size.square()
         w = state["shares"]
-        total, pull, z = kept_total(w, self.num_tasks), self.regularization * state["preferred"], torch.zeros_like(w)
+        total, pull, z = w.sum(), self.regularization * state["preferred"], torch.zeros_like(w)
         for _ in range(self.iterations):
             z = self.momentum * z + A @ (w + pull)
             w = project(w - self.lr * z, total)

@@ -69,15 +69,6 @@ def test_projection_keeps_its_sum():
             torch.testing.assert_close(shares.sum().item(), 1.0, rtol=0, atol=1e-6)
 
 
-def test_moco_recovers_from_shares_without_a_sum():
-    planted, balancer = make(MoCo)
-    generator = torch.Generator().manual_seed(13)
-    planted.step(balancer, draw(3, generator))
-    balancer.shares.zero_()  # as rounding did before
-    planted.step(balancer, draw(3, generator))
-    torch.testing.assert_close(balancer.weights.sum().item(), 1.0)
-
-
 def test_moco_without_the_tasks_that_have_weight():
     """The tasks of a step share the sum that they had before, also if it is zero."""
     planted = Planted(3)
