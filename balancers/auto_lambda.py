@@ -60,7 +60,7 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
     may_ascend = True
     needs_optimizer = True
     primary: Sequence[str | int] | str | int | None = option(None, free=True)
-    initial: float = option(0.1)
+    initial: float = option(0.1, fixed=True)
     lr: float = option(1e-4, above=0, tune=Range(1e-5, 1e-3, log=True))
     learns = "lambdas"
     lambdas: Tensor = state(lambda balancer: balancer.initial)

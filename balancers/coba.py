@@ -59,7 +59,7 @@ class CoBa(LossBalancer):
     reads = "second batch"
     when = "forward"
     needs_second_batch = True
-    window: int = option(200, at_least=2, whole=True)
+    window: int = option(200, at_least=2, whole=True, fixed=True)
     warm_up: int = option(100, at_least=1, whole=True)
     tau: float = option(5.0, above=0, tune=Range(1.0, 10.0, log=True))
     last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)

@@ -54,7 +54,7 @@ class InverseGradientNorm(GradientBalancer):
     use_when = "For physics-informed networks, where terms of very different scales should all be learnt."
     default_wrt = "parameters"
     alpha: float = option(0.9, at_least=0, below=1, tune=Range(0.5, 0.99))
-    first_steps: int | None = option(None, at_least=1, whole=True)
+    first_steps: int | None = option(None, at_least=1, whole=True, fixed=True)
     multipliers: Tensor = state(1.0)
     """:math:`w_i`, ``(T,)``."""
     average_norms: Tensor

@@ -59,7 +59,7 @@ class MomentumConFIG(GradientBalancer):
         "layer": "it replaces the gradients of all shared parameters, not those of one layer",
     }
     beta: float = option(0.9, at_least=0, below=1, tune=Range(0.5, 0.99))
-    takes_turns: bool = option(True)
+    takes_turns: bool = option(True, fixed=True)
     tracks = "averages"
     counts: Tensor = state()
     """:math:`t_i`, ``(T,)``."""

@@ -60,7 +60,7 @@ class SelfAdaptiveWeighting(LearnedState):
         "For physics-informed networks, where all losses can come close to zero; "
         "the weights of losses that can't never stop growing."
     )
-    mask_function: Literal["square", "sigmoid"] = option("square", one_of=("square", "sigmoid"))
+    mask_function: Literal["square", "sigmoid"] = option("square", one_of=("square", "sigmoid"), fixed=True)
     initial: list[float] = option(1.0, per_task=True)
     lr: float = option(0.005, above=0, tune=Range(1e-4, 1e-1, log=True))
     learns = "adaptations"

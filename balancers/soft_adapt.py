@@ -46,7 +46,7 @@ class SoftAdapt(PeriodMeans):
     reads = "losses"
     beta: float = option(0.1, tune=Range(1e-2, 1e2, log=True))
     normalized: bool = option(False)
-    loss_weighted: bool = option(False)
+    loss_weighted: bool = option(False, fixed=True)
     next_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     """:math:`w_i`, ``(T,)``."""
     last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)

@@ -9,10 +9,13 @@ from balancers import (
     FAMO,
     MGDA,
     AutoLambda,
+    CoBa,
     DynamicWeightAverage,
     Fork,
     GradNorm,
+    InverseGradientNorm,
     LossBalancer,
+    MoCo,
     MoDo,
     NTKWeighting,
     SoftAdapt,
@@ -80,22 +83,56 @@ def test_freeze_after_can_be_set_later():
 
     step()
     balancer.freeze_after = 1
-    assert torch.equal(step(), step())
+    frozen = step()
+    assert torch.equal(frozen, step())
+    balancer.freeze_after = 3
+    assert not torch.equal(frozen, step())
+    frozen = step()
+    assert torch.equal(frozen, step())
+    balancer.freeze_after = None
+    assert not torch.equal(frozen, step())
+
+
+def test_a_period_that_is_shortened_ends_with_the_next_step():
+    balancer = DynamicWeightAverage(2, period=5)
+
+    def step() -> float:
+        balancer([torch.tensor(1.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)]).backward()
+        return balancer.steps.item()
+
+    assert [step() for _ in range(4)] == [1, 2, 3, 4]
+    balancer.period = 2
+    assert [step() for _ in range(4)] == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(
-    ("balancer", "name", "value"),
+    ("make", "name", "value"),
     [
-        (Tchebycheff(2), "preferences", [9, 1]),
-        (FAMO(2), "min_losses", 0.1),
+        (lambda: Tchebycheff(2), "preferences", [9, 1]),
+        (lambda: FAMO(2), "min_losses", 0.1),
+        (lambda: FAMO(2), "process_group", False),
+        (lambda: MGDA(Fork(2)), "averaging", 0.9),
+        (lambda: GradNorm(Fork(2)), "optimizer", "sgd"),
+        (lambda: SoftAdapt(2), "loss_weighted", True),
+        (lambda: CoBa(2), "window", 9),
+        (lambda: InverseGradientNorm(Fork(2)), "first_steps", 20),
+        (lambda: AutoLambda(None, wrt=nn.Linear(2, 2), tasks=NAMES), "primary", "far"),
     ],
 )
-def test_values_for_each_task_are_fixed(balancer, name, value):
-    """They have become tensors, which would go on as they are."""
+def test_options_from_which_others_follow_are_fixed(make, name, value):
+    """They have become tensors, state or other facts, which would go on as they are."""
+    balancer = make()
     before = getattr(balancer, name)
     with pytest.raises(AttributeError, match=f"{name} is fixed when a balancer is made"):
         setattr(balancer, name, value)
     assert getattr(balancer, name) == before
+
+
+def test_options_that_do_not_go_together_are_refused_and_not_set():
+    balancer = MoCo(None, wrt=nn.Linear(2, 2), tasks=NAMES)
+    with pytest.raises(ValueError, match="update_every is 5; expected 1: every step changes what is tracked"):
+        balancer.update_every = 5
+    assert balancer.update_every == 1
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class GradientBalancer(LossBalancer):
     update_every: int = option(1, at_least=1, whole=True)
     exact: bool = option(False)
     weighting: LossBalancer | None = option(None, free=True, combining=True)
-    averaging: float = option(0.0, at_least=0, at_most=1, combining=True)
+    averaging: float = option(0.0, at_least=0, at_most=1, combining=True, fixed=True)
     fork: Fork | None
     _shared: SharedParameters | None
 
@@ -158,10 +158,7 @@ class GradientBalancer(LossBalancer):
         self._settled: HostCopy | None = None
         self._asked: HostCopy | None = None
         self._asks = 0
-        if (self.tracks or self.per_parameter) and self.update_every > 1:
-            raise ValueError(f"update_every is {self.update_every}; expected 1: every step changes what is tracked")
-        if self.takes_turns and self.update_every > 1:
-            raise ValueError(f"update_every is {self.update_every}; expected 1: each step trains on the next task")
+        self._check_update_every()
         self._tracked = self._to_track() if self.tracks or self.per_parameter else []
         if self.per_parameter:
             self.declare(self.per_parameter, 0.0, (self.num_tasks, len(self._tracked)))
@@ -273,6 +270,17 @@ class GradientBalancer(LossBalancer):
         self._attach()
         self._want()
 
+    def _check_update_every(self) -> None:
+        if (self.tracks or self.per_parameter) and self.update_every > 1:
+            raise ValueError(f"update_every is {self.update_every}; expected 1: every step changes what is tracked")
+        if self.takes_turns and self.update_every > 1:
+            raise ValueError(f"update_every is {self.update_every}; expected 1: each step trains on the next task")
+
+    def option_changed(self) -> None:
+        self._check_update_every()
+        super().option_changed()
+        self._decide_when()
+
     def _want(self) -> None:
         """Tell the fork whether the next step is measured."""
         if self.fork is not None and self._measures_itself:
@@ -285,6 +293,10 @@ class GradientBalancer(LossBalancer):
 
     def state_changed(self) -> None:
         super().state_changed()
+        self._decide_when()
+
+    def _decide_when(self) -> None:
+        """Find out anew whether the next step is measured, as the state or an option is another one."""
         if not self.takes_turns:
             self.turn %= self.update_every
         self._settled = self._asked = None

@@ -21,7 +21,7 @@ class LearnedState(LossBalancer):
     learns: ClassVar[str]
     """The name of the state that is learnt, ``(T,)``."""
     lr: float = option(0.025, above=0, tune=Range(1e-4, 1e-1, log=True))
-    optimizer: Literal["adam", "sgd"] = option("adam", one_of=("adam", "sgd"))
+    optimizer: Literal["adam", "sgd"] = option("adam", one_of=("adam", "sgd"), fixed=True)
     optimizer_steps: Tensor = state(shape="", float32=True)
     task_steps: Tensor = state(float32=True)
     """The number of these steps that each task took part in, ``(T,)``."""

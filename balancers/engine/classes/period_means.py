@@ -36,7 +36,7 @@ class PeriodMeans(LossBalancer):
         counts, before = state["counts"] + given, state["current"]
         current = torch.where(given, torch.lerp(before, read.losses, 1 / counts.clamp(min=1)), before)
         steps = state["steps"] + 1
-        ends = steps == self.period
+        ends = steps >= self.period
         closed = ends & (counts > 0)
         new = {
             "earlier": torch.where(closed, state["latest"], state["earlier"]),

@@ -70,8 +70,16 @@ class Option:
     """Whether only methods that combine gradients have it."""
     free: bool = False
     """Whether it may be anything; the method checks it in ``prepare``."""
+    fixed: bool = False
+    """Whether it can't be set later, as the state or other options follow from it. Options that are ``free``, per task
+    or a task are fixed."""
     tune: Range | None = None
     """The values that ``lossbench tune`` and searches draw from; None: they leave the option alone. Not a limit."""
+
+    @property
+    def can_be_set(self) -> bool:
+        """Whether it can be set later."""
+        return not (self.fixed or self.free or self.per_task or self.task)
 
     def read(self, name: str, value: object, balancer: "DeclaredState") -> Any:
         """Return ``value`` as the method uses it: checked, and of an option per task as a list in task order.

@@ -42,10 +42,15 @@ class _Setting:
         if declared is None or not balancer._is_made:
             balancer.__dict__[self.name] = value
             return
-        if declared.per_task or declared.task:
+        if not declared.can_be_set:
             raise AttributeError(f"{self.name} is fixed when a balancer is made: make a new one, with other values")
+        before = balancer.__dict__[self.name]
         balancer.__dict__[self.name] = declared.read(self.name, value, balancer)
-        balancer.option_changed()
+        try:
+            balancer.option_changed()
+        except ValueError:
+            balancer.__dict__[self.name] = before
+            raise
 
 
 def _refuse_taken(cls: type["DeclaredState"], name: str) -> None:
@@ -92,7 +97,7 @@ class DeclaredState(nn.Module):
         for name, value in cls._own.items():
             _refuse_taken(cls, name)
             delattr(cls, name)  # an attribute of the class would hide the buffer
-            if isinstance(value, Option) and not value.free:
+            if isinstance(value, Option) and name != "weighting":  # which is a submodule, and has no such attribute
                 setattr(cls, name, _Setting(name))
         declared, seen = dict[str, Option | Declared](), set[str]()
         for base in cls.__mro__:
@@ -170,7 +175,11 @@ class DeclaredState(nn.Module):
         return self._reader.made_for()
 
     def option_changed(self) -> None:
-        """Take in that an option of a balancer that is made has another value."""
+        """Take in that an option of a balancer that is made has another value.
+
+        Raises:
+            ValueError: the options don't go together; the option then has its earlier value again.
+        """
 
     # For methods, when they are made.
 
