@@ -254,10 +254,10 @@ class Problem(ABC, Generic[Data]):
         """Return the shared parts of ``model``, which `model` has made."""
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: Any) -> Sequence[Tensor] | Tensor:
-        """Return the T losses of a batch in the order of ``tasks``: T scalars, or one tensor of shape ``(T,)``.
+    def losses(self, model: nn.Module, batch: Any) -> Sequence[Tensor] | Mapping[str, Tensor] | Tensor:
+        """Return the T losses of a batch: T scalars in the order of ``tasks``, or a dict of them by task.
 
-        A model that computes all heads as one product returns the tensor.
+        A model that computes all heads as one product returns one tensor of shape ``(T,)``.
         """
 
     def residuals(self, model: nn.Module, batch: Any) -> Sequence[Tensor] | None:

@@ -20,7 +20,7 @@ GroupOption: TypeAlias = "dist.ProcessGroup | Literal[False] | None"
 
 class _Groups(NamedTuple):
     world: object
-    """The default group when these were made, by which a later one is told from it."""
+    """The default group when these were made: where it is another one, they are made anew."""
     device: "dist.ProcessGroup"
     host: "dist.ProcessGroup"
 

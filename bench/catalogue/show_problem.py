@@ -1,12 +1,10 @@
 """Draw the picture that `lossbench show` makes of a problem."""
 
-import tomllib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import tasks
-from bench.run import plugins, result_picture
+from bench.run import result_picture
+from bench.run.problem_argument import given_options
 from bench.run.result_picture import Picture
 from bench.run.spec import Method, RunSpec
 from bench.run.training import Training, reason
@@ -22,33 +20,6 @@ class NothingToDrawError(Exception):
     """The problem does not exist, its data are missing, its training or its drawing failed, or it draws nothing."""
 
 
-def named(problem: str) -> list[str]:
-    """Return the name of the problem, or if ``problem`` is the path of a Python file, of those that it registers.
-
-    Raises:
-        NothingToDrawError: the file registers no problem.
-        PluginError: there is no such file, or it can't be loaded.
-    """
-    if not problem.endswith(".py"):
-        return [problem]
-    names = plugins.registered(Path(problem)).problems
-    if not names:
-        raise NothingToDrawError(f"{problem} registers no problem; docs/add-a-problem.md shows how a file does that")
-    return names
-
-
-def given_options(options: Sequence[str]) -> dict[str, Any]:
-    """Return options of a problem from texts ``KEY=VALUE`` with a value in TOML.
-
-    Raises:
-        NothingToDrawError: a text is not of that form.
-    """
-    try:
-        return tomllib.loads("\n".join(options))
-    except tomllib.TOMLDecodeError as error:
-        raise NothingToDrawError(f"--option takes KEY=VALUE as in a suite ({error})") from error
-
-
 def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
     """Draw a problem's data and, if ``trained``, what its model predicts after a default run of equal weighting.
 
@@ -58,6 +29,7 @@ def draw(name: str, options: Sequence[str], trained: bool) -> Picture:
         trained: True to train the model first. For `conflict-2d`, this draws the paths that several methods take.
 
     Raises:
+        ProblemArgumentError: an option is not of that form.
         NothingToDrawError: the problem can't be made, its data are missing, its training or its drawing fails, or it
             draws nothing.
     """

@@ -204,11 +204,12 @@ def show(
     """
     from bench.catalogue import show_problem
     from bench.catalogue.show_problem import NothingToDrawError
+    from bench.run import problem_argument
 
     with user_errors(messages(), writes_to="--out"):
         if out is not None and out.suffix.lower() != ".png":
             raise NothingToDrawError(f"--out is {out}, but pictures are PNG files: give a name that ends in .png")
-        names = show_problem.named(problem)
+        names = problem_argument.named(problem)
         if out is not None and len(names) > 1:
             raise NothingToDrawError(f"{problem} registers {', '.join(names)}, whose pictures can't all be in {out}")
         for name in names:

@@ -115,19 +115,19 @@ def diagnose(
     Exit codes: 0, success; 2, the problem cannot be trained.
     """
     import tasks
-    from bench.catalogue import show_problem
     from bench.diagnose import diagnose_terminal
     from bench.diagnose.gradient_profile import ProfileError
+    from bench.run import problem_argument
 
     console = messages()
     with user_errors(console, writes_to="--json"):
-        names = show_problem.named(problem)
+        names = problem_argument.named(problem)
         if unknown := [name for name in names if name not in tasks.names()]:
             raise ProfileError(f"no problem is named {unknown[0]!r}{closest(unknown[0], tasks.names())}")
         if json is not None and len(names) > 1:
             raise ProfileError(f"{problem} registers {', '.join(names)}, whose advice can't all be in {json}")
         for name in names:
-            found = diagnose_terminal.diagnose(name, show_problem.given_options(option or []), seed, console.print)
+            found = diagnose_terminal.diagnose(name, problem_argument.given_options(option or []), seed, console.print)
             if json is not None:
                 diagnose_terminal.write(found, json)
 

@@ -40,7 +40,7 @@ def workforce(
     """Yield whoever does runs: the workers of a cluster if one is named, otherwise processes of this machine."""
     import joblib
 
-    from bench.execute.task import EngineError
+    from bench.execute.job import EngineError
     from bench.execute.workforce import Workforce, visible_gpus
 
     def tell(sentence: str) -> None:

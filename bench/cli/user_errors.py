@@ -32,18 +32,19 @@ def user_errors(console: Console, writes_to: str = "--results") -> Iterator[None
     from bench.catalogue.show_problem import NothingToDrawError
     from bench.cost.subject import SubjectError
     from bench.diagnose.gradient_profile import ProfileError
+    from bench.execute.job import EngineError
     from bench.execute.run_suite import NotDoneError
-    from bench.execute.task import EngineError
     from bench.run.atomic_file import BadFileError
     from bench.run.code_hash import ChangedCodeError
     from bench.run.plugins import PluginError
+    from bench.run.problem_argument import ProblemArgumentError
     from bench.run.spec import FingerprintError
     from bench.style.numbers import counted
     from bench.suite.claimed_folder import BusyError
     from tasks import MissingDataError
 
     ours = (
-        *(SuiteError, SubjectError, PluginError, NothingToDrawError, ProfileError),
+        *(SuiteError, SubjectError, PluginError, ProblemArgumentError, NothingToDrawError, ProfileError),
         *(BusyError, BadFileError, ChangedCodeError, FingerprintError, MissingDataError),
     )
     try:
@@ -60,6 +61,8 @@ def user_errors(console: Console, writes_to: str = "--results") -> Iterator[None
         reasons = Counter((run.balancer, run.problem, why) for run, why in error.runs)
         for (balancer, problem, why), count in list(reasons.items())[:MOST_FAILURES]:
             console.print(Text(f"not done: {balancer} on {problem}, {counted(count, 'run')}: {why}"))
+        if len(reasons) > MOST_FAILURES:
+            console.print(f"not done: {len(reasons) - MOST_FAILURES} more like these")
         console.print(
             f"error: {error}. Everything else is kept, and the same command tries them again. To count runs that take "
             "too long as failed, state [limits] seconds in the suite."

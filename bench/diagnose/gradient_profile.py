@@ -41,6 +41,7 @@ import tasks
 from bench.run import build
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import Method
+from bench.run.task_order import Losses, in_task_order
 from bench.run.training import endless, reason, reproducible
 from tasks import MissingDataError, Problem, Recipe
 
@@ -210,9 +211,9 @@ class _Record:
         self._sum = torch.zeros(len(names), size)
         self._cosines, self._compared = torch.zeros(2, len(names), len(names), dtype=torch.float64)
 
-    def note(self, losses: Sequence[Tensor] | Tensor, shared: Sequence[nn.Parameter]) -> None:
-        """Measure a step, whose graph is kept: T scalars, or one tensor ``(T,)``."""
-        each = list(losses)
+    def note(self, losses: Losses, shared: Sequence[nn.Parameter]) -> None:
+        """Measure a step, whose graph is kept."""
+        each = in_task_order(losses, self._names)
         self._losses.append(self._finite("loss", torch.stack([loss.detach().double() for loss in each])))
         gradients = torch.stack([_gradient(loss, shared) for loss in each])
         norms = self._finite("gradient", torch.linalg.vector_norm(gradients, dim=1))

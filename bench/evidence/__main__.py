@@ -16,15 +16,17 @@ from bench.analysis import SuiteTables
 from bench.diagnose import kept_evidence
 from bench.diagnose.gradient_profile import ProfileError
 from bench.execute import run_suite
+from bench.execute.job import EngineError
 from bench.execute.run_suite import NotDoneError
-from bench.execute.task import EngineError
 from bench.execute.workforce import Workforce
 from bench.report import report_page
 from bench.run import atomic_file, machine_facts, suite_text
+from bench.run.atomic_file import BadFileError
+from bench.run.code_hash import ChangedCodeError
 from bench.suite import suite_file
 from bench.suite.claimed_folder import BusyError
-from bench.suite.plan import Planned
 from bench.suite.toml_table import SuiteError
+from tasks import MissingDataError
 
 from . import (
     evidence_folder,
@@ -85,7 +87,7 @@ def run(
     Exit codes: 0, success; 1, some runs are not done; 2, nothing can be run.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    not_done: list[tuple[Planned, str]] = []
+    complete = True
     with _errors(console):
         _refuse_early(reserved, kept)
     with _errors(console), _workforce(jobs, scheduler, console) as workforce:
@@ -95,8 +97,9 @@ def run(
             try:
                 summary = run_suite.run(part.suite, folder, workforce, console)
             except NotDoneError as error:
+                _print_not_done(error, console)
                 console.print(f"{error}, so this part is not kept")
-                not_done += error.runs
+                complete = False
                 continue
             atomic_file.write(kept / part.name / "environment.json", (folder / "environment.json").read_bytes())
             kept_tables.keep(folder / "tables", kept / part.name)
@@ -105,8 +108,8 @@ def run(
                 console.print(
                     Text(f"failed: {done.planned.balancer}, seed {done.planned.spec.seed}: {done.result.reason}")
                 )
-        if not_done:
-            raise NotDoneError(not_done)
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -203,7 +206,10 @@ def advice(kept: KeptOption = KEPT, out: AdviceOutOption = None) -> None:
         suites = [suite_file.load(suite_file.find(TABLES[table])) for table in ("A", "reserved")]
         facts = tested_advice.advised([entry for suite in suites for entry in suite.problems if entry.label in there])
         base = SuiteTables(problems=made["problems"], scores=made["scores"])
-        judgement = tested_advice.judge(base, facts, _rows(), tested_advice.planned_problems())
+        try:
+            judgement = tested_advice.judge(base, facts, _rows(), tested_advice.planned_problems())
+        except ValueError as error:  # a candidate without scores
+            raise SuiteError(str(error)) from error
         _write_for_diagnose(out, {kept_evidence.REGRETS: judgement.regrets, kept_evidence.CANDIDATES: judgement.always})
         console.print(Text(judgement.sentence))
 
@@ -277,15 +283,22 @@ def _errors(console: Console) -> Iterator[None]:
     try:
         yield
     except NotDoneError as error:
-        for planned, why in error.runs:
-            console.print(Text(f"not done: {planned.balancer} on {planned.problem}, seed {planned.spec.seed}: {why}"))
+        _print_not_done(error, console)
+        raise typer.Exit(1) from None
+    except EngineError as error:
+        console.print(Text(f"error: {error}. What is finished is kept; the same command continues from there."))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("stopped; the same command continues from here")
         raise typer.Exit(130) from None
-    except (SuiteError, BusyError, EngineError, ProfileError, ValueError, OSError) as error:
+    except (SuiteError, BusyError, ProfileError, BadFileError, ChangedCodeError, MissingDataError, OSError) as error:
         console.print(Text(f"error: {error}"))
         raise typer.Exit(2) from None
+
+
+def _print_not_done(error: NotDoneError, console: Console) -> None:
+    for planned, why in error.runs:
+        console.print(Text(f"not done: {planned.balancer} on {planned.problem}, seed {planned.spec.seed}: {why}"))
 
 
 if __name__ == "__main__":

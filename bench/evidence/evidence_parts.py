@@ -76,6 +76,7 @@ def parts(only: Iterable[str] = (), reserved: bool = False) -> list[EvidencePart
         EvidencePart(table, replace(suite, problems=(suite.problems[k],), cost_rounds=0))
         for k in range(max(len(suite.problems) for suite in suites.values()))
         for table, suite in suites.items()
+        if k < len(suite.problems)
     ]
     everything.sort(key=lambda part: not part.suite.problems[0].problem.control)
     names = {name for part in everything for name in (part.name, part.table, part.problem)}

@@ -1,7 +1,7 @@
-"""Do tasks on a Dask cluster.
+"""Do jobs on a Dask cluster.
 
 The cluster can be anything that Dask has: workers on other computers by ssh, Slurm jobs, Kubernetes pods. Neither the
-scheduler nor the workers see this computer's files: a task brings all that it needs, and its ending brings all that is
+scheduler nor the workers see this computer's files: a job brings all that it needs, and its ending brings all that is
 kept. This module is the only one that imports Dask, and only if a cluster is named.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .carry_out import LOST
-from .task import CannotRunError, Ending, EngineError, Raised, Task, WorkerLost
+from .job import CannotRunError, Ending, EngineError, Job, Raised, WorkerLost
 
 PATIENCE = 600.0
 """Seconds to wait for a first or another worker; the first one of a cluster that a function makes may take longer."""
@@ -47,13 +47,13 @@ class DaskCluster:
         self._session = uuid.uuid4().hex[:8]
         self._attempts = 0
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._tasks: dict[str, tuple[Task, Any, list[str]]] = {}
-        """By Dask's key: each task in flight, its future, and the addresses of the only workers that may do it; none if
+        self._jobs: dict[str, tuple[Job, Any, list[str]]] = {}
+        """By Dask's key: each job in flight, its future, and the addresses of the only workers that may do it; none if
         all may. A future that is let go is forgotten by the scheduler."""
         self._refused: dict[str, str] = {}
         """Why a worker, named by its address, is not used."""
         self._pinned: str | None = None
-        """The address of the only worker that gets tasks now."""
+        """The address of the only worker that gets jobs now."""
         self._threads: dict[str, int] = {}
         self._looked = self._had_one = self._reminded = time.monotonic()
         self._first_may_queue = cluster is not None
@@ -71,22 +71,22 @@ class DaskCluster:
         """The number of workers that are used, as `slots` saw them."""
         return len(self._used())
 
-    def start(self, task: Task) -> None:
-        """Do the task on a worker that is not refused, as soon as one has a slot free."""
+    def start(self, job: Job) -> None:
+        """Do the job on a worker that is not refused, as soon as one has a slot free."""
         self._attempts += 1
-        key = f"{task.key}-{self._attempts}-{self._session}"
+        key = f"{job.key}-{self._attempts}-{self._session}"
         if self._threads and not self._used():
             raise EngineError(f"no worker can be used. {self._refusals()}")
         where = [self._pinned] if self._pinned else list(self._used()) if self._refused else []
         try:
-            future = self._client.submit(_on_worker(), pickle.dumps(task), key=key, pure=False, workers=where or None)
+            future = self._client.submit(_on_worker(), pickle.dumps(job), key=key, pure=False, workers=where or None)
         except (OSError, RuntimeError) as error:
             raise self._gone() from error
-        self._tasks[key] = task, future, where
+        self._jobs[key] = job, future, where
         future.add_done_callback(self._ended.put)
 
-    def next(self) -> tuple[Task, Ending]:
-        """Wait until an attempt at one of the started tasks ends.
+    def next(self) -> tuple[Job, Ending]:
+        """Wait until an attempt at one of the started jobs ends.
 
         Raises:
             EngineError: the scheduler is gone, there was no worker for `PATIENCE` seconds, or no worker can be used.
@@ -96,36 +96,43 @@ class DaskCluster:
                 future = self._ended.get(timeout=LOOKS)
             except queue.Empty:
                 self._look()
-                if self._pinned and self._pinned not in self._threads and self._tasks:
+                if self._pinned and self._pinned not in self._threads and self._jobs:
                     return self._lost_with_pinned()
                 self._restart_stranded()
                 continue
-            if future.key not in self._tasks:  # an attempt that was given up
+            if future.key not in self._jobs:  # an attempt that was given up
                 continue
-            task, _, _ = self._tasks.pop(future.key)
+            job, _, _ = self._jobs.pop(future.key)
             ending = self._ending(future)
             if ending is not None:
-                return task, ending
-            if self._pinned:  # the only worker that may do the task has refused it
-                return task, WorkerLost(LOST)
+                return job, ending
+            if self._pinned:  # the only worker that may do the job has refused it
+                return job, WorkerLost(LOST)
             self._look()
-            self.start(task)
+            self.start(job)
 
     def pin(self) -> None:
-        """Do the next tasks on one worker, of the computer that has the fewest."""
+        """Do the next jobs on one worker, of the computer that has the fewest; wait for one if there is none.
+
+        Raises:
+            EngineError: as `next` does.
+        """
         self._look()
+        while not self._used():
+            time.sleep(LOOKS)
+            self._look()
         hosts = Counter(_host(address) for address in self._used())
-        self._pinned = min(self._used(), key=lambda address: (hosts[_host(address)], address), default=None)
+        self._pinned = min(self._used(), key=lambda address: (hosts[_host(address)], address))
 
     def unpin(self) -> None:
-        """Do tasks on all workers again."""
+        """Do jobs on all workers again."""
         self._pinned = None
 
     def stop(self) -> None:
         """Give up all attempts and leave the cluster."""
-        for _, future, _ in self._tasks.values():
+        for _, future, _ in self._jobs.values():
             future.cancel(reason="stopped", force=True) if self._client.status == "running" else None
-        self._tasks.clear()
+        self._jobs.clear()
         log = logging.getLogger("distributed.client")
         level = log.level
         log.setLevel(logging.CRITICAL)  # else a client that is closed while it looks for its scheduler logs a traceback
@@ -134,18 +141,18 @@ class DaskCluster:
         if self._cluster is not None:
             self._cluster.close()
 
-    def _lost_with_pinned(self) -> tuple[Task, Ending]:
-        _, (task, future, _) = self._tasks.popitem()
+    def _lost_with_pinned(self) -> tuple[Job, Ending]:
+        _, (job, future, _) = self._jobs.popitem()
         future.cancel(reason="its worker is lost", force=True)
-        return task, WorkerLost(LOST)
+        return job, WorkerLost(LOST)
 
     def _restart_stranded(self) -> None:
-        """Start tasks anew whose workers have all left. Dask would keep them for these, whatever workers join."""
-        for key, (task, future, where) in list(self._tasks.items()):
+        """Start jobs anew whose workers have all left. Dask would keep them for these, whatever workers join."""
+        for key, (job, future, where) in list(self._jobs.items()):
             if where and self._used() and self._threads.keys().isdisjoint(where) and not future.done():
-                del self._tasks[key]
+                del self._jobs[key]
                 future.cancel(reason="its workers have left", force=True)
-                self.start(task)
+                self.start(job)
 
     def _ending(self, future: Any) -> Ending | None:
         """Return how an attempt ended; None if its worker can't do it, so that another one must."""
@@ -157,7 +164,7 @@ class DaskCluster:
             error = future.exception()
             if isinstance(error, KilledWorker):
                 return WorkerLost(error.allowed_failures + 1)
-            raise EngineError(f"a worker of the cluster can't do tasks: {type(error).__name__}: {error}")
+            raise EngineError(f"a worker of the cluster can't do jobs: {type(error).__name__}: {error}")
         address, name, kind, content = future.result()
         if kind == "refused":
             self._refuse(address, name, content)
@@ -253,7 +260,7 @@ def made_by(named: str, tell: Tell) -> DaskCluster:
         make = getattr(module, function, None)
         if make is None:
             raise EngineError(f"{file} has no function {function}")
-        # Dask would give a task to three more workers before it tells that one was lost; `carry_out` counts itself.
+        # Dask would give a job to three more workers before it tells that one was lost; `carry_out` counts itself.
         with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
             cluster = make()
         if cluster is None:  # `Client(None)` would start a cluster on this machine
@@ -282,7 +289,7 @@ def _on_worker() -> Callable[[bytes], tuple[str, str, str, Any]]:
         worker = get_worker()
         key, tasks = worker.get_current_task(), worker.state.tasks
 
-        def is_wanted() -> bool:  # a task that its client cancelled, or left, is "cancelled" here until it ends
+        def is_wanted() -> bool:  # a job that its client cancelled, or left, is "cancelled" here until it ends
             return key in tasks and tasks[key].state != "cancelled"
 
         try:

@@ -1,4 +1,4 @@
-"""Do one run as a task: everything that it needs comes with it, and everything that is kept of it goes back.
+"""Do one run as a job: everything that it needs comes with it, and everything that is kept of it goes back.
 
 Whoever does the run writes no file of the suite. Its results are bytes, which the client stores.
 """
@@ -23,7 +23,7 @@ from bench.run.training import Training, reason
 from bench.suite.plan import Planned
 from tasks import MissingDataError
 
-from .task import CannotRunError, OtherVersionError
+from .job import CannotRunError, OtherVersionError
 
 NAMES: Mapping[str, str] = {
     "protocol": "the protocol",
@@ -39,7 +39,7 @@ BUSY = 0.3
 
 
 @dataclass(frozen=True)
-class RunJob:
+class PortableRun:
     """A run, what its result depends on at the client, and the plugins that it needs."""
 
     run: Planned
@@ -47,9 +47,9 @@ class RunJob:
     plugins: Sequence[Source]
 
     @staticmethod
-    def of(run: Planned, plugins: Sequence[Source]) -> "RunJob":
-        """Return the job that does ``run`` as this process would."""
-        return RunJob(run, provenance(run.spec), plugins)
+    def of(run: Planned, plugins: Sequence[Source]) -> "PortableRun":
+        """Return ``run`` as this process would do it."""
+        return PortableRun(run, provenance(run.spec), plugins)
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class FailedStart:
     reason: str
 
 
-def do(job: RunJob) -> RunOutcome:
+def do(portable: PortableRun) -> RunOutcome:
     """Do a run.
 
     Raises:
         CannotRunError: the run's result would not be that of the client, or this computer lacks the run's data or GPU.
     """
-    _prepare(job)
-    run = job.run
+    _prepare(portable)
+    run = portable.run
     training = Training(run.spec)
     training.run()
     result = training.result
@@ -84,39 +84,39 @@ def do(job: RunJob) -> RunOutcome:
     return RunOutcome(result_file.encode(run.spec, result), result.status == "failed", picture)
 
 
-def first_steps(job: RunJob) -> Pace | FailedStart:
+def first_steps(portable: PortableRun) -> Pace | FailedStart:
     """Return how long the parts of a run take here, or why its first steps fail.
 
     Raises:
         CannotRunError: see `do`.
     """
-    _prepare(job)
+    _prepare(portable)
     try:
-        return pace(job.run.spec)
+        return pace(portable.run.spec)
     except EvaluationError as error:
         return FailedStart(str(error))
     except (Exception, SystemExit) as error:
         return FailedStart(reason(error))
 
 
-def time_limit(job: RunJob) -> float:
+def time_limit(portable: PortableRun) -> float:
     """Return the seconds after which a run is given up on this computer; 0 if its first steps fail.
 
     Raises:
         CannotRunError: see `do`.
     """
-    start = first_steps(job)
-    return TIMES_FORECAST * (start.load + start.run(job.run.spec)) if isinstance(start, Pace) else 0.0
+    start = first_steps(portable)
+    return TIMES_FORECAST * (start.load + start.run(portable.run.spec)) if isinstance(start, Pace) else 0.0
 
 
-def step_cost(job: RunJob, rounds: int) -> list[dict[str, Any]]:
+def step_cost(portable: PortableRun, rounds: int) -> list[dict[str, Any]]:
     """Measure the cost of a step; see `bench.cost.measure_step.measure`, whose errors propagate.
 
     Raises:
         CannotRunError: see `do`.
     """
-    _prepare(job)
-    return measure_step.measure(job.run.spec, rounds)
+    _prepare(portable)
+    return measure_step.measure(portable.run.spec, rounds)
 
 
 def kind_of_machine() -> tuple[str, str | None]:
@@ -133,17 +133,17 @@ def busy_cores() -> float:
     return float(psutil.cpu_percent(interval=1.0)) / 100 * (psutil.cpu_count() or 1)
 
 
-def _prepare(job: RunJob) -> None:
-    spec = job.run.spec
+def _prepare(portable: PortableRun) -> None:
+    spec = portable.run.spec
     try:
-        plugins.load_sources(job.plugins)
+        plugins.load_sources(portable.plugins)
         tasks.create(spec.problem, **spec.problem_options).require()
         here = provenance(spec)
     except (MissingDataError, ChangedCodeError) as error:
         raise CannotRunError(str(error)) from None
     except (Exception, SystemExit) as error:  # another version may lack the problem, the method or one of its options
         raise CannotRunError(f"{type(error).__name__}: {error}") from error
-    differing = [NAMES[what] for what, value in job.provenance.items() if here[what] != value]
+    differing = [NAMES[what] for what, value in portable.provenance.items() if here[what] != value]
     if differing:
         raise OtherVersionError(
             f"{' and '.join(differing)} differ{'s' if len(differing) == 1 else ''} from the client's"

@@ -26,8 +26,8 @@ from bench.suite.result_tables import Done
 from bench.suite.suite_entries import Suite
 
 from . import forecast, run_job
+from .job import CannotRunError, EngineError
 from .progress import Progress
-from .task import CannotRunError, EngineError
 from .workforce import WorkerLostError, Workforce
 
 MANY = 10
@@ -305,7 +305,8 @@ class _Work:
                 with self.workforce.one_worker():
                     return self.timed_by_one_worker(costs, anew=attempt > 0)
             except WorkerLostError:
-                self.tell("the worker that timed steps is lost; they are timed anew")
+                if attempt < LOSSES - 1:
+                    self.tell("the worker that timed steps is lost; they are timed anew")
         raise EngineError(f"{LOSSES} workers that timed steps were lost")
 
     def timed_by_one_worker(self, costs: Sequence[Planned], anew: bool) -> list[result_tables.Row]:

@@ -25,8 +25,8 @@ from bench.suite import plan, suite_file
 
 from . import run_suite
 from .cluster import DaskCluster
+from .job import Limits
 from .slot import Slot
-from .task import Limits
 from .this_machine import ThisMachine
 from .workforce import Workforce
 

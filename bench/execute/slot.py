@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from .task import Limits, as_exception
+from .job import Limits, as_exception
 
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"

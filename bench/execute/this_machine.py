@@ -1,4 +1,4 @@
-"""Do tasks in child processes of this one: each slot in a thread that waits for its child."""
+"""Do jobs in child processes of this one: each slot in a thread that waits for its child."""
 
 import queue
 import threading
@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import psutil
 
+from .job import Crashed, Ending, Finished, Job, Limits, Raised, TookTooLong, as_exception
 from .slot import ChildEndedError, MemoryLimitError, Slot, TimeLimitError
-from .task import Crashed, Ending, Finished, Limits, Raised, Task, TookTooLong, as_exception
 
 MOST_MEMORY = 0.9
-"""The share of the machine's memory that a task may use where no limit is stated."""
+"""The share of the machine's memory that a job may use where no limit is stated."""
 
 
 class ThisMachine:
     """The engine of a suite that no cluster is named for.
 
     Args:
-        slots: number of tasks at a time.
+        slots: number of jobs at a time.
         gpus: the GPUs, as ``CUDA_VISIBLE_DEVICES`` names them. Slots take them in turns, and each sees its own alone.
     """
 
@@ -27,18 +27,18 @@ class ThisMachine:
     def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
         self.slots = self.workers = slots
         self._slots = [Slot(gpus[k % len(gpus)] if gpus else None) for k in range(slots)]
-        self._todo: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[tuple[Task, Ending]] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[Job, Ending]] = queue.SimpleQueue()
         self._stopped = False
         for slot in self._slots:  # as daemons, they don't keep a process alive that is to end
             threading.Thread(target=self._serve, args=(slot,), name="slot", daemon=True).start()
 
-    def start(self, task: Task) -> None:
-        """Do the task as soon as a slot is free."""
-        self._todo.put(task)
+    def start(self, job: Job) -> None:
+        """Do the job as soon as a slot is free."""
+        self._todo.put(job)
 
-    def next(self) -> tuple[Task, Ending]:
-        """Wait until an attempt at one of the started tasks ends."""
+    def next(self) -> tuple[Job, Ending]:
+        """Wait until an attempt at one of the started jobs ends."""
         return self._ended.get()
 
     def pin(self) -> None:
@@ -57,29 +57,29 @@ class ThisMachine:
             slot.close()
 
     def _serve(self, slot: Slot) -> None:
-        while (task := self._todo.get()) is not None and not self._stopped:
+        while (job := self._todo.get()) is not None and not self._stopped:
             try:
-                ending = attempt(task, slot)
+                ending = attempt(job, slot)
             except BaseException as error:  # else this thread ends, and `next` waits for ever
                 ending = Raised(as_exception(error))
-            self._ended.put((task, ending))
+            self._ended.put((job, ending))
 
 
-def attempt(task: Task, slot: Slot) -> Ending:
-    """Do the task in a slot, and return how that ended."""
-    ending = _attempt(task, slot, task.limits.seconds)
-    if not isinstance(ending, TookTooLong) or task.own_limit is None:
+def attempt(job: Job, slot: Slot) -> Ending:
+    """Do the job in a slot, and return how that ended."""
+    ending = _attempt(job, slot, job.limits.seconds)
+    if not isinstance(ending, TookTooLong) or job.own_limit is None:
         return ending
-    timed = _attempt(replace(task, work=task.own_limit), slot, ending.seconds)
+    timed = _attempt(replace(job, work=job.own_limit), slot, ending.seconds)
     if isinstance(timed, Finished) and timed.value > ending.seconds:  # a slower computer than the one that timed
-        return _attempt(task, slot, timed.value)
+        return _attempt(job, slot, timed.value)
     return ending
 
 
-def _attempt(task: Task, slot: Slot, seconds: float | None) -> Ending:
-    memory = task.limits.memory or MOST_MEMORY * psutil.virtual_memory().total
+def _attempt(job: Job, slot: Slot, seconds: float | None) -> Ending:
+    memory = job.limits.memory or MOST_MEMORY * psutil.virtual_memory().total
     try:
-        return Finished(slot.do(Limits(seconds, memory), task.work, *task.args, loads=task.loads))
+        return Finished(slot.do(Limits(seconds, memory), job.work, *job.args, loads=job.loads))
     except TimeLimitError:
         return TookTooLong(seconds or 0.0)
     except MemoryLimitError:

@@ -1,30 +1,30 @@
-"""Do tasks in this process, one after another."""
+"""Do jobs in this process, one after another."""
 
 from collections import deque
 
-from .task import Ending, Finished, Raised, Task, as_exception
+from .job import Ending, Finished, Job, Raised, as_exception
 
 
 class InThisProcess:
-    """The engine that does each task in this process, one after another. A task that crashes ends the process."""
+    """The engine that does each job in this process, one after another. A job that crashes ends the process."""
 
     is_here = True
     slots = workers = 1
 
     def __init__(self) -> None:
-        self._todo: deque[Task] = deque()
+        self._todo: deque[Job] = deque()
 
-    def start(self, task: Task) -> None:
-        """Do the task when `next` is called."""
-        self._todo.append(task)
+    def start(self, job: Job) -> None:
+        """Do the job when `next` is called."""
+        self._todo.append(job)
 
-    def next(self) -> tuple[Task, Ending]:
-        """Do the task that was started first."""
-        task = self._todo.popleft()
+    def next(self) -> tuple[Job, Ending]:
+        """Do the job that was started first."""
+        job = self._todo.popleft()
         try:
-            return task, Finished(task.work(*task.args))
+            return job, Finished(job.work(*job.args))
         except (Exception, SystemExit) as error:
-            return task, Raised(as_exception(error))
+            return job, Raised(as_exception(error))
 
     def pin(self) -> None:
         """Do nothing: no process waits."""
@@ -33,5 +33,5 @@ class InThisProcess:
         """Do nothing."""
 
     def stop(self) -> None:
-        """Forget the tasks that were started."""
+        """Forget the jobs that were started."""
         self._todo.clear()

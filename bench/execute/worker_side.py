@@ -1,4 +1,4 @@
-"""Do tasks inside a worker of a Dask cluster: each thread of the worker has a slot.
+"""Do jobs inside a worker of a Dask cluster: each thread of the worker has a slot.
 
 Tasks arrive as bytes and endings leave as bytes, so that the scheduler needs none of this project's packages.
 """
@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable
 from multiprocessing.util import Finalize
 
+from .job import CannotRunError
 from .slot import Slot
-from .task import CannotRunError
 from .this_machine import attempt
 
 LOOKS = 1.0
-"""Seconds between two looks whether a task is still wanted."""
+"""Seconds between two looks whether a job is still wanted."""
 
 _free: "queue.SimpleQueue[Slot]" = queue.SimpleQueue()
 
@@ -26,18 +26,18 @@ DAEMONIC = (
 
 
 def attempt_here(packed: bytes, is_wanted: Callable[[], bool]) -> bytes:
-    """Do a packed `Task` in a slot of this worker, and return its packed `Ending`.
+    """Do a packed `Job` in a slot of this worker, and return its packed `Ending`.
 
     Args:
-        packed: the task.
-        is_wanted: returns whether somebody still waits for the task; if nobody does, its process is ended.
+        packed: the job.
+        is_wanted: returns whether somebody still waits for the job; if nobody does, its process is ended.
 
     Raises:
         CannotRunError: this process may have no children.
     """
     if multiprocessing.current_process().daemon:
         raise CannotRunError(DAEMONIC)
-    task = pickle.loads(packed)
+    job = pickle.loads(packed)
     try:
         slot = _free.get_nowait()
     except queue.Empty:
@@ -47,15 +47,15 @@ def attempt_here(packed: bytes, is_wanted: Callable[[], bool]) -> bytes:
     watch = threading.Thread(target=_end_unwanted, args=(slot, is_wanted, ended), daemon=True)
     watch.start()
     try:
-        return pickle.dumps(attempt(task, slot))
+        return pickle.dumps(attempt(job, slot))
     finally:
         ended.set()
-        watch.join()  # before the slot has another task
+        watch.join()  # before the slot has another job
         _free.put(slot)
 
 
 def _end_unwanted(slot: Slot, is_wanted: Callable[[], bool], ended: threading.Event) -> None:
-    """End the slot's process if the task that it does is not wanted any more: Dask can't end a thread."""
+    """End the slot's process if the job that it does is not wanted any more: Dask can't end a thread."""
     while not ended.wait(LOOKS):
         if not is_wanted():
             slot.stop()

@@ -17,7 +17,6 @@ import torch
 
 import tasks
 from bench.run import code_hash, plugins, result_file
-from bench.run.machine_facts import processor
 from bench.run.pace import Pace
 from bench.run.result_picture import Picture
 from bench.run.result_store import ResultStore
@@ -27,8 +26,8 @@ from bench.suite.suite_entries import UNLIMITED, StatedLimits
 
 from . import cluster, run_job
 from .carry_out import Failed, NotDone, Verdict, carry_out
-from .run_job import TIMES_FORECAST, FailedStart, RunJob, RunOutcome
-from .task import NO_LIMITS, CannotRunError, Engine, EngineError, Finished, Limits, OtherVersionError, Raised, Task
+from .job import NO_LIMITS, CannotRunError, Engine, EngineError, Finished, Job, Limits, OtherVersionError, Raised
+from .run_job import TIMES_FORECAST, FailedStart, PortableRun, RunOutcome
 from .this_process import InThisProcess
 
 IN_THIS_PROCESS = 0
@@ -137,14 +136,14 @@ class Workforce:
         stated = limits.seconds is not None
         todo = [
             replace(
-                load.task(run.key, run_job.do, run, limits=_limits(limits, forecast(run))),
+                load.job(run.key, run_job.do, run, limits=_limits(limits, forecast(run))),
                 stated=stated,
                 own_limit=None if stated else run_job.time_limit,
             )
             for run in runs
         ]
-        for task, verdict in carry_out(todo, self._engine):
-            yield _kept(by_key[task.key], verdict, store)
+        for job, verdict in carry_out(todo, self._engine):
+            yield _kept(by_key[job.key], verdict, store)
 
     def paces(
         self, runs: Sequence[Planned], plugin_files: Sequence[Path] = (), limits: StatedLimits = UNLIMITED
@@ -157,20 +156,20 @@ class Workforce:
         load, stated = _Load(plugin_files), limits.seconds is not None
         most = replace(_limits(limits, None), seconds=min(FIRST_STEPS, limits.seconds or FIRST_STEPS))
         todo = [
-            replace(load.task(f"pace-{k}", run_job.first_steps, run, limits=most), stated=stated)
+            replace(load.job(f"pace-{k}", run_job.first_steps, run, limits=most), stated=stated)
             for k, run in enumerate(runs)
         ]
         found: list[Pace | FailedStart | None] = [None] * len(runs)
-        for task, verdict in carry_out(todo, self._engine):
+        for job, verdict in carry_out(todo, self._engine):
             if isinstance(verdict, Finished):
-                found[int(task.key.removeprefix("pace-"))] = verdict.value
+                found[int(job.key.removeprefix("pace-"))] = verdict.value
             elif isinstance(verdict, Raised):
                 raise _given_up(verdict)
         return found
 
     @contextmanager
     def one_worker(self) -> Iterator[None]:
-        """Let nothing else run in the block: its tasks are done by one worker, one at a time."""
+        """Let nothing else run in the block: its jobs are done by one worker, one at a time."""
         self._engine.pin()
         try:
             yield
@@ -178,17 +177,17 @@ class Workforce:
             self._engine.unpin()
 
     def kind_of_machine(self) -> tuple[str, str | None]:
-        """Return the names of the processor and the GPU that a task runs on; see `one_worker`."""
+        """Return the names of the processor and the GPU that a job runs on; see `one_worker`."""
         if self._engine.is_here:
             return run_job.kind_of_machine()
-        kind: tuple[str, str | None] = self._call(Task("machine", run_job.kind_of_machine, ()))
+        kind: tuple[str, str | None] = self._call(Job("machine", run_job.kind_of_machine, ()))
         return kind
 
     def busy_cores(self) -> float:
         """Return the number of cores that are in use where steps are timed, before they are; see `one_worker`."""
         if self._engine.is_here:
             return run_job.busy_cores()
-        busy: float = self._call(Task("busy", run_job.busy_cores, ()))
+        busy: float = self._call(Job("busy", run_job.busy_cores, ()))
         return busy
 
     def step_cost(self, run: Planned, rounds: int, plugin_files: Sequence[Path] = ()) -> list[dict[str, Any]]:
@@ -200,13 +199,13 @@ class Workforce:
         """
         limits = Limits(WITHOUT_FORECAST)
         rows: list[dict[str, Any]] = self._call(
-            _Load(plugin_files).task(f"cost-{run.key}", run_job.step_cost, run, rounds, limits=limits)
+            _Load(plugin_files).job(f"cost-{run.key}", run_job.step_cost, run, rounds, limits=limits)
         )
         return rows
 
-    def _call(self, task: Task) -> Any:
-        """Return what one task returns; errors that it raises propagate."""
-        [(_, verdict)] = carry_out([task], self._engine)
+    def _call(self, job: Job) -> Any:
+        """Return what one job returns; errors that it raises propagate."""
+        [(_, verdict)] = carry_out([job], self._engine)
         match verdict:
             case Finished(value):
                 return value
@@ -226,22 +225,22 @@ def visible_gpus() -> list[str]:
 
 
 class _Load:
-    """Makes tasks that load plugins."""
+    """Makes jobs that load plugins."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._sources = plugins.sources(files)
         self._loads = code_hash.digest([[source.stem, source.content.hex()] for source in self._sources])
 
-    def task(
+    def job(
         self,
         key: str,
         work: Callable[..., object],
         run: Planned,
         *more: object,
         limits: Limits = NO_LIMITS,
-    ) -> Task:
-        job = RunJob.of(run, self._sources)
-        return Task(key, work, (job, *more), limits, loads=self._loads)
+    ) -> Job:
+        portable = PortableRun.of(run, self._sources)
+        return Job(key, work, (portable, *more), limits, loads=self._loads)
 
 
 def _limits(stated: StatedLimits, forecast: float | None) -> Limits:
@@ -259,7 +258,7 @@ def _kept(run: Planned, verdict: Verdict, store: ResultStore) -> RunEnd:
             return RunEnd(run, outcome.failed)
         case Failed(why, limit):
             names = tasks.create(run.spec.problem, **run.spec.problem_options).tasks
-            result = RunResult(tasks=names, status="failed", reason=why, limit=limit, processor=processor())
+            result = RunResult(tasks=names, status="failed", reason=why, limit=limit)
             picture = Picture(b"", f"No picture: {why}") if run.pictured else None
             store.keep(run.key, result_file.encode(run.spec, result), picture)
             return RunEnd(run, True)
@@ -271,7 +270,7 @@ def _kept(run: Planned, verdict: Verdict, store: ResultStore) -> RunEnd:
 
 
 def _given_up(raised: Raised) -> Exception:
-    """Return what to raise where a task raised an exception, which runs do not."""
+    """Return what to raise where a job raised an exception, which runs do not."""
     error = raised.error
     remedy = "; start the suite again" if isinstance(error, OtherVersionError) else ""
     return EngineError(f"{error}{remedy}") if isinstance(error, CannotRunError) else error

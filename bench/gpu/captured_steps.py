@@ -15,7 +15,7 @@ from bench.cost.subject import MakeStep, Subject, make
 from bench.cost.timed_methods import EQUAL, TimedMethod
 from bench.cost.training_step import LR
 
-from .part_task import NotMeasurableError
+from .part_measurement import NotMeasurableError
 
 
 def captured(subject: Subject, method: TimedMethod, num_tasks: int) -> Callable[[], None]:

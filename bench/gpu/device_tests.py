@@ -10,7 +10,7 @@ import pandas as pd
 from bench.run import atomic_file, code_hash, machine_facts
 
 from . import outcome_log
-from .part_task import PartTask
+from .part_measurement import PartMeasurement
 
 FILES = (
     *("host_copy", "finite", "gradnorm", "heads_gradnorm", "ghost_norms", "update_every", "combining"),
@@ -21,16 +21,16 @@ FEW = ("host_copy", "gradnorm")
 """Test files of a dry run."""
 
 
-def run(task: PartTask) -> None:
+def run(part: PartMeasurement) -> None:
     """Run the tests, and write ``outcomes.jsonl`` and ``tests.csv``, which counts the outcomes of each file."""
     folder = machine_facts.ROOT / "tests" / "balancers"
     if find_spec("pytest") is None or not folder.is_dir():
-        task.leave_out("tests", "pytest is not installed" if folder.is_dir() else "there is no folder tests")
+        part.leave_out("tests", "pytest is not installed" if folder.is_dir() else "there is no folder tests")
         return
-    path = task.folder / "outcomes.jsonl"
-    files = [folder / f"test_{name}.py" for name in (FEW if task.dry else FILES)]
-    code = code_hash.digest([task.code, code_hash.file_hashes(folder.rglob("*.py"), code_hash.OURS)])
-    command = [sys.executable, "-m", "pytest", *map(str, files), "-q", "-m", "not slow", "--device", task.device.type]
+    path = part.folder / "outcomes.jsonl"
+    files = [folder / f"test_{name}.py" for name in (FEW if part.dry else FILES)]
+    code = code_hash.digest([part.code, code_hash.file_hashes(folder.rglob("*.py"), code_hash.OURS)])
+    command = [sys.executable, "-m", "pytest", *map(str, files), "-q", "-m", "not slow", "--device", part.device.type]
     command += ["-p", "bench.gpu.outcome_log", outcome_log.OPTION, str(path), outcome_log.CODE, code]
     command += ["--continue-on-collection-errors"]
     # The project's own options need pytest-benchmark.
@@ -42,11 +42,11 @@ def run(task: PartTask) -> None:
     outcomes["file"] = outcomes["test"].str.partition("::")[0].str.rpartition("/")[2]
     counts = outcomes.pivot_table(index="file", columns="outcome", values="test", aggfunc="count", fill_value=0)
     counts["seconds"] = outcomes.groupby("file")["seconds"].sum()
-    atomic_file.write(task.folder / "tests.csv", counts.reset_index().to_csv(index=False).encode())
+    atomic_file.write(part.folder / "tests.csv", counts.reset_index().to_csv(index=False).encode())
     skipped = outcomes[outcomes["outcome"] == "skipped"]
     for (file, reason), count in Counter(zip(skipped["file"], skipped["reason"], strict=True)).items():
-        task.leave_out(f"{count} tests of {file}", str(reason).removeprefix("Skipped: "))
+        part.leave_out(f"{count} tests of {file}", str(reason).removeprefix("Skipped: "))
     for row in outcomes[outcomes["outcome"] == "failed"].itertuples():
-        task.fail(str(row.test), str(row.reason))
+        part.fail(str(row.test), str(row.reason))
     passed = int((outcomes["outcome"] == "passed").sum())
-    task.note(f"{passed} tests passed on {task.device.type}")
+    part.note(f"{passed} tests passed on {part.device.type}")

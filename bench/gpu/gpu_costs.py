@@ -35,7 +35,7 @@ from bench.peers import peer_table
 from bench.run import atomic_file, machine_facts
 
 from . import captured_steps
-from .part_task import PartTask
+from .part_measurement import PartMeasurement
 
 SIZES, COMPILED_SIZES = ((2, 100), (10, 100), (40, 100), (10, 1000)), ((2, 100), (10, 100))
 """Number of tasks and batch size of each regression problem in the limits table, and of those that are compiled."""
@@ -57,58 +57,60 @@ SECONDS = 1.0
 Measure = Callable[[], pd.DataFrame]
 
 
-def norm_step(task: PartTask) -> None:
+def norm_step(part: PartMeasurement) -> None:
     """Run the micro-benchmark on the CPU and on CUDA: ``norm-step.csv`` has both times and their ratio."""
     for package in ("pytest", "pytest_benchmark"):
         if find_spec(package) is None:
-            task.leave_out("norm-step", f"{package.replace('_', '-')} is not installed")
+            part.leave_out("norm-step", f"{package.replace('_', '-')} is not installed")
             return
-    path = task.folder / micro.MICRO
+    path = part.folder / micro.MICRO
     path.unlink(missing_ok=True)
     file = machine_facts.ROOT / "bench" / "cost" / "gradient_norm.py"
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"]
     command += ["--benchmark-enable", "--benchmark-only", f"--benchmark-json={path}", "--benchmark-columns=median"]
-    if task.dry:
+    if part.dry:
         command += ["-k", "cpu and 2"]
     # Within a test of this command, the worker's own variables would make pytest-benchmark refuse.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     code = subprocess.run(command, cwd=machine_facts.ROOT, check=False, env=own).returncode
     if not path.is_file():
         raise RuntimeError(f"pytest ended with {code} and wrote no times; log.txt has what it printed")
-    atomic_file.write(task.folder / "norm-step.csv", micro.table(path).to_csv(index=False).encode())
+    atomic_file.write(part.folder / "norm-step.csv", micro.table(path).to_csv(index=False).encode())
     if code:
-        task.fail("norm-step", f"pytest ended with {code}; log.txt has what it printed")
+        part.fail("norm-step", f"pytest ended with {code}; log.txt has what it printed")
 
 
-def limits(task: PartTask) -> None:
+def limits(part: PartMeasurement) -> None:
     """Measure GradNorm's step next to equal weighting's: ``limits.csv``, whose column ``mode`` says how both were run.
 
     The modes are "eager", "captured" in a CUDA graph, "compiled update" (equal weighting has none and is eager), and
     "compiled", with the network compiled part by part. Captured steps are last: a failed capture can harm what follows.
     """
-    rounds = DRY if task.dry else ROUNDS
+    rounds = DRY if part.dry else ROUNDS
     pieces: dict[str, Measure] = {}
     captured: dict[str, Measure] = {}
-    for num_tasks, batch in SIZES[:1] if task.dry else SIZES:
-        of_case = partial(_of_cases, num_tasks, batch, task)
+    for num_tasks, batch in SIZES[:1] if part.dry else SIZES:
+        of_case = partial(_of_cases, num_tasks, batch, part)
         label = f"regression T={num_tasks}, batch {batch}"
         pieces[label] = partial(of_case, partial(_eager, methods=EAGER + FLOORS, rounds=rounds))
         captured[f"{label}, captured"] = partial(of_case, partial(_captured, rounds=rounds))
-    if not task.dry:
-        for case in networks(task.device):
+    if not part.dry:
+        for case in networks(part.device):
             pieces[case.problem] = partial(_eager, case, EAGER, OF_NETWORKS)
         for num_tasks, batch in COMPILED_SIZES:
             label = f"regression T={num_tasks}, batch {batch}, compiled"
-            pieces[label] = partial(_of_cases, num_tasks, batch, task, partial(_compiled, rounds=rounds))
-        for case in layer_networks(task.device):
+            pieces[label] = partial(_of_cases, num_tasks, batch, part, partial(_compiled, rounds=rounds))
+        for case in layer_networks(part.device):
             pieces[case.problem] = partial(_eager, case, EAGER, OF_NETWORKS)
     with single_thread():
-        task.collect("limits", pieces | captured)
+        part.collect("limits", pieces | captured)
 
 
-def _of_cases(num_tasks: int, batch: int, task: PartTask, measure: Callable[[Case], pd.DataFrame]) -> pd.DataFrame:
+def _of_cases(
+    num_tasks: int, batch: int, part: PartMeasurement, measure: Callable[[Case], pd.DataFrame]
+) -> pd.DataFrame:
     """Measure the regression problem with either kind of heads."""
-    return pd.concat([measure(case) for case in regression(num_tasks, batch, task.device)], ignore_index=True)
+    return pd.concat([measure(case) for case in regression(num_tasks, batch, part.device)], ignore_index=True)
 
 
 def _eager(case: Case, methods: Sequence[TimedMethod], rounds: int) -> pd.DataFrame:
@@ -132,17 +134,17 @@ def _compiled(case: Case, rounds: int) -> pd.DataFrame:
     return pd.concat([of_update, compiled.rows(case, rounds).assign(mode="compiled")], ignore_index=True)
 
 
-def methods(task: PartTask) -> None:
+def methods(part: PartMeasurement) -> None:
     """Measure every method's step next to equal weighting's: ``methods.csv``, eager, and then captured where it can be.
 
     Each method is measured at the cheapest place that it is defined for, as `method_costs` does.
     """
-    rounds = DRY if task.dry else ROUNDS
-    names = DRY_METHODS if task.dry else sorted({*balancers.names()} - {EQUAL.name})
+    rounds = DRY if part.dry else ROUNDS
+    names = DRY_METHODS if part.dry else sorted({*balancers.names()} - {EQUAL.name})
     eager: dict[str, Measure] = {}
     captured: dict[str, Measure] = {}
-    for num_tasks in NUM_TASKS[:1] if task.dry else NUM_TASKS:
-        problem, make_step = regression_step(num_tasks, BATCH, "batched", task.device)
+    for num_tasks in NUM_TASKS[:1] if part.dry else NUM_TASKS:
+        problem, make_step = regression_step(num_tasks, BATCH, "batched", part.device)
         eager[f"{AGAIN.name}, T={num_tasks}"] = partial(_method, AGAIN, "", make_step, num_tasks, rounds)
         for name in names:
             method, wrt = method_costs.timed(name, problem), method_costs.place(name) or ""
@@ -150,7 +152,7 @@ def methods(task: PartTask) -> None:
             eager[label] = partial(_method, method, wrt, make_step, num_tasks, rounds)
             captured[f"{label}, captured"] = partial(_captured_method, method, wrt, make_step, num_tasks, rounds)
     with single_thread():
-        task.collect("methods", eager | captured)
+        part.collect("methods", eager | captured)
 
 
 def _method(method: TimedMethod, wrt: str, make_step: MakeStep, num_tasks: int, rounds: int) -> pd.DataFrame:
@@ -168,18 +170,18 @@ def _about(rows: pd.DataFrame, num_tasks: int, wrt: str, mode: str) -> pd.DataFr
     return rows
 
 
-def peers(task: PartTask) -> None:
+def peers(part: PartMeasurement) -> None:
     """Measure what ``python -m bench.peers`` does, on one CPU thread; peers that are not installed are left out."""
-    num_tasks, seconds = (peer_table.NUM_TASKS[:1], 0.0) if task.dry else (peer_table.NUM_TASKS, SECONDS)
-    task.collect("peers", {f"T={T}": partial(peer_table.measure, [T], seconds) for T in num_tasks})
-    if (task.folder / "peers.csv").is_file():
-        note_missing(task, task.folder / "peers.csv")
+    num_tasks, seconds = (peer_table.NUM_TASKS[:1], 0.0) if part.dry else (peer_table.NUM_TASKS, SECONDS)
+    part.collect("peers", {f"T={T}": partial(peer_table.measure, [T], seconds) for T in num_tasks})
+    if (part.folder / "peers.csv").is_file():
+        note_missing(part, part.folder / "peers.csv")
 
 
-def note_missing(task: PartTask, path: Path) -> None:
+def note_missing(part: PartMeasurement, path: Path) -> None:
     """Leave out the peers that the table says could not be measured."""
     table = pd.read_csv(path, dtype={"missing": str}, keep_default_na=False)
     missing = table[table["missing"] != ""].drop_duplicates("contender")
     for name, reason in missing.set_index("contender")["missing"].to_dict().items():
-        task.leave_out(str(name), reason)
-    task.note("measured on one CPU thread of this machine")
+        part.leave_out(str(name), reason)
+    part.note("measured on one CPU thread of this machine")

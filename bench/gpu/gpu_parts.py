@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from . import device_tests, gpu_costs, gpu_suite
+from .part_measurement import PartMeasurement
 from .part_runner import Part
-from .part_task import PartTask
 
 PARTS = (
     Part("tests", "the balancers' tests on the device", least=30, most=120),
@@ -15,7 +15,7 @@ PARTS = (
     Part("suite", "the suite default", least=60, most=3600),
 )
 """All parts, in the order in which they run. The suite takes what the others leave."""
-MEASURE: dict[str, Callable[[PartTask], None]] = {
+MEASURE: dict[str, Callable[[PartMeasurement], None]] = {
     "tests": device_tests.run,
     "norm-step": gpu_costs.norm_step,
     "limits": gpu_costs.limits,

@@ -4,10 +4,8 @@ The suite runs in ``unfinished/default-DEVICE`` of the part's folder, where a la
 copied to the part's folder, as ``make reference`` does. The rest is removed once no run but a tuning run has failed.
 """
 
-import json
 import shutil
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +20,9 @@ from bench.report import report_page
 from bench.run import result_file
 from bench.style.numbers import counted
 from bench.suite import plan, suite_file
+from bench.suite.write_toml import to_toml
 
-from .part_task import PartTask
+from .part_measurement import PartMeasurement
 
 MOST_JOBS = 8
 """Maximum number of runs at a time on a GPU: their steps are short, so that the CPU has to launch them."""
@@ -48,53 +47,53 @@ SIZES = (SuiteSize(3, 1.0), SuiteSize(1, 1.0), SuiteSize(1, 0.5), SuiteSize(1, 0
 DRY = SuiteSize(1, 0.002)
 
 
-def run(task: PartTask) -> None:
+def run(part: PartMeasurement) -> None:
     """Run the suite, and keep its report and its tables in the part's folder."""
-    device = task.device.type
+    device = part.device.type
     name = f"default-{device}"
-    work = task.folder / "unfinished" / name
+    work = part.folder / "unfinished" / name
     path = work / f"{name}.toml"
-    jobs = IN_THIS_PROCESS if task.dry else min(MOST_JOBS, joblib.cpu_count())
+    jobs = IN_THIS_PROCESS if part.dry else min(MOST_JOBS, joblib.cpu_count())
     with Workforce.of(jobs) as workforce:
-        _run(task, work, path, workforce)
+        _run(part, work, path, workforce)
 
 
-def _run(task: PartTask, work: Path, path: Path, workforce: Workforce) -> None:
+def _run(part: PartMeasurement, work: Path, path: Path, workforce: Workforce) -> None:
     if not path.is_file():
-        _choose(path, task.device.type, workforce, task)
+        _choose(path, part.device.type, workforce, part)
     loaded = suite_file.load(path)
-    task.note(loaded.description)
+    part.note(loaded.description)
     for problem, missing in loaded.left_out.items():
-        task.leave_out(problem, missing)
-    _bring_norm_step(task, work)
+        part.leave_out(problem, missing)
+    _bring_norm_step(part, work)
     summary = run_suite.run(loaded, work, workforce, Console(soft_wrap=True))
     for failed in summary.failed:
         spec = failed.planned.spec
         if spec.phase != "tuning":
             run_label = f"{failed.planned.balancer} on {failed.planned.problem}, seed {spec.seed}, lr {spec.lr:g}"
-            task.fail(run_label, failed.result.reason)
+            part.fail(run_label, failed.result.reason)
             result_file.run_path(work, failed.planned.key).unlink(missing_ok=True)  # the next call trains it again
     if summary.failed_tuning:
-        task.note(f"{counted(len(summary.failed_tuning), 'tuning run')} failed, as too high a learning rate makes them")
+        part.note(f"{counted(len(summary.failed_tuning), 'tuning run')} failed, as too high a learning rate makes them")
     report_page.write(work)
-    _keep(work, task.folder)
-    if not task.findings.failed:
-        shutil.rmtree(task.folder / "unfinished")
+    _keep(work, part.folder)
+    if not part.findings.failed:
+        shutil.rmtree(part.folder / "unfinished")
 
 
-def _choose(path: Path, device: str, workforce: Workforce, task: PartTask) -> None:
+def _choose(path: Path, device: str, workforce: Workforce, part: PartMeasurement) -> None:
     """Write the largest suite that fits into the part's time to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tried = path.with_name("tried.toml")
     seconds_of = forecast.Forecast(workforce)
-    for size in (DRY,) if task.dry else SIZES:
-        tried.write_text(text(size, device, task.dry), encoding="utf-8")
-        if task.dry:
+    for size in (DRY,) if part.dry else SIZES:
+        tried.write_text(text(size, device, part.dry), encoding="utf-8")
+        if part.dry:
             break
         loaded = suite_file.load(tried)
         seconds = seconds_of(loaded, [*plan.tuning(loaded, plan.grids(loaded)), *plan.reported(loaded, None)])
         print(f"{size.seeds} seeds, {size.steps:.0%} of the steps: about {seconds:.0f} s", flush=True)
-        if seconds <= SHARE * task.seconds:
+        if seconds <= SHARE * part.seconds:
             break
     tried.replace(path)
 
@@ -118,28 +117,12 @@ def text(size: SuiteSize, device: str, dry: bool = False) -> str:
     whole = size.steps == 1 and size.seeds >= len(seeds)
     how = "whole" if whole else f"{len(seeds[: size.seeds])} of {len(seeds)} seeds, {100 * size.steps:g} % of the steps"
     top["description"] = f"The suite default on {device.upper()}: {how}"
-    return _toml(top)
+    return to_toml(top)
 
 
-def _toml(top: Mapping[str, Any]) -> str:
-    """Write a suite as TOML. JSON is used for texts, numbers and lists, which are the same in TOML."""
-    lines = [f"{key} = {_value(value)}" for key, value in top.items() if not isinstance(value, dict | list)]
-    for key, value in top.items():
-        for entry in [value] if isinstance(value, dict) else value if isinstance(value, list) else []:
-            lines.append(f"\n[{key}]" if isinstance(value, dict) else f"\n[[{key}]]")
-            lines += [f"{name} = {_value(each)}" for name, each in entry.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_value(each)}" for key, each in value.items()) + " }"
-    return json.dumps(value)
-
-
-def _bring_norm_step(task: PartTask, work: Path) -> None:
+def _bring_norm_step(part: PartMeasurement, work: Path) -> None:
     """Copy the micro-benchmark's times to the suite, whose report then shows them."""
-    times = task.folder.parent / "norm-step" / micro.MICRO
+    times = part.folder.parent / "norm-step" / micro.MICRO
     if times.is_file():
         shutil.copy(times, work / micro.MICRO)
 

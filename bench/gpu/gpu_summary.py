@@ -1,4 +1,4 @@
-"""Keep what became of each part in ``summary.json``, with the machine that it was measured on."""
+"""Keep a record of each part in ``summary.json``, with the machine that it was measured on."""
 
 import json
 import platform

@@ -7,7 +7,7 @@ import torch
 import typer
 
 from .gpu_parts import MEASURE
-from .part_task import PartTask
+from .part_measurement import PartMeasurement
 
 
 def main(
@@ -19,7 +19,7 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
 ) -> None:
     """Measure the part NAME."""
-    MEASURE[name](PartTask(folder, torch.device(device), dry_run, seconds, code))
+    MEASURE[name](PartMeasurement(folder, torch.device(device), dry_run, seconds, code))
 
 
 if __name__ == "__main__":

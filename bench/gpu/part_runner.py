@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.run import code_hash, machine_facts
 
 from .gpu_summary import GpuSummary, PartRecord, Status
-from .part_task import Findings
+from .part_measurement import Findings
 
 LOG = "log.txt"
 """Name of the file in a part's folder with what its process printed."""

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bench.run.task_order import in_task_order
+
 from .peer import Peer
 
 CLEAN = 1e-3
@@ -51,7 +53,7 @@ def gradient_deviation(peer: Peer, batch: Any) -> float:
 
 def _gradients(peer: Peer, batch: Any) -> tuple[Tensor, ...]:
     model = copy.deepcopy(peer.model)  # no balancer reads the fork of a copy
-    losses = peer.problem.losses(model, batch)
+    losses = in_task_order(peer.problem.losses(model, batch), peer.problem.tasks)
     total = sum(w * loss for w, loss in zip(peer.weights, losses, strict=True))
     assert isinstance(total, Tensor)
     return torch.autograd.grad(total, list(model.parameters()))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from bench.run.task_order import in_task_order
 from tasks import Problem
 
 Where = Literal["last shared layer", "its weight alone", "all shared parameters"]
@@ -88,5 +89,5 @@ class Peer(ABC):
     def step(self, batch: Any) -> None:
         """Make one training step; ``.grad`` holds the gradients of this step afterwards."""
         self.optimizer.zero_grad()
-        self.backward(list(self.problem.losses(self.model, batch)))
+        self.backward(in_task_order(self.problem.losses(self.model, batch), self.problem.tasks))
         self.optimizer.step()

@@ -1,11 +1,13 @@
 """Log the losses and weights of every step on the device, without waiting for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .task_order import Losses, stacked
 
 
 class Record:
@@ -25,15 +27,9 @@ class Record:
         self.losses: NDArray[np.float64] = np.empty((0, len(tasks)))
         self.weights: NDArray[np.float64] = np.empty((0, len(tasks)))
 
-    def note(self, losses: Sequence[Tensor] | Mapping[str, Tensor] | Tensor, weights: Tensor) -> None:
-        """Log the next step: its losses and its ``weights`` ``(T,)``.
-
-        Losses are T scalars, a dict of them by task, or one tensor ``(T,)``: what a balancer accepts.
-        """
-        if isinstance(losses, Mapping):
-            losses = [losses[task] for task in self._tasks]
-        stacked = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
-        self._buffer[0, self._noted] = stacked.detach()
+    def note(self, losses: Losses, weights: Tensor) -> None:
+        """Log the next step: its losses and its ``weights`` ``(T,)``."""
+        self._buffer[0, self._noted] = stacked(losses, self._tasks).detach()
         self._buffer[1, self._noted] = weights
         self._noted += 1
 

@@ -1,7 +1,6 @@
 """Make a suite for a user's own problem, as large as fits a given time: ``lossbench try my_problem.py``."""
 
 import itertools
-import json
 import math
 import re
 import tempfile
@@ -19,6 +18,7 @@ from bench.run import atomic_file, build, plugins
 from bench.run.plugins import PluginError
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import Method
+from bench.run.task_order import in_task_order
 from bench.style.numbers import in_words, rounded
 from tasks import Problem
 
@@ -27,6 +27,7 @@ from .claimed_folder import claimed
 from .plan import Planned
 from .suite_entries import Suite
 from .toml_table import SuiteError
+from .write_toml import to_toml
 
 METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "random")
 """The methods of the suite: the protocol's core methods, and a control."""
@@ -247,8 +248,8 @@ def _first_losses(problem: Problem[Any]) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(TUNING, "initial values"))
             losses = problem.losses(problem.model(), batch)
-        names, values = (losses, losses.values()) if isinstance(losses, Mapping) else (problem.tasks, losses)
-        return {str(task): float(loss.detach()) for task, loss in zip(names, values, strict=True)}
+        values = in_task_order(losses, problem.tasks)
+        return {task: float(loss.detach()) for task, loss in zip(problem.tasks, values, strict=True)}
     except (Exception, SystemExit):
         return {}
 
@@ -264,29 +265,29 @@ def _make(name: str, problem: Problem[Any], options: Mapping[str, Any]) -> None:
 
 
 def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, Any]], size: ComparisonSize) -> str:
-    """Return the suite's text. JSON is used for strings and lists of numbers, which are the same in TOML."""
+    """Return the suite's text."""
     rates = sorted({rounded(tasks.get(name)().recipe.lr * factor, 1) for name in names for factor in size.rates})
-    lines = [
-        f"description = {json.dumps(f'Which method, and at what cost, for {file.name}')}",
-        "evaluations = 20",
-        "baselines = true",
-        f"plugins = {json.dumps([str(file.resolve())])}",
-        "\n[seeds]",
-        f"tuning = {list(range(TUNING, TUNING + size.tuning))}",
-        f"reported = {list(range(1, 1 + size.reported))}",
-        "\n[learning_rates]",
-        f"grid = {json.dumps(rates)}",
-        "\n[cost]",
-        "rounds = 50",
-    ]
-    for name in names:
-        lines += ["\n[[problems]]", f"name = {json.dumps(name)}"]
+    balancers = []
     for name, options in methods.items():
-        lines += ["\n[[balancers]]", f"name = {json.dumps(name)}"]
-        if name == "static" and options["weights"] != "problem:first":
-            lines.append(f"label = {json.dumps(UNTRAINED)}")
-        lines += [f"options.{key} = {json.dumps(value)}" for key, value in options.items()]
-    return "\n".join(lines) + "\n"
+        labelled = name == "static" and options["weights"] != "problem:first"
+        entry = {"name": name, "label": UNTRAINED} if labelled else {"name": name}
+        balancers.append(entry | ({"options": options} if options else {}))
+    return to_toml(
+        {
+            "description": f"Which method, and at what cost, for {file.name}",
+            "evaluations": 20,
+            "baselines": True,
+            "plugins": [str(file.resolve())],
+            "seeds": {
+                "tuning": list(range(TUNING, TUNING + size.tuning)),
+                "reported": list(range(1, 1 + size.reported)),
+            },
+            "learning_rates": {"grid": rates},
+            "cost": {"rounds": 50},
+            "problems": [{"name": name} for name in names],
+            "balancers": balancers,
+        }
+    )
 
 
 def _load(text: str, name: str) -> Suite:

@@ -1,7 +1,6 @@
 """Make a suite that tunes all methods fairly from another suite: ``lossbench tune NAME``."""
 
 import copy
-import json
 import os
 import re
 import tempfile
@@ -19,6 +18,7 @@ from . import suite_file
 from .suite_entries import Suite
 from .suite_file import FROM_PROBLEM, SEARCH
 from .toml_table import SuiteError, closest
+from .write_toml import to_toml
 
 TomlEntry = Mapping[str, Any]
 """A problem or a balancer as it is written in a suite's file."""
@@ -77,7 +77,7 @@ def make(
     made = _checked({**top, "plugins": [str(file) for file in base.plugins]}, path)
     name = f"{base.name}{SUFFIX}{_part(problems, methods)}"
     top["plugins"] = [os.path.relpath(file, (results / name).resolve()) for file in base.plugins]
-    return replace(made, name=name, written=suite_text.parse(_toml(top))), notes
+    return replace(made, name=name, written=suite_text.parse(to_toml(top))), notes
 
 
 def _leave_out(top: dict[str, Any]) -> list[str]:
@@ -98,7 +98,7 @@ def _checked(top: Mapping[str, Any], path: Path) -> Suite:
     """Return the suite with these values, which were made from the suite in ``path``, after checking all of it."""
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / path.name
-        draft.write_text(_toml(top), encoding="utf-8")
+        draft.write_text(to_toml(top), encoding="utf-8")
         try:
             return suite_file.load(draft)
         except SuiteError as error:
@@ -164,31 +164,3 @@ def _rates(base: Suite, top: Mapping[str, Any]) -> tuple[float, float]:
         return base.learning_rates[0], base.learning_rates[-1]
     own = [entry.recipe.lr for entry in base.problems]
     return rounded(min(own) / 10, 3), rounded(max(own) * 10, 3)
-
-
-def _toml(top: Mapping[str, Any]) -> str:
-    """Return the text of the suite with these values."""
-    tables = {key: value for key, value in top.items() if isinstance(value, dict)}
-    arrays = {key: top[key] for key in ("problems", "balancers")}
-    lines = [f"{key} = {_value(value)}" for key, value in top.items() if key not in (*tables, *arrays)]
-    for key, table in tables.items():
-        lines += [f"\n[{key}]", *(f"{name} = {_value(value)}" for name, value in table.items())]
-    for key, entries in arrays.items():
-        for entry in entries:
-            lines += [f"\n[[{key}]]", *(f"{name} = {_value(value)}" for name, value in entry.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _value(value: object) -> str:
-    """Return a value in TOML, which is the same as in JSON except for tables."""
-    if isinstance(value, dict):
-        pairs = (f"{_key(key)} = {_value(item)}" for key, item in value.items())
-        return "{ " + ", ".join(pairs) + " }"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _key(key: str) -> str:
-    """Return a key in TOML, in quotes if it needs them."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)

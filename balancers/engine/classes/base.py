@@ -109,7 +109,7 @@ class LossBalancer(DeclaredMethod):
         """Whether the last weights are still those that it was made with: no step in training has set them."""
         self._dropped = 0
         """Number of windows in a row that `follow` dropped, or of passes that no `after_step` followed."""
-        self._before: tuple[Tensor, tuple[bool, ...] | None] | None = None
+        self._losses_before_step: tuple[Tensor, tuple[bool, ...] | None] | None = None
         self._expects_look = self.looks_again
         """Whether `after_step` was never called, and no warning has said so."""
         self._step_valid: Tensor | None = None
@@ -162,8 +162,8 @@ class LossBalancer(DeclaredMethod):
             return torch.dot(stacked, self.weights.to(stacked))
         self.fit(detached)
         if self.check_finite and not (learning and self._learns and self._ranks.size > 1):
-            # Where ranks learn together, one that raised alone would leave the others waiting. An update raises on all,
-            # and so do losses that no update follows.
+            # Where ranks learn together, one that raised alone would leave the others waiting. So an update raises on
+            # all of them; where none follows, the mean over the ranks is looked at here.
             together = learning and self._ranks.size > 1
             self._check_finite(self._mean_losses(detached, given)[0] if together else detached)
         if (held := self._held) is None:
@@ -191,20 +191,20 @@ class LossBalancer(DeclaredMethod):
         if not (self.looks_again and self.training):
             return
         self._expects_look = False
-        if self._before is None:
+        if self._losses_before_step is None:
             raise RuntimeError("after_step needs a pass before it: call the balancer in training mode, then backward")
-        before, given_before = self._before
+        before, given_before = self._losses_before_step
         if given != given_before:
             raise ValueError(
                 "after_step got the losses of other tasks than the call before it: pass the same tasks' losses, of the "
                 "same batch"
             )
-        self._before = None
+        self._losses_before_step = None
         both = torch.stack([each.to(self.last_weights.dtype) for each in (before, stack(in_order).detach())])
         if self._ranks.size > 1:
             both, given = self._mean_losses(both, given)
-        finite, self._step_valid = self._step_valid, None
-        self._learn(Read(both[1], self.last_weights, losses_before=both[0]), given, finite)
+        also_valid, self._step_valid = self._step_valid, None
+        self._learn(Read(both[1], self.last_weights, losses_before=both[0]), given, also_valid)
 
     @not_compiled(COMPILED)
     def close_window(self) -> None:
@@ -215,8 +215,8 @@ class LossBalancer(DeclaredMethod):
         if self._window.count:
             self._close(None)
 
-    def _close(self, finite: Tensor | None) -> None:
-        """Update from the window; ``finite`` is a bool scalar that says whether its step was made, or None."""
+    def _close(self, step_made: Tensor | None) -> None:
+        """Update from the window; ``step_made`` is a bool scalar that says whether its step was made, or None."""
         window, given = self._window, self._window.given
         if self.when == "forward":
             window.clear()
@@ -228,7 +228,7 @@ class LossBalancer(DeclaredMethod):
             read = window.read()
         finally:
             window.clear()
-        self._learn(read, given, finite)
+        self._learn(read, given, step_made)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """End each accumulation window at the optimiser's step, after ``accumulate`` passes or fewer.
@@ -311,7 +311,7 @@ class LossBalancer(DeclaredMethod):
             yield self
         finally:
             self._held = None
-            if held.new is None and held.begun and not self.combines and not self._weighs_by_losses:
+            if held.new is None and held.begun and not self.combines and not self._weighs_by_losses:  # it reads none
                 held.new, _ = self._weighed(self.last_weights, None, False)
             if held.new is not None:
                 self.last_weights.copy_(held.new)
@@ -415,9 +415,9 @@ class LossBalancer(DeclaredMethod):
         """Note the losses of a call to learn from, and hook its backward pass; ``stacked`` is one tensor of them."""
         self.statistics["losses"], self._losses_of = call.losses, call.given
         if self.looks_again:
-            if self._before is not None:
+            if self._losses_before_step is not None:
                 self._warn_of_no_second_look()
-            self._before = call.losses, call.given
+            self._losses_before_step = call.losses, call.given
         if self._update_takes is None and not self.combines and self.loss_domain:
             index = self.index(call.given)
             self.warnings.look(self, call.losses if index is None else call.losses[index], index)
@@ -444,7 +444,8 @@ class LossBalancer(DeclaredMethod):
         """Return the weights of a step, ``(T,)``: as they were for tasks left out, and where losses can't be read.
 
         Returns:
-            The weights, and a bool scalar that says whether the losses could be read; None if they were not.
+            The weights, and a bool scalar that says whether the losses could be read; None if no weight depends on
+            them.
         """
         if not self._weighs_by_losses:
             if self.combines and self._weigh_takes is None:
@@ -522,17 +523,17 @@ class LossBalancer(DeclaredMethod):
         """Return the losses as one tensor, whose backward pass is learnt from."""
         return stack(losses)
 
-    def _learn(self, read: Read, given: tuple[bool, ...] | None, finite: Tensor | None = None) -> None:
+    def _learn(self, read: Read, given: tuple[bool, ...] | None, also_valid: Tensor | None = None) -> None:
         """Update the state from ``read``, which is of all T tasks; those of ``given`` took part. See `_updated`."""
         self._dropped = 0
         index = self._select(read, given)
         arguments = self._arguments(self._update_takes, index, read=read)
         with own_precision(self.last_weights):
             if self.compiles and index is None:
-                valid, new, statistics = self.compiled("_new_state")(read, arguments, finite)
+                valid, new, statistics = self.compiled("_new_state")(read, arguments, also_valid)
                 self.write(new)
             else:
-                valid, result = self._updated(read, arguments, index, finite)
+                valid, result = self._updated(read, arguments, index, also_valid)
                 self._commit(result, read, index, valid)
                 statistics = result.statistics
         self._count_draws()
@@ -599,7 +600,7 @@ class LossBalancer(DeclaredMethod):
 
     def state_changed(self) -> None:
         self._window.clear()
-        self._before = self._ahead = None
+        self._losses_before_step = self._ahead = None
         self._is_new = False
         self._loads += 1
         if self.takes_turns:

@@ -44,7 +44,7 @@ def decide(
     # Methods flatten the gradients of each parameter, also those of a scalar.
     columns[:] = [column.unsqueeze(-1) if column.ndim == 1 else column for column in columns]
     facts, columns, gramian = _pass_facts(balancer, step, columns, gramian)
-    index, factor, to_last = facts.chosen, facts.factor, facts.to_last
+    index, factor, to_last = facts.indices, facts.factor, facts.to_last
     measured = _measured(balancer, step, facts, columns, gramian)
     read, tracked, by = measured.read, measured.tracked, None if measured.scaled is None else measured.scaled.weights
     finite = measured.finite if step.valid is None else measured.finite & step.valid
@@ -109,20 +109,20 @@ def _measured(
     gramian: Tensor | None,
 ) -> "_Measured":
     """Return the gradients of a pass as the method reads them, after its weighting if it has one."""
-    before, index, used = balancer.weighting, facts.chosen, facts.used
-    read = Read(facts.losses if index is None else facts.losses[index], used, facts.absent)
+    weighting, index, used = balancer.weighting, facts.indices, facts.used
+    read = Read(facts.losses if index is None else facts.losses[index], used, facts.rest)
     if balancer.sees_all_tasks and facts.given is not None:
         read.present = balancer.mask(facts.given)
     own = balancer._ranks.size > 1 and step.wrt is None  # a rank's features are variables of its own
     finite, scaled, tracked = list[Tensor](), cast(Scaled | None, None), None
-    if balancer.reads == "gramian" or (before is not None and before.reads in ("norms", "gramian")):
+    if balancer.reads == "gramian" or (weighting is not None and weighting.reads in ("norms", "gramian")):
         if gramian is None:
             gramian = reduce(torch.add, [_gramian(column.to(used.dtype)) for column in columns])
         finite.append(_read_gramian(balancer, read, gramian, facts.factor, own))
-    if before is not None and before.reads == "norms":
+    if weighting is not None and weighting.reads == "norms":
         read.norms = read.gramian.diagonal().clamp(min=0).sqrt() / used.abs()
-    if before is not None and before.combines:
-        scaled = scale(before, replace(read), index, finite[0])
+    if weighting is not None and weighting.combines:
+        scaled = scale(weighting, replace(read), index, finite[0])
         finite.append(scaled.valid)
         read.gramian = read.gramian * torch.outer(scaled.weights, scaled.weights)
     if balancer.tracks:
@@ -151,11 +151,11 @@ def _end_weighting(
 ) -> None:
     """Have the weighting learn from the pass, at its end."""
     if measured.scaled is not None:
-        keep(weighting, measured.scaled, facts.chosen, valid)
+        keep(weighting, measured.scaled, facts.indices, valid)
         return
     norms = measured.read.norms
-    if facts.chosen is not None and norms is not NOTHING:
-        norms = torch.zeros_like(facts.losses).index_copy(0, facts.chosen, norms)
+    if facts.indices is not None and norms is not NOTHING:
+        norms = torch.zeros_like(facts.losses).index_copy(0, facts.indices, norms)
     teach(weighting, Read(facts.losses, step.weights.to(facts.losses.dtype), norms=norms), facts.given, valid)
 
 
@@ -205,7 +205,7 @@ def _track(
     balancer: "GradientBalancer", columns: list[Tensor], facts: "_PassFacts", present: Tensor | None, by: Tensor | None
 ) -> "_Tracked":
     """Track the gradients times ``by``, parameter by parameter, each of which is freed when it was tracked."""
-    made, state, factor, divisor = _Tracked(), dict(balancer.state(facts.chosen)), facts.factor, facts.divisor
+    made, state, factor, divisor = _Tracked(), dict(balancer.state(facts.indices)), facts.factor, facts.divisor
     if balancer.sees_all_tasks:
         state["present"] = torch.ones_like(facts.shown) if present is None else present.to(facts.shown.dtype)
     for k, column in enumerate(columns):
@@ -227,13 +227,13 @@ class _PassFacts(NamedTuple):
 
     given: tuple[bool, ...] | None
     """For each task whether it takes part; None if all do."""
-    chosen: Tensor | None
+    indices: Tensor | None
     """The tasks that do, ``(T',)``; None if all do."""
     losses: Tensor
     """``(T,)``: the mean over ranks."""
     used: Tensor
     """``(T',)``: what the losses were multiplied by."""
-    absent: Tensor | float
+    rest: Tensor | float
     """The sum of the weights last used of the tasks that take no part."""
     shown: Tensor
     """``(T',)``: the weights last used."""

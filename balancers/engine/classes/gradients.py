@@ -204,7 +204,7 @@ class GradientBalancer(LossBalancer):
         if self.weighting is None:
             super().after_step(losses)
         else:
-            self._before, self._dropped, self._expects_look = None, 0, False
+            self._losses_before_step, self._dropped, self._expects_look = None, 0, False
             self.weighting.after_step(losses)
 
     def fit(self, losses: Tensor) -> None:
@@ -223,14 +223,14 @@ class GradientBalancer(LossBalancer):
         return self._weigh_takes is not None or (self.weighting is not None and not self.weighting.combines)
 
     def _weighed(self, losses: Tensor, given: tuple[bool, ...] | None, learning: bool) -> tuple[Tensor, Tensor | None]:
-        before = self.weighting
-        if before is None or before.combines:
+        weighting = self.weighting
+        if weighting is None or weighting.combines:
             return super()._weighed(losses, given, learning)
-        weights, valid = before._weighed(losses, given, learning)
-        if learning and before.looks_again:
-            before._before = losses, given
+        weights, valid = weighting._weighed(losses, given, learning)
+        if learning and weighting.looks_again:
+            weighting._losses_before_step = losses, given
         if self.training:
-            before.last_weights.copy_(weights)
+            weighting.last_weights.copy_(weights)
         return weights.clone(), valid  # which autograd keeps
 
     # When it measures.
@@ -337,7 +337,7 @@ class GradientBalancer(LossBalancer):
         else:
             super()._finish(step)
 
-    def _close(self, finite: Tensor | None) -> None:
+    def _close(self, step_made: Tensor | None) -> None:
         if not self.measures_now:
             self._window.clear()
         elif self.reads == "norms" and not self._window.is_measured:
@@ -345,7 +345,7 @@ class GradientBalancer(LossBalancer):
             self._want()
             return
         else:
-            super()._close(finite)
+            super()._close(step_made)
         self._next_turn()
 
     def _next_turn(self) -> None:
@@ -394,9 +394,9 @@ class GradientBalancer(LossBalancer):
         return decision.ratio(self.last_weights, step.weights)
 
     def _updated(
-        self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, finite: Tensor | None = None
+        self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, also_valid: Tensor | None = None
     ) -> tuple[Tensor, Result]:
-        valid, result = super()._updated(read, arguments, index, finite)
+        valid, result = super()._updated(read, arguments, index, also_valid)
         if self.averaging > 0 and result.weights is not None:
             state = self.state(index)
             average = torch.lerp(result.weights, state["average"], self.averaging)

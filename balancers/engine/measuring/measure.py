@@ -341,7 +341,7 @@ def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
 
 
 def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(T,)``: the norm of each of T tensors stacked."""
+    """``(T,)``: the norm of each of T tensors stacked; one number for each of them is its norm already."""
     if rows.ndim == 1:
         return rows
     wide = torch.promote_types(rows.dtype, dtype)

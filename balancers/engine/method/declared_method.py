@@ -201,20 +201,20 @@ class DeclaredMethod(DeclaredState):
         return partial(self._compiled[function], self)
 
     def _new_state(
-        self, read: Read, arguments: Mapping[str, Any], finite: Tensor | None
+        self, read: Read, arguments: Mapping[str, Any], also_valid: Tensor | None
     ) -> tuple[Tensor, State, State]:
         """Return whether everything is valid (a bool scalar), the new state, and the statistics: see `_updated`.
 
         A compiled function writes no state itself: PyTorch loses what it writes to a scalar of double precision.
         """
-        valid, result = self._updated(read, arguments, None, finite)
+        valid, result = self._updated(read, arguments, None, also_valid)
         new = dict(result.state)
         if result.gradient is not None:
             new |= self._stepped(result.gradient, read, None)
         return valid, self.merged(new, valid, None), result.statistics
 
     def _updated(
-        self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, finite: Tensor | None = None
+        self, read: Read, arguments: Mapping[str, Any], index: Tensor | None, also_valid: Tensor | None = None
     ) -> tuple[Tensor, Result]:
         """Call `update`; return whether everything is valid (a bool scalar), and the result.
 
@@ -222,7 +222,7 @@ class DeclaredMethod(DeclaredState):
             read: what the step showed.
             arguments: those of `update`.
             index: the tasks that took part.
-            finite: a bool scalar: whether all that ``read`` does not hold was valid; None if that is known.
+            also_valid: a bool scalar: whether all that ``read`` does not hold was valid; None if that is known.
         """
         settled = self.settled(self.state(index)) if self._settles else None
         if self._update_takes is not None:
@@ -237,8 +237,8 @@ class DeclaredMethod(DeclaredState):
         losses = read.losses if read.present is None else torch.where(read.present, read.losses, 1.0)
         others = [read.norms, read.tracked, read.losses_before, read.second_losses, read.products]
         valid = self._valid(losses, *others, result.weights, result.gradient, *result.state.values())
-        if finite is not None:
-            valid = valid & finite
+        if also_valid is not None:
+            valid = valid & also_valid
         if settled is not None:
             valid = valid & ~settled
         return valid, result

@@ -96,6 +96,21 @@ def test_two_tasks_that_share_no_gradient_are_told(file: Path, tmp_path: Path) -
     assert json.loads(out.read_text())["profile"]["cosines"] == [[None, None], [None, None]]
 
 
+def test_losses_may_be_a_dict_in_any_order(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "advice.json"
+    assert lossbench("diagnose", str(file), "--json", str(out))[0] == 0
+    expected = json.loads(out.read_text())["profile"]["losses"]
+    text = file.read_text()
+    assert text.count("        return [nn.functional") == 1
+    line = next(line for line in text.splitlines() if "        return [nn.functional" in line)
+    as_dict = f"        each = {line.strip().removeprefix('return ')}\n        return dict(zip('ba', each[::-1]))"
+    other = tmp_path / "other.py"
+    other.write_text(text.replace(line, as_dict).replace('name = "', 'name = "dict-'))
+    code, output = lossbench("diagnose", str(other), "--json", str(out))
+    assert code == 0, output
+    assert json.loads(out.read_text())["profile"]["losses"] == expected
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -14,6 +14,7 @@ from bench.evidence import __main__ as command
 from bench.evidence import evidence_parts, kept_tables
 from bench.evidence.evidence_parts import EvidencePart
 from bench.execute import run_suite
+from bench.execute.job import EngineError
 from bench.execute.workforce import Workforce
 from bench.suite import plan, suite_file
 from bench.suite.suite_entries import Suite
@@ -141,5 +142,18 @@ def test_a_part_with_a_stubborn_run_does_not_keep_the_next_ones(
     done = CliRunner().invoke(command.app, ["run", "--jobs", "0", *where])
     assert done.exit_code == 1, done.output
     assert kept == ["other"]
-    assert "1 runs are not done, so this part is not kept" in done.output
-    assert done.output.endswith("not done: equal on small, seed 1: it took too long\n")
+    told = "not done: equal on small, seed 1: it took too long\n1 runs are not done, so this part is not kept\n"
+    assert told in done.output
+
+    def lose(part: Suite, folder: Path, *_: object) -> run_suite.Summary:
+        if part.problems[0].label == "other":
+            raise EngineError("the scheduler is gone")
+        return run(part, folder)
+
+    monkeypatch.setattr(run_suite, "run", lose)
+    done = CliRunner().invoke(command.app, ["run", "--jobs", "0", *where])
+    assert done.exit_code == 1, done.output
+    assert told in done.output
+    assert done.output.endswith(
+        "error: the scheduler is gone. What is finished is kept; the same command continues from there.\n"
+    )

@@ -1,4 +1,4 @@
-"""What the engine of a cluster does as workers come, go and refuse tasks, with a scheduler that follows a script."""
+"""What the engine of a cluster does as workers come, go and refuse jobs, with a scheduler that follows a script."""
 
 import pickle
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from bench.execute import cluster
 from bench.execute.carry_out import LOST
 from bench.execute.cluster import DaskCluster
-from bench.execute.task import CannotRunError, EngineError, Finished, Raised, Task, WorkerLost
+from bench.execute.job import CannotRunError, EngineError, Finished, Job, Raised, WorkerLost
 
 from . import engine_jobs
 
@@ -76,16 +76,16 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "LOOKS", 0.001)
 
 
-def task(key: str = "a") -> Task:
-    return Task(key, engine_jobs.add, (1, 2))
+def job(key: str = "a") -> Job:
+    return Job(key, engine_jobs.add, (1, 2))
 
 
-def test_a_task_whose_workers_have_all_left_is_done_by_others() -> None:
-    """Once a worker is refused, a task may only go to those used now; Dask would keep it for these."""
+def test_a_job_whose_workers_have_all_left_is_done_by_others() -> None:
+    """Once a worker is refused, a job may only go to those used now; Dask would keep it for these."""
     client = Client(ONE, TWO)
     engine = DaskCluster(client, lambda sentence: None)
     for key in "ab":
-        engine.start(task(key))
+        engine.start(job(key))
     refused, other = client.attempts
     refused.end(ONE, CannotRunError("its data are missing"))
     other.end(TWO)
@@ -99,30 +99,49 @@ def test_a_task_whose_workers_have_all_left_is_done_by_others() -> None:
             client.attempts[3].end(THREE)
 
     client.follow(leave_and_join)
-    assert engine.next() == (task("a"), DONE)
+    assert engine.next() == (job("a"), DONE)
     assert client.attempts[3].where == [THREE]
     assert restricted.status == "cancelled"
     assert len(client.attempts) == 4
 
 
-def test_a_pinned_worker_that_refuses_a_task_counts_as_lost() -> None:
+def test_a_pinned_worker_that_refuses_a_job_counts_as_lost() -> None:
     client = Client(ONE, TWO)
     engine = DaskCluster(client, lambda sentence: None)
     engine.pin()
-    engine.start(task())
+    engine.start(job())
     [attempt] = client.attempts
     assert attempt.where == [ONE]
     attempt.end(ONE, CannotRunError("its data are missing"))
-    assert engine.next() == (task(), WorkerLost(LOST))
+    assert engine.next() == (job(), WorkerLost(LOST))
     engine.pin()
-    engine.start(task())
+    engine.start(job())
     assert client.attempts[-1].where == [TWO]
+
+
+def test_a_worker_to_pin_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are timed by whatever worker is free would be of several kinds of machines."""
+    client = Client(ONE)
+    engine = DaskCluster(client, lambda sentence: None)
+    client.threads = {}
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            client.threads = {THREE: 1}
+
+    monkeypatch.setattr(cluster.time, "sleep", sleep)
+    engine.pin()
+    engine.start(job())
+    assert client.attempts[-1].where == [THREE]
+    assert len(slept) == 3
 
 
 def test_no_worker_is_awaited_where_all_are_refused() -> None:
     client = Client(ONE)
     engine = DaskCluster(client, lambda sentence: None)
-    engine.start(task())
+    engine.start(job())
     client.attempts[0].end(ONE, CannotRunError("its data are missing"))
     with pytest.raises(EngineError, match=r"no worker can be used\. named tcp://one:1 is not used: its data are mis"):
         engine.next()
@@ -145,12 +164,12 @@ def test_only_the_first_worker_of_a_cluster_that_a_function_makes_may_take_any_t
             client.attempts[0].end(ONE)
 
     client.follow(pass_time)
-    engine.start(task())
-    assert engine.next() == (task(), DONE)
+    engine.start(job())
+    assert engine.next() == (job(), DONE)
     still = "the cluster has had no worker for {} minutes: still waiting for its first one"
     assert told[:2] == [still.format(6), still.format(12)]
     assert len(told) == 20
-    engine.start(task("b"))
+    engine.start(job("b"))
     with pytest.raises(EngineError, match="the cluster has had no worker for 10 minutes"):
         engine.next()
     assert len(told) == 20
@@ -167,6 +186,6 @@ def test_a_scheduler_that_runs_already_must_have_workers_soon(monkeypatch: pytes
         now += 120.0
 
     client.follow(pass_time)
-    engine.start(task())
+    engine.start(job())
     with pytest.raises(EngineError, match="the cluster has had no worker for 10 minutes"):
         engine.next()

@@ -1,4 +1,4 @@
-"""Both engines, a machine and a Dask cluster, do the same tasks with the same endings."""
+"""Both engines, a machine and a Dask cluster, do the same jobs with the same endings."""
 
 import pickle
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from bench.execute import cluster, this_machine, worker_side
 from bench.execute.carry_out import Failed, NotDone, carry_out
-from bench.execute.task import Engine, EngineError, Finished, Limits, Raised, Task
+from bench.execute.job import Engine, EngineError, Finished, Job, Limits, Raised
 from bench.execute.this_machine import ThisMachine
 from bench.execute.this_process import InThisProcess
 from bench.execute.workforce import Workforce
@@ -44,28 +44,28 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 @pytest.mark.slow
-def test_all_tasks_are_done(engine: Engine) -> None:
-    todo = [Task(f"{k}", engine_jobs.add, (k, 1)) for k in range(100)]
-    found = {task.key: verdict for task, verdict in carry_out(todo, engine)}
+def test_all_jobs_are_done(engine: Engine) -> None:
+    todo = [Job(f"{k}", engine_jobs.add, (k, 1)) for k in range(100)]
+    found = {job.key: verdict for job, verdict in carry_out(todo, engine)}
     assert {key: verdict.value for key, verdict in found.items() if isinstance(verdict, Finished)} == {
         f"{k}": k + 1 for k in range(100)
     }
 
 
 @pytest.mark.slow
-def test_a_task_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> None:
+def test_a_job_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> None:
     todo = [
-        Task("exits", engine_jobs.end, (3,)),
-        Task("exits once", engine_jobs.end_once, (tmp_path / "marker",)),
-        Task("raises", engine_jobs.refuse, ()),
-        Task("hangs", engine_jobs.sleep, (600.0,), Limits(seconds=1.0)),
-        Task("hangs here too", engine_jobs.sleep, (600.0,), Limits(seconds=1.0), own_limit=engine_jobs.half_a_second),
-        Task("is slow here", engine_jobs.sleep, (1.5,), Limits(seconds=1.0), own_limit=engine_jobs.ten_seconds),
-        Task("is limited", engine_jobs.sleep, (600.0,), Limits(seconds=1.0), stated=True),
-        Task("eats", engine_jobs.eat, (3_000_000_000,), Limits(memory=400e6)),
-        *(Task(f"fine {k}", engine_jobs.sleep, (0.01,)) for k in range(20)),
+        Job("exits", engine_jobs.end, (3,)),
+        Job("exits once", engine_jobs.end_once, (tmp_path / "marker",)),
+        Job("raises", engine_jobs.refuse, ()),
+        Job("hangs", engine_jobs.sleep, (600.0,), Limits(seconds=1.0)),
+        Job("hangs here too", engine_jobs.sleep, (600.0,), Limits(seconds=1.0), own_limit=engine_jobs.half_a_second),
+        Job("is slow here", engine_jobs.sleep, (1.5,), Limits(seconds=1.0), own_limit=engine_jobs.ten_seconds),
+        Job("is limited", engine_jobs.sleep, (600.0,), Limits(seconds=1.0), stated=True),
+        Job("eats", engine_jobs.eat, (3_000_000_000,), Limits(memory=400e6)),
+        *(Job(f"fine {k}", engine_jobs.sleep, (0.01,)) for k in range(20)),
     ]
-    found = {task.key: verdict for task, verdict in carry_out(todo, engine)}
+    found = {job.key: verdict for job, verdict in carry_out(todo, engine)}
     assert found["exits"] == Failed("its process ended itself with exit code 3, and again when it ran alone")
     assert isinstance(raised := found["raises"], Raised)
     assert repr(raised.error) == "TimeoutError('mine')"
@@ -79,21 +79,21 @@ def test_a_task_fails_by_its_own_deed_only(engine: Engine, tmp_path: Path) -> No
     assert all(isinstance(verdict, Finished) for verdict in fine.values())
 
 
-def test_a_task_that_nobody_waits_for_is_ended_on_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_nobody_waits_for_is_ended_on_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_side, "LOOKS", 0.05)
     begun = time.monotonic()
-    packed = worker_side.attempt_here(pickle.dumps(Task("a", engine_jobs.sleep, (600.0,))), lambda: False)
+    packed = worker_side.attempt_here(pickle.dumps(Job("a", engine_jobs.sleep, (600.0,))), lambda: False)
     assert not isinstance(pickle.loads(packed), Finished)
     assert time.monotonic() - begun < 60.0
-    packed = worker_side.attempt_here(pickle.dumps(Task("b", engine_jobs.add, (1, 2))), lambda: True)
+    packed = worker_side.attempt_here(pickle.dumps(Job("b", engine_jobs.add, (1, 2))), lambda: True)
     assert pickle.loads(packed) == Finished(3)
 
 
 @pytest.mark.slow
-def test_a_client_that_stops_leaves_no_task_to_the_workers(dask: DaskProcesses, tmp_path: Path) -> None:
+def test_a_client_that_stops_leaves_no_job_to_the_workers(dask: DaskProcesses, tmp_path: Path) -> None:
     engine = cluster.at(dask.address, print)
     for k in range(4):
-        engine.start(Task(f"{k}", engine_jobs.sleep_as, (tmp_path, 600.0)))
+        engine.start(Job(f"{k}", engine_jobs.sleep_as, (tmp_path, 600.0)))
     end = time.monotonic() + 30.0
     while len(doing := list(tmp_path.iterdir())) < 2:
         assert time.monotonic() < end
@@ -107,7 +107,7 @@ def test_a_client_that_stops_leaves_no_task_to_the_workers(dask: DaskProcesses, 
 
 def test_an_engine_can_be_stopped_in_the_midst(engine: Engine) -> None:
     for k in range(4):
-        engine.start(Task(f"{k}", engine_jobs.sleep, (600.0,)))
+        engine.start(Job(f"{k}", engine_jobs.sleep, (600.0,)))
     engine.stop()
 
 
@@ -120,7 +120,7 @@ def test_a_worker_that_may_have_no_children_is_refused(tmp_path: Path) -> None:
         processes.start_worker("daemonic")
         engine = cluster.at(processes.address, told.append)
         with pytest.raises(EngineError, match=r"no worker can be used\. daemonic is not used: its process may have no"):
-            list(carry_out([Task("a", engine_jobs.add, (1, 1))], engine))
+            list(carry_out([Job("a", engine_jobs.add, (1, 1))], engine))
         engine.stop()
     finally:
         processes.stop()
@@ -128,13 +128,13 @@ def test_a_worker_that_may_have_no_children_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_worker_fails_no_task(tmp_path: Path) -> None:
+def test_a_lost_worker_fails_no_job(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     processes = DaskProcesses(tmp_path)
     try:
         lost = processes.start_worker("lost")
         engine = cluster.at(processes.address, print)
-        verdicts = carry_out([Task(f"{k}", engine_jobs.sleep, (0.3,)) for k in range(12)], engine)
+        verdicts = carry_out([Job(f"{k}", engine_jobs.sleep, (0.3,)) for k in range(12)], engine)
         found = [next(verdicts)]
         lost.kill()
         processes.start_worker("another")
@@ -142,7 +142,7 @@ def test_a_lost_worker_fails_no_task(tmp_path: Path) -> None:
         engine.stop()
     finally:
         processes.stop()
-    assert sorted(task.key for task, _ in found) == sorted(f"{k}" for k in range(12))
+    assert sorted(job.key for job, _ in found) == sorted(f"{k}" for k in range(12))
     assert all(isinstance(verdict, Finished) for _, verdict in found)
 
 
@@ -153,7 +153,7 @@ def test_a_lost_scheduler_is_told(tmp_path: Path) -> None:
     try:
         processes.start_worker("one")
         engine = cluster.at(processes.address, print)
-        verdicts = carry_out([Task(f"{k}", engine_jobs.sleep, (0.5,)) for k in range(20)], engine)
+        verdicts = carry_out([Job(f"{k}", engine_jobs.sleep, (0.5,)) for k in range(20)], engine)
         next(verdicts)
         assert processes.scheduler is not None
         processes.scheduler.kill()
@@ -173,18 +173,18 @@ def test_an_attempt_ends_whatever_ends_its_thread(monkeypatch: pytest.MonkeyPatc
     engine = ThisMachine(1)
     try:
         for key in "ab":
-            engine.start(Task(key, engine_jobs.process, ()))
-            task, ending = engine._ended.get(timeout=10)  # what `next` waits for
-            assert task.key == key
+            engine.start(Job(key, engine_jobs.process, ()))
+            job, ending = engine._ended.get(timeout=10)  # what `next` waits for
+            assert job.key == key
             assert isinstance(ending, Raised)
             assert type(error).__name__ in repr(ending.error)
     finally:
         engine.stop()
 
 
-def test_a_task_that_exits_does_not_end_this_process() -> None:
+def test_a_job_that_exits_does_not_end_this_process() -> None:
     engine = InThisProcess()
-    engine.start(Task("exits", engine_jobs.leave, ("no data",)))
+    engine.start(Job("exits", engine_jobs.leave, ("no data",)))
     _, ending = engine.next()
     assert isinstance(ending, Raised)
     assert repr(ending.error) == "RuntimeError('SystemExit: no data')"
@@ -237,6 +237,6 @@ def test_a_cluster_that_a_function_makes(tmp_path: Path) -> None:
         "    return LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)\n"
     )
     engine = cluster.made_by(f"{file}:make_cluster", print)
-    found = list(carry_out([Task(f"{k}", engine_jobs.add, (k, 1)) for k in range(10)], engine))
+    found = list(carry_out([Job(f"{k}", engine_jobs.add, (k, 1)) for k in range(10)], engine))
     engine.stop()
     assert sorted(verdict.value for _, verdict in found if isinstance(verdict, Finished)) == list(range(1, 11))

@@ -12,18 +12,18 @@ import pytest
 from rich.console import Console
 
 from bench.execute import run_job, run_suite, workforce
-from bench.execute.run_job import FailedStart, RunJob
-from bench.execute.run_suite import NotDoneError
-from bench.execute.task import (
+from bench.execute.job import (
     CannotRunError,
     Ending,
     EngineError,
+    Job,
     OtherVersionError,
     Raised,
-    Task,
     TookTooLong,
     WorkerLost,
 )
+from bench.execute.run_job import FailedStart, PortableRun
+from bench.execute.run_suite import NotDoneError
 from bench.execute.this_process import InThisProcess
 from bench.execute.workforce import StepFailedError, WorkerLostError, Workforce
 from bench.run.pace import Pace
@@ -41,10 +41,10 @@ class Ends(InThisProcess):
         self.ending = ending
         self.limits: list[float | None] = []
 
-    def next(self) -> tuple[Task, Ending]:
-        task = self._todo.popleft()
-        self.limits.append(task.limits.seconds)
-        return task, self.ending
+    def next(self) -> tuple[Job, Ending]:
+        job = self._todo.popleft()
+        self.limits.append(job.limits.seconds)
+        return job, self.ending
 
 
 def test_the_time_limit_is_twenty_times_what_a_run_takes_here(
@@ -53,9 +53,9 @@ def test_the_time_limit_is_twenty_times_what_a_run_takes_here(
     run = plan.reported(make_suite(), None)[0]
     pace = Pace(load=1.0, prepare=2.0, step=0.5, evaluation=0.25)
     monkeypatch.setattr(run_job, "first_steps", lambda job: pace)
-    assert run_job.time_limit(RunJob.of(run, [])) == pytest.approx(20 * (1.0 + pace.run(run.spec)))
+    assert run_job.time_limit(PortableRun.of(run, [])) == pytest.approx(20 * (1.0 + pace.run(run.spec)))
     monkeypatch.setattr(run_job, "first_steps", lambda job: FailedStart("no luck"))
-    assert run_job.time_limit(RunJob.of(run, [])) == 0
+    assert run_job.time_limit(PortableRun.of(run, [])) == 0
 
 
 def test_a_run_has_the_limit_of_its_forecast_and_a_way_to_ask_for_more(make_suite: MakeSuite) -> None:
@@ -83,7 +83,7 @@ def test_a_run_on_a_computer_that_has_lost_its_gpu_is_not_stored_as_failed(
 ) -> None:
     monkeypatch.setattr(run_job.torch.cuda, "is_available", lambda: False)
     run = plan.reported(make_suite(), None)[0]
-    job = RunJob.of(replace(run, spec=replace(run.spec, device="cuda")), [])
+    job = PortableRun.of(replace(run, spec=replace(run.spec, device="cuda")), [])
     for work in (run_job.do, run_job.first_steps):
         with pytest.raises(CannotRunError, match="the suite's device is cuda, but PyTorch finds no CUDA device"):
             work(job)
@@ -150,7 +150,7 @@ def test_steps_that_this_computer_cannot_time_are_named_and_timed_by_the_next_ca
     first, *others = plan.costs(suite)
     absent, asked = {first.key}, []
 
-    def step_cost(job: RunJob, rounds: int) -> list[dict[str, object]]:
+    def step_cost(job: PortableRun, rounds: int) -> list[dict[str, object]]:
         asked.append(job.run.key)
         if job.run.key in absent:
             raise CannotRunError("its data are not here")
@@ -171,7 +171,7 @@ def test_steps_that_this_computer_cannot_time_are_named_and_timed_by_the_next_ca
 def test_why_a_step_is_not_timed_is_told_each_time(
     make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step_cost(job: RunJob, rounds: int) -> list[dict[str, object]]:
+    def step_cost(job: PortableRun, rounds: int) -> list[dict[str, object]]:
         raise ValueError("no such layer")
 
     monkeypatch.setattr(run_job, "step_cost", step_cost)

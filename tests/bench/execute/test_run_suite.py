@@ -20,8 +20,8 @@ from rich.console import Console
 
 from bench.cli import run_and_report
 from bench.execute import run_suite
+from bench.execute.job import EngineError
 from bench.execute.run_suite import Summary
-from bench.execute.task import EngineError
 from bench.execute.workforce import Workforce
 from bench.report import report_page
 from bench.run.result_store import ResultStore

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.execute.job import Limits
 from bench.execute.slot import ChildEndedError, MemoryLimitError, Slot, TimeLimitError
-from bench.execute.task import Limits
 from bench.execute.this_machine import ThisMachine
 
 from . import engine_jobs
@@ -121,7 +121,7 @@ def test_a_child_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     program.write_text(
         "import os, time\n"
         "from bench.execute.slot import Slot\n"
-        "from bench.execute.task import Limits\n"
+        "from bench.execute.job import Limits\n"
         "if __name__ == '__main__':\n"
         "    print(Slot().do(Limits(), os.getpid), flush=True)\n"
         "    time.sleep(600)\n"

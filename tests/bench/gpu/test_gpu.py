@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from bench.cost.subject import MakeStep, make
 from bench.cost.timed_methods import TimedMethod
 from bench.execute import run_suite
-from bench.gpu import captured_steps, device_tests, gpu_costs, gpu_suite, gpu_summary, outcome_log, part_task
+from bench.gpu import captured_steps, device_tests, gpu_costs, gpu_suite, gpu_summary, outcome_log, part_measurement
 from bench.gpu.__main__ import NAMES, REFERENCE, main
 from bench.gpu.gpu_parts import MEASURE, PARTS
 from bench.gpu.gpu_summary import GpuSummary, OtherMachineError
+from bench.gpu.part_measurement import Findings, NotMeasurableError, PartMeasurement
 from bench.gpu.part_runner import Part, run
-from bench.gpu.part_task import Findings, NotMeasurableError, PartTask
 from bench.report import gpu_tables
 from bench.run import result_file
 from bench.run.result_file import RunResult
@@ -170,10 +170,10 @@ def test_pieces_are_kept_as_they_come_and_measured_once(tmp_path: Path) -> None:
             raise ArithmeticError(f"{name} can't be\nmeasured")
         return pd.DataFrame({"value": [len(calls)]})
 
-    def collect(*working: str) -> PartTask:
-        task = PartTask(tmp_path, CPU, dry=True, seconds=10)
-        task.collect("table", {name: lambda name=name: piece(name, name in working) for name in "abc"})
-        return task
+    def collect(*working: str) -> PartMeasurement:
+        part = PartMeasurement(tmp_path, CPU, dry=True, seconds=10)
+        part.collect("table", {name: lambda name=name: piece(name, name in working) for name in "abc"})
+        return part
 
     assert collect("b", "c").findings.failed == {"a": "ArithmeticError: a can't be"}
     assert list(pd.read_csv(tmp_path / "table.csv")["piece"]) == ["b", "c"]
@@ -184,10 +184,10 @@ def test_pieces_are_kept_as_they_come_and_measured_once(tmp_path: Path) -> None:
 
 
 def test_what_failed_before_comes_last(tmp_path: Path) -> None:
-    PartTask(tmp_path, CPU, dry=True, seconds=10).fail("a", "it crashed")
+    PartMeasurement(tmp_path, CPU, dry=True, seconds=10).fail("a", "it crashed")
     order = []
     pieces = {name: lambda name=name: order.append(name) or pd.DataFrame({"x": [1]}) for name in "ab"}
-    PartTask(tmp_path, CPU, dry=True, seconds=10).collect("table", pieces)
+    PartMeasurement(tmp_path, CPU, dry=True, seconds=10).collect("table", pieces)
     assert order == ["b", "a"]
 
 
@@ -201,16 +201,16 @@ def test_a_piece_whose_process_is_killed_comes_last(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return pd.DataFrame({"x": [1]})
 
-    def collect() -> PartTask:
-        task = PartTask(tmp_path, CPU, dry=True, seconds=10)
-        task.collect("table", {name: lambda name=name: piece(name) for name in "abcd"})
-        return task
+    def collect() -> PartMeasurement:
+        part = PartMeasurement(tmp_path, CPU, dry=True, seconds=10)
+        part.collect("table", {name: lambda name=name: piece(name) for name in "abcd"})
+        return part
 
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             collect()
     assert order == ["a", "b", "c", "d", "a", "b"]
-    assert Findings.load(tmp_path).failed == dict.fromkeys("ab", part_task.INTERRUPTED)
+    assert Findings.load(tmp_path).failed == dict.fromkeys("ab", part_measurement.INTERRUPTED)
 
 
 def test_rows_of_other_code_are_measured_again(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_rows_of_other_code_are_measured_again(tmp_path: Path) -> None:
 
     def collect(code: str, *names: str) -> pd.DataFrame:
         pieces = {name: lambda name=name: measured.append(name) or pd.DataFrame({"x": [1]}) for name in names}
-        PartTask(tmp_path, CPU, dry=True, seconds=10, code=code).collect("table", pieces)
+        PartMeasurement(tmp_path, CPU, dry=True, seconds=10, code=code).collect("table", pieces)
         return pd.read_csv(tmp_path / "table.csv", dtype=str)
 
     collect("1e5", "a")
@@ -245,20 +245,20 @@ def test_a_device_that_a_failed_capture_has_harmed_ends_the_part(
     def piece() -> pd.DataFrame:
         raise ArithmeticError("no capture")
 
-    task = PartTask(tmp_path, torch.device("cuda"), dry=True, seconds=10)
+    part = PartMeasurement(tmp_path, torch.device("cuda"), dry=True, seconds=10)
     with pytest.raises(RuntimeError, match="the device does not work any more: "):
-        task.collect("table", {"a": piece, "b": piece})
-    assert list(task.findings.failed) == ["a"]
+        part.collect("table", {"a": piece, "b": piece})
+    assert list(part.findings.failed) == ["a"]
 
 
 @pytest.mark.parametrize("measure", [gpu_costs.limits, gpu_costs.methods])
 def test_captured_steps_are_the_last_pieces(
-    measure: Callable[[PartTask], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measure: Callable[[PartMeasurement], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
-    monkeypatch.setattr(PartTask, "collect", lambda task, name, pieces: names.extend(pieces))
+    monkeypatch.setattr(PartMeasurement, "collect", lambda part, name, pieces: names.extend(pieces))
     monkeypatch.setattr(gpu_costs, "SIZES", ((2, 8), (3, 8)))
-    measure(PartTask(tmp_path, CPU, dry=False, seconds=10))
+    measure(PartMeasurement(tmp_path, CPU, dry=False, seconds=10))
     are_captured = [name.endswith("captured") for name in names]
     assert are_captured == sorted(are_captured)
     assert 0 < sum(are_captured) < len(names)
@@ -277,7 +277,7 @@ def test_methods_have_the_options_of_the_table_of_methods(tmp_path: Path, monkey
     monkeypatch.setattr(gpu_costs, "compare", compare)
     monkeypatch.setattr(gpu_costs, "DRY_METHODS", ("ntk", "static"))
     monkeypatch.setattr(captured_steps, "compare", compare)
-    gpu_costs.methods(PartTask(tmp_path, CPU, dry=True, seconds=10))
+    gpu_costs.methods(PartMeasurement(tmp_path, CPU, dry=True, seconds=10))
     assert seen == {"equal, again": 1, "ntk": 1, "static": 1}
 
 
@@ -300,17 +300,17 @@ def test_times_of_an_earlier_run_are_not_taken_for_this_ones(tmp_path: Path, mon
     (tmp_path / "micro.json").write_text('{"benchmarks": []}')
     monkeypatch.setattr(gpu_costs.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 4))
     with pytest.raises(RuntimeError, match="pytest ended with 4 and wrote no times"):
-        gpu_costs.norm_step(PartTask(tmp_path, CPU, dry=True, seconds=10))
+        gpu_costs.norm_step(PartMeasurement(tmp_path, CPU, dry=True, seconds=10))
 
 
 def test_what_can_not_be_measured_is_left_out(tmp_path: Path) -> None:
     def piece() -> pd.DataFrame:
         raise NotMeasurableError("it has no brakes")
 
-    task = PartTask(tmp_path, CPU, dry=True, seconds=10)
-    task.collect("table", {"a": piece})
-    assert task.findings.left_out == {"a": "it has no brakes"}
-    assert not task.findings.failed
+    part = PartMeasurement(tmp_path, CPU, dry=True, seconds=10)
+    part.collect("table", {"a": piece})
+    assert part.findings.left_out == {"a": "it has no brakes"}
+    assert not part.findings.failed
 
 
 @pytest.mark.parametrize(
@@ -323,19 +323,19 @@ def test_what_can_not_be_measured_is_left_out(tmp_path: Path) -> None:
 )
 def test_a_missing_package_is_named(measure, module, package: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else object())
-    task = PartTask(tmp_path, CPU, dry=True, seconds=10)
-    measure(task)
-    assert f"{package.replace('_', '-')} is not installed" in task.findings.left_out.values()
-    assert not task.findings.failed
+    part = PartMeasurement(tmp_path, CPU, dry=True, seconds=10)
+    measure(part)
+    assert f"{package.replace('_', '-')} is not installed" in part.findings.left_out.values()
+    assert not part.findings.failed
 
 
 def test_peers_that_are_not_installed_are_named(tmp_path: Path) -> None:
     rows = [(2, "ours", ""), (2, "LibMTL", "not installed"), (10, "LibMTL", "not installed")]
     path = tmp_path / "peers.csv"
     pd.DataFrame(rows, columns=["num_tasks", "contender", "missing"]).to_csv(path, index=False)
-    task = PartTask(tmp_path, CPU, dry=False, seconds=10)
-    gpu_costs.note_missing(task, path)
-    assert task.findings.left_out == {"LibMTL": "not installed"}
+    part = PartMeasurement(tmp_path, CPU, dry=False, seconds=10)
+    gpu_costs.note_missing(part, path)
+    assert part.findings.left_out == {"LibMTL": "not installed"}
 
 
 def test_peers_are_kept_one_number_of_tasks_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,8 +349,8 @@ def test_peers_are_kept_one_number_of_tasks_at_a_time(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(gpu_costs.peer_table, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
-        gpu_costs.peers(PartTask(tmp_path, CPU, dry=False, seconds=10))
-    gpu_costs.peers(PartTask(tmp_path, CPU, dry=False, seconds=10))
+        gpu_costs.peers(PartMeasurement(tmp_path, CPU, dry=False, seconds=10))
+    gpu_costs.peers(PartMeasurement(tmp_path, CPU, dry=False, seconds=10))
     assert measured == [2, 10, 40, 10]
     assert list(pd.read_csv(tmp_path / "peers.csv")["num_tasks"]) == [2, 40, 10]
 
@@ -441,10 +441,10 @@ def test_a_suite_goes_on_where_a_reported_run_failed(
     summary = run_suite.Summary(2, 0, failed)
     monkeypatch.setattr(gpu_suite.run_suite, "run", lambda *_: summary)
     monkeypatch.setattr(gpu_suite.report_page, "write", lambda _: None)
-    task = PartTask(tmp_path, CPU, dry=True, seconds=10)
-    gpu_suite.run(task)
-    assert any(note.startswith("1 tuning run failed") for note in task.findings.notes)
-    assert list(task.findings.failed.values()) == ["it diverged"] * (len(phases) - 1)
+    part = PartMeasurement(tmp_path, CPU, dry=True, seconds=10)
+    gpu_suite.run(part)
+    assert any(note.startswith("1 tuning run failed") for note in part.findings.notes)
+    assert list(part.findings.failed.values()) == ["it diverged"] * (len(phases) - 1)
     assert work.exists() == ("reported" in phases)
     if work.exists():
         assert result_file.run_path(work, runs["tuning"].key).exists()

@@ -12,8 +12,8 @@ import torch
 
 import tasks
 from bench.execute import run_job
-from bench.execute.run_job import FailedStart, RunJob
-from bench.execute.task import CannotRunError
+from bench.execute.job import CannotRunError
+from bench.execute.run_job import FailedStart, PortableRun
 from bench.run import build, code_hash, result_file, training
 from bench.run.seeds import STREAMS, generator, stream_seed
 from bench.run.spec import Method, RunSpec, run_code
@@ -262,7 +262,7 @@ def test_a_problem_that_exits_has_failed(make_spec: MakeSpec, monkeypatch: pytes
     result = training.run(spec)
     assert result.status == "failed"
     assert result.reason.startswith("SystemExit: no data here (test_training.py, line ")
-    start = run_job.first_steps(RunJob.of(Planned("small", "equal", spec), ()))
+    start = run_job.first_steps(PortableRun.of(Planned("small", "equal", spec), ()))
     assert isinstance(start, FailedStart)
     assert start.reason == result.reason
 
@@ -273,7 +273,7 @@ def test_a_problem_that_exits_outside_of_its_run_ends_no_process(
     def leave(*_: object) -> None:
         sys.exit("no data here")
 
-    job = RunJob.of(Planned("small", "equal", make_spec(), pictured=True), ())
+    job = PortableRun.of(Planned("small", "equal", make_spec(), pictured=True), ())
     monkeypatch.setattr(tasks.get("small"), "draw", leave)
     drawn = run_job.do(job).picture
     assert drawn is not None
@@ -284,7 +284,7 @@ def test_a_problem_that_exits_outside_of_its_run_ends_no_process(
 
 
 def test_a_process_that_may_run_old_code_does_no_run(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = RunJob.of(Planned("small", "equal", make_spec()), ())
+    job = PortableRun.of(Planned("small", "equal", make_spec()), ())
     monkeypatch.setattr(code_hash, "STARTED", 0.0)  # every file has changed since
     for cached in (run_code, code_hash._file_hash):
         cached.cache_clear()
@@ -316,7 +316,7 @@ def test_sizes_that_are_no_whole_numbers_are_a_failure(
     spec = make_spec()
     monkeypatch.setattr(tasks.get("small"), "sizes", lambda *_: sizes)
     assert training.run(spec).reason.startswith(f"TypeError: {message} (training.py, line ")
-    start = run_job.first_steps(RunJob.of(Planned("small", "equal", spec), ()))
+    start = run_job.first_steps(PortableRun.of(Planned("small", "equal", spec), ()))
     assert isinstance(start, FailedStart)
     assert start.reason.startswith(f"TypeError: {message}")
 

@@ -1,6 +1,6 @@
-"""Define the tasks that an engine carries out, and the ways in which an attempt at one can end.
+"""Define the jobs that an engine carries out, and the ways in which an attempt at one can end.
 
-An engine is this machine (`this_machine`) or a cluster (`cluster`). Both do each task in a slot, see `slot`.
+An engine is this machine (`this_machine`) or a cluster (`cluster`). Both do each job in a slot, see `slot`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ NO_LIMITS = Limits()
 
 
 class CannotRunError(Exception):
-    """The computer that raises this can't do the task, for a reason of its own such as another version of PyTorch."""
+    """The computer that raises this can't do the job, for a reason of its own such as another version of PyTorch."""
 
 
 class OtherVersionError(CannotRunError):
@@ -32,15 +32,15 @@ class EngineError(Exception):
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """A call that an engine does for the client.
 
     Attributes:
-        key: name of the task, which no other has.
+        key: name of the job, which no other has.
         work: a function of the packages of this project.
         args: its arguments. They and what it returns can be pickled.
         limits: limits of an attempt's time and memory.
-        stated: whether the suite states the time limit. A task that exceeds it has failed; one that exceeds a limit
+        stated: whether the suite states the time limit. A job that exceeds it has failed; one that exceeds a limit
             that nobody stated may have had bad luck.
         loads: what the call loads into its process besides this project; see `Slot.do`.
         own_limit: a function of ``args`` that returns the seconds that an attempt may take on the computer that calls
@@ -77,7 +77,7 @@ def as_exception(error: BaseException) -> Exception:
 
 @dataclass(frozen=True)
 class Crashed:
-    """The process of the task ended by itself, while its worker lived. ``why`` is a clause."""
+    """The process of the job ended by itself, while its worker lived. ``why`` is a clause."""
 
     why: str
 
@@ -91,7 +91,7 @@ class TookTooLong:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """Workers that had the task went away: their processes, their computers or their network."""
+    """Workers that had the job went away: their processes, their computers or their network."""
 
     times: int
 
@@ -100,37 +100,37 @@ Ending: TypeAlias = Finished | Raised | Crashed | TookTooLong | WorkerLost
 
 
 class Engine(Protocol):
-    """Does tasks, several at a time, in any order.
+    """Does jobs, several at a time, in any order.
 
     Attributes:
-        is_here: whether all tasks are done on this computer.
+        is_here: whether all jobs are done on this computer.
     """
 
     is_here: bool
 
     @property
     def slots(self) -> int:
-        """The number of tasks that can be done at a time now."""
+        """The number of jobs that can be done at a time now."""
 
     @property
     def workers(self) -> int:
-        """The number of processes or computers that do tasks now."""
+        """The number of processes or computers that do jobs now."""
 
-    def start(self, task: Task) -> None:
-        """Do the task as soon as a slot is free."""
+    def start(self, job: Job) -> None:
+        """Do the job as soon as a slot is free."""
 
-    def next(self) -> tuple[Task, Ending]:
-        """Wait until an attempt at one of the started tasks ends.
+    def next(self) -> tuple[Job, Ending]:
+        """Wait until an attempt at one of the started jobs ends.
 
         Raises:
             EngineError: no attempt can be made any more.
         """
 
     def pin(self) -> None:
-        """End the processes that wait for tasks, and do the next tasks on one computer, one at a time."""
+        """End the processes that wait for jobs, and do the next jobs on one computer, one at a time."""
 
     def unpin(self) -> None:
-        """Do tasks anywhere again."""
+        """Do jobs anywhere again."""
 
     def stop(self) -> None:
         """End all attempts at once, and everything that was started for them."""

@@ -38,7 +38,7 @@ class Findings:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
 
 
-class PartTask:
+class PartMeasurement:
     """A part that is being measured.
 
     Args:
