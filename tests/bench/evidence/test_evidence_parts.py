@@ -128,7 +128,7 @@ def test_a_part_with_a_stubborn_run_does_not_keep_the_next_ones(
     parts = [EvidencePart("A", replace(suite, problems=(problem,))) for problem in suite.problems]
 
     def run(part: Suite, folder: Path, *_: object) -> run_suite.Summary:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "environment.json").touch()
         if part.problems[0].label == "small":
             raise run_suite.NotDoneError([(plan.reported(part, None)[0], "it took too long")])
