@@ -52,6 +52,7 @@ NOT_ON_THE_PAGE = {
     "to be registered": "a method without a name or summary",
     "is taken by": "two methods of one name",
     "has for something else": "a method that declares a name of its base class",
+    "which follows from what it reads": "a method that sets what the engine sets",
     "the entry point": "a plug-in that names no method",
     # Never seen by a user.
     "torch.vmap": "caught where it is raised, and done another way",

@@ -150,6 +150,12 @@ def test_a_method_may_not_declare_a_name_that_is_taken(name, declared, owner):
         type("Mine", (LossBalancer,), {"name": "mine", name: declared})
 
 
+@pytest.mark.parametrize("name", ["combines", "looks_again", "heads", "tunable"])
+def test_a_method_may_not_set_what_follows_from_its_declarations(name):
+    with pytest.raises(TypeError, match=f"Mine sets {name}, which follows from what it reads and when it learns"):
+        type("Mine", (LossBalancer,), {"name": "mine", name: True})
+
+
 class TestAutoLambda:
     def test_one_primary_task_may_be_given_by_itself(self):
         net = nn.Linear(2, 2)

@@ -29,6 +29,8 @@ Wrt = Literal["features", "layer", "parameters"]
 REQUIRED: Any = object()
 """The default of an argument that has none to a caller, where a message says more about it than Python's would."""
 SEED = Option(default=0, at_least=0, below=2**63, whole=True)
+FOLLOWS = ("combines", "looks_again", "heads", "tunable")
+"""Attributes of a class that it can't set itself."""
 
 
 class DeclaredMethod(DeclaredState):
@@ -43,6 +45,8 @@ class DeclaredMethod(DeclaredState):
         TypeError: an option of this name is not declared, or the method's function takes an unknown argument.
         ValueError: an option's value is not within its limits, or ``compile`` is not a bool.
     """
+
+    # What a method declares.
 
     name: ClassVar[str]
     """The method's name in the registry."""
@@ -75,18 +79,10 @@ class DeclaredMethod(DeclaredState):
     """Whether `update` gets all T tasks' losses and state, and ``read.present``; false: those that take part."""
     takes_turns: bool = False
     """Whether a step with the losses of all tasks trains on one of them, in turn."""
-    tunable: ClassVar[Mapping[str, Range]] = MappingProxyType({})
-    """Its hyper-parameters, as its arguments name them, and the ranges worth tuning."""
     may_ascend: ClassVar[bool] = False
     """Whether weights may be below zero: such a step raises that task's loss."""
     random: ClassVar[bool] = False
     """Whether it draws random numbers: it then takes ``seed``."""
-    looks_again: bool = False
-    """Whether it needs `LossBalancer.after_step`."""
-    heads: Literal["weighted", "plain"] = "weighted"
-    """Whether heads are trained on the losses as `weigh` multiplies them, or as they are."""
-    combines: ClassVar[bool] = False
-    """Whether it decides in each backward pass what that pass's gradients are multiplied by."""
     replaces_gradients: ClassVar[bool] = False
     """Whether shared parameters receive something other than a weighted sum of the tasks' gradients."""
     weigh: Callable[..., Tensor]
@@ -95,6 +91,17 @@ class DeclaredMethod(DeclaredState):
     """Learns from a step. Methods that keep state write it, and those that read the Gramian or the gradients."""
     solve: Callable[[Tensor], Tensor]
     """Returns weights for a Gramian: a method that reads it and keeps no state may write this in place of `update`."""
+
+    # What follows from that.
+
+    combines: ClassVar[bool] = False
+    """Whether it decides in each backward pass what that pass's gradients are multiplied by."""
+    looks_again: bool = False
+    """Whether it needs `LossBalancer.after_step`."""
+    heads: Literal["weighted", "plain"] = "weighted"
+    """Whether heads are trained on the losses as `weigh` multiplies them, or as they are."""
+    tunable: ClassVar[Mapping[str, Range]] = MappingProxyType({})
+    """Its hyper-parameters, as its arguments name them, and the ranges worth tuning."""
     __signature__: ClassVar[inspect.Signature]
     _weigh_takes: ClassVar[tuple[str, ...] | None] = None
     """The arguments of `weigh`; None: the class has no such function."""
@@ -103,6 +110,8 @@ class DeclaredMethod(DeclaredState):
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
+        if wrong := [name for name in FOLLOWS if name in vars(cls)]:
+            raise TypeError(f"{cls.__name__} sets {wrong[0]}, which follows from what it reads and when it learns")
         cls._weigh_takes = _arguments(cls, "weigh", ("losses", "state", "draws"))
         cls._update_takes = _arguments(cls, "update", ("read", "state", "draws"))
         cls._weighs_by_losses = "losses" in (cls._weigh_takes or ())
