@@ -67,7 +67,8 @@ def practice_table(tables: Tables) -> str:
                 continue
             row = rows.loc[(problem, column)]
             known = pd.notna(row["q_per_cost"])
-            text = _marked(quotient(row), row) if known else f"*q* {equivalent(row, 'q_')}"
+            gain = quotient(row).replace(", ", ",\N{NO-BREAK SPACE}")  # an interval in one line
+            text = _marked(gain, row) if known else f"*q* {equivalent(row, 'q_')}"
             by, label = PRACTICE[column][0], row["balancer"]
             line.append(f"{text} ({label}{FAILS if label in failing else ''})" if by == "family" else text)
         lines.append(line)
