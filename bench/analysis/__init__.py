@@ -28,7 +28,7 @@ from .intervals import (
     t_interval,
 )
 from .leaderboard import is_ranking, leaderboard
-from .learning_rate_choice import choose_learning_rates
+from .learning_rate_choice import choose_learning_rates, has_best_rate
 from .paying_methods import paying_methods
 from .pooled_comparisons import pooled_comparisons
 from .pooled_scores import PooledScores, pooled_scores
@@ -79,6 +79,7 @@ __all__ = [
     "free_tables",
     "front_points",
     "gates",
+    "has_best_rate",
     "holm",
     "impute_failures",
     "interquartile_mean",

@@ -116,12 +116,13 @@ def _of_problem(
     if last.empty:
         return pd.DataFrame()
     higher_is_better = bool(test["higher_is_better"].iloc[0])
-    scale = comparison_scale(test["value"].dropna(), higher_is_better)
+    scale = comparison_scale(last.stack().dropna(), higher_is_better)
+    of_best = comparison_scale(best.stack().dropna(), higher_is_better)
     rows = []
     for balancer in (label for label in balancers if label in last):
         of_balancer = runs[runs["balancer"] == balancer]
         score = summarise(last[balancer].dropna(), scale)
-        best_score = summarise(best[balancer].dropna() if balancer in best else [], scale)
+        best_score = summarise(best[balancer].dropna() if balancer in best else [], of_best)
         row = {
             "problem": test["problem"].iloc[0],
             "balancer": balancer,

@@ -31,7 +31,8 @@ def choose_learning_rates(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.Da
         - ``scale``: "ratio" if the mean is geometric, "difference" if it is arithmetic. It is the same for all rates of
           a problem, and follows from all of the problem's finite tuning scores.
         - ``chosen``: true of exactly one rate per problem and balancer.
-        - ``grid_edge``: the rate is the smallest or the largest of those that this balancer tried on this problem.
+        - ``grid_edge``: the rate is the smallest or the largest of those that this balancer tried on this problem, and
+          their mean scores differ.
 
     Raises:
         ValueError: The rates of a problem were not all tried with the same seeds, or a run has two such rows.
@@ -49,8 +50,14 @@ def choose_learning_rates(scores: pd.DataFrame, problems: pd.DataFrame) -> pd.Da
     chosen = best_first.drop_duplicates(["problem", "balancer"]).index
     tried = table.groupby(["problem", "balancer"])["lr"]
     table["chosen"] = table.index.isin(chosen)
-    table["grid_edge"] = (table["lr"] == tried.transform("min")) | (table["lr"] == tried.transform("max"))
+    at_edge = (table["lr"] == tried.transform("min")) | (table["lr"] == tried.transform("max"))
+    table["grid_edge"] = at_edge & has_best_rate(table)
     return table[COLUMNS]
+
+
+def has_best_rate(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Return for each row whether the rates of its problem and balancer have different mean scores."""
+    return table.groupby(["problem", "balancer"])["mean_validation_score"].transform("nunique") > 1
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

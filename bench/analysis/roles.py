@@ -11,9 +11,9 @@ CORE_METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pc
 FIRST, ONES = "problem:first", "problem:ones"
 """Weights of static weighting in a suite's file: the problem's first fixed weights, and a weight of one per task."""
 
-Role = Literal["confirmatory", "exploratory", "control"]
-"""The claims that a method's results support: claims fixed beforehand, exploratory ones, or none but a check of the
-benchmark itself."""
+Role = Literal["confirmatory", "exploratory", "yardstick", "control"]
+"""The claims that a method's results support: claims fixed beforehand, exploratory ones, or none: equal weighting that
+trains otherwise is a yardstick, and a control checks the benchmark itself."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Roles:
     random: str | None
     by_label: Mapping[str, Role]
 
+    def is_compared(self, label: str) -> bool:
+        """Whether a method's results support claims, so that it can be recommended and counts as a method."""
+        return self.by_label.get(label) in ("confirmatory", "exploratory")
+
 
 def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
     """Return the roles of the methods of a suite.
@@ -41,8 +45,9 @@ def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
     Of several rows of a kind, such as equal weighting, the first is meant that trains as the suite says; if there is
     none, the first. Rows with other steps, weight decay or rates around another's may stand before it.
 
-    A method is a "control" if it is ``second`` or ``random``. It is "confirmatory" if the suite is one of `CORE` and
-    the method is one of `CORE_METHODS` with default options; for static weights, the default is the first that a
+    A method is a "control" if it is ``second`` or ``random``, and a "yardstick" if it is equal weighting with other
+    steps, weight decay or rates than the suite's, beside ``equal``. It is "confirmatory" if the suite is one of `CORE`
+    and the method is one of `CORE_METHODS` with default options; for static weights, the default is the first that a
     problem states. Any other method is "exploratory".
 
     Args:
@@ -57,6 +62,8 @@ def assign_roles(suite: str, entries: Sequence[Mapping[str, Any]]) -> Roles:
         kind, label = _kind(entry), label_of(entry)
         if kind in ("second", "random"):
             roles[label] = "control"
+        elif kind == "equal" and label != labels[kind] and _trains_otherwise(entry):
+            roles[label] = "yardstick"
         else:
             is_meant = labels[kind] == label and kind in CORE_METHODS and _has_defaults(entry)
             roles[label] = "confirmatory" if suite in CORE and is_meant else "exploratory"

@@ -105,7 +105,7 @@ def _step_cost(costs: pd.DataFrame, problem: object, balancer: object, equal: st
         return dict.fromkeys(("seconds", "of_seconds", "flops", "of_flops"), np.nan)
     return {
         "seconds": own["median_ms"] / 1000,
-        "of_seconds": own["ratio_to_equal"],
+        "of_seconds": 1.0 if balancer == equal else own["ratio_to_equal"],
         "flops": own["flops"],
         "of_flops": own["flops"] / of_equal.get("flops", np.nan),
     }

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from .intervals import compare, comparison_scale
+from .intervals import compare, comparison_scale, summarise
 from .roles import Roles
 
 COLUMNS = [
@@ -23,10 +23,10 @@ def task_scores(scores: pd.DataFrame, metrics: pd.DataFrame, roles: Roles, ranki
 
     Returns:
         A frame of ``COLUMNS``, one row per metric that belongs to a task and method, in the order of ``metrics`` and
-        then of the suite. ``mean`` is the mean over the ``seeds`` that have a finite value; a run that failed has none.
-        ``relative``, ``low``, ``high`` and ``verdict`` compare the method with equal weighting, seed by seed, on
-        ``scale`` (see `bench.analysis.intervals`). They are not corrected for the number of tasks. There is no verdict
-        for a method that lacks a seed of equal weighting.
+        then of the suite. ``mean``, geometric where ``scale`` is "ratio", is over the ``seeds`` that have a finite
+        value; a run that failed has none. ``relative``, ``low``, ``high`` and ``verdict`` compare the method with equal
+        weighting, seed by seed, on ``scale`` (see `bench.analysis.intervals`). They are not corrected for the number of
+        tasks. There is no verdict where the method or equal weighting lacks a seed.
     """
     last = scores[
         (scores["phase"] == "reported") & (scores["split"] == "test") & (scores["checkpoint"] == "last")
@@ -41,12 +41,12 @@ def task_scores(scores: pd.DataFrame, metrics: pd.DataFrame, roles: Roles, ranki
         for label in (label for label in roles.by_label if label in values):
             own = values[label].dropna()
             facts = metric[["problem", "task", "metric", "unit", "higher_is_better"]].to_dict()
-            row = {**facts, "balancer": label, "seeds": len(own), "mean": own.mean(), "scale": scale}
+            row = {**facts, "balancer": label, "seeds": len(own), "mean": summarise(own, scale).mean, "scale": scale}
             row |= {"relative": np.nan, "low": np.nan, "high": np.nan, "verdict": ""}
             if roles.equal in values and label != roles.equal:
                 pairs = values[[label, roles.equal]].dropna()
                 found = compare(pairs[label].tolist(), pairs[roles.equal].tolist(), higher, scale)
-                whole = len(pairs) == values[roles.equal].notna().sum()
+                whole = len(pairs) == len(values)
                 row |= {"relative": found.mean, "low": found.low, "high": found.high}
                 row["verdict"] = found.verdict if ranking and whole else ""
             rows.append(row)

@@ -17,7 +17,7 @@ from bench.run import build, code_hash
 from bench.run.seeds import generator, stream_seed
 from bench.run.spec import RunSpec
 
-from .operation_count import count
+from .operation_count import count_cycle
 from .step_clock import interleave, median_interval, single_thread
 from .step_comparison import WARM_UP, warm_up
 from .subject import make, of_problem
@@ -38,8 +38,8 @@ def key(spec: RunSpec, rounds: int, processor: str, gpu: str | None) -> str:
 def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:
     """Time ``rounds`` steps, each next to one of equal weighting, on ``spec.device``.
 
-    Of a method that does not do the same in every step, because of ``update_every`` or ``accumulate``, the times are
-    means over a cycle, after which it repeats itself. At least one cycle is timed. Below six cycles there is no
+    Of a method that does not do the same in every step, because of ``update_every`` or ``accumulate``, times and counts
+    are means over a cycle, after which it repeats itself. At least one cycle is timed. Below six cycles there is no
     interval.
 
     Returns:
@@ -59,7 +59,9 @@ def measure(spec: RunSpec, rounds: int) -> list[dict[str, Any]]:
         warm_up((method, equal), WARM_UP)
         interleave((method, equal), rounds)
         seconds = np.array([method.seconds[-rounds:], equal.seconds[-rounds:]])  # (2, rounds, parts)
-        counts = vars(count(method, method.subject.device))
+        for _ in range(-WARM_UP % cycle):  # until a cycle begins
+            method()
+        counts = vars(count_cycle(method, method.subject.device, cycle))
     seconds = seconds.reshape(2, -1, cycle, len(PARTS)).mean(axis=2)
     seconds = np.concatenate([seconds, seconds.sum(axis=-1, keepdims=True)], axis=-1)
     rows = []

@@ -30,10 +30,45 @@ class Counts:
     peak_bytes: int
 
 
+MOST_COUNTED = 50
+"""The longest cycle of which every call is counted."""
+
+
 def count(call: Callable[[], object], device: torch.device) -> Counts:
     """Make the call twice: count floating-point operations in the first, everything else in the second."""
+    return count_cycle(call, device, 1)
+
+
+def count_cycle(call: Callable[[], object], device: torch.device, cycle: int) -> Counts:
+    """Count a call that repeats itself after ``cycle`` calls, in two cycles.
+
+    Returns:
+        Means over a cycle, rounded, and the largest ``peak_bytes``. Of a cycle of more than `MOST_COUNTED` calls, two
+        are counted: its first, and the second for all others, which a method that measures in the first makes alike.
+    """
+    counted = cycle if cycle <= MOST_COUNTED else 2
+    shares = [1 / cycle] * counted if counted == cycle else [1 / cycle, 1 - 1 / cycle]
+    flops = [_flops(call) for _ in range(counted)]
+    for _ in range(cycle - counted):
+        call()
+    calls, peaks = zip(*(_calls_and_peak(call, device) for _ in range(counted)), strict=True)
+    for _ in range(cycle - counted):
+        call()
+    mean_flops, mean_calls = (
+        round(sum(share * value for share, value in zip(shares, values, strict=True))) for values in (flops, calls)
+    )
+    return Counts(mean_flops, mean_calls, max(peaks))
+
+
+def _flops(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as flops:  # in a call of its own: it keeps modules' outputs alive
         call()
+    total: int = flops.get_total_flops()
+    return total
+
+
+def _calls_and_peak(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Return the operator calls and the peak memory of a call, in bytes."""
     if device.type == "cuda":
         gc.collect()  # garbage in reference cycles holds memory that another collection would free during the call
         torch.cuda.synchronize(device)
@@ -42,7 +77,7 @@ def count(call: Callable[[], object], device: torch.device) -> Counts:
     with _Operators() as operators:
         call()
     peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else operators.peak_bytes
-    return Counts(flops.get_total_flops(), operators.calls, peak)
+    return operators.calls, peak
 
 
 class _Operators(TorchDispatchMode):

@@ -112,10 +112,11 @@ def measure(make_step: MakeStep, device: torch.device, say: Callable[[str], None
         del subject  # the methods train copies of their own
         say(f"timing {len(methods)} methods")
         trainings = [_started(make_step, method, num_tasks) for method in methods]
-        step = _seconds(trainings[0])
-        warm = _within(SECONDS_OF_WARM_UP / (len(trainings) * step), 2, MOST_WARM_UP)
+        seconds = [_seconds(training) for training in trainings]
+        warm = _within(SECONDS_OF_WARM_UP / sum(seconds), 2, MOST_WARM_UP)
         warm_up(trainings, warm)
-        rounds = _within(SECONDS_OF_ROUNDS / (2 * len(trainings) * step), *ROUNDS) // 10 * 10
+        each = [seconds[0] + of_method for of_method in seconds]  # a step of each beside one of equal weighting
+        rounds = _within(SECONDS_OF_ROUNDS / sum(each), *ROUNDS) // 10 * 10
         costs = times(trainings, methods, rounds)
         say("counting operations and memory")
         costs = costs.join(counts(trainings))

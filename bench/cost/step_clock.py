@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 
 class HostClock:
-    """Measures the CPU time between marks."""
+    """Measures the time between marks, on the host."""
 
     def start(self) -> None:
         self._marks = [time.perf_counter()]

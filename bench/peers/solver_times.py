@@ -6,7 +6,8 @@ TorchJD's solvers are used as its documentation says, with their own tolerances.
 ``environment-solvers.json`` go to ``results/peers``. Nothing else should be running. It takes three minutes.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -104,27 +105,35 @@ def measure(num_tasks: int) -> pd.DataFrame:
         ``num_tasks``, ``method``; ``ours_ms`` and ``torchjd_ms``, milliseconds; ``ratio``, theirs over ours, with a
         95 % interval, ``ratio_low`` to ``ratio_high``; ``what``, the quality measure; ``ours`` and ``torchjd``, its
         mean over the sets of gradients. Times and ratios are medians over rounds for each set, and then over the sets.
-        The interval is over the sets, because how long a solver takes depends on the gradients.
+        The interval is over the sets, because how long a solver takes depends on the gradients. Each call has other
+        gradients than the one before, as in training: TorchJD's Nash-MTL begins with its last solution.
     """
     generator = torch.Generator().manual_seed(num_tasks)
     sets = [torch.randn(num_tasks, ENTRIES, generator=generator, dtype=torch.float64) for _ in range(GRAMIANS)]
     rows = []
     for name, pair in pairs(num_tasks).items():
-        of_sets, quality = [], []
-        for gradients in sets:
-            calls = [lambda weigh=weigh, g=gradients: weigh(g) for weigh in (pair.ours, pair.theirs)]
-            weights = [call() for call in calls]
-            quality.append([float(pair.of(gradients @ (gradients.T @ w), w)) for w in weights])
-            ours, theirs = interleave(calls, ROUNDS)
-            of_sets.append([np.median(ours), np.median(theirs), np.median(theirs / ours)])
-        ours_of_sets, theirs_of_sets, ratios = np.array(of_sets).T
+        weights = [[weigh(gradients) for gradients in sets] for weigh in (pair.ours, pair.theirs)]
+        quality = [
+            [float(pair.of(gradients @ (gradients.T @ w), w)) for gradients, w in zip(sets, each, strict=True)]
+            for each in weights
+        ]
+        calls = [_in_turn(weigh, sets) for weigh in (pair.ours, pair.theirs)]
+        seconds = interleave(calls, ROUNDS * len(sets)).reshape(2, ROUNDS, len(sets))
+        ours_of_sets, theirs_of_sets = np.median(seconds, axis=1)
+        ratios = np.median(seconds[1] / seconds[0], axis=0)
         low, high = median_interval(ratios)
         row: dict[str, object] = {"num_tasks": num_tasks, "method": name}
         row |= {"ours_ms": np.median(ours_of_sets) * 1000, "torchjd_ms": np.median(theirs_of_sets) * 1000}
         row |= {"ratio": np.median(ratios), "ratio_low": low, "ratio_high": high, "what": pair.what}
-        row |= dict(zip(("ours", "torchjd"), np.mean(quality, axis=0).tolist(), strict=True))
+        row |= dict(zip(("ours", "torchjd"), np.mean(quality, axis=1).tolist(), strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _in_turn(weigh: Weigh, sets: Sequence[Tensor]) -> Callable[[], Tensor]:
+    """Return a call that weighs the next of the sets of gradients, again and again."""
+    following = itertools.cycle(sets)
+    return lambda: weigh(next(following))
 
 
 def show(table: pd.DataFrame) -> Table:

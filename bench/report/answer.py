@@ -23,13 +23,13 @@ def answer(results: Results) -> list[str]:
     """Return one text of one to five sentences for each problem that is not a control.
 
     The list is empty if the methods are not ranked. A problem whose methods have too few seeds for a verdict is left
-    out. Controls among the methods are never recommended.
+    out. Controls and yardsticks are never recommended.
     """
     if not results.ranking or results.baseline is None:
         return []
-    texts, roles = [], results.roles.by_label
+    texts = []
     for problem, rows in results.evidence.groupby("problem", sort=False):
-        others = rows[(rows["balancer"] != results.baseline) & (rows["balancer"].map(roles) != "control")]
+        others = rows[(rows["balancer"] != results.baseline) & rows["balancer"].map(results.roles.is_compared)]
         if (others["verdict"] != "").any():
             equal = rows[rows["balancer"] == results.baseline].iloc[0]
             texts.append(f"{short(str(problem), 40)}: {_of_problem(others, equal, results.only(str(problem)))}")
@@ -42,10 +42,13 @@ def caveat(results: Results) -> str:
     It is empty if nothing is ranked, if there is one method to compare, if no method is recommended, or if the verdict
     on each that is recommended is confirmatory or was repeated on other seeds.
     """
-    methods, roles = results.balancers_in(results.evidence), results.roles.by_label
-    if not results.ranking or len(methods) < 3:
+    if not results.ranking:
         return ""
-    others = results.evidence[results.evidence["balancer"].map(roles) != "control"]
+    roles = results.roles.by_label
+    others = results.evidence[results.evidence["balancer"].map(results.roles.is_compared)]
+    methods = results.balancers_in(others)
+    if len(methods) < 3:
+        return ""
     recommended = [
         (str(problem), row["balancer"])
         for problem, rows in others.groupby("problem", sort=False)
@@ -174,7 +177,7 @@ def _recommended(better: pd.DataFrame) -> list[pd.Series]:
 def _reversals(results: Results) -> str:
     """Return a sentence that names the verdicts on one problem that the repeated seeds reverse; empty if none is."""
     rows = _against_equal(results)
-    rows = rows[rows["flipped"].astype(bool) & (rows["balancer"].map(results.roles.by_label) != "control")]
+    rows = rows[rows["flipped"].astype(bool) & rows["balancer"].map(results.roles.is_compared)]
     if rows.empty:
         return ""
     named = join(

@@ -111,7 +111,7 @@ def alarm(results: Results) -> str:
 def repeated_rows(results: Results) -> pd.DataFrame:
     """Return the verdicts whose repetition on other seeds is reported.
 
-    Controls are left out, and each pair of methods is compared once. Confirmatory verdicts come first.
+    Controls and yardsticks are left out, and each pair of methods is compared once. Confirmatory verdicts come first.
     """
     table = results.tables["repeated"]
     roles_of = table["balancer"].map(results.roles.by_label)

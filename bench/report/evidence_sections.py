@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis.gates import MARGIN
-from bench.style.numbers import NOTHING, counted, number, p_value, relative
+from bench.style.numbers import NOTHING, counted, join, number, p_value, relative
 from bench.style.short_label import short
 
 from .evidence_answer import bare, equivalent, quotient
@@ -81,15 +81,18 @@ def chord_note(results: Results) -> str:
     facts = results.tables["problems"]
     if not results.has_claims:
         return ""
-    excess = facts.set_index("problem")["chord"].astype(float).dropna() - 1
+    chords = facts.loc[~facts["control"].astype(bool)].set_index("problem")["chord"].astype(float)
+    excess = chords.dropna() - 1
     if excess.empty:
         return ""
+    unknown = [str(problem) for problem in chords.index[chords.isna()]]
+    except_for = f" (not known on {join(unknown)})" if unknown else ""
     least, most = (f"{100 * value:.0f}" for value in (excess.min(), excess.max()))
     return (
         "Between two lengths of training, q is interpolated on a straight line. A learning curve that flattens lies "
         f"below that line, so q comes out too large: by at most {least if least == most else f'{least} to {most}'} %, "
-        "depending on the problem, measured against a power law through three neighbouring lengths. A q/c that exceeds "
-        "1 by less than this does not show that a method pays."
+        f"depending on the problem{except_for}, measured against a power law through three neighbouring lengths. A q/c "
+        "that exceeds 1 by less than this does not show that a method pays."
     )
 
 

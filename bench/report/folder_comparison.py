@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis import Comparison, compare, compare_unpaired, comparison_scale, primary_rows
+from bench.analysis import CONFIDENCE, Comparison, compare, compare_unpaired, comparison_scale, primary_rows
 from bench.analysis.intervals import Scale, Verdict
 from bench.run.atomic_file import BadFileError
 from bench.style.numbers import NOTHING, rate, relative
@@ -161,13 +161,23 @@ def table(found: Differences) -> Table:
 
 
 def summary(found: Differences) -> str:
-    """Return ``37 of 42 scores are identical to the bit; of the others: 2 worse, 1 better, 1 tie, 1 not settled.``"""
+    """Return ``37 of 42 scores are identical to the bit; of the others: 2 worse, 1 better, 1 tie, 1 not settled.``
+
+    If some are worse or better, it also says how many would be by chance.
+    """
     same = sum(cell.identical for cell in found.cells)
     text = f"{same} of {len(found.cells)} scores are identical to the bit"
     unnamed = "without a verdict"
     verdicts = pd.Series([cell.verdict or unnamed for cell in found.cells if not cell.identical], dtype=str)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.value_counts().items())
-    return f"{text}; of the others: {counts}." if counts else f"{text}."
+    if not counts:
+        return f"{text}."
+    told = f"{text}; of the others: {counts}."
+    if not {"worse", "better"} & set(verdicts):
+        return told
+    by_chance = (1 - CONFIDENCE) * len(verdicts)
+    number = "fewer than 1" if by_chance < 1 else f"about {by_chance:.0f}"
+    return f"{told} Each is at {CONFIDENCE:.0%} and uncorrected: by chance alone, {number} would be better or worse."
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:

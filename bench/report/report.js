@@ -43,13 +43,19 @@
   };
 
   document.addEventListener("pointerover", (event) => {
+    if (event.pointerType === "touch") return; // a finger that scrolls highlights nothing
     const place = placeOf(event.target);
     if (place !== hovered) {
       hovered = place;
       paint();
     }
   });
+  document.documentElement.addEventListener("pointerleave", () => {
+    hovered = null;
+    paint();
+  });
   document.addEventListener("click", (event) => {
+    if (!getSelection().isCollapsed) return; // the click that ends a selection of text
     const place = placeOf(event.target);
     if (place !== null && !event.target.closest("a, summary")) follow(place);
   });
@@ -74,7 +80,7 @@
   const value = (row, column) => {
     const cell = row.cells[column];
     const text = (cell.dataset.sort ?? cell.textContent).trim().replace("−", "-");
-    const number = parseFloat(text.replace(/[+,]/g, ""));
+    const number = text.startsWith("∞") ? Infinity : parseFloat(text.replace(/[+,]/g, ""));
     return { text, number };
   };
   const sort = (table, column) => {
@@ -87,7 +93,7 @@
     rows.sort((a, b) => {
       const [none, also] = [Number.isNaN(a.number), Number.isNaN(b.number)];
       if (none && also) return sign * a.text.localeCompare(b.text);
-      return none - also || sign * (a.number - b.number);
+      return none - also || (a.number === b.number ? 0 : sign * (a.number - b.number));
     });
     table.tBodies[0].append(...rows.map(({ row }) => row));
   };

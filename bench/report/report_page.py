@@ -39,7 +39,7 @@ def write(results: Path) -> Path:
         judged_answers=evidence_answer.answers(loaded) if loaded.has_claims else [],
         judged=evidence_sections.sections(loaded),
         failed_gates=loaded.failed_gates,
-        caveat=answer.caveat(loaded),
+        caveat="" if loaded.has_claims else answer.caveat(loaded),
         far_apart=answer.far_apart(loaded),
         mixed=answer.mixed(loaded),
         busy=step_ratios.warning(loaded),

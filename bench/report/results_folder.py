@@ -28,6 +28,8 @@ from bench.run.suite_text import SuiteText
 
 from .stored_table import read_json, read_table, require_same_runs
 
+EVIDENCE = "core"
+"""The suite that a folder with the evidence's tables is of, whatever the folder's name."""
 BASE = ("problems", "metrics", "runs", "scores", "curves", "selection", "retuning", "costs")
 """Names of the tables that derived tables are made from."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -227,7 +229,8 @@ def load(path: Path) -> Results:
         raise BadFileError(f"{path / suite_text.KEPT} can't be read: {error}") from error
     _require_entries(path, suite)
     is_users = suite_origin.is_users(path) or bool(suite.values.get("plugins"))
-    roles = suite.roles("" if is_users else path.name)
+    name = EVIDENCE if (path / "tables" / "gates.csv").is_file() else path.name  # it may be written anywhere
+    roles = suite.roles("" if is_users else name)
     stored = {name: read_table(path, name) for name in COLUMNS}
     for name in ("runs", "problems"):
         if stored[name] is None:

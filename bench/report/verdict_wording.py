@@ -98,10 +98,10 @@ def _counts(results: Results) -> list[str]:
 def _count(results: Results, name: str, column: str) -> str:
     """Return on how many problems each method is better or worse than ``name``.
 
-    Controls are counted neither among the problems nor among the methods.
+    Controls are counted neither among the problems nor among the methods, and yardsticks are no methods.
     """
     board = results.evidence
-    board = board[(board["balancer"].map(results.roles.by_label) != "control") & (board["balancer"] != name)]
+    board = board[board["balancer"].map(results.roles.is_compared) & (board["balancer"] != name)]
     problems, counted = board["problem"].nunique(), {}
     for verdict in ("better", "worse"):
         counts = board.loc[board[column] == verdict, "balancer"].value_counts()

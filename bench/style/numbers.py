@@ -124,9 +124,13 @@ def span(values: pd.Series) -> str:
 
 
 def join(parts: Iterable[str]) -> str:
-    """Join texts to ``a, b and c``."""
+    """Join texts to ``a, b and c``; three or more of which one has a comma itself, to ``a; b, c; and d``."""
     items = list(parts)
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    if len(items) == 1:
+        return items[0]
+    if len(items) > 2 and any("," in item for item in items):
+        return f"{'; '.join(items[:-1])}; and {items[-1]}"
+    return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def counted(count: int, what: str) -> str:

@@ -10,6 +10,7 @@ from functools import cached_property
 import pandas as pd
 import torch
 
+from bench.analysis import has_best_rate
 from bench.run.spec import Method, Phase, RunSpec
 from bench.style.numbers import rounded
 
@@ -216,8 +217,7 @@ def extended(grids: Grids, selection: pd.DataFrame, alone: Iterable[str] = ()) -
         alone: Labels of balancers that don't try the grid.
     """
     selection = selection[~selection["balancer"].isin(list(alone))]
-    different = selection.groupby(["problem", "balancer"])["mean_validation_score"].transform("nunique") > 1
-    best = selection[selection["chosen"] & different].groupby("problem")["lr"].agg(set).to_dict()
+    best = selection[selection["chosen"] & has_best_rate(selection)].groupby("problem")["lr"].agg(set).to_dict()
     return {problem: grown(grid, best.get(problem, set())) for problem, grid in grids.items()}
 
 

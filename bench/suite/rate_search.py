@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bench.analysis import has_best_rate
+
 from . import plan
 from .plan import Cell, Grids, OwnRates, Planned
 from .suite_entries import Suite
@@ -71,5 +73,4 @@ def _best_rates(selection: pd.DataFrame) -> dict[Cell, float]:
 
     A balancer that scores the same at all rates, such as one that fails at all of them, has no best one.
     """
-    scores = selection.groupby(["problem", "balancer"])["mean_validation_score"]
-    return plan.chosen_rates(selection[scores.transform("nunique") > 1])
+    return plan.chosen_rates(selection[has_best_rate(selection)])

@@ -31,7 +31,22 @@ def test_the_roles_of_the_core_suite() -> None:
 
 
 def test_another_suite_is_exploratory() -> None:
-    assert set(assign_roles("mine", CORE).by_label.values()) == {"exploratory", "control"}
+    assert set(assign_roles("mine", CORE).by_label.values()) == {"exploratory", "yardstick", "control"}
+
+
+def test_equal_weighting_that_trains_otherwise_is_a_yardstick_beside_equal_weighting() -> None:
+    roles = assign_roles(
+        "mine",
+        [
+            {"name": "equal", "label": "longer", "times_steps": 4},
+            {"name": "equal"},
+            {"name": "famo", "weight_decay": 0.01},
+        ],
+    )
+    assert roles.by_label == {"longer": "yardstick", "equal": "exploratory", "famo": "exploratory"}
+    assert [roles.is_compared(label) for label in ("longer", "equal", "famo", "none")] == [False, True, True, False]
+    alone = assign_roles("mine", [{"name": "equal", "times_steps": 4}])
+    assert alone.by_label == {"equal": "exploratory"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from balancers import EqualWeighting, Fork, GradNorm, LossBalancer, UncertaintyWeighting
 from bench.cost import measure_step, micro
-from bench.cost.operation_count import Counts, count
+from bench.cost.operation_count import MOST_COUNTED, Counts, count, count_cycle
 from bench.cost.step_clock import median_interval, single_thread
 from bench.cost.training_step import PARTS
 from bench.run.spec import RunSpec
@@ -133,10 +134,36 @@ def test_times_are_means_over_a_cycle(
     method = EveryFourth(GradNorm(Fork(2), update_every=4), slow=5.0)
     equal = EveryFourth(EqualWeighting(2), slow=1.0)
     monkeypatch.setattr(measure_step, "trainings", lambda spec: (method, equal))
-    monkeypatch.setattr(measure_step, "count", lambda *_: Counts(0, 0, 0))
+    monkeypatch.setattr(measure_step, "count_cycle", lambda *_: Counts(0, 0, 0))
     rows = measure_step.measure(make_spec("equal"), rounds)
     assert [(row["ratio_to_equal"], row["median_ms"]) for row in rows] == [(2, 2000)] * 3 + [(2, 6000)]
     assert len(method.seconds) == measure_step.WARM_UP + 4 * cycles
+
+
+@pytest.mark.parametrize("cycle", [1, 4, MOST_COUNTED + 1])
+def test_counts_are_means_over_a_cycle(cycle: int) -> None:
+    """The first step of each cycle makes ten products, the others one."""
+    x, made = torch.ones(10, 10), list[int]()
+
+    def step() -> None:
+        products = 10 if len(made) % cycle == 0 else 1
+        made.append(products)
+        held = [x.mm(x) for _ in range(products)]
+        del held
+
+    counts = count_cycle(step, CPU, cycle)
+    assert len(made) == 2 * cycle
+    mean = (10 + cycle - 1) / cycle
+    assert counts == Counts(round(2000 * mean), round(mean), 4000)
+
+
+@pytest.mark.slow
+def test_the_steps_between_measured_ones_lower_the_counts(make_spec: MakeSpec) -> None:
+    spec = make_spec("gradnorm", "regression", sigmas="T=2")
+    tenth = replace(spec, method=replace(spec.method, options={"update_every": 10}))
+    equal, of_layer = regression_step(2)
+    assert counted(tenth)["flops"] == equal + 2 * of_layer / 10
+    assert counted(tenth)["operator_calls"] < counted(spec)["operator_calls"]
 
 
 def test_a_cycle_has_the_passes_of_update_every_windows() -> None:

@@ -1,11 +1,14 @@
 """Test the table of every method's cost, and the table that compares our solvers with TorchJD's."""
 
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import balancers
@@ -90,8 +93,12 @@ def test_the_interval_is_over_sets_of_gradients(monkeypatch: pytest.MonkeyPatch)
     weigh = torch.ones(2, dtype=torch.float64)
     pair = solver_times.Pair(lambda _: weigh, lambda _: weigh, "", lambda gains, weights: gains.sum())
     monkeypatch.setattr(solver_times, "pairs", lambda num_tasks: {"mean": pair})
-    seconds = iter(np.array([[1.0] * 4, [ratio] * 4]) for ratio in [*range(1, 6), *range(1, 21)])
-    monkeypatch.setattr(solver_times, "interleave", lambda calls, rounds: next(seconds))
+
+    def interleave(calls: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
+        sets = solver_times.GRAMIANS  # the k-th takes k times as long as ours, in each round
+        return np.array([[1.0] * rounds, [1.0 + k % sets for k in range(rounds)]])
+
+    monkeypatch.setattr(solver_times, "interleave", interleave)
     monkeypatch.setattr(solver_times, "GRAMIANS", 5)
     [few] = solver_times.measure(2).to_dict("records")
     monkeypatch.setattr(solver_times, "GRAMIANS", 20)
@@ -99,3 +106,23 @@ def test_the_interval_is_over_sets_of_gradients(monkeypatch: pytest.MonkeyPatch)
     assert (few["ratio"], few["torchjd_ms"]) == (3, 3000)
     assert np.isnan(few["ratio_low"])
     assert (many["ratio_low"], many["ratio"], many["ratio_high"]) == (6, 10.5, 15)
+
+
+def test_each_call_of_a_solver_has_other_gradients_than_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in training: a solver that begins with its last solution would have nothing to do on the same ones."""
+    from bench.peers import solver_times
+
+    seen: list[int] = []
+
+    def weigh(gradients: torch.Tensor) -> torch.Tensor:
+        seen.append(id(gradients))
+        return torch.ones(2, dtype=torch.float64)
+
+    pair = solver_times.Pair(
+        lambda _: torch.ones(2, dtype=torch.float64), weigh, "", lambda gains, weights: gains.sum()
+    )
+    monkeypatch.setattr(solver_times, "pairs", lambda num_tasks: {"mean": pair})
+    monkeypatch.setattr(solver_times, "GRAMIANS", 3)
+    solver_times.measure(2)
+    assert len(seen) == 3 * (1 + solver_times.ROUNDS)
+    assert all(one != two for one, two in itertools.pairwise(seen))

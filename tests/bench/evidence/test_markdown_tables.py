@@ -57,9 +57,9 @@ def test_practice_shows_the_quotient_where_steps_were_timed(tables: dict[str, pd
     assert header == ["", *PRACTICE]
     assert set(rule) == {"---"}
     of_rain, of_wind = dict(zip(header, rain, strict=True)), dict(zip(header, wind, strict=True))
-    assert of_rain[LOSS] == "**1.50 [1.25, 2.00]**"
+    assert of_rain[LOSS] == "**1.50 [1.25,\N{NO-BREAK SPACE}2.00]**"
     assert of_rain[LEARNED] == "*q* >4.00 (famo †)"
-    assert of_wind[LEARNED] == "*0.50 [0.25, 0.75]* (famo †)"
+    assert of_wind[LEARNED] == "*0.50 [0.25,\N{NO-BREAK SPACE}0.75]* (famo †)"
     assert of_wind[LOSS] == ""
 
 

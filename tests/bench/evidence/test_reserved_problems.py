@@ -8,7 +8,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from bench.evidence import __main__ as command
-from bench.evidence import evidence_parts
+from bench.evidence import evidence_parts, evidence_tables
 from bench.evidence.evidence_parts import TABLES
 from bench.run import suite_text
 from bench.suite import suite_file
@@ -71,7 +71,7 @@ def test_the_tables_leave_them_out_until_then(tmp_path: Path, monkeypatch: pytes
     assert "missing: reserved/recommender" in told
     named = [name for name, table in early.items() if table.isin(["recommender", "reserved"]).any(axis=None)]
     assert named == ["parts"]
-    monkeypatch.setattr(evidence_parts, "missing", lambda kept: [])
+    monkeypatch.setattr(evidence_tables, "missing", lambda kept: [])
     late, told = tables(kept, tmp_path / "late")
     assert "missing: reserved/recommender" not in told
     for name in ("problems", "scores", "comparisons", "claims", "counts"):

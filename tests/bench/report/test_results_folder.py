@@ -122,8 +122,8 @@ def test_the_reference_results_are_reported_as_far_as_they_were_kept(suite, tmp_
     for problem in results_folder.load(folder).problems:
         assert problem in page
     kinds = {path.stem.rpartition("-")[0] for path in (folder / "figures").glob("*.svg")}
-    assert {"scores", "cost", "learning-rates"} <= kinds
-    assert ("front" in kinds) == (suite == "tuned")
+    assert ("summary" in {path.stem for path in (folder / "figures").glob("*.svg")}) == (suite == "core")
+    assert ({"scores", "cost", "learning-rates", "front"} <= kinds) == (suite == "tuned")
     assert not {"curves", "weights", "dynamics"} & kinds
 
 
