@@ -11,7 +11,7 @@ from .engine.loss_input import Entries, stack
 from .engine.measuring.task_gradients import dense, flat, real_as, weighted_sum
 from .engine.own_precision import own_precision
 from .engine.steps.before_step import second_losses
-from .engine.torch_internals import foreach_norm
+from .engine.torch_internals import foreach_norm, without_hooks
 from .engine.user_warnings import warn
 
 
@@ -92,7 +92,8 @@ class AutoLambda(SecondBatchBalancer, LearnedState):
         values, rates = self._foreseen(parameters, step)
         with moved(parameters, values):
             total = stack(second_losses(self, self.counts, learning=True)).sum()
-            found = torch.autograd.grad(total, parameters, scale.to(total.dtype), allow_unused=True)
+            with without_hooks(parameters):
+                found = torch.autograd.grad(total, parameters, scale.to(total.dtype), allow_unused=True)
         products = torch.zeros_like(read.losses)
         for parameter, rate, row, slope in zip(parameters, rates, rows, found, strict=True):
             slope = dense(torch.zeros_like(parameter) if slope is None else slope)

@@ -17,7 +17,7 @@ from ..method.readings import Read
 from ..method.rng import Draws
 from ..passes import as_measurements
 from ..steps.measuring_step import nothing_measured
-from ..torch_internals import before_first_backward, foreach_norm
+from ..torch_internals import before_first_backward, foreach_norm, without_hooks
 from .ahead import AheadBalancer
 
 Residuals = Sequence[Tensor] | Mapping[str, Tensor]
@@ -117,7 +117,7 @@ class ResidualBalancer(AheadBalancer):
         at_once = max(1, min(AT_ONCE, ENTRIES // max(1, sum(parameter.numel() for parameter in wrt))))
         seeds = signs(residual, self.probes, at_once, draws) if self.probes > 0 else selectors(residual, at_once)
         total: Tensor | None = None
-        with as_measurements([edge.node]), before_first_backward([edge]):
+        with as_measurements([edge.node]), before_first_backward([edge]), without_hooks(wrt):
             for some in seeds:
                 parts = [dense(part) for row in in_one_pass([edge], wrt, [some]) for part in row if part is not None]
                 if parts:

@@ -5,7 +5,8 @@ layer before it is a vector-Jacobian product of what lies between. Each is reduc
 than one task's is held, of heads as one product a few, unless gradients are to be averaged before their norm is taken.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
@@ -97,7 +98,7 @@ class Measurement:
             if all(z is not other for other, _, _ in self._waiting):
                 # The node of the features runs when all tasks' gradients of them have come.
                 assert z.grad_fn is not None
-                z.grad_fn.register_prehook(lambda _: self._differentiate_waiting())
+                z.grad_fn.register_prehook(_calling(weakref.WeakMethod(self._differentiate_waiting)))
             self._waiting.append((z, task, gradients))
         else:
             self._keep(task, self._differentiated(z, gradients))
@@ -268,7 +269,8 @@ class Measurement:
         """Return what is kept of one task's, by way of the graph."""
         if self._ghosts is not None:
             self._reached = True
-            return [self._ghosts.norm(gradient, self._dtype)]
+            with without_hooks(self._wrt or ()):
+                return [self._ghosts.norm(gradient, self._dtype)]
         found = self._gradients([get_gradient_edge(z)], [gradient])
         self._reached = self._reached or any(part is not None for part in found)
         return self._reduced(found)
@@ -325,7 +327,8 @@ class Measurement:
             return [self._norm(some[0])]
         if not some:
             return [torch.zeros((), dtype=self._dtype, device=self._wrt[0].device)]
-        return [self._norm(torch.stack(foreach_norm(some, self._dtype)))]
+        wide = reduce(torch.promote_types, (gradient.dtype for gradient in some), self._dtype)
+        return [self._norm(torch.stack(foreach_norm(some, wide)))]
 
     def _norm(self, tensor: Tensor) -> Tensor:
         wide = torch.promote_types(tensor.dtype, self._dtype)
@@ -338,6 +341,16 @@ def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
     if gradients.ndim == dim + 2 and gradients.shape[dim] == len(layer.inputs):
         return gradients
     return gradients.reshape(*gradients.shape[:dim], len(layer.inputs), -1)
+
+
+def _calling(late: "weakref.WeakMethod[Callable[[], None]]") -> Callable[[object], None]:
+    """Return a hook that calls a method while its object lives. A node that held it would keep its graph for ever."""
+
+    def hook(_: object) -> None:
+        if (call := late()) is not None:
+            call()
+
+    return hook
 
 
 def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:

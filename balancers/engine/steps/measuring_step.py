@@ -192,6 +192,7 @@ class NormsStep(MeasuringStep):
             norms = joint_norms(columns, dtype) / factors.abs()
             self.gradients = [norms.square() if self.adds_up else norms]
         super()._end()
+        self.gradients = []  # the window has them, and a loss that the caller keeps would keep the step
 
 
 class ImmediateStep(MeasuringStep):

@@ -1,0 +1,119 @@
+"""What is left of a measured backward pass when it has ended: no graph, no gradients, and no call of a user's hook."""
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from balancers import AutoLambda, Fork, GradNorm, NTKWeighting
+
+
+class Net(nn.Module):
+    """A trunk, maybe checkpointed, a fork and two heads; it keeps weak references to the features of all calls."""
+
+    def __init__(self, trunk: nn.Module, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.trunk, self.checkpointed, self.fork = trunk, checkpointed, Fork(num_tasks=2)
+        self.heads = nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
+        self.features: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        z = checkpoint(self.trunk, x, use_reentrant=False) if self.checkpointed else self.trunk(x)
+        self.features.append(weakref.ref(z))
+        return [head(each).square().mean() for head, each in zip(self.heads, self.fork(z), strict=True)]
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("wrt", [slice(None), 2], ids=["trunk", "layer"])
+def test_a_checkpointed_trunk_leaves_no_graph_behind(wrt: slice | int, accumulate: int) -> None:
+    net = Net(mlp(), checkpointed=True)
+    balancer = GradNorm(net.fork, wrt=net.trunk[wrt], accumulate=accumulate)
+    for _ in range(4):
+        balancer(net(torch.ones(3, 4))).backward()
+    gc.collect()
+    assert [z() for z in net.features] == [None] * 4
+    assert (balancer.updates == 4 // accumulate).all()
+
+
+def test_a_loss_that_is_kept_keeps_no_gradients_of_the_tasks() -> None:
+    net = Net(mlp())
+    balancer = GradNorm(net.fork, wrt=net.trunk, accumulate=2)
+    for _ in range(2):
+        loss = balancer(net(torch.ones(3, 4)))
+        loss.backward()
+    gc.collect()
+    shape = (2, *net.trunk[0].weight.shape)
+    assert not [each for each in gc.get_objects() if type(each) is Tensor and each.shape == shape]
+    assert loss.requires_grad
+
+
+def norms(net: Net, exact: bool) -> Tensor:
+    balancer = GradNorm(net.fork, wrt=net.trunk, exact=exact)
+    balancer(net(torch.linspace(-1, 1, 12).reshape(3, 4))).backward()
+    return balancer.statistics["gradient_norms"]
+
+
+def test_hooks_on_any_parameter_see_the_combined_gradient_alone() -> None:
+    """The cheap way to norms differentiates what it can't do itself, such as a LayerNorm."""
+    torch.manual_seed(0)
+    net = Net(nn.Sequential(nn.Linear(4, 64), nn.LayerNorm(64), nn.Tanh(), nn.Linear(64, 8)))
+    expected, calls = norms(net, exact=True), list[Tensor]()
+
+    def larger(gradient: Tensor) -> Tensor:
+        calls.append(gradient)
+        return 100 * gradient
+
+    net.trunk[1].weight.register_hook(larger)
+    torch.testing.assert_close(norms(net, exact=False), expected)
+    assert len(calls) == 1
+
+
+def ntk(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
+    balancer = NTKWeighting(None, wrt=net, tasks=2, update_every=1)
+
+    def step() -> Tensor:
+        out = net(torch.linspace(-1, 1, 12).reshape(3, 4))
+        balancer.residuals([out[:, 0], out[:, 1]])
+        return balancer([out[:, 0].square().mean(), out[:, 1].square().mean()])
+
+    return step
+
+
+def auto_lambda(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], Tensor]:
+    balancer = AutoLambda(None, wrt=net, tasks=2)
+
+    def losses() -> list[Tensor]:
+        return list(net(torch.linspace(-1, 1, 12).reshape(3, 4)).square().mean(0)[:2])
+
+    balancer.follow(optimizer)
+    balancer.second_batch(losses)
+    return lambda: balancer(losses())
+
+
+@pytest.mark.parametrize("make", [ntk, auto_lambda])
+def test_a_hook_is_called_once_a_step(make: Callable[[nn.Module, torch.optim.Optimizer], Callable[[], Tensor]]) -> None:
+    torch.manual_seed(0)
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    step = make(net, optimizer)
+    calls = list[Tensor]()
+    net[0].weight.register_hook(calls.append)
+    step().backward()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_parameters_may_be_wider_than_the_losses(fork: bool) -> None:
+    net = Net(mlp()).double()
+    place = net.fork if fork else None
+    balancer = GradNorm(place, wrt=net.trunk, exact=True, **({} if fork else {"tasks": 2}))
+    balancer([loss.float() for loss in net(torch.ones(3, 4, dtype=torch.float64))]).backward()
+    assert (balancer.statistics["gradient_norms"] > 0).all()
