@@ -3,13 +3,15 @@
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from balancers import AutoLambda, Fork, GradNorm, NTKWeighting
+from balancers import MGDA, AutoLambda, Fork, GradNorm, NTKWeighting
 
 
 class Net(nn.Module):
@@ -117,3 +119,26 @@ def test_parameters_may_be_wider_than_the_losses(fork: bool) -> None:
     balancer = GradNorm(place, wrt=net.trunk, exact=True, **({} if fork else {"tasks": 2}))
     balancer([loss.float() for loss in net(torch.ones(3, 4, dtype=torch.float64))]).backward()
     assert (balancer.statistics["gradient_norms"] > 0).all()
+
+
+class Stacks(TorchDispatchMode):
+    """Counts the stacks of tensors of at least ``entries`` numbers."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self.entries, self.count = entries, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.stack.default and args[0][0].numel() >= self.entries
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("num_tasks", [3, 4, 10])
+def test_gradients_of_many_rows_are_not_kept_for_all_tasks_at_once(num_tasks: int) -> None:
+    """Those of the features are there at the fork; those of the other layers' outputs need not be."""
+    trunk, fork = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), Fork(num_tasks)
+    balancer = MGDA(fork, wrt=trunk)
+    loss = balancer([(k + 1.0) * z.square().mean() for k, z in enumerate(fork(trunk(torch.ones(1000, 8))))])
+    with Stacks(1000 * 8) as stacks:
+        loss.backward()
+    assert stacks.count <= 1

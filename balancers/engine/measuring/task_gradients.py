@@ -112,7 +112,12 @@ class TaskGradients:
         self._parts += [_Joined(little)] if little else []
 
     def _is_chosen(self, layer: Layer) -> bool:
-        several = isinstance(layer.uses[0].found, LinearNode) and self._tasks > FEW
+        """Return whether a layer's gradients are taken from those of its outputs, all tasks at once.
+
+        That saves calls for several tasks, and memory as long as there are no more rows than inputs.
+        """
+        _, _, inputs, _ = layer.uses[0].shape()
+        several = self._tasks > FEW and isinstance(layer.uses[0].found, LinearNode) and layer.num_rows() <= inputs
         return several or layer.is_less(self._tasks, "sum")
 
     @property
