@@ -30,7 +30,7 @@ SHORTEST, LONGEST = 0.5, 4.0
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``lossbench diagnose`` found.
+    """The result of ``lossbench diagnose`` on one problem.
 
     Attributes:
         profile: the beginning of the training.

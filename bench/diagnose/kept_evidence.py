@@ -1,4 +1,4 @@
-"""What the evidence found about the candidates and about the rule, in tables that come with the package.
+"""Read the evidence's findings on the candidates and on the rule, from tables that come with the package.
 
 ``python -m bench.evidence tables`` and ``advice`` write them, from the runs in ``results/reference/core``.
 """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Losses = Sequence[Tensor] | Mapping[str, Tensor] | Tensor
-"""What a problem returns and a balancer takes: T scalars, a dict of them by task, or one tensor ``(T,)``."""
+"""The losses of a batch, as a problem returns them: T scalars, a dict of them by task, or one tensor ``(T,)``."""
 
 
 def in_task_order(losses: Losses, tasks: Sequence[str]) -> list[Tensor]:

@@ -46,7 +46,7 @@ class DeclaredMethod(DeclaredState):
         ValueError: an option's value is not within its limits, or ``compile`` is not a bool.
     """
 
-    # What a method declares.
+    # Each method declares these.
 
     name: ClassVar[str]
     """The method's name in the registry."""
@@ -92,7 +92,7 @@ class DeclaredMethod(DeclaredState):
     solve: Callable[[Tensor], Tensor]
     """Returns weights for a Gramian: a method that reads it and keeps no state may write this in place of `update`."""
 
-    # What follows from that.
+    # The engine derives these from the declarations.
 
     combines: ClassVar[bool] = False
     """Whether it decides in each backward pass what that pass's gradients are multiplied by."""
