@@ -68,6 +68,17 @@ def after_this_pass(callback: Callable[[], None]) -> None:
     cast(Any, Variable._execution_engine).queue_callback(callback)
 
 
+def frees_behind(starts: Iterable[Node | None]) -> bool:
+    """Return whether this backward pass frees its graph, and reaches none of the nodes that ``starts`` depend on.
+
+    Code in the pass may then free these nodes: the pass won't. Nothing public tells a hook of either.
+    """
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return False
+    # A leaf has no next functions, and can't be asked for in `torch.autograd.grad`.
+    return not any(torch._C._will_engine_execute_node(node) for node in _upstream(*starts) if node.next_functions)
+
+
 def run_early(node: Any) -> None:
     """Make autograd run ``node`` before all other nodes that are ready.
 
@@ -305,9 +316,9 @@ def recomputes(start: Node | None) -> bool:
     return any(_has_unpack_hook(node, name, False) for node in _upstream(start) for name in _saved_names(type(node)))
 
 
-def _upstream(start: Node | None) -> Iterator[Node]:
-    """Yield ``start`` and every node that it depends on, each once."""
-    waiting, seen = [start], {start, None}
+def _upstream(*starts: Node | None) -> Iterator[Node]:
+    """Yield ``starts`` and every node that they depend on, each once."""
+    waiting, seen = list(dict.fromkeys(starts)), {*starts, None}
     while waiting:
         node = waiting.pop()
         if node is None:

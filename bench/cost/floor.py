@@ -82,7 +82,7 @@ class _FloorObserver:
         raise NotImplementedError
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage]
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage], retain_graph: bool
     ) -> Sequence[Tensor | None]:
         raise NotImplementedError
 

@@ -1,8 +1,9 @@
 """What is left of a measured backward pass when it has ended: no graph, no gradients, and no call of a user's hook."""
 
+import copy
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from balancers import MGDA, AutoLambda, Fork, GradNorm, NTKWeighting
+from balancers import MGDA, AutoLambda, Fork, GradientBalancer, GradNorm, MoCo, NTKWeighting
 
 
 class Net(nn.Module):
@@ -55,6 +56,79 @@ def test_a_loss_that_is_kept_keeps_no_gradients_of_the_tasks() -> None:
     shape = (2, *net.trunk[0].weight.shape)
     assert not [each for each in gc.get_objects() if type(each) is Tensor and each.shape == shape]
     assert loss.requires_grad
+
+
+def stem_and_trunk() -> tuple[nn.Module, nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return mlp()[:2], mlp()[2:], torch.linspace(-1, 1, 12).reshape(3, 4)
+
+
+def losses_of(aliases: Sequence[Tensor]) -> list[Tensor]:
+    return [(z - k).square().mean() for k, z in enumerate(aliases)]
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5])
+@pytest.mark.parametrize(
+    ("method", "options"), [(MGDA, {}), (MGDA, {"exact": True}), (MGDA, {"update_every": 2}), (MoCo, {})], ids=str
+)
+def test_features_that_the_caller_holds_hold_no_graph(
+    method: type[GradientBalancer], options: dict[str, Any], num_tasks: int
+) -> None:
+    """As with any other loss: two steps' activations would else lie in memory during the next forward pass."""
+    stem, trunk, x = stem_and_trunk()
+    fork = Fork(num_tasks)
+    balancer = method(fork, [*stem.parameters(), *trunk.parameters()], **options)
+    for _ in range(2):
+        z = trunk(stem(x))
+        loss = balancer(losses_of(fork(z)))
+        loss.backward(retain_graph=True)
+        torch.autograd.grad(z.sum(), stem[0].weight)
+        z = trunk(stem(x))
+        balancer(losses_of(fork(z))).backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(z.sum(), stem[0].weight)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5])
+def test_a_loss_from_within_the_trunk_finds_its_part_of_the_graph(num_tasks: int) -> None:
+    stem, trunk, x = stem_and_trunk()
+    fork, weight = Fork(num_tasks), stem[0].weight
+    balancer = MGDA(fork, [*stem.parameters(), *trunk.parameters()])
+    found = []
+    for others in (False, True):
+        weight.grad = None
+        h = stem(x)
+        loss = balancer(losses_of(fork(trunk(h))))
+        (loss + h.square().sum() if others else loss).backward()
+        found.append(weight.grad)
+    h = stem(x)
+    [own] = torch.autograd.grad(h.square().sum(), weight)
+    torch.testing.assert_close(found[1] - found[0], own)
+
+
+def test_two_gates_share_a_stem() -> None:
+    """Each is the end of a graph of which the other's pass needs a part."""
+    stem, trunk, x = stem_and_trunk()
+    other, forks, weight = copy.deepcopy(trunk), [Fork(2), Fork(2)], stem[0].weight
+    trunks = [trunk, other]
+    balancers = [MGDA(f, [*stem.parameters(), *t.parameters()]) for f, t in zip(forks, trunks, strict=True)]
+    found = []
+    for chosen in ([0], [1], [0, 1]):
+        weight.grad = None
+        h = stem(x)
+        sum(balancers[i](losses_of(forks[i](trunks[i](h)))) for i in chosen).backward()
+        found.append(weight.grad)
+    torch.testing.assert_close(found[2], found[0] + found[1])
+
+
+def test_features_go_through_a_fork_twice_behind_one_stem() -> None:
+    stem, trunk, x = stem_and_trunk()
+    fork = Fork(2)
+    balancer = MGDA(fork, [*stem.parameters(), *trunk.parameters()])
+    h = stem(x)
+    first, second = fork(trunk(h)), fork(trunk(2 * h))
+    balancer(losses_of([torch.cat(pair) for pair in zip(first, second, strict=True)])).backward()
+    assert stem[0].weight.grad.abs().sum() > 0
 
 
 def norms(net: Net, exact: bool) -> Tensor:

@@ -76,9 +76,12 @@ class Observer(Protocol):
         """Return the gradient that goes on from features into the trunk, after all were observed."""
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence["Passage"]
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence["Passage"], retain_graph: bool
     ) -> Sequence[Tensor | None]:
-        """Return the gradient of each of a gate's leaves, after all of the step's features were observed."""
+        """Return the gradient of each of a gate's leaves, after all of the step's features were observed.
+
+        Without ``retain_graph``, the graph behind the features may be freed.
+        """
 
 
 class Recording:

@@ -10,17 +10,32 @@ What lies between a leaf and the features is no input of the gate. Hooks on it s
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
 from ..own_precision import own_precision
-from ..torch_internals import REENTRANT, in_transform, static_model, without_hooks
+from ..torch_internals import REENTRANT, frees_behind, in_transform, static_model, without_hooks
 
 if TYPE_CHECKING:
     from .fork import Passage
+
+_KEY = "gate"
+"""Key of a `_Trunk` in a node's metadata."""
+
+
+class _Trunk:
+    """The nodes behind a gate, which all have it in their metadata, but for those that another gate saw first."""
+
+    is_shared = False
+    """Whether some of them are behind another gate too."""
+
+    def add(self, node: Node) -> None:
+        other = cast(dict[str, _Trunk], node.metadata).setdefault(_KEY, self)
+        if other is not self:
+            other.is_shared = self.is_shared = True
 
 
 def close(
@@ -34,16 +49,17 @@ def close(
     Then, and where ``mark_of`` a node upstream tells of another fork, or where a DDP with a static graph counts passes
     through the trunk, the features' gradients have to go on through it.
     """
-    leaves = _leaves(features, mark_of)
+    trunk = _Trunk()
+    leaves = _leaves(features, mark_of, trunk)
     parameters = {leaf for leaf in leaves if isinstance(leaf, nn.Parameter)}
     if in_transform() or not parameters or not parameters.issubset(shared):
         return None
-    outputs: tuple[Tensor, ...] = _Gate.apply(list(features), list(passages), *leaves)
+    outputs: tuple[Tensor, ...] = _Gate.apply(trunk, list(features), list(passages), *leaves)
     return outputs
 
 
 def differentiate(
-    features: Sequence[Tensor], gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]
+    features: Sequence[Tensor], gradients: Sequence[Tensor | None], leaves: Sequence[Tensor], retain_graph: bool
 ) -> tuple[Tensor | None, ...]:
     """Return the gradient of each leaf for those of the features; the leaves' hooks don't see it."""
     given = [(z, gradient) for z, gradient in zip(features, gradients, strict=True) if gradient is not None]
@@ -54,14 +70,17 @@ def differentiate(
             [get_gradient_edge(z) for z, _ in given],
             leaves,
             [gradient for _, gradient in given],
-            retain_graph=True,
+            retain_graph=retain_graph,
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
 
 
-def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object]) -> list[Tensor]:
-    """Return the leaves of the graph upstream of the features; none where there is a fork on the way."""
+def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object], trunk: _Trunk) -> list[Tensor]:
+    """Return the leaves of the graph upstream of the features; none where there is a fork on the way.
+
+    The other nodes there are added to ``trunk``.
+    """
     leaves = list[Tensor]()
     waiting = [z.grad_fn for z in features]
     seen = set(waiting)
@@ -69,6 +88,7 @@ def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object]) -> li
         node = waiting.pop()
         if node is None or mark_of(node) is not None or static_model(node) is not None or node.name() == REENTRANT:
             return []
+        trunk.add(node)
         for following, _ in node.next_functions:
             if following is None or following in seen:
                 continue
@@ -85,21 +105,25 @@ class _Gate(torch.autograd.Function):
     """The identity of features; the leaves are inputs so that they get the gradients that ``backward`` returns."""
 
     @staticmethod
-    def forward(ctx: Any, features: list[Tensor], passages: list["Passage"], *leaves: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, trunk: _Trunk, features: list[Tensor], passages: list["Passage"], *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
         # Saved, the features keep their graph until a backward pass frees it, and no longer.
         ctx.save_for_backward(*features)
-        ctx.passages, ctx.leaves = passages, leaves
+        ctx.trunk, ctx.passages, ctx.leaves = trunk, passages, leaves
         ctx.set_materialize_grads(False)
         return tuple(z.detach() for z in features)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
+        # The pass around this one ends at the gate, so that what it would free is freed here.
+        retain_graph = ctx.trunk.is_shared or not frees_behind([z.grad_fn for z in features])
         if step is None or not step.combines:
-            return None, None, *differentiate(features, gradients, leaves)
+            return None, None, None, *differentiate(features, gradients, leaves, retain_graph)
         with own_precision(features[0]):
             if step.features == len(features):
-                return None, None, *step.gradients_of(leaves, features, ctx.passages)
+                return None, None, None, *step.gradients_of(leaves, features, ctx.passages, retain_graph)
             # Other features of this step went through the fork by themselves.
             combined = [step.combined(passage) for passage in ctx.passages]
-        return None, None, *differentiate(features, combined, leaves)
+        return None, None, None, *differentiate(features, combined, leaves, retain_graph)

@@ -99,6 +99,11 @@ class Use:
             return 1, x.shape[0], x.shape[1], leaf[0]
         return self.found.groups, len(x) * prod(self._positions()), prod(leaf[1:]), leaf[0] // self.found.groups
 
+    def keep_inputs(self) -> None:
+        """Keep the inputs, which the graph holds until it is freed."""
+        x = self.found.inputs()
+        self.found = self.found._replace(inputs=lambda: x)
+
     def inputs(self) -> Tensor:
         """Return the inputs of each group, ``(G, N, in)``: of a convolution, the patches that it sees.
 
@@ -204,6 +209,11 @@ class Layer:
             else:
                 self._kernel = kernel(_joined([use.inputs() for use in self.uses]), self.bias is not None)
         return self._kernel
+
+    def keep_inputs(self) -> None:
+        """See `Use.keep_inputs`."""
+        for use in self.uses:
+            use.keep_inputs()
 
     def _by_positions(self) -> int | None:
         """Return the number of multiplications of the kernel by positions; None where rows take fewer."""

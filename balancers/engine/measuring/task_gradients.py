@@ -65,6 +65,7 @@ class TaskGradients:
         forms: whether all gradients are to be formed.
         recomputes: whether a checkpoint behind the features is known to run a forward pass again; None if it is not
             known.
+        retain_graph: whether to keep the graph behind the features; a checkpoint's is always kept.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class TaskGradients:
         counted: int,
         forms: bool,
         recomputes: bool | None = None,
+        retain_graph: bool = True,
     ) -> None:
         self._tasks = len(of_features[0])
         self._leaves, self._counted = leaves, set(leaves[:counted])
@@ -90,7 +92,12 @@ class TaskGradients:
                 found = in_one_pass(edges, rest, of_features)
             else:
                 before, inputs = recorded_nodes(), [*edges_of(nodes), *rest]
-                found = [list(gradients(edges, inputs, seeds)) for seeds in zip(*of_features, strict=True)]
+                *first, last = zip(*of_features, strict=True)
+                found = [list(gradients(edges, inputs, seeds)) for seeds in first]
+                if not retain_graph:
+                    for layer in layers:
+                        layer.keep_inputs()
+                found.append(list(gradients(edges, inputs, last, retain_graph)))
                 self.recomputes = recorded_nodes() > before
         columns = [list(column) for column in zip(*found, strict=True)]
         of_node = dict(zip(nodes, (_stacked(column) for column in columns), strict=False))

@@ -34,13 +34,13 @@ def explained() -> Iterator[None]:
 
 
 def gradients(
-    edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor]
+    edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor], retain_graph: bool = True
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of ``wrt`` for ``seeds`` at the edges; None for one that is not reached."""
     if not wrt:
         return ()
     with explained():
-        return torch.autograd.grad(edges, wrt, seeds, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(edges, wrt, seeds, retain_graph=retain_graph, allow_unused=True)
 
 
 def in_one_pass(

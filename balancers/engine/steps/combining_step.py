@@ -149,7 +149,7 @@ class CombiningStep(MeasuringStep):
             self.balancer.warnings.tell_missing(self.balancer, self._rows.without_gradient(self.given))
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage]
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage], retain_graph: bool
     ) -> Sequence[Tensor | None]:
         assert self.wrt is not None
         rows, of_passage = self._rows, dict(zip(passages, features, strict=True))
@@ -161,12 +161,13 @@ class CombiningStep(MeasuringStep):
         if self._shares is None and not self._measures:
             self._shares = self.balancer.last_shares(self)
         if self._shares is not None:
-            return differentiate(sources, [weighted_sum(self._shares, each) for each in stacked], leaves)
-        found = self._of_leaves(leaves, sources, stacked)
+            combined = [weighted_sum(self._shares, each) for each in stacked]
+            return differentiate(sources, combined, leaves, retain_graph)
+        found = self._of_leaves(leaves, sources, stacked, retain_graph)
         return [found.get(leaf) for leaf in leaves]
 
     def _of_leaves(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], stacked: Sequence[Tensor]
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], stacked: Sequence[Tensor], retain_graph: bool
     ) -> Mapping[Tensor, Tensor]:
         """Decide on this pass's gradients, and return that of each leaf.
 
@@ -174,6 +175,7 @@ class CombiningStep(MeasuringStep):
             leaves: all that the features depend on.
             features: those of this step.
             stacked: the tasks' gradients of each of them, ``(T, *z.shape)``.
+            retain_graph: whether to keep the graph behind the features.
         """
         assert self.wrt is not None
         self.gated = True
@@ -189,6 +191,7 @@ class CombiningStep(MeasuringStep):
             len(self.wrt),
             forms=self._forms_gradients or not by_gramian,
             recomputes=self._recomputes([z.grad_fn for z in features]),
+            retain_graph=retain_graph,
         )
         balancer.recomputes = trunk.recomputes
         if not trunk.reached:

@@ -82,7 +82,7 @@ class MeasuringStep(Step):
         raise NotImplementedError
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage]
+        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage], retain_graph: bool
     ) -> Sequence[Tensor | None]:
         """Return the gradients of a gate's leaves, of a step that combines."""
         raise NotImplementedError
