@@ -50,9 +50,9 @@ def try_out(
 ) -> None:
     """Find out which method to use for your own problem, and what it costs per step.
 
-    The command compares the eight core methods and random weights on every
-    problem in FILE. For each method, validation chooses a learning rate from
-    values around the one in your recipe. The comparison then runs on other
+    The command compares nine methods, equal weights trained for twice the
+    steps, and random weights on every problem in FILE. For each of them,
+    validation chooses a learning rate from values around the one in your recipe. The comparison then runs on other
     seeds. The suite that was made is stored with the results; you can extend
     it. If you give this command after that, your suite gets the ending
     .before. The time is a forecast: on a busy computer, or if the grid of
@@ -127,7 +127,9 @@ def diagnose(
         if json is not None and len(names) > 1:
             raise ProfileError(f"{problem} registers {', '.join(names)}, whose advice can't all be in {json}")
         for name in names:
-            found = diagnose_terminal.diagnose(name, problem_argument.given_options(option or []), seed, console.print)
+            given = problem_argument.given_options(option or [])
+            file = Path(problem) if problem not in names else None
+            found = diagnose_terminal.diagnose(name, given, seed, console.print, file)
             if json is not None:
                 diagnose_terminal.write(found, json)
 

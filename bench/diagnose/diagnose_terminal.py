@@ -45,7 +45,9 @@ class Diagnosis:
     test: str
 
 
-def diagnose(name: str, options: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> Diagnosis:
+def diagnose(
+    name: str, options: Mapping[str, Any], seed: int, say: Callable[[str], None], file: Path | None = None
+) -> Diagnosis:
     """Profile a registered problem, and print the profile and the advice.
 
     If the rule fails its test, this is said first, and the advice is that of its opponent.
@@ -55,6 +57,7 @@ def diagnose(name: str, options: Mapping[str, Any], seed: int, say: Callable[[st
         options: options of the problem.
         seed: seed of the training.
         say: is called with a short text before the training.
+        file: the user's file that registers the problem, if one does.
 
     Raises:
         ProfileError: the problem can't be profiled.
@@ -73,23 +76,27 @@ def diagnose(name: str, options: Mapping[str, Any], seed: int, say: Callable[[st
             out.print(Text(sentence))
 
     if by_opponent:
-        tell(f"{found.test} So the advice is the opponent's, the same for every problem; the rule's stands below.\n")
+        tell(
+            f"{found.test} So the first advice is the best on average over the problems of the evidence, whatever the "
+            f"profile; the second is the rule's. docs/advice.md has the figures.\n"
+        )
     out.print(Text(heading(profile), style="bold"), grid(profile))
     tell(comparison(profile), without_gradient(profile), scaling(profile))
     out.print(Text(f"\nadvice for {name}: {advised.candidate}", style="bold"))
     out.print(Text(f"  {advised.code}"), soft_wrap=True)
-    tell(*advised.notes, *advised.reasons, gain_and_cost(kept_evidence.ranges(), advised.candidate))
+    tell(*advised.notes, *advised.reasons, gain_and_cost(kept_evidence.ranges(), advised))
     if not by_opponent:
         tell(found.test)
-        return found
-    if by_rule.candidate == advised.candidate:
-        out.print(Text("\nthe rule's choice: the same", style="bold"))
-        tell(*by_rule.reasons)
+    elif by_rule.candidate == advised.candidate:
+        out.print(Text("\nor, by the profile: the same", style="bold"))
+        tell(*by_rule.reasons, rule_in_numbers())
     else:
-        out.print(Text(f"\nthe rule's choice: {by_rule.candidate}", style="bold"))
+        out.print(Text(f"\nor, by the profile: {by_rule.candidate}", style="bold"))
         out.print(Text(f"  {by_rule.code}"), soft_wrap=True)
-        tell(*by_rule.notes, *by_rule.reasons, gain_and_cost(kept_evidence.ranges(), by_rule.candidate))
-    tell(rule_in_numbers())
+        ranges = gain_and_cost(kept_evidence.ranges(), by_rule)
+        tell(*by_rule.notes, *by_rule.reasons, rule_in_numbers(), ranges)
+    if file is not None:
+        out.print(Text(f"\nTo compare these and others on your problem: lossbench try {file}"), soft_wrap=True)
     return found
 
 
@@ -100,7 +107,7 @@ def opponents_advice(profile: GradientProfile) -> Advice | None:
         return None
     best = candidates.iloc[0]
     reason = (
-        f"On average over the problems of the evidence, it is the best of {len(rule.CANDIDATES)} candidates, with "
+        f"The best of {len(rule.CANDIDATES)} candidates on average over the problems of the evidence: "
         f"{_short_of_best(best['regret'], best['worst_regret'], best['worst'])}."
     )
     return written(best["candidate"], profile, (reason,))
@@ -115,14 +122,14 @@ def rule_in_numbers() -> str:
     told = _short_of_best(there["regret"].mean(), there["regret"].iloc[-1], there["problem"].iloc[-1])
     lost = there[there["lower"] == "opponent"]
     beaten = (lost["regret"] - lost["opponent_regret"]).map(math.exp) - 1
-    by = f" The opponent's are better by at most {number(100 * beaten.max(), 2)} %." if len(lost) else ""
-    return f"On these problems, the rule's choices have {told}.{by}"
+    by = f" Where another was better, it was by at most {number(100 * beaten.max(), 2)} %." if len(lost) else ""
+    return f"Its choices on the problems of the evidence: {told}.{by}"
 
 
 def _short_of_best(mean: float, worst: float, problem: str) -> str:
     return (
-        f"{math.exp(mean):.2f} times the error of the best candidate in the geometric mean, and {math.exp(worst):.2f} "
-        f"times at worst, on {problem}"
+        f"{math.exp(mean):.2f} times the error of whichever was best on each in the geometric mean, and "
+        f"{math.exp(worst):.2f} times at worst, on {problem}"
     )
 
 
@@ -196,26 +203,27 @@ def result_of_test() -> str:
     return UNTESTED if regrets is None else rule_verdict.sentence(regrets)
 
 
-def gain_and_cost(table: pd.DataFrame | None, candidate: str) -> str:
+def gain_and_cost(table: pd.DataFrame | None, advised: Advice) -> str:
     """Return a sentence on the range of a candidate's gain and cost over the problems of the evidence.
 
     Args:
         table: ``candidate``, and ends of the ranges of q and of the step's cost: ``q_low``, ``q_high``, ``cost_low``,
             ``cost_high``. An end of q at `SHORTEST` or `LONGEST` stands for anything beyond it.
-        candidate: the candidate's name.
+        advised: the candidate as advice. Weights to paste add nothing to a step.
 
     Returns:
         The sentence; empty if there is no table, or no row for the candidate.
     """
-    rows = None if table is None else table[table["candidate"] == candidate]
+    rows = None if table is None else table[table["candidate"] == advised.candidate]
     if rows is None or rows.empty:
         return ""
     row = rows.iloc[0]
     low = f"less than {SHORTEST:g}" if row["q_low"] <= SHORTEST else f"{row['q_low']:.2f}"
     high = f"more than {LONGEST:g}" if row["q_high"] >= LONGEST else f"{row['q_high']:.2f}"
+    took = f"a step took {row['cost_low']:.2f} to {row['cost_high']:.2f} times as long"
     return (
-        f"On the problems of the evidence, equal weights needed {low} to {high} times the steps to do as well, and a "
-        f"step of {candidate} took {row['cost_low']:.2f} to {row['cost_high']:.2f} times as long."
+        f"Equal weights needed {low} to {high} times the steps to match it there; "
+        f"{'fixed weights add nothing to a step' if advised.weights else took}."
     )
 
 

@@ -49,13 +49,13 @@ def sentence(table: pd.DataFrame) -> str:
         counts += f" and on {(lower & reserved).sum()} of {(there & reserved).sum()} reserved ones"
     match table["verdict"].iloc[0]:
         case "succeeds":
-            found = "The rule that chooses by the profile succeeds in its test"
+            found = "The rule that reads the profile succeeds in its test"
         case "fails":
-            found = "The rule that chooses by the profile fails its test"
-            needs += f"; {are_missing}, and can't change that" if are_missing else ""
+            found = "The rule that reads the profile fails its test"
+            needs += f" ({are_missing}, and can't change that)" if are_missing else ""
         case _:
-            found = f"The test of the rule that chooses by the profile is not decided yet: {are_missing}"
+            found = f"The test of the rule that reads the profile is not decided yet: {are_missing}"
     return (
-        f"{found}. Its choice does better (has the lower regret) than that of its opponent, which always advises the "
-        f"candidate that is best on the other problems, on {counts}. By rule 34 of the protocol, {needs}."
+        f"{found}. Its choice is better than always advising the method that is best on the other problems on {counts}"
+        f"; {needs}."
     )

@@ -12,6 +12,7 @@ from bench.style.numbers import counted, join, rate, relative, span
 from bench.style.short_label import short
 
 from . import step_ratios, task_tables
+from .code_line import code_line
 from .results_folder import Results
 from .verdict_wording import as_predicate, seeds
 
@@ -32,7 +33,8 @@ def answer(results: Results) -> list[str]:
         others = rows[(rows["balancer"] != results.baseline) & rows["balancer"].map(results.roles.is_compared)]
         if (others["verdict"] != "").any():
             equal = rows[rows["balancer"] == results.baseline].iloc[0]
-            texts.append(f"{short(str(problem), 40)}: {_of_problem(others, equal, results.only(str(problem)))}")
+            parts = _of_problem(others, equal, results.only(str(problem))), _longer(rows, results)
+            texts.append(f"{short(str(problem), 40)}: {' '.join(filter(None, parts))}")
     return texts
 
 
@@ -140,11 +142,33 @@ def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str
     text = f"try {_named(best)} {_of_equals(best, equal)}{_cost(best, results)}."
     for cheapest in named[1:]:
         text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest, results)}."
-    text += _against_static(best, results)
+    text += f"{_against_static(best, results)}{_in_code(best, results)}"
     if best["failed"]:
         text += f" {best['failed']} of its {best['seeds']} runs failed."
     more = _reversals(results), task_tables.finding(results, best["balancer"]), _at_edge(named, equal, results)
     return " ".join(part for part in (text, *more, _more_seeds(others, results)) if part)
+
+
+def _in_code(best: pd.Series, results: Results) -> str:
+    """Return a sentence with the line that makes a method in one's own loop; empty if `try` did not make the suite."""
+    if _tried_file(results) is None:
+        return ""
+    entries = suite_text.parse(results.suite_toml).values["balancers"]
+    entry = next(entry for entry in entries if label_of(entry) == best["balancer"])
+    return f" {code_line(entry, best['lr'])}"
+
+
+def _longer(rows: pd.DataFrame, results: Results) -> str:
+    """Return a sentence on what longer training at equal weights gives; empty if the suite has no row of it."""
+    entries = suite_text.parse(results.suite_toml).values["balancers"]
+    steps = {label_of(entry): entry.get("times_steps", 1) for entry in entries}
+    told = [
+        f"{relative(row['scale'], row['relative'], row['relative_low'], row['relative_high'])} with "
+        + ("twice" if steps[row["balancer"]] == 2 else f"{steps[row['balancer']]:g} times")
+        for _, row in rows.iterrows()
+        if steps[row["balancer"]] > 1 and results.roles.by_label[row["balancer"]] == "yardstick"
+    ]
+    return f"Longer training at equal weights gives {join(told)} the steps." if told else ""
 
 
 def _against_equal(results: Results) -> pd.DataFrame:

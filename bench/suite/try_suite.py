@@ -13,6 +13,7 @@ import torch
 
 import balancers
 import tasks
+from balancers.engine.method.declared_method import Wrt
 from bench.analysis import loss_scales
 from bench.run import atomic_file, build, plugins
 from bench.run.plugins import PluginError
@@ -29,8 +30,16 @@ from .suite_entries import Suite
 from .toml_table import SuiteError
 from .write_toml import to_toml
 
-METHODS = ("equal", "static", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "random")
-"""The methods of the suite: the protocol's core methods, and a control."""
+METHODS = (
+    "equal", "static", "inverse-norm", "uncertainty", "dwa", "famo", "gradnorm", "pcgrad", "nash-mtl", "random",
+)  # fmt: skip
+"""The methods of the suite: the protocol's core methods, what ``lossbench diagnose`` advises most, and a control."""
+
+FIXED: Mapping[str, Mapping[str, Any]] = {"inverse-norm": {"first_steps": 20}}
+"""The options of methods that have others than their defaults, as in the evidence."""
+
+LONGER = {"name": "equal", "label": "equal, 2 x steps", "times_steps": 2}
+"""The row that says what a user gets by training longer in place of any method."""
 
 UNTRAINED = "static 1/untrained loss"
 """The label of static weights that are made from an untrained model's losses."""
@@ -176,26 +185,28 @@ def _require_models(file: Path, problems: Sequence[Problem[Any]]) -> None:
 
 def _methods(
     file: Path, problems: Sequence[Problem[Any]], first_losses: Mapping[str, Mapping[str, float]], notes: list[str]
-) -> dict[str, Mapping[str, Any]]:
-    """Return the options of each method that can be made on all ``problems``, by the method's name.
+) -> dict[str, dict[str, Any]]:
+    """Return what the suite states of each method that can be made on all ``problems``, by the method's name.
+
+    That is where its gradients are measured, if it is the same on all of them, and its options.
 
     For each method that can't be made, a sentence with the reason is appended to ``notes``.
     """
     own = plugins.registered(file).balancers
-    methods: dict[str, Mapping[str, Any]] = {}
+    methods: dict[str, dict[str, Any]] = {}
     for name in (*METHODS, *own):
-        options: Mapping[str, Any] = {}
+        options = FIXED.get(name, {})
         try:
             if name == "static":
                 options = {"weights": _weights(problems, first_losses, notes)}
             elif name == "uncertainty":
                 options = _likelihoods(problems, notes)
-            for problem in problems:
-                _make(name, problem, options)
+            places = {_make(name, problem, options) for problem in problems}
         except (Exception, SystemExit) as error:
             notes.append(f"{name} is left out: {error}")
             continue
-        methods[name] = options
+        methods[name] = {"wrt": place} if len(places) == 1 and (place := places.pop()) else {}
+        methods[name] |= {"options": options} if options else {}
     return methods
 
 
@@ -254,24 +265,26 @@ def _first_losses(problem: Problem[Any]) -> dict[str, float]:
         return {}
 
 
-def _make(name: str, problem: Problem[Any], options: Mapping[str, Any]) -> None:
-    """Create a method on the problem's model, to see whether that raises an error."""
+def _make(name: str, problem: Problem[Any], options: Mapping[str, Any]) -> Wrt | None:
+    """Create a method on the problem's model, to see whether that raises an error; return where it measures."""
     cls = balancers.get(name)
     with torch.random.fork_rng(devices=[]):
         model = problem.model()
         if name == "static":
             options = {"weights": [1.0] * len(problem.tasks)}
-        build.balancer(Method(name, build.default_wrt(cls, problem.shared(model)), options), problem, model)
+        wrt = build.default_wrt(cls, problem.shared(model))
+        build.balancer(Method(name, wrt, options), problem, model)
+    return wrt
 
 
-def _toml(file: Path, names: Sequence[str], methods: Mapping[str, Mapping[str, Any]], size: ComparisonSize) -> str:
+def _toml(file: Path, names: Sequence[str], methods: Mapping[str, dict[str, Any]], size: ComparisonSize) -> str:
     """Return the suite's text."""
     rates = sorted({rounded(tasks.get(name)().recipe.lr * factor, 1) for name in names for factor in size.rates})
     balancers = []
-    for name, options in methods.items():
-        labelled = name == "static" and options["weights"] != "problem:first"
-        entry = {"name": name, "label": UNTRAINED} if labelled else {"name": name}
-        balancers.append(entry | ({"options": options} if options else {}))
+    for name, stated in methods.items():
+        labelled = name == "static" and stated["options"]["weights"] != "problem:first"
+        balancers.append({"name": name} | ({"label": UNTRAINED} if labelled else {}) | stated)
+        balancers += [LONGER] if name == LONGER["name"] else []
     return to_toml(
         {
             "description": f"Which method, and at what cost, for {file.name}",

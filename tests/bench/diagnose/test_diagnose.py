@@ -158,19 +158,19 @@ def test_the_evidence_is_told_once_there_is_some(file: Path, tmp_path: Path, mon
         [(candidate, 0.5, 2.345, 1.02, 1.4) for candidate in rule.CANDIDATES],
         columns=["candidate", "q_low", "q_high", "cost_low", "cost_high"],
     )
-    sentence = (
-        "On the problems of the evidence, equal weights needed less than 0.5 to 2.35 times the steps to do as well, "
-        "and a step of famo took 1.02 to 1.40 times as long."
-    )
-    assert gain_and_cost(table, "famo") == sentence
-    assert "1.50 to more than 4 times" in gain_and_cost(table.assign(q_low=1.5, q_high=4.0), "equal")
-    assert gain_and_cost(table, "gradnorm") == ""
-    assert gain_and_cost(None, "famo") == ""
+    famo = Advice("famo", Method("famo", None, {}), "", (), None, ())
+    told = "Equal weights needed less than 0.5 to 2.35 times the steps to match it there; "
+    assert gain_and_cost(table, famo) == f"{told}a step took 1.02 to 1.40 times as long."
+    fixed = replace(famo, candidate="inverse-norm", weights={"a": 1.5, "b": 0.5})
+    assert gain_and_cost(table, fixed) == f"{told}fixed weights add nothing to a step."
+    assert "1.50 to more than 4 times" in gain_and_cost(table.assign(q_low=1.5, q_high=4.0), famo)
+    assert gain_and_cost(table[table["candidate"] != "famo"], famo) == ""
+    assert gain_and_cost(None, famo) == ""
 
     monkeypatch.setattr(kept_evidence, "FOLDER", tmp_path)
-    assert "On the problems of the evidence" not in lossbench("diagnose", str(file))[1]
+    assert "Equal weights needed" not in lossbench("diagnose", str(file))[1]
     table.to_csv(tmp_path / kept_evidence.RANGES, index=False)
-    assert "On the problems of the evidence" in lossbench("diagnose", str(file))[1]
+    assert "Equal weights needed" in lossbench("diagnose", str(file))[1]
 
 
 def test_the_rule_counts_as_untested_until_its_test_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +179,8 @@ def test_the_rule_counts_as_untested_until_its_test_is_there(tmp_path: Path, mon
     assert diagnose_terminal.result_of_test() == diagnose_terminal.UNTESTED
     keep_test(tmp_path, "fails")
     told = diagnose_terminal.result_of_test()
-    assert told.startswith("The rule that chooses by the profile fails its test.")
-    assert "on 1 of 2 problems of the evidence and on 0 of 1 reserved ones." in told
+    assert told.startswith("The rule that reads the profile fails its test.")
+    assert "on 1 of 2 problems of the evidence and on 0 of 1 reserved ones;" in told
 
 
 def test_the_pages_say_what_became_of_the_test() -> None:
@@ -223,15 +223,21 @@ def test_if_the_rule_fails_its_opponents_advice_comes_first(
     assert found["advice"]["candidate"] == "famo"
     assert found["rule"] == by_rule
     assert found["test"] in told
-    order = ("fails its test", f"advice for {name}: famo", f"the rule's choice: {by_rule['candidate']}")
+    order = (
+        "fails its test",
+        f"advice for {name}: famo",
+        f"or, by the profile: {by_rule['candidate']}",
+        f"lossbench try {file}",
+    )
     assert sorted(order, key=told.index) == list(order)
-    assert "1.05 times the error of the best candidate in the geometric mean, and 1.28 times at worst, on b." in told
-    assert "the rule's choices have 1.11 times the error of the best candidate in the geometric mean, and 1.22" in told
-    assert "The opponent's are better by at most 5.1 %." in told
+    best = "times the error of whichever was best on each in the geometric mean, and"
+    assert f"average over the problems of the evidence: 1.05 {best} 1.28 times at worst, on b." in told
+    assert f"Its choices on the problems of the evidence: 1.11 {best} 1.22 times at worst, on c." in told
+    assert "Where another was better, it was by at most 5.1 %." in told
 
     keep_test(tmp_path, "fails", by_rule["candidate"])
     output = lossbench("diagnose", str(file))[1]
-    assert "the rule's choice: the same" in output
+    assert "or, by the profile: the same" in output
     assert output.count(by_rule["code"]) == 1
 
 

@@ -23,17 +23,17 @@ def judged(evidence: str, reserved: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("evidence", "reserved", "verdict", "counts"),
     [
-        ("aaaaaaa", "aaaa", "succeeds", "on 7 of 7 problems of the evidence and on 4 of 4 reserved ones."),
-        ("aaaoaaa", "aaaa", "succeeds", "on 6 of 7 problems of the evidence and on 4 of 4 reserved ones."),
-        ("aaaoa=a", "aaaa", "fails", "on 5 of 7 problems of the evidence and on 4 of 4 reserved ones."),
-        ("aaaaaaa", "oooo", "fails", "on 7 of 7 problems of the evidence and on 0 of 4 reserved ones."),
-        ("aaaaaaa", "aaa=", "fails", "on 7 of 7 problems of the evidence and on 3 of 4 reserved ones."),
-        ("aaaaaa-", "a---", "not decided", "on 6 of 6 problems of the evidence and on 1 of 1 reserved ones."),
-        ("aaaaaoa", "aaa-", "not decided", "on 6 of 7 problems of the evidence and on 3 of 3 reserved ones."),
-        ("aaa-oa-", "aaaa", "not decided", "on 4 of 5 problems of the evidence and on 4 of 4 reserved ones."),
-        ("aaaaoo-", "aaaa", "fails", "on 4 of 6 problems of the evidence and on 4 of 4 reserved ones."),
-        ("aaaoo-a", "----", "fails", "on 4 of 6 problems of the evidence."),
-        ("aaaaaaa", "a--o", "fails", "on 7 of 7 problems of the evidence and on 1 of 2 reserved ones."),
+        ("aaaaaaa", "aaaa", "succeeds", "on 7 of 7 problems of the evidence and on 4 of 4 reserved ones;"),
+        ("aaaoaaa", "aaaa", "succeeds", "on 6 of 7 problems of the evidence and on 4 of 4 reserved ones;"),
+        ("aaaoa=a", "aaaa", "fails", "on 5 of 7 problems of the evidence and on 4 of 4 reserved ones;"),
+        ("aaaaaaa", "oooo", "fails", "on 7 of 7 problems of the evidence and on 0 of 4 reserved ones;"),
+        ("aaaaaaa", "aaa=", "fails", "on 7 of 7 problems of the evidence and on 3 of 4 reserved ones;"),
+        ("aaaaaa-", "a---", "not decided", "on 6 of 6 problems of the evidence and on 1 of 1 reserved ones;"),
+        ("aaaaaoa", "aaa-", "not decided", "on 6 of 7 problems of the evidence and on 3 of 3 reserved ones;"),
+        ("aaa-oa-", "aaaa", "not decided", "on 4 of 5 problems of the evidence and on 4 of 4 reserved ones;"),
+        ("aaaaoo-", "aaaa", "fails", "on 4 of 6 problems of the evidence and on 4 of 4 reserved ones;"),
+        ("aaaoo-a", "----", "fails", "on 4 of 6 problems of the evidence;"),
+        ("aaaaaaa", "a--o", "fails", "on 7 of 7 problems of the evidence and on 1 of 2 reserved ones;"),
     ],
 )
 def test_the_verdict_comes_first_with_both_counts_and_the_criterion(
@@ -52,7 +52,7 @@ def test_what_is_missing_is_named() -> None:
     assert "yet: p6, r1, r2 and r3 are missing." in rule_verdict.sentence(judged("aaaaaa-", "a---"))
     assert "yet: r3 is missing." in rule_verdict.sentence(judged("aaaaaaa", "aaa-"))
     failed = rule_verdict.sentence(judged("aaoaaoa", "aa--"))
-    assert failed.endswith("all 4 reserved ones; r2 and r3 are missing, and can't change that.")
+    assert failed.endswith("all 4 reserved ones (r2 and r3 are missing, and can't change that).")
     assert rule_verdict.sentence(judged("aaoaaoa", "aaaa")).endswith("all 4 reserved ones.")
 
 

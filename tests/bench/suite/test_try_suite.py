@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
@@ -58,7 +59,7 @@ def labels(made: Suite) -> list[str]:
 @pytest.mark.slow
 def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
     made, _ = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=Forecast(Workforce.of(0)))
-    assert labels(made)[:-1] == list(try_suite.METHODS)
+    assert labels(made)[:-1] == ["equal", "equal, 2 x steps", *try_suite.METHODS[1:]]
     assert labels(made)[-1].endswith("-ones")
     assert made.baselines
     assert made.cost_rounds > 0
@@ -69,12 +70,12 @@ def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
 
 def test_what_it_aims_at_includes_a_grown_grid(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 120.0)
-    runs = 10 * (2 * 6 + 10) + 2 * 10  # five rates and one more; both tasks alone
+    runs = 12 * (2 * 6 + 10) + 2 * 10  # five rates and one more; both tasks alone
     assert said[-2] == (
         f"the comparison aims at 60 minutes: {runs} runs in about 2 minutes, if the grid of learning rates grows at "
         "one edge; other programs make it slower"
     )
-    assert len(labels(made)) == 10
+    assert len(labels(made)) == 12
 
 
 def test_declared_likelihoods_are_those_of_uncertainty_weighting(file, tmp_path):
@@ -121,7 +122,7 @@ def test_the_same_command_goes_on_with_the_same_comparison_on_a_busier_computer(
     made, _ = make(minutes=60, seconds_of=lambda *_: 120.0)
     again, said = make(minutes=60, seconds_of=lambda *_: 10_000.0)
     assert again.written.text == made.written.text == (tmp_path / "results" / "mine.toml").read_text()
-    assert said[-2].startswith("this goes on with the comparison made for 60 minutes: 240 runs in about 167 minutes")
+    assert said[-2].startswith("this goes on with the comparison made for 60 minutes: 284 runs in about 167 minutes")
     fewer, said = make(minutes=30, seconds_of=lambda *_: 10_000.0)
     assert len(fewer.reported_seeds) < len(made.reported_seeds)
     assert not any("so it was kept" in sentence for sentence in said)
@@ -337,6 +338,26 @@ def test_a_cheaper_one_that_is_better_too_is_named(results):
     assert "at 3.00× the time of a step. The cheapest better method: GradNorm" in said
 
 
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [(2, r"0\.\d+× \[.*\] with twice the steps\."), (3, r".* with 3 times the steps\."), (0.5, None)],
+)
+def test_what_longer_training_gives_is_told_beside_the_answer(results, steps, words):
+    """As a yardstick it is never recommended, even if it scores best."""
+    label, longer = (
+        "equal, longer",
+        f'\n[[balancers]]\nname = "equal"\nlabel = "equal, longer"\ntimes_steps = {steps}\n',
+    )
+    best = results.board[results.board["balancer"] == "static 1/sigma²"].assign(balancer=label, relative=0.1)
+    board = pd.concat([best, results.board])
+    (results.path / "suite.toml").write_text(results.suite_toml + longer)
+    (said,) = answer(replace(load(results.path), board=board))
+    assert "try static 1/sigma²" in said
+    told = re.search(f"Longer training at equal weights gives {words}$", said)
+    assert (told is not None) == (words is not None)
+    assert label not in said
+
+
 VERDICTS = {"equal": "", "static 1/sigma²": "tie", "uncertainty": "worse", "GradNorm": "not settled"}
 
 
@@ -390,6 +411,8 @@ def test_a_rate_at_the_edge_comes_with_a_remedy(results, tried, rate, remedy):
     (said,) = answer(replace(results, board=board))
     growths = "state a larger growths under [learning_rates] in the suite."
     assert said.endswith(f"lie: static 1/sigma² ({numbers.rate(rate)}*). To look there, {remedy}{growths}")
+    line = 'In your loop: balancers.create("static", None, tasks=tasks'
+    assert (line in said) == tried  # other suites need not say where methods measure
 
 
 def test_a_time_from_a_busy_computer_and_a_wide_interval_are_told(results):
