@@ -41,15 +41,16 @@ def complete_listed(typed: str) -> list[str]:
         ("lossbench list balancers", "what each reads, and when to use it"),
         ("lossbench list gradnorm", "one of them: its formula, its arguments"),
         ("lossbench list my_problem.py", "what your file registers"),
+        ("lossbench list mine.toml", "what your suite compares"),
     ),
 )
 def list_all(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="KIND|NAME|FILE.py",
-            help="List in detail only this kind (balancers, problems or suites), this balancer, problem or suite, or "
-            "what your file registers.",
+            metavar="KIND|NAME|FILE.py|FILE.toml",
+            help="List in detail only this kind (balancers, problems or suites), this balancer, problem or suite, "
+            "what your file registers, or your suite.",
             show_default=False,
             autocompletion=complete_listed,
         ),
@@ -79,6 +80,10 @@ def list_all(
             _print_lines(each)
     elif what.endswith(".py"):
         _print_registered(Path(what))
+    elif what.endswith(".toml"):
+        with user_errors(messages()):
+            suite_file.load(suite_file.find(what))  # which checks it
+        _print_suite(what)
     elif what == Listing.BALANCERS:
         _print_methods(balancers.names())
     elif what == Listing.PROBLEMS:
@@ -152,7 +157,11 @@ def _print_problems(names: list[str]) -> None:
 
 
 def _print_suite(name: str) -> None:
-    """Print what a suite that comes with the benchmark compares, and where its file is."""
+    """Print what a suite compares, and where its file is.
+
+    Args:
+        name: the path of its file, or the name of one that comes with the benchmark.
+    """
     from bench.analysis import label_of
     from bench.run import suite_text
     from bench.suite import suite_file
@@ -165,7 +174,7 @@ def _print_suite(name: str) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(name), "", Text(suite.description))
+    grid.add_row(Text(path.stem), "", Text(suite.description))
     for what, text in lines.items():
         grid.add_row("", what, Text(text))
     new_console().print(grid)

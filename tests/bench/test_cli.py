@@ -95,6 +95,24 @@ def test_a_suite_is_listed_with_what_it_compares() -> None:
     assert "bench/suites/default.toml" in output.replace("\n", "").replace(" ", "")
 
 
+def test_ones_own_suite_is_checked_and_listed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = '[[problems]]\nname = "regression"\n[[balancers]]\nname = "equal"\n[seeds]\nreported = [7]\n'
+    path.write_text(text)
+    code, output = lossbench("list", str(path))
+    assert code == 0, output
+    words = output.split()
+    assert words[0] == "mine"
+    for what, value in (("problems", "regression"), ("balancers", "equal"), ("seeds", "7")):
+        assert words[words.index(what) + 1] == value
+    path.write_text(text.replace("regression", "regresion"))
+    code, output = lossbench("list", str(path))
+    assert code == 2
+    assert output.startswith("error: mine.toml: ")
+    assert "did you mean 'regression'?" in output
+    assert lossbench("list", str(tmp_path / "none.toml")) == (2, f"error: there is no file {tmp_path / 'none.toml'}\n")
+
+
 def test_the_markdown_table_is_of_the_balancers_alone() -> None:
     for arguments in ((), ("balancers",)):
         code, output = lossbench("list", "--markdown", *arguments)
