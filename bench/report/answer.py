@@ -33,8 +33,7 @@ def answer(results: Results) -> list[str]:
         others = rows[(rows["balancer"] != results.baseline) & rows["balancer"].map(results.roles.is_compared)]
         if (others["verdict"] != "").any():
             equal = rows[rows["balancer"] == results.baseline].iloc[0]
-            parts = _of_problem(others, equal, results.only(str(problem))), _longer(rows, results)
-            texts.append(f"{short(str(problem), 40)}: {' '.join(filter(None, parts))}")
+            texts.append(f"{short(str(problem), 40)}: {_of_problem(others, equal, results.only(str(problem)))}")
     return texts
 
 
@@ -142,7 +141,7 @@ def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str
     text = f"try {_named(best)} {_of_equals(best, equal)}{_cost(best, results)}."
     for cheapest in named[1:]:
         text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest, results)}."
-    text += f"{_against_static(best, results)}{_in_code(best, results)}"
+    text += f"{_against_static(best, results)}{_longer(results)}{_in_code(best, results)}"
     if best["failed"]:
         text += f" {best['failed']} of its {best['seeds']} runs failed."
     more = _reversals(results), task_tables.finding(results, best["balancer"]), _at_edge(named, equal, results)
@@ -158,17 +157,17 @@ def _in_code(best: pd.Series, results: Results) -> str:
     return f" {code_line(entry, best['lr'])}"
 
 
-def _longer(rows: pd.DataFrame, results: Results) -> str:
-    """Return a sentence on what longer training at equal weights gives; empty if the suite has no row of it."""
+def _longer(results: Results) -> str:
+    """Return a sentence on what longer training at equal weights gives on a problem; empty if no row shows it."""
     entries = suite_text.parse(results.suite_toml).values["balancers"]
     steps = {label_of(entry): entry.get("times_steps", 1) for entry in entries}
     told = [
         f"{relative(row['scale'], row['relative'], row['relative_low'], row['relative_high'])} with "
         + ("twice" if steps[row["balancer"]] == 2 else f"{steps[row['balancer']]:g} times")
-        for _, row in rows.iterrows()
+        for _, row in results.evidence.iterrows()
         if steps[row["balancer"]] > 1 and results.roles.by_label[row["balancer"]] == "yardstick"
     ]
-    return f"Longer training at equal weights gives {join(told)} the steps." if told else ""
+    return f" Longer training at equal weights gives {join(told)} the steps." if told else ""
 
 
 def _against_equal(results: Results) -> pd.DataFrame:
@@ -238,13 +237,13 @@ def _none_better(others: pd.DataFrame, equal: pd.Series, results: Results) -> st
         counts = others["verdict"].mask(reversed_ones, "reversed on other seeds").value_counts()
         words = ("worse", "tie", "not settled", "reversed on other seeds")
         rest = [f"{counts[word]} {word}" for word in words if word in counts]
-        text = f"stay with {_label(equal)}. No method is better beyond noise ({', '.join(rest)})."
+        text = f"stay with {_label(equal)}. No method is better beyond noise ({', '.join(rest)}).{_longer(results)}"
         parts = (text, _reversals(results), _costs(others), _more_seeds(others, results))
         return " ".join(part for part in parts if part)
     best = leading[0]
     text = (
         f"undecided on {seeds(others)}. Of the unsettled ones, the best mean is that of {_named(best)} "
-        f"{_of_equals(best, equal)}{_cost(best, results)}."
+        f"{_of_equals(best, equal)}{_cost(best, results)}.{_longer(results)}"
     )
     more = _more_seeds(others, results) or "Add seeds under [seeds] reported in the suite; finished runs are kept."
     return " ".join(part for part in (text, _reversals(results), more, _at_edge([best], equal, results)) if part)

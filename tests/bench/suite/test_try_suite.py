@@ -353,7 +353,7 @@ def test_what_longer_training_gives_is_told_beside_the_answer(results, steps, wo
     (results.path / "suite.toml").write_text(results.suite_toml + longer)
     (said,) = answer(replace(load(results.path), board=board))
     assert "try static 1/sigma²" in said
-    told = re.search(f"Longer training at equal weights gives {words}$", said)
+    told = re.search(f"Longer training at equal weights gives {words}", said)
     assert (told is not None) == (words is not None)
     assert label not in said
 
