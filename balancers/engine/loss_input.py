@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .torch_internals import STACK
@@ -28,6 +28,11 @@ class LossReader:
     """
 
     def __init__(self, tasks: int | Sequence[str]) -> None:
+        if isinstance(tasks, nn.Module):
+            raise TypeError(
+                f"tasks is of type {type(tasks).__name__}; this method takes no fork, but the number of tasks or a list "
+                f"of names. create(name, fork) makes any method"
+            )
         if not isinstance(tasks, int | Collection):
             raise TypeError(f"tasks is of type {type(tasks).__name__}; expected the number of tasks or a list of names")
         if isinstance(tasks, set | frozenset):

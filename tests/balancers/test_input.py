@@ -123,7 +123,11 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "no task": (lambda: EqualWeighting(0), ValueError, ["tasks is 0", "1 or more"]),
     "no name": (lambda: EqualWeighting([]), ValueError, ["tasks is []", "1 or more"]),
     "a string": (lambda: EqualWeighting("ab"), ValueError, ["tasks is 'ab'", "list of their names"]),
-    "a fork": (lambda: EqualWeighting(Fork(2)), TypeError, ["tasks is of type Fork", "number of tasks", "names"]),
+    "a fork": (
+        lambda: EqualWeighting(Fork(2)),
+        TypeError,
+        ["tasks is of type Fork", "number of tasks", "names", "create(name, fork)"],
+    ),
     "no whole number": (lambda: EqualWeighting(2.0), TypeError, ["tasks is of type float", "number of tasks"]),
     "tasks of no kind": (lambda: GradNorm(Fork(2), tasks=2.0), TypeError, ["tasks is of type float"]),
     "twice": (lambda: EqualWeighting(["a", "b", "a"]), ValueError, ["tasks", "a, b, a"]),
@@ -168,7 +172,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "initial losses of unnamed": (
         lambda: GradNorm(Fork(2), initial_losses={"a": 1.0, "c": 1.0}),
         ValueError,
-        ["initial_losses", "(a, c)", "2 tasks"],
+        ["initial_losses", "2 tasks without names", "tasks=[...]"],
     ),
     "no fork": (lambda: GradNorm(NET, wrt=NET.layer), TypeError, ["fork", "Net", "Fork", "GradNorm(net.fork)"]),
     "tasks for a fork": (lambda: GradNorm(["a", "b"]), TypeError, ["fork", "list", "GradNorm(net.fork)"]),
