@@ -30,8 +30,8 @@ class LossReader:
     def __init__(self, tasks: int | Sequence[str]) -> None:
         if isinstance(tasks, nn.Module):
             raise TypeError(
-                f"tasks is of type {type(tasks).__name__}; this method takes no fork, but the number of tasks or a list "
-                f"of names. create(name, fork) makes any method"
+                f"tasks is of type {type(tasks).__name__}; this method takes no fork, but the number of tasks or a "
+                f"list of names. create(name, fork) makes any method"
             )
         if not isinstance(tasks, int | Collection):
             raise TypeError(f"tasks is of type {type(tasks).__name__}; expected the number of tasks or a list of names")

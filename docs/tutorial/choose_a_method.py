@@ -217,7 +217,7 @@ for name, of_seeds in runs.items():
 # all methods had one learning rate here. A method that changes the sum of the weights, or changes weights from step to
 # step, changes the length of Adam's steps too, so that a fair comparison tunes the learning rate of each. That takes
 # longer than a tutorial, and one command does it for a problem of your own: :doc:`lossbench try </add-a-problem>` tunes
-# eight methods, runs them on fresh seeds, and tells gains from noise.
+# nine methods, runs them on fresh seeds, and tells gains from noise.
 #
 # - :doc:`/start/which-method` says what to try first.
 # - :doc:`/guides/your-loop` explains each line of the loop.
