@@ -134,6 +134,7 @@ def costs(
                 replace(part.suite, cost_rounds=rounds), part.folder(results), workforce, console
             )
             atomic_file.write_parquet(kept / part.name / "costs.parquet", pd.DataFrame(rows))
+            machine_facts.write(kept / part.name / evidence_folder.TIMED_ON, jobs=1)
 
 
 @app.command()

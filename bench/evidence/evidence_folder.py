@@ -14,6 +14,8 @@ from bench.suite import suite_file
 
 from .evidence_parts import TABLES
 
+TIMED_ON = "timed-on.json"
+"""The file of a part with the facts about the machine that timed its steps."""
 LARGE = ("scores", "runs")
 """Tables that are written as Parquet; all others are CSV files."""
 
@@ -26,7 +28,7 @@ def write(tables: Mapping[str, pd.DataFrame], kept: Path, out: Path) -> None:
 
     Args:
         tables: What `evidence_tables.make` returns.
-        kept: The folder of the parts, whose facts about the machine are brought together.
+        kept: The folder of the parts, whose facts about the machines are brought together.
         out: The folder to write.
     """
     folder = out / "tables"
@@ -44,9 +46,16 @@ def write(tables: Mapping[str, pd.DataFrame], kept: Path, out: Path) -> None:
         if old.stem in (*COLUMNS, *tables):
             old.unlink()
     atomic_file.write(out / KEPT, suite_file.find(TABLES["A"]).read_bytes())
-    facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(kept.glob("*/*/environment.json"))]
-    text = json.dumps(_together(facts), indent=2, ensure_ascii=False)
+    facts = _together(_read(kept, "environment.json"))
+    if timed_on := _read(kept, TIMED_ON):
+        facts["steps_timed_on"] = _together(timed_on)
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
     atomic_file.write(out / "environment.json", f"{text}\n".encode())
+
+
+def _read(kept: Path, name: str) -> list[dict[str, Any]]:
+    """Return the facts that all parts keep in files of one name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(kept.glob(f"*/*/{name}"))]
 
 
 def _together(facts: list[dict[str, Any]]) -> dict[str, Any]:

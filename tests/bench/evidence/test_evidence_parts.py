@@ -1,5 +1,6 @@
 """The evidence is run part by part, and what is kept of the parts makes the tables of the whole suite."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,8 @@ def test_the_command_runs_times_and_keeps(two_problems: Suite, tmp_path: Path, m
     assert timed.exit_code == 0, timed.output
     costs = pd.read_parquet(tmp_path / "kept" / "A" / "other" / "costs.parquet")
     assert set(costs["balancer"]) == {"equal", "static"}
+    timed_on = json.loads((tmp_path / "kept" / "A" / "other" / "timed-on.json").read_text())
+    assert timed_on["jobs"] == 1
     scores = pd.read_parquet(tmp_path / "kept" / "A" / "other" / "scores.parquet")
     scores["value"] = scores["value"].where(scores["balancer"] != "static", scores["value"] * 2)
     scores.to_parquet(tmp_path / "kept" / "A" / "other" / "scores.parquet")

@@ -262,8 +262,10 @@ class TestFolder:
             (kept / place).mkdir(parents=True)
             text = f'{{"commit": "{commit}", "cores": 2, "versions": {{"torch": "{commit}", "numpy": "2"}}}}'
             (kept / place / "environment.json").write_text(text)
+            (kept / place / "timed-on.json").write_text(f'{{"commit": "{commit}{commit}", "jobs": 1}}')
         evidence_folder.write(tables, kept, tmp_path / "core")
         found = load(tmp_path / "core").environment
+        assert found.pop("steps_timed_on") == {"commit": ["11", "22"], "jobs": 1}
         assert found == {"commit": ["1", "2"], "cores": 2, "versions": {"torch": ["1", "2"], "numpy": "2"}}
 
     @pytest.mark.slow
