@@ -1,11 +1,13 @@
 """Norms of a layer's gradients that are taken without forming these gradients."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -238,6 +240,51 @@ def test_a_task_that_does_not_reach_a_layer_has_no_gradient_of_it():
         expected.append(torch.cat([part.flatten() for part in found if part is not None]).norm())
     balancer(losses).backward()
     torch.testing.assert_close(balancer.statistics["gradient_norms"], torch.stack(expected))
+
+
+class Groups(nn.Module):
+    """One weight that serves two convolutions, with one group and with two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(128, 64, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(F.conv1d(x, self.weight).tanh(), self.weight, groups=2).flatten(1)
+
+
+@pytest.mark.parametrize("method", [GradNorm, MGDA])
+def test_a_weight_of_convolutions_with_other_numbers_of_groups(method: Any):
+    torch.manual_seed(0)
+    x, found = torch.randn(2, 64, 1), []
+    for exact in (False, True):
+        torch.manual_seed(1)
+        trunk, fork = Groups(), Fork(2)
+        balancer = method(fork, wrt=trunk, exact=exact)
+        first, second = fork(trunk(x))
+        balancer([first.square().mean(), (second - 1).square().mean()]).backward()
+        found.append([trunk.weight.grad, balancer.weights])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "times"),
+    [((9, 0), torch.float32, 1), ((8, 9), torch.float32, 32), ((8, 9), torch.float64, 1), (None, torch.float32, 1)],
+)
+def test_double_precision_counts_for_more_where_it_is_slow(
+    capability: tuple[int, int] | None, dtype: torch.dtype, times: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    ghosts._cost_of_double.cache_clear()
+    x: Any = SimpleNamespace(is_cuda=capability is not None, device=torch.device("cuda:0"), dtype=dtype)
+    assert ghosts.cost_of_double(x) == times
+    ghosts._cost_of_double.cache_clear()
+
+
+def test_the_cheaper_way_depends_on_what_double_precision_costs():
+    assert is_less(64, 512, 512, TASKS)
+    assert not is_less(64, 512, 512, TASKS, double=32)
+    assert is_less(4, 512, 512, TASKS, double=32)
 
 
 def test_autocast():

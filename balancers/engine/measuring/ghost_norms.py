@@ -10,7 +10,8 @@ convolution is a linear map of its inputs' patches; since patches overlap, the p
 single positions, which are fewer. Of a layer that is applied several times, the rows of all applications count
 together.
 
-Rows are taken in double precision: the sum may be much smaller than its terms.
+Rows are taken in double precision: the sum may be much smaller than its terms. Many GPUs multiply in single precision
+alone at speed, so there the cheaper way is chosen as if each multiplication in double precision were many.
 
 Source: Goodfellow, "Efficient per-example gradient computations", arXiv 2015; for sequences Li et al., "Large language
 models can be strong differentially private learners", ICLR 2022; the choice by shapes Bu, Mao and Xu, "Scalable and
@@ -19,7 +20,7 @@ efficient training of large convolutional neural networks with differential priv
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from math import prod
 from typing import Literal, cast
 
@@ -34,6 +35,23 @@ from .vector_jacobian import gradients
 Purpose = Literal["norms", "gramian", "sum"]
 """Whether norms of the tasks' gradients are needed, their inner products, or these and then a weighted sum."""
 
+FULL_RATE = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
+"""Compute capabilities of the NVIDIA GPUs that multiply in double precision at half the rate of single or faster."""
+DOUBLE_ELSEWHERE = 32
+"""The multiplications in single precision that one in double precision takes on other GPUs, which is 32 to 64."""
+
+
+@cache
+def _cost_of_double(device: torch.device) -> int:
+    capability = torch.cuda.get_device_capability(device)
+    is_full = capability[0] == 9 if torch.version.hip else capability in FULL_RATE
+    return 1 if is_full else DOUBLE_ELSEWHERE
+
+
+def cost_of_double(x: Tensor) -> int:
+    """Return how many multiplications one in double precision counts for, beside those of tensors like ``x``."""
+    return _cost_of_double(x.device) if x.is_cuda and x.dtype is not torch.float64 else 1
+
 
 def is_less(
     num_rows: int,
@@ -42,10 +60,16 @@ def is_less(
     num_tasks: int,
     purpose: Purpose = "norms",
     kernel_products: int | None = None,
+    double: int = 1,
 ) -> bool:
     """Return whether ``x x^T`` takes less arithmetic, and no more memory, than products of ``in * out``.
 
-    ``kernel_products`` is the number of multiplications in ``x x^T``: by default that of rows with rows.
+    Args:
+        num_rows, inputs, outputs: the shapes, of one group.
+        num_tasks: T.
+        purpose: what is needed.
+        kernel_products: the number of multiplications in ``x x^T``; by default that of rows with rows.
+        double: how many multiplications one in double precision counts for: see `cost_of_double`.
     """
     by_rows = num_rows**2 * inputs if kernel_products is None else kernel_products
     by_rows += num_rows**2 * num_tasks * outputs
@@ -53,6 +77,7 @@ def is_less(
     if purpose != "norms":
         by_rows += num_tasks**2 * num_rows * outputs
         by_products += num_tasks**2 * inputs * outputs
+    by_rows *= double
     if purpose == "sum":
         by_rows += num_tasks * num_rows * outputs + num_rows * inputs * outputs
         by_products += num_tasks * inputs * outputs
@@ -248,7 +273,8 @@ class Layer:
     def is_less(self, num_tasks: int, purpose: Purpose) -> bool:
         """Return whether `kernel` is the cheaper way."""
         _, _, inputs, outputs = self.uses[0].shape()
-        return is_less(self.num_rows(), inputs, outputs, num_tasks, purpose, self.kernel_products())
+        double = cost_of_double(self.uses[0].found.inputs())
+        return is_less(self.num_rows(), inputs, outputs, num_tasks, purpose, self.kernel_products(), double)
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
@@ -302,7 +328,8 @@ def layers_behind(
             and {id(use) for use in uses if use.bias is bias} == {id(use) for use in own}
         )
         layer = Layer(own, bias if together else None)
-        if is_chosen(layer):
+        same = len({use.shape()[0] for use in own}) == 1  # a convolution's weight may serve other numbers of groups
+        if same and is_chosen(layer):
             layers.append(layer)
             held |= {weight} if bias is None or not together else {weight, bias}
     return layers, [each for each in wrt if each not in held]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..torch_internals import foreach_norm, recomputes, recorded_nodes, without_hooks
-from .ghost_norms import GhostNorms, ghost_norms, inner_products, is_less, kernel, squared_norms
+from .ghost_norms import GhostNorms, cost_of_double, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
 from .task_gradients import TaskGradients, dense
 from .vector_jacobian import gradients as vector_jacobian
@@ -138,7 +138,8 @@ class Measurement:
             return found.gramian(self._dtype) if found.reached else None
         rows = _rows(gradients[0], layer, 1)
         num_tasks, num_rows, outputs = rows.shape
-        less = is_less(num_rows, layer.inputs.shape[1], outputs, num_tasks, "gramian")
+        double = cost_of_double(layer.inputs)
+        less = is_less(num_rows, layer.inputs.shape[1], outputs, num_tasks, "gramian", double=double)
         if self._forms_gradients or "weight" not in layer.parts or not less:
             return None
         rows = layer.before_relu(rows, overwrite=False).unsqueeze(1)
@@ -306,7 +307,7 @@ class Measurement:
         return (
             not (self._adds_up or self._forms_gradients)
             and "weight" in layer.parts
-            and is_less(num_rows, layer.inputs.shape[1], outputs, self._num_tasks)
+            and is_less(num_rows, layer.inputs.shape[1], outputs, self._num_tasks, double=cost_of_double(layer.inputs))
         )
 
     def _row_norms(self, layer: Linear, gradients: Tensor) -> Tensor:
