@@ -38,6 +38,9 @@ METHODS = (
 FIXED: Mapping[str, Mapping[str, Any]] = {"inverse-norm": {"first_steps": 20}}
 """The options of methods that have others than their defaults, as in the evidence."""
 
+ALIKE = 0.1
+"""Weights that are no further from 1 say nothing that equal weights don't, but for the choice of a learning rate."""
+
 LONGER = {"name": "equal", "label": "equal, 2 x steps", "times_steps": 2}
 """The row that says what a user gets by training longer in place of any method."""
 
@@ -218,7 +221,8 @@ def _weights(
     If the weights are made from losses, a sentence that says so is appended to ``notes``.
 
     Raises:
-        ValueError: The problems state no weights, and there are several problems or a loss that is not positive.
+        ValueError: The problems state no weights, and there are several problems, a loss that is not positive, or
+            losses so alike that the weights would be equal ones.
     """
     if all(problem.static_weights for problem in problems):
         return "problem:first"
@@ -228,11 +232,14 @@ def _weights(
     values = [first_losses[problem.name].get(task, math.nan) for task in problem.tasks]
     if not all(0 < value < math.inf for value in values):
         raise ValueError("the problem states no static_weights, and not all of its first losses are positive")
+    inverse = [1 / value for value in values]
+    weights = [float(f"{len(values) * each / sum(inverse):.4g}") for each in inverse]
+    if all(abs(weight - 1) <= ALIKE for weight in weights):
+        raise ValueError(f"an untrained model's losses differ so little that its weights are within {100 * ALIKE:g} % of 1")
     notes.append(
         f"{UNTRAINED} has weights of one over an untrained model's losses, because the problem states no static_weights"
     )
-    inverse = [1 / value for value in values]
-    return [float(f"{len(values) * each / sum(inverse):.4g}") for each in inverse]
+    return weights
 
 
 def _likelihoods(problems: Sequence[Problem[Any]], notes: list[str]) -> dict[str, list[str]]:

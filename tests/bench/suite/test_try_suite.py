@@ -10,11 +10,13 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
+import tasks
 from bench.cli import app
 from bench.execute.forecast import Forecast
 from bench.execute.workforce import Workforce
 from bench.report.answer import answer, caveat
 from bench.report.results_folder import Results, load
+from bench.run import plugins
 from bench.run.seeds import generator
 from bench.run.training import Training
 from bench.style import numbers
@@ -214,6 +216,20 @@ def test_what_cannot_be_made_is_left_out_with_the_reason(file, tmp_path, monkeyp
     assert said[0].startswith(
         "static is left out: the problem states no static_weights, and not all of its first losses"
     )
+
+
+@pytest.mark.parametrize(("losses", "weights"), [((1.0, 1.15), None), ((1.0, 1.5), [1.2, 0.8])])
+def test_weights_that_are_all_but_equal_are_no_row_of_their_own(file, losses, weights):
+    without_weights(file)
+    (name,) = plugins.registered(file).problems
+    problem, notes = tasks.create(name), []
+    first = {name: dict(zip(problem.tasks, losses, strict=True))}
+    if weights is None:
+        with pytest.raises(ValueError, match="its weights are within 10 % of 1"):
+            try_suite._weights([problem], first, notes)
+    else:
+        assert try_suite._weights([problem], first, notes) == weights
+    assert len(notes) == (weights is not None)
 
 
 KEPT_BACK = """
