@@ -315,7 +315,7 @@ class TestAdvice:
         assert list(table["reserved"]) == [False] * 6 + [True]
         assert list(table["there"]) == [True, True, *[False] * 4, True]
         assert set(table["verdict"]) == {"fails"}  # whatever the missing ones bring: it lost the reserved one
-        assert f"{', '.join(missing[:-1])} and {missing[-1]} are missing, and can't change that." in judgement.sentence
+        assert f"{', '.join(missing[:-1])} and {missing[-1]} are missing, and can't change that)." in judgement.sentence
         decided_later = tested_advice.judge(base, facts[:2], rows(), planned)
         assert set(decided_later.regrets["verdict"]) == {"not decided"}
         assert "of 2 problems of the evidence and on 0 of 1 reserved ones" in judgement.sentence
