@@ -240,6 +240,10 @@ class Layer:
         for use in self.uses:
             use.keep_inputs()
 
+    def release(self) -> None:
+        """Let go of the kernel, which is as large as the rows are many."""
+        self._kernel = None
+
     def _by_positions(self) -> int | None:
         """Return the number of multiplications of the kernel by positions; None where rows take fewer."""
         products = self.uses[0].positions_products() if len(self.uses) == 1 else None

@@ -100,15 +100,19 @@ class TaskGradients:
                 found.append(list(gradients(edges, inputs, last, retain_graph)))
                 self.recomputes = recorded_nodes() > before
         columns = [list(column) for column in zip(*found, strict=True)]
-        of_node = dict(zip(nodes, (_stacked(column) for column in columns), strict=False))
+        del found
+        columns.reverse()  # each is popped, so that no gradient is held twice for longer than its layer takes
+        of_node = {node: _stacked(columns.pop()) for node in nodes}
+        formed = {leaf: _Formed(leaf, columns.pop()) for leaf in rest}
         self._parts: list[_Part] = []
-        formed = {leaf: _Formed(leaf, column) for leaf, column in zip(rest, columns[len(nodes) :], strict=True)}
-        for layer in layers:
-            part = _ByRows(layer, [of_node[use.node] for use in layer.uses])
+        while layers:
+            layer = layers.pop(0)
+            part = _ByRows(layer, [of_node.pop(use.node) for use in layer.uses])
             if layer.is_less(self._tasks, "sum"):
                 self._parts.append(part)
             else:
                 formed |= {leaf: _Formed(leaf, rows) for leaf, rows in part.formed().items()}
+            del part, layer
         self._formed = {leaf: rows for leaf, rows in formed.items() if rows.given or forms}
         self.has_sparse = any(self._formed[leaf].is_sparse for leaf in self._counted if leaf in self._formed)
         """Whether gradients of a counted leaf are sparse."""
@@ -176,7 +180,9 @@ class _ByRows:
     def products(self) -> Tensor:
         tasks, layer = range(len(self._raw[0][1])), self._layer
         rows = torch.stack([layer.rows({use.node: raw[t] for use, raw in self._raw}) for t in tasks])
-        return inner_products(layer.kernel(), rows)
+        found = inner_products(layer.kernel(), rows)
+        layer.release()
+        return found
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
         return self._gradients([(use, weighted_sum(weights, raw)) for use, raw in self._raw])
