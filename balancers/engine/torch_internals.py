@@ -69,14 +69,23 @@ def after_this_pass(callback: Callable[[], None]) -> None:
 
 
 def frees_behind(starts: Iterable[Node | None]) -> bool:
-    """Return whether this backward pass frees its graph, and reaches none of the nodes that ``starts`` depend on.
+    """Return whether code in this backward pass may free what ``starts`` depend on, because the pass won't.
 
-    Code in the pass may then free these nodes: the pass won't. Nothing public tells a hook of either.
+    It may if the pass frees its graph and reaches all leaves there, but none of the nodes on the way to them. Nothing
+    public tells a hook of either.
     """
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return False
-    # A leaf has no next functions, and can't be asked for in `torch.autograd.grad`.
-    return not any(torch._C._will_engine_execute_node(node) for node in _upstream(*starts) if node.next_functions)
+    return all(_is_reached(node) != bool(node.next_functions) for node in _upstream(*starts))
+
+
+def _is_reached(node: Node) -> bool:
+    """Return whether this backward pass gets to ``node``; leaves alone have no next functions."""
+    try:
+        reached: bool = torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient `torch.autograd.grad` returns
+        return True
+    return reached
 
 
 def run_early(node: Any) -> None:

@@ -122,14 +122,15 @@ def rule_in_numbers() -> str:
     told = _short_of_best(there["regret"].mean(), there["regret"].iloc[-1], there["problem"].iloc[-1])
     lost = there[there["lower"] == "opponent"]
     beaten = (lost["regret"] - lost["opponent_regret"]).map(math.exp) - 1
-    by = f" Where another was better, it was by at most {number(100 * beaten.max(), 2)} %." if len(lost) else ""
+    by = f" Always advising the same was better on {len(lost)}, by at most {number(100 * beaten.max(), 2)} %."
+    by = by if len(lost) else ""
     return f"Its choices on the problems of the evidence: {told}.{by}"
 
 
 def _short_of_best(mean: float, worst: float, problem: str) -> str:
     return (
-        f"{math.exp(mean):.2f} times the error of whichever was best on each in the geometric mean, and "
-        f"{math.exp(worst):.2f} times at worst, on {problem}"
+        f"{math.exp(mean):.2f} times the error of the best candidate in the geometric mean, and {math.exp(worst):.2f} "
+        f"times at worst, on {problem}"
     )
 
 

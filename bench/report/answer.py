@@ -154,7 +154,8 @@ def _in_code(best: pd.Series, results: Results) -> str:
         return ""
     entries = suite_text.parse(results.suite_toml).values["balancers"]
     entry = next(entry for entry in entries if label_of(entry) == best["balancer"])
-    return f" {code_line(entry, best['lr'])}"
+    line = code_line(entry, best["lr"])
+    return f" {line}" if line else ""
 
 
 def _longer(results: Results) -> str:

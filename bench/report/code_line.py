@@ -4,32 +4,54 @@ from collections.abc import Mapping
 from typing import Any
 
 import balancers
+from balancers import GradientBalancer
+from bench.analysis.roles import FIRST
 from bench.style.numbers import rate
 
 PLACES = {
     "features": ("model.fork", ""),
     "layer": ("model.fork, wrt=layer", "layer is the last shared layer"),
-    "parameters": ("model.fork, wrt=shared", "shared are all shared parameters, and without a fork, write None for it"),
+    "parameters": (
+        "None, wrt=shared",
+        "shared are all shared parameters; if every loss goes through model.fork, that in place of None is faster",
+    ),
 }
 """What `balancers.create` is given for each place where gradients are measured, and what the names in it mean."""
+REPLACING = ("model.fork, wrt=shared", "shared are all shared parameters")
+"""The same for methods that replace gradients, which need a fork if the model has one."""
 
 
 def code_line(entry: Mapping[str, Any], lr: float) -> str:
     """Return a sentence with the line that makes a method, and its learning rate.
 
+    It is empty if a line does not say enough: for a method that measures where the suite does not say, needs more calls
+    than `after_step`, or has options that a suite alone understands.
+
     Args:
         entry: the method's table ``[[balancers]]`` in a suite that ``lossbench try`` made.
         lr: the learning rate.
     """
-    name = entry["name"]
+    name, options, wrt = entry["name"], dict(entry.get("options", {})), entry.get("wrt", "")
     cls = balancers.get(name) if name in balancers.names() else None
-    place, meaning = PLACES.get(str(entry.get("wrt") or getattr(cls, "default_wrt", "")), ("None", ""))
-    options = dict(entry.get("options", {}))
-    if isinstance(options.get("weights"), str):  # the problem's own
-        options["weights"] = ...
-        meaning = "the weights are the first static_weights of the problem"
-    given = "".join(f", {name}={'...' if value is ... else repr(value)}" for name, value in options.items())
-    line = f'create("{name}", {place}, tasks=tasks{given})'
-    if cls is not None and cls.looks_again:
+    if (
+        cls is None
+        or cls.needs_second_batch
+        or cls.needs_optimizer
+        or cls.reads == "residuals"
+        or "weighting" in options
+    ):
+        return ""
+    if bool(wrt) != issubclass(cls, GradientBalancer):
+        return ""
+    place, meaning = PLACES.get(wrt, ("None", ""))
+    if wrt == "parameters" and cls.replaces_gradients:
+        place, meaning = REPLACING
+    if isinstance(options.get("weights"), str):
+        if options.pop("weights") != FIRST:
+            return ""
+        place, meaning = f"{place}, weights=weights", "weights are the first static_weights of the problem"
+    if cls.looks_again:
         meaning = "after each step, give balancer.after_step the losses of the same batch again"
-    return f"In your loop: balancers.{line}, with lr={rate(lr)}{f'; {meaning}' if meaning else ''}."
+    given = "".join(f", {option}={value!r}" for option, value in options.items())
+    line = f'balancers.create("{name}", {place}, tasks=tasks{given})'
+    return f"In your loop: {line}, with lr={rate(lr)}{f'; {meaning}' if meaning else ''}."

@@ -235,7 +235,9 @@ def _weights(
     inverse = [1 / value for value in values]
     weights = [float(f"{len(values) * each / sum(inverse):.4g}") for each in inverse]
     if all(abs(weight - 1) <= ALIKE for weight in weights):
-        raise ValueError(f"an untrained model's losses differ so little that its weights are within {100 * ALIKE:g} % of 1")
+        raise ValueError(
+            f"an untrained model's losses differ so little that its weights are within {100 * ALIKE:g} % of 1"
+        )
     notes.append(
         f"{UNTRAINED} has weights of one over an untrained model's losses, because the problem states no static_weights"
     )

@@ -106,6 +106,23 @@ def test_a_loss_from_within_the_trunk_finds_its_part_of_the_graph(num_tasks: int
     torch.testing.assert_close(found[1] - found[0], own)
 
 
+@pytest.mark.parametrize("num_tasks", [2, 5])
+@pytest.mark.parametrize("by", ["backward", "grad"])
+def test_a_pass_to_some_parameters_leaves_the_way_to_others(by: str, num_tasks: int) -> None:
+    stem, trunk, x = stem_and_trunk()
+    fork = Fork(num_tasks)
+    balancer = MGDA(fork, [*stem.parameters(), *trunk.parameters()])
+    h = stem(x)
+    loss, some = balancer(losses_of(fork(trunk(h)))), list(trunk.parameters())
+    if by == "grad":
+        torch.autograd.grad(loss, some)
+    else:
+        loss.backward(inputs=some)
+    h.square().sum().backward(inputs=list(stem.parameters()))
+    expected = torch.autograd.grad(stem(x).square().sum(), stem[0].weight)
+    torch.testing.assert_close(stem[0].weight.grad, *expected)
+
+
 def test_two_gates_share_a_stem() -> None:
     """Each is the end of a graph of which the other's pass needs a part."""
     stem, trunk, x = stem_and_trunk()

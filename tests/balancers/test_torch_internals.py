@@ -341,23 +341,25 @@ def test_running_early_changes_no_gradient() -> None:
 def test_code_in_a_pass_may_free_a_graph_that_the_pass_would_have_freed() -> None:
     """Not one that the pass reaches by another way, nor one that it keeps."""
     what = changed("torch._C._will_engine_execute_node, torch._C._autograd._get_current_graph_task_keep_graph")
-    x = torch.ones(2, requires_grad=True)
+    x, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
 
     def seen(middle_too: bool, run: Callable[[Tensor], None]) -> list[bool]:
         """Return what a hook hears of a graph of its own, and of one whose middle the loss may need too."""
-        hidden, middle, start, heard = x.exp(), x.exp(), x * 1.0, list[bool]()
+        hidden, middle, start, heard = x.exp() * other, x.exp(), x * other, list[bool]()
         end = middle.exp()
         start.register_hook(lambda _: heard.extend(internals.frees_behind([z.grad_fn]) for z in (hidden, end)))
         run((start + middle if middle_too else start).sum())
         return heard
 
-    def to_x(loss: Tensor) -> None:
-        loss.backward(inputs=[x])
+    def to_both(loss: Tensor) -> None:
+        loss.backward(inputs=[x, other])
 
-    for run in (Tensor.backward, to_x, lambda loss: torch.autograd.grad(loss, x)):
+    for run in (Tensor.backward, to_both, lambda loss: torch.autograd.grad(loss, [x, other])):
         assert seen(False, run) == [True, True], what
         assert seen(True, run) == [True, False], what
     assert seen(False, lambda loss: loss.backward(retain_graph=True)) == [False, False], what
+    assert seen(False, lambda loss: loss.backward(inputs=[x])) == [False, True], what
+    assert seen(False, lambda loss: torch.autograd.grad(loss, x)) == [False, True], what
 
 
 @relies_on("_is_any_autocast_enabled")
