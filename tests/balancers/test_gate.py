@@ -176,6 +176,30 @@ def check(net: Net, x: Any, balancer: GradientBalancer, others: Sequence[Tensor]
     close_to([p.grad for p in heads], list(of_heads))
 
 
+class Sequences(Net):
+    """Linear heads for each position of a sequence."""
+
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
+        return self.heads(self.trunk(x)).unbind(-2)
+
+    def plain(self, x: Tensor) -> Sequence[Tensor]:
+        features = self.trunk(x)
+        return [F.linear(features, w, b) for w, b in zip(self.heads.weight, self.heads.bias, strict=True)]
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"update_every": 2}], ids=str)
+def test_linear_heads_of_a_sequence(options: dict[str, Any], num_tasks: int, gates: list[bool]) -> None:
+    torch.manual_seed(0)
+    trunk, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8)), torch.randn(2, 3, 6, dtype=torch.float64)
+    net = Sequences(trunk, x, num_tasks, batched=True)
+    net.heads = LinearHeads(num_tasks, 8, 2).double()
+    balancer = InverseNorm(net.heads.fork, net.trunk, **options)
+    check(net, x, balancer)
+    balancer(losses_of(net(x))).backward()
+    assert gates == [True, True]
+
+
 @pytest.mark.parametrize("num_tasks", [2, 5])
 def test_weights_that_half_precision_does_not_hold(gates: list[bool], num_tasks: int) -> None:
     """Gradients of half precision that are tiny get weights above 65504."""

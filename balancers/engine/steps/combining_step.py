@@ -156,7 +156,9 @@ class CombiningStep(MeasuringStep):
         if not rows.passages:
             return [None] * len(leaves)
         self._tell_missing()
-        stacked, sources = rows.stacked(), [of_passage[passage] for passage in rows.passages]
+        sources = [of_passage[passage] for passage in rows.passages]
+        # Linear heads show those of features that are flattened to two dimensions.
+        stacked = [each.view(len(each), *z.shape) for each, z in zip(rows.stacked(), sources, strict=True)]
         rows.release([])
         if self._shares is None and not self._measures:
             self._shares = self.balancer.last_shares(self)
