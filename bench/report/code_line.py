@@ -11,10 +11,7 @@ from bench.style.numbers import rate
 PLACES = {
     "features": ("model.fork", ""),
     "layer": ("model.fork, wrt=layer", "layer is the last shared layer"),
-    "parameters": (
-        "None, wrt=shared",
-        "shared are all shared parameters; if every loss goes through model.fork, that in place of None is faster",
-    ),
+    "parameters": ("None, wrt=shared", "shared are all shared parameters"),
 }
 """What `balancers.create` is given for each place where gradients are measured, and what the names in it mean."""
 REPLACING = ("model.fork, wrt=shared", "shared are all shared parameters")
