@@ -50,6 +50,8 @@ class Net(nn.Module):
             return cls(TASKS, **options)
         places = {"layer": self.trunk[2], "features": None, "parameters": self.trunk}
         place = next(place for place in places if place not in cls.undefined_for)
+        if cls.when == "forward":
+            return cls(None, places[place], tasks=TASKS, **options)
         return cls(self.fork, places[place], **options)
 
     def losses(self, x: Tensor) -> list[Tensor]:
