@@ -52,12 +52,13 @@ def try_out(
 
     The command compares nine methods, equal weights trained for twice the
     steps, and random weights on every problem in FILE. For each of them,
-    validation chooses a learning rate from values around the one in your recipe. The comparison then runs on other
-    seeds. The suite that was made is stored with the results; you can extend
-    it. If you give this command after that, your suite gets the ending
-    .before. The time is a forecast: on a busy computer, or if the grid of
-    learning rates grows at both edges, it takes longer. Give the same command
-    again to go on after a stop.
+    validation chooses a learning rate from values around the one in your
+    recipe. The comparison then runs on other seeds. The suite that was
+    made is stored with the results; you can extend it. If you give this
+    command after that, your suite gets the ending .before. The time is a
+    forecast: on a busy computer, or if the grid of learning rates grows at
+    both edges, it takes longer. Give the same command again to go on after
+    a stop.
 
     Exit codes: 0, success; 1, a run whose score is reported failed, or some
     runs were not done; 2, nothing can be run, or every method fails in its

@@ -122,9 +122,8 @@ def rule_in_numbers() -> str:
     told = _short_of_best(there["regret"].mean(), there["regret"].iloc[-1], there["problem"].iloc[-1])
     lost = there[there["lower"] == "opponent"]
     beaten = (lost["regret"] - lost["opponent_regret"]).map(math.exp) - 1
-    by = f" Always advising the same was better on {len(lost)}, by at most {number(100 * beaten.max(), 2)} %."
-    by = by if len(lost) else ""
-    return f"Its choices on the problems of the evidence: {told}.{by}"
+    by = f"Always advising the same was better on {len(lost)}, by at most {number(100 * beaten.max(), 2)} %."
+    return f"Its choices on the problems of the evidence: {told}.{f' {by}' if len(lost) else ''}"
 
 
 def _short_of_best(mean: float, worst: float, problem: str) -> str:

@@ -13,9 +13,9 @@ PLACES = {
     "layer": ("model.fork, wrt=layer", "layer is the last shared layer"),
     "parameters": ("None, wrt=shared", "shared are all shared parameters"),
 }
-"""What `balancers.create` is given for each place where gradients are measured, and what the names in it mean."""
+"""The first arguments of `balancers.create` for each place where gradients are measured, and the names in them."""
 REPLACING = ("model.fork, wrt=shared", "shared are all shared parameters")
-"""The same for methods that replace gradients, which need a fork if the model has one."""
+"""The same at "parameters" for methods that replace gradients: they take the fork, if the model has one."""
 
 
 def code_line(entry: Mapping[str, Any], lr: float) -> str:

@@ -117,8 +117,8 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
-        # The pass around this one ends at the gate, so that what it would free is freed here. It would have come later:
-        # a hook on a leaf that differentiates the trunk needs retain_graph.
+        # The pass around this one ends at the gate, so the trunk's graph is freed here, before the leaves' hooks run. A
+        # hook that differentiates the trunk needs retain_graph=True.
         retain_graph = ctx.trunk.is_shared or not frees_behind([z.grad_fn for z in features])
         if step is None or not step.combines:
             return None, None, None, *differentiate(features, gradients, leaves, retain_graph)

@@ -10,8 +10,8 @@ convolution is a linear map of its inputs' patches; since patches overlap, the p
 single positions, which are fewer. Of a layer that is applied several times, the rows of all applications count
 together.
 
-Rows are taken in double precision: the sum may be much smaller than its terms. Many GPUs multiply in single precision
-alone at speed, so there the cheaper way is chosen as if each multiplication in double precision were many.
+Rows are taken in double precision: the sum may be much smaller than its terms. Many GPUs are slow in double precision:
+there, such a multiplication counts for 32 in the choice of the cheaper way.
 
 Source: Goodfellow, "Efficient per-example gradient computations", arXiv 2015; for sequences Li et al., "Large language
 models can be strong differentially private learners", ICLR 2022; the choice by shapes Bu, Mao and Xu, "Scalable and
