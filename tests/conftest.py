@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--sample",
         action="store_true",
-        help="mark as slow, of each test function with many cases, all but a fixed quarter of them",
+        help="mark as slow, of each test function with many cases, all but a fixed fifth of them",
     )
     parser.addoption("--site", type=Path, help="folder of built pages to check, build/docs/html; default: builds them")
 
@@ -119,7 +119,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _mark_all_but_a_sample(items: Sequence[pytest.Item]) -> None:
-    """Mark as slow all but a sample of the cases of each test function: a quarter of them, and at least `FEW`.
+    """Mark as slow all but a sample of the cases of each test function: a fifth of them, and at least `FEW`.
 
     The sample has the cases whose names have the smallest hashes. So it is the same in each process, a new case changes
     at most one other, and two functions leave out different methods.
@@ -129,7 +129,7 @@ def _mark_all_but_a_sample(items: Sequence[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and item.get_closest_marker("slow") is None:
             cases_of[item.parent, item.originalname].append(item)
     for cases in cases_of.values():
-        kept = max(FEW, -(-len(cases) // 4))
+        kept = max(FEW, -(-len(cases) // 5))
         for item in sorted(cases, key=lambda case: sha256(case.nodeid.encode()).digest())[kept:]:
             item.add_marker("slow")
 

@@ -62,14 +62,17 @@ class ComparisonSize:
         rates: The learning rates of the grid, as factors of the learning rate in the problem's recipe.
         tuning: The number of tuning seeds.
         reported: The number of reported seeds.
+        finer: The factor above and below its best rate at which each method tries two more; None for no more rates.
     """
 
     rates: tuple[float, ...]
     tuning: int
     reported: int
+    finer: float | None = None
 
 
 SIZES = (
+    ComparisonSize(rates=(0.1, 0.3, 1, 3, 10), tuning=3, reported=10, finer=1.78),
     ComparisonSize(rates=(0.1, 0.3, 1, 3, 10), tuning=2, reported=10),
     ComparisonSize(rates=(0.1, 0.3, 1, 3, 10), tuning=1, reported=5),
     ComparisonSize(rates=(0.3, 1, 3), tuning=1, reported=3),
@@ -304,7 +307,7 @@ def _toml(file: Path, names: Sequence[str], methods: Mapping[str, dict[str, Any]
                 "tuning": list(range(TUNING, TUNING + size.tuning)),
                 "reported": list(range(1, 1 + size.reported)),
             },
-            "learning_rates": {"grid": rates},
+            "learning_rates": {"grid": rates} | ({"finer": size.finer} if size.finer else {}),
             "cost": {"rounds": 50},
             "problems": [{"name": name} for name in names],
             "balancers": balancers,
@@ -327,7 +330,10 @@ def _free(path: Path) -> Path:
 
 
 def _runs(loaded: Suite) -> list[Planned]:
-    """Return all runs of the suite, assuming that the grid grows at one edge."""
-    grids = {entry.label: plan.widened(loaded.learning_rates)[1:] for entry in loaded.problems}
+    """Return all runs of the suite, assuming that the grid grows at one edge, which then has all best rates."""
+    wider = plan.widened(loaded.learning_rates)[1:]
+    grids = {entry.label: wider for entry in loaded.problems}
+    finer = plan.around(wider[-1], loaded.finer)
+    own = {(problem.label, entry.label): finer for problem in loaded.problems for entry in loaded.balancers}
     reported = plan.reported(loaded, None)
-    return [*plan.tuning(loaded, grids), *reported, *plan.baselines(loaded, reported)]
+    return [*plan.tuning(loaded, grids, own), *reported, *plan.baselines(loaded, reported)]

@@ -66,13 +66,14 @@ def test_all_core_methods_a_control_and_ones_own_are_compared(file, tmp_path):
     assert made.baselines
     assert made.cost_rounds > 0
     assert len(made.learning_rates) == 5
-    assert len(made.tuning_seeds) == 2
+    assert len(made.tuning_seeds) == 3
+    assert made.finer == 1.78
     assert len(made.reported_seeds) == 10
 
 
 def test_what_it_aims_at_includes_a_grown_grid(file, tmp_path):
     made, said = try_suite.make(file, tmp_path / "results", minutes=60, seconds_of=lambda *_: 120.0)
-    runs = 12 * (2 * 6 + 10) + 2 * 10  # five rates and one more; both tasks alone
+    runs = 12 * (3 * (5 + 1 + 2) + 10) + 2 * 10  # the grid, beyond its edge, around the best; both tasks alone
     assert said[-2] == (
         f"the comparison aims at 60 minutes: {runs} runs in about 2 minutes, if the grid of learning rates grows at "
         "one edge; other programs make it slower"
@@ -124,7 +125,7 @@ def test_the_same_command_goes_on_with_the_same_comparison_on_a_busier_computer(
     made, _ = make(minutes=60, seconds_of=lambda *_: 120.0)
     again, said = make(minutes=60, seconds_of=lambda *_: 10_000.0)
     assert again.written.text == made.written.text == (tmp_path / "results" / "mine.toml").read_text()
-    assert said[-2].startswith("this goes on with the comparison made for 60 minutes: 284 runs in about 167 minutes")
+    assert said[-2].startswith("this goes on with the comparison made for 60 minutes: 428 runs in about 167 minutes")
     fewer, said = make(minutes=30, seconds_of=lambda *_: 10_000.0)
     assert len(fewer.reported_seeds) < len(made.reported_seeds)
     assert not any("so it was kept" in sentence for sentence in said)
