@@ -28,7 +28,7 @@ from .intervals import (
     t_interval,
 )
 from .leaderboard import is_ranking, leaderboard
-from .learning_rate_choice import choose_learning_rates, has_best_rate
+from .learning_rate_choice import choose_learning_rates, has_best_rate, mean_score
 from .paying_methods import paying_methods
 from .pooled_comparisons import pooled_comparisons
 from .pooled_scores import PooledScores, pooled_scores
@@ -88,6 +88,7 @@ __all__ = [
     "leaderboard",
     "match_steps",
     "mean_change",
+    "mean_score",
     "median_estimate",
     "paired_p_value",
     "passed_gates",

@@ -60,21 +60,21 @@ def has_best_rate(table: pd.DataFrame) -> "pd.Series[bool]":
     return table.groupby(["problem", "balancer"])["mean_validation_score"].transform("nunique") > 1
 
 
+def mean_score(values: NDArray[np.float64], scale: Scale) -> float:
+    """Return the geometric mean for "ratio", else the arithmetic one; not-a-number if a value is not finite."""
+    if not np.isfinite(values).all():
+        return np.nan
+    return float(np.exp(np.log(values).mean())) if scale == "ratio" else float(values.mean())
+
+
 def _means(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean score of every balancer and rate on one problem, on the scale of the problem's comparisons."""
     higher_is_better = bool(rows["higher_is_better"].iloc[0])
     values = rows["value"].astype(float)
     scale = comparison_scale(values[np.isfinite(values)], higher_is_better)
     cells = rows.assign(value=values).groupby(["problem", "balancer", "lr"])["value"]
-    means = cells.agg(lambda cell: _mean(cell.to_numpy(dtype=float), scale)).rename("mean_validation_score")
+    means = cells.agg(lambda cell: mean_score(cell.to_numpy(dtype=float), scale)).rename("mean_validation_score")
     return means.reset_index().assign(scale=scale, higher_is_better=higher_is_better)
-
-
-def _mean(values: NDArray[np.float64], scale: Scale) -> float:
-    """Return the geometric mean for "ratio", else the arithmetic one; not-a-number if a value is not finite."""
-    if not np.isfinite(values).all():
-        return np.nan
-    return float(np.exp(np.log(values).mean())) if scale == "ratio" else float(values.mean())
 
 
 def _require_equal_seeds(rows: pd.DataFrame) -> None:

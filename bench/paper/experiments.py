@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tasks
+from bench.analysis import comparison_scale, mean_score
 from bench.execute.progress import Progress
 from bench.execute.run_suite import NotDoneError
 from bench.execute.workforce import Workforce
@@ -168,14 +169,16 @@ class Lab:
         seeds: Sequence[int],
         grid: Sequence[float],
     ) -> tuple[Sequence[float], dict[str, NDArray[np.float64]]]:
-        """Return the learning rates, and by method the mean validation score at each of them."""
+        """Return the learning rates, and by method the mean validation score at each of them, as rule 8 takes it."""
         cells = {
             (label, lr): [on.run(make(seed), seed, "tuning", lr) for seed in seeds]
             for label, make in methods.items()
             for lr in grid
         }
         scores = finals(on, self.by_cell(stage, cells), "validation")
-        return grid, {label: np.array([scores[label, lr].mean() for lr in grid]) for label in methods}
+        scale = comparison_scale(np.concatenate(list(scores.values())), higher_is_better=False)
+        means = {label: np.array([mean_score(scores[label, lr], scale) for lr in grid]) for label in methods}
+        return grid, {label: np.nan_to_num(of_rates, nan=np.inf) for label, of_rates in means.items()}
 
     def once(self, stage: str, about: object, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return what ``measure`` returns, computed at most once for each ``about``.

@@ -230,8 +230,23 @@ def test_the_rate_is_the_best_on_validation_and_a_grid_grows_once(lab: Lab, smal
     assert len(tried) in (3, 4)  # the best of two values lies at an edge
     for label, make in methods.items():
         cells = {lr: results("again", [small.run(make(s), s, "tuning", lr) for s in (101, 102)]) for lr in tried}
-        means = {lr: scores.mean() for lr, scores in finals(small, cells, "validation").items()}
+        means = {lr: np.log(scores).mean() for lr, scores in finals(small, cells, "validation").items()}
         assert chosen[label] == min(means, key=means.__getitem__)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        pytest.param([[0.5, 0.5], [0.1, 1.0], [2.0, 2.0]], id="ratios: geometric means 0.5, 0.32, 2"),
+        pytest.param([[0.5, 0.5], [0.4, 0.4], [0.0, 1.2]], id="differences, for one is 0: means 0.5, 0.4, 0.6"),
+    ],
+)
+def test_rates_are_chosen_by_the_mean_of_the_comparisons(
+    scores: list[list[float]], lab: Lab, small: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_rates = dict(zip((0.001, 0.01, 0.1), map(np.array, scores), strict=True))
+    monkeypatch.setattr(experiments, "finals", lambda on, cells, split: {cell: of_rates[cell[1]] for cell in cells})
+    assert lab.choose("rates", small, {"equal": lambda _: EQUAL}, (101, 102), tuple(of_rates)) == {"equal": 0.01}
 
 
 def test_failed_runs_count_with_the_constant_or_the_worst(lab: Lab, small: Bench) -> None:
