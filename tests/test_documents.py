@@ -55,6 +55,7 @@ FENCED_BLOCKS = RawFencedCodeBlockLexer(re.compile("[^\n]*\n"))
 METHODS_MARKER = "<!-- lossbench list balancers --markdown -->"
 SCORES_MARKER = "<!-- python -m bench.evidence markdown scores -->"
 PRACTICE_MARKER = "<!-- python -m bench.evidence markdown practice -->"
+MEMORY_MARKER = "<!-- python -m bench.evidence markdown memory -->"
 REGRETS_MARKER = "<!-- python -m bench.evidence markdown regrets -->"
 CANDIDATES_MARKER = "<!-- python -m bench.evidence markdown candidates -->"
 
@@ -235,6 +236,7 @@ def test_the_tables_of_the_evidence_follow_from_what_is_kept() -> None:
     made = evidence_tables.make_so_far(ROOT / "results" / "reference" / "core")
     assert table_after(DOCS / "scores.md", SCORES_MARKER) == markdown_tables.score_table(made)
     assert table_after(DOCS / "results.md", PRACTICE_MARKER) == markdown_tables.practice_table(made)
+    assert table_after(DOCS / "adams-memory.md", MEMORY_MARKER) == markdown_tables.memory_table(made)
 
 
 def test_the_tables_of_the_advice_are_those_that_come_with_the_package() -> None:

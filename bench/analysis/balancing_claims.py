@@ -5,8 +5,9 @@ static weights that were run on it. Beating equal weighting alone shows only tha
 constant sets right. Beating static weights alone shows nothing if they hurt. Each comparison is a paired t-test over
 the seeds of both sets, and the largest of the p-values counts. They are two-sided. Where the method's mean is better in
 every comparison, the largest is a valid p-value for "not better than all of them" (an intersection–union test), however
-much the variances differ. Elsewhere nothing is claimed, whatever it is. Holm's rule corrects it for the number of tests
-that were planned, methods times problems, so that a claim does not depend on how many of them have been run.
+much the variances differ. Elsewhere the test has p = 1, so that a method that is worse helps no other one through
+Holm's steps. Holm's rule corrects for the number of tests that were planned, methods times problems, so that a claim
+does not depend on how many of them have been run.
 
 A claim also needs
 
@@ -74,7 +75,9 @@ class _Tested:
 
     @property
     def p(self) -> float:
-        """The largest p-value over all seeds."""
+        """The largest p-value over all seeds; 1 if a mean is not better."""
+        if not all(gains.mean() > 0 for gains in self.gains.values()):
+            return 1.0
         return float(np.max([paired_p_value(gains) for gains in self.gains.values()]))
 
     @cached_property
@@ -143,8 +146,9 @@ def balancing_claims(
           p-value.
         - ``constant_relative`` compares it with the constant predictor, in the same way; ``constant_verdict`` is
           `UNKNOWN` if the predictor's score is. No claim depends on it.
-        - ``p`` is the largest p-value, over equal weighting where it counts and over all static rows. ``holm_p`` is the
-          same, corrected for ``tests``. ``reported_p`` and ``repeated_p`` are the largest in each set of seeds alone.
+        - ``p`` is the largest p-value, over equal weighting where it counts and over all static rows, or 1 if the
+          method's mean is not better than that of each. ``holm_p`` is the same, corrected for ``tests``. ``reported_p``
+          and ``repeated_p`` are the largest in each set of seeds alone.
         - ``gate``: the method passes its gate.
         - ``claimed``: ``why_not`` is empty.
         - ``why_not``: the first of these that keeps it from being claimed: "not gated yet", "gate", "not better than

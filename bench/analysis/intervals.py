@@ -130,10 +130,8 @@ def compare(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scal
     ours, theirs = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
     if ours.shape != theirs.shape:
         raise ValueError(f"scores are paired by seed, but there are {ours.size} and {theirs.size} of them")
-    if scale == "ratio":
-        _require_positive([*ours, *theirs])
-    estimate = summarise(ours / theirs if scale == "ratio" else ours - theirs, scale)
-    return _judged(estimate, theirs, higher_is_better, scale)
+    differences = np.subtract(*_on_scale(ours, theirs, scale))
+    return _judged(t_interval(differences), theirs, higher_is_better, scale)
 
 
 def compare_unpaired(scores: ArrayLike, baseline: ArrayLike, higher_is_better: bool, scale: Scale) -> Comparison:
@@ -143,29 +141,35 @@ def compare_unpaired(scores: ArrayLike, baseline: ArrayLike, higher_is_better: b
         ValueError: ``scale`` is "ratio" and a score is not positive.
     """
     ours, theirs = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
-    values = ours, theirs
-    if scale == "ratio":
-        _require_positive([*ours, *theirs])
-        values = np.log(ours), np.log(theirs)
+    values = _on_scale(ours, theirs, scale)
     difference = float(values[0].mean() - values[1].mean()) if ours.size and theirs.size else np.nan
     estimate = Estimate(difference, np.nan, np.nan)
     if min(ours.size, theirs.size) >= 2:
         interval = stats.ttest_ind(*values, equal_var=False).confidence_interval(CONFIDENCE)
         estimate = Estimate(difference, float(interval.low), float(interval.high))
-    if scale == "ratio":
-        estimate = Estimate(*(float(np.exp(value)) for value in (estimate.mean, estimate.low, estimate.high)))
     return _judged(estimate, theirs, higher_is_better, scale)
 
 
-def _judged(estimate: Estimate, baseline: NDArray[np.float64], higher_is_better: bool, scale: Scale) -> Comparison:
-    """Return the estimate as a comparison, with the verdict that it supports."""
+def _on_scale(
+    scores: NDArray[np.float64], baseline: NDArray[np.float64], scale: Scale
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both as their differences are taken: logarithms for "ratio"."""
+    if scale == "difference":
+        return scores, baseline
+    _require_positive([*scores, *baseline])
+    return np.log(scores), np.log(baseline)
+
+
+def _judged(difference: Estimate, baseline: NDArray[np.float64], higher_is_better: bool, scale: Scale) -> Comparison:
+    """Return a comparison with the verdict that its difference, of logarithms for "ratio", supports."""
     if scale == "ratio":
-        no_difference, margin = 1.0, (1 / (1 + EQUIVALENCE), 1 + EQUIVALENCE)
-    else:
-        width = EQUIVALENCE * abs(float(baseline.mean())) if baseline.size else 0.0
-        no_difference, margin = 0.0, (-width, width)
-    verdict = _verdict(estimate, no_difference, margin, higher_is_better)
-    return Comparison(estimate.mean, estimate.low, estimate.high, scale, verdict)
+        verdict = _verdict(difference, float(np.log1p(EQUIVALENCE)), higher_is_better)
+        with np.errstate(over="ignore"):
+            mean, low, high = (float(np.exp(value)) for value in (difference.mean, difference.low, difference.high))
+        return Comparison(mean, low, high, scale, verdict)
+    margin = EQUIVALENCE * abs(float(baseline.mean())) if baseline.size else 0.0
+    verdict = _verdict(difference, margin, higher_is_better)
+    return Comparison(difference.mean, difference.low, difference.high, scale, verdict)
 
 
 def _require_positive(scores: ArrayLike) -> None:
@@ -173,11 +177,11 @@ def _require_positive(scores: ArrayLike) -> None:
         raise ValueError("a ratio needs positive scores; use scale='difference' for these")
 
 
-def _verdict(estimate: Estimate, no_difference: float, margin: tuple[float, float], higher_is_better: bool) -> Verdict:
-    if not (np.isfinite(estimate.low) and np.isfinite(estimate.high)):
+def _verdict(difference: Estimate, margin: float, higher_is_better: bool) -> Verdict:
+    if not (np.isfinite(difference.low) and np.isfinite(difference.high)):
         return ""
-    if margin[0] <= estimate.low and estimate.high <= margin[1]:
+    if -margin <= difference.low and difference.high <= margin:
         return "tie"
-    if estimate.low <= no_difference <= estimate.high:
+    if difference.low <= 0 <= difference.high:
         return "not settled"
-    return "better" if (estimate.low > no_difference) == higher_is_better else "worse"
+    return "better" if (difference.low > 0) == higher_is_better else "worse"

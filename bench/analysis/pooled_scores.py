@@ -53,7 +53,12 @@ class PooledScores:
         return compare(pairs.iloc[:, 0].tolist(), pairs.iloc[:, 1].tolist(), self.higher_is_better, self.scale)
 
     def against_score(self, balancer: str, score: float) -> Comparison:
-        """Compare a balancer with a fixed ``score``, such as that of a constant predictor."""
+        """Compare a balancer with a fixed ``score``, such as that of a constant predictor.
+
+        There is no verdict, and nothing is a number, if ``score`` is not positive on the scale "ratio".
+        """
+        if self.scale == "ratio" and not score > 0:
+            return Comparison(np.nan, np.nan, np.nan, self.scale, "")
         values = self.values[balancer].dropna().tolist()
         return compare(values, [score] * len(values), self.higher_is_better, self.scale)
 

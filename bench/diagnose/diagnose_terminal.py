@@ -108,7 +108,8 @@ def opponents_advice(profile: GradientProfile) -> Advice | None:
     best = candidates.iloc[0]
     reason = (
         f"The best of {len(rule.CANDIDATES)} candidates on average over the problems of the evidence: "
-        f"{_short_of_best(best['regret'], best['worst_regret'], best['worst'])}."
+        f"{_short_of_best(best['regret'], best['worst_regret'], best['worst'])}. These problems chose it. On a problem "
+        f"that did not, the best on the others has {math.exp(regrets['opponent_regret'].mean()):.2f} times."
     )
     return written(best["candidate"], profile, (reason,))
 

@@ -43,7 +43,7 @@ from .evidence_rows import EvidenceRows, evidence_rows
 CORES = joblib.cpu_count()
 KEPT = machine_facts.ROOT / "results" / "reference" / "core"
 
-Which = Literal["scores", "practice", "regrets", "candidates"]
+Which = Literal["scores", "practice", "memory", "regrets", "candidates"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PartsArgument = Annotated[
@@ -176,8 +176,9 @@ def markdown(
     """Print a table as the documentation shows it.
 
     `scores` are relative to those of equal weighting; `practice` is what a user
-    gets for the time of a step; `regrets` and `candidates` are the result
-    of `advice`, which comes with the package.
+    gets for the time of a step; `memory` is how scores change with Adam's long
+    memory; `regrets` and `candidates` are the result of `advice`, which comes
+    with the package.
 
     Exit codes: 0, success; 2, there is no part of table A, or no result.
     """

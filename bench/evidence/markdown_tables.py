@@ -75,7 +75,41 @@ def practice_table(tables: Tables) -> str:
     return _table(["", *PRACTICE], lines)
 
 
-WRITERS = {"scores": score_table, "practice": practice_table}
+def memory_table(tables: Tables) -> str:
+    """Return by what Adam's long memory, table B, multiplies a score that table A has with the short one.
+
+    Each cell has the change of the score relative to that of equal weighting, and in parentheses the change of the
+    score itself. Numbers are bold if their interval excludes no change. There is a row for each static row or method
+    that is in both tables and passes its gate.
+
+    Args:
+        tables: What `evidence_tables.make` returns.
+    """
+    found = tables["step_length"]
+    facts = tables["problems"]
+    there = facts["problem"].isin(found["problem"]) & ~facts["control"].astype(bool)
+    problems = list(facts.loc[there, "problem"])
+    cells = {(row["balancer"], row["problem"]): _changes(row) for _, row in found.iterrows()}
+    failing = failed_gates(tables["gates"])
+    kinds = tables["rows"].set_index("balancer")["kind"]
+    labels = [label for kind in ("static", "method") for label in kinds.index[kinds == kind] if label not in failing]
+    lines = [
+        [label, *(cells.get((label, problem), "") for problem in problems)]
+        for label in labels
+        if any((label, problem) in cells for problem in problems)
+    ]
+    return _table(["", *problems], lines)
+
+
+def _changes(row: pd.Series) -> str:
+    texts = []
+    for column, settled in (("change", "step_length"), ("own_change", "own_changes")):
+        text = numbers.relative(row["scale"], row[column], nan, nan)
+        texts.append(f"**{text}**" if row[settled] else text)
+    return f"{texts[0]} ({texts[1]})"
+
+
+WRITERS = {"scores": score_table, "practice": practice_table, "memory": memory_table}
 """The functions that write a table from those of the evidence, by the table's name."""
 
 
@@ -100,15 +134,23 @@ def regret_table(regrets: pd.DataFrame) -> str:
 
 
 def candidate_table(regrets: pd.DataFrame, candidates: pd.DataFrame) -> str:
-    """Return the mean and the largest error over the best candidate's, of each candidate and of what the rule chooses.
+    """Return the mean and the largest error over the best candidate's, of each candidate, the opponent and the rule.
+
+    The best candidate of the list was chosen on the problems that judge it. The opponent was not: it advises what is
+    best on the other problems.
 
     Args:
         regrets: As for `regret_table`.
         candidates: What `bench.diagnose.regret.always` returns.
     """
-    worst = _there(regrets).sort_values("regret").iloc[-1]
-    rule = ("*what the rule chooses*", _there(regrets)["regret"].mean(), worst["regret"], worst["problem"])
-    rows = [*candidates[["candidate", "regret", "worst_regret", "worst"]].itertuples(index=False, name=None), rule]
+    rows = list(candidates[["candidate", "regret", "worst_regret", "worst"]].itertuples(index=False, name=None))
+    there = _there(regrets)
+    for label, column in (
+        ("*the best on the other problems*", "opponent_regret"),
+        ("*what the rule chooses*", "regret"),
+    ):
+        worst = there.sort_values(column).iloc[-1]
+        rows.append((label, there[column].mean(), worst[column], worst["problem"]))
     return _table(
         ["always", "mean", "worst", "on"],
         ([str(label), f"{exp(mean):.2f}×", f"{exp(most):.2f}×", str(problem)] for label, mean, most, problem in rows),

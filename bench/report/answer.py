@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 
 import tasks
-from bench.analysis import EQUIVALENCE, label_of, loss_scales
+from bench.analysis import CONFIDENCE, EQUIVALENCE, label_of, loss_scales
 from bench.run import suite_text
-from bench.style.numbers import counted, join, rate, relative, span
+from bench.style.numbers import counted, join, number, rate, relative, span
 from bench.style.short_label import short
 
 from . import step_ratios, task_tables
 from .code_line import code_line
 from .results_folder import Results
-from .verdict_wording import as_predicate, seeds
+from .verdict_wording import as_predicate, failures, seeds
 
 FEW_SEEDS = 10
 """If most verdicts are not settled on fewer seeds than this, the answer suggests more."""
@@ -38,10 +38,13 @@ def answer(results: Results) -> list[str]:
 
 
 def caveat(results: Results) -> str:
-    """Return a sentence that the best of several methods needs new seeds before it is relied on.
+    """Return sentences that the best of several methods needs new seeds before it is relied on.
 
-    It is empty if nothing is ranked, if there is one method to compare, if no method is recommended, or if the verdict
-    on each that is recommended is confirmatory or was repeated on other seeds.
+    One of them bounds how often a method would be named if none were better: by the number of methods, times the error
+    of one interval on that side.
+
+    The text is empty if nothing is ranked, if there is one method to compare, if no method is recommended, or if the
+    verdict on each that is recommended is confirmatory or was repeated on other seeds.
     """
     if not results.ranking:
         return ""
@@ -67,9 +70,12 @@ def caveat(results: Results) -> str:
         named = join(f"{short(label, 40)} on {short(problem, 40)}" for problem, label in open_ones)
         what = f"the repeated seeds do not confirm that {named} {'is' if len(open_ones) == 1 else 'are'} better"
     problems = results.evidence["problem"].nunique()
+    chance = min(100.0, 100 * (len(methods) - (results.roles.equal in methods)) * (1 - CONFIDENCE) / 2)
+    where = " on each" if problems > 1 else ""
     return (
-        f"{len(methods)} methods were compared on {counted(problems, 'problem')}, so the best may owe a part of its "
-        f"lead to luck: {what}."
+        f"{len(methods)} methods were compared on {counted(problems, 'problem')}. Even if none were better, one would "
+        f"be named in up to {number(chance, 2)} % of cases{where}, and more often if seeds are added until one is. So "
+        f"the best may owe its lead to luck: {what}."
     )
 
 
@@ -133,6 +139,8 @@ def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str
         equal: The row of equal weighting.
         results: The results of this problem alone.
     """
+    if equal["failed"] == equal["seeds"]:
+        return _without_equal(others, equal, results)
     better = _better(others, results)
     if better.empty:
         return _none_better(others, equal, results)
@@ -141,11 +149,34 @@ def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str
     text = f"try {_named(best)} {_of_equals(best, equal)}{_cost(best, results)}."
     for cheapest in named[1:]:
         text += f" The cheapest better method: {_named(cheapest)}{_cost(cheapest, results)}."
-    text += f"{_against_static(best, results)}{_longer(results)}{_in_code(best, results)}"
-    if best["failed"]:
-        text += f" {best['failed']} of its {best['seeds']} runs failed."
+    text += f"{_against_static(best, results)}{_longer(results)}{_in_code(best, results)}{_failures(others, equal)}"
     more = _reversals(results), task_tables.finding(results, best["balancer"]), _at_edge(named, equal, results)
     return " ".join(part for part in (text, *more, _more_seeds(others, results)) if part)
+
+
+def _without_equal(others: pd.DataFrame, equal: pd.Series, results: Results) -> str:
+    """Return the answer for a problem on which every run of equal weighting failed, so that there is no ratio to it."""
+    runs = f"all {equal['seeds']} runs" if equal["seeds"] > 1 else "its run"
+    sound = others[others["failed"] == 0]
+    if sound.empty:
+        return f"nothing can be compared: {runs} of {_label(equal)} failed, and runs of every other method."
+    best = sound.iloc[0]
+    text = f"try {_label(best)}, whose runs did not fail{_cost(best, results)}; {runs} of {_label(equal)} did"
+    others_too = [_label(row) for _, row in sound.iloc[1:].iterrows()]
+    also = f" No run of {join(others_too)} failed either; the first has the best mean." if others_too else ""
+    return f"{text}.{also}{_in_code(best, results)}"
+
+
+def _failures(others: pd.DataFrame, equal: pd.Series) -> str:
+    """Return sentences on failed runs, whose methods are not recommended; empty if no run failed."""
+    text = ""
+    if equal["failed"]:
+        text += (
+            f" {equal['failed']} of {equal['seeds']} runs of {_label(equal)} failed, and count with an imputed score, "
+            "which is in every ratio here."
+        )
+    named = failures(others)
+    return f"{text} Not recommended, because runs failed: {named}." if named else text
 
 
 def _in_code(best: pd.Series, results: Results) -> str:
@@ -185,8 +216,9 @@ def _reversed(results: Results) -> set[str]:
 
 
 def _better(others: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """Return the rows of methods that are better than equal weighting, and that other seeds do not reverse."""
-    return others[(others["verdict"] == "better") & ~others["balancer"].isin(_reversed(results))]
+    """Return the rows of methods that are better than equal weighting, without failed runs or a reversal."""
+    sound = (others["failed"] == 0) & ~others["balancer"].isin(_reversed(results))
+    return others[(others["verdict"] == "better") & sound]
 
 
 def _recommended(better: pd.DataFrame) -> list[pd.Series]:
@@ -231,20 +263,22 @@ def _none_better(others: pd.DataFrame, equal: pd.Series, results: Results) -> st
     It is undecided if the best mean of a method that is not settled is better by more than the margin of a tie.
     """
     higher = results.facts(str(equal["problem"])).higher_is_better
-    unsettled = others[others["verdict"] == "not settled"]
+    unsettled = others[(others["verdict"] == "not settled") & (others["failed"] == 0)]
     leading = [row for _, row in unsettled.iterrows() if _leads(row, equal, higher)]
     if not leading:
         reversed_ones = others["balancer"].isin(_reversed(results))
-        counts = others["verdict"].mask(reversed_ones, "reversed on other seeds").value_counts()
-        words = ("worse", "tie", "not settled", "reversed on other seeds")
+        verdicts = others["verdict"].mask(reversed_ones, "reversed on other seeds")
+        counts = verdicts.mask((others["failed"] > 0) & (verdicts != "worse"), "with failed runs").value_counts()
+        words = ("worse", "tie", "not settled", "reversed on other seeds", "with failed runs")
         rest = [f"{counts[word]} {word}" for word in words if word in counts]
         text = f"stay with {_label(equal)}. No method is better beyond noise ({', '.join(rest)}).{_longer(results)}"
+        text += _failures(others, equal)
         parts = (text, _reversals(results), _costs(others), _more_seeds(others, results))
         return " ".join(part for part in parts if part)
     best = leading[0]
     text = (
         f"undecided on {seeds(others)}. Of the unsettled ones, the best mean is that of {_named(best)} "
-        f"{_of_equals(best, equal)}{_cost(best, results)}.{_longer(results)}"
+        f"{_of_equals(best, equal)}{_cost(best, results)}.{_longer(results)}{_failures(others, equal)}"
     )
     more = _more_seeds(others, results) or "Add seeds under [seeds] reported in the suite; finished runs are kept."
     return " ".join(part for part in (text, _reversals(results), more, _at_edge([best], equal, results)) if part)

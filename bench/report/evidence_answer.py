@@ -156,6 +156,9 @@ def _lengths(results: Results) -> str:
     if found.empty:
         return f"The length of steps changes no method's standing in any {of}.{_gated(results)}"
     text = f"The length of steps changes a method's standing in {len(found)} {of}: {_per_method(found, results)}."
+    alone = int((~found["own_changes"].astype(bool)).sum())
+    if alone:
+        text += f" In {alone} of these, the method's own score is not shown to change."
     chance = f"Each is at 95 % and uncorrected, so {by_chance(len(table), TWO_SIDED)} are to be expected by chance."
     return f"{text} {chance}{_gated(results)}"
 
@@ -405,7 +408,8 @@ def _step_length(results: Results, failed: Collection[str]) -> str:
     size = np.abs(np.log(change) if (found["scale"] == "ratio").all() else change)
     first = found.iloc[np.argsort(-size, kind="stable")]
     texts = [
-        f"{short(row['balancer'], 40)} ({bare(row, 'short_memory')} in A, {bare(row, 'as_published')} in B)"
+        f"{short(row['balancer'], 40)} ({bare(row, 'short_memory')} in A, {bare(row, 'as_published')} in B"
+        f"{'' if row['own_changes'] else '; its own score is not shown to change'})"
         for _, row in first.head(MOST_NAMED).iterrows()
     ]
     rest = len(first) - len(texts)

@@ -161,8 +161,9 @@ def _change(row: pd.Series | None) -> JudgedCell:
         return cell(NOTHING)
     short_memory, published = bare(row, "short_memory"), bare(row, "as_published")
     change = relative(row["scale"], row["change"], row["change_low"], row["change_high"])
+    own = f"own score {bare(row, 'own_change')}{'' if row['own_changes'] else ', not settled'}"
     verdict, looks = ("step length matters", "pays") if row["step_length"] else ("", "")
-    return cell(f"{short_memory} → {published}", change, verdict, looks=looks, sort=float(row["change"]))
+    return cell(f"{short_memory} → {published}", change, own, verdict, looks=looks, sort=float(row["change"]))
 
 
 def claims(results: Results) -> JudgedTable:

@@ -128,10 +128,20 @@ def finding(problem: str, rows: pd.DataFrame, results: Results) -> str:
         return f"On {short(problem, 40)}, relative to {name}: {_methods(others)}."
     clauses = []
     for verdict, (singular, plural) in CLAUSES.items():
-        methods = others[others["verdict"] == verdict]
+        methods = others[(others["verdict"] == verdict) & (others["failed"] == 0)]
         if len(methods):
             clauses.append(f"{_methods(methods)} {singular if len(methods) == 1 else plural} {name}")
+    if failed := failures(rows):
+        clauses.append(f"runs of {failed} failed")
     return f"On {short(problem, 40)}, {'; '.join(clauses)}.{_against_static(rows, results)}"
+
+
+def failures(rows: pd.DataFrame) -> str:
+    """Return the methods of which runs failed, ``famo (2 of 5) and equal (1 of 5)``; empty if none failed."""
+    failed = rows[rows["failed"] > 0]
+    if failed.empty:
+        return ""
+    return join(f"{short(row['balancer'], 40)} ({row['failed']} of {row['seeds']})" for _, row in failed.iterrows())
 
 
 def _against_static(rows: pd.DataFrame, results: Results) -> str:

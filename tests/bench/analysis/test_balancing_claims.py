@@ -156,6 +156,20 @@ class TestClaims:
         assert tuple(row[columns][:3]) == pytest.approx((found.mean, found.low, found.high))
         assert set(table.loc[table["problem"] == "q", "constant_verdict"]) == {"unknown"}
 
+    def test_a_constant_predictor_without_an_error_gives_no_ratio(self):
+        row = claims({"p": losses(**FACTORS)}, constants={"p": 0.0}).set_index("balancer").loc["best"]
+        assert row["constant_verdict"] == "unknown"
+        assert np.isnan(row["constant_relative"])
+        assert row["claimed"]
+
+    def test_a_method_that_is_worse_helps_no_other_one_through_holms_steps(self):
+        values = losses(**FACTORS) | {"lost": 5 * losses(1, m=1.0)["m"]}
+        without = claims({"p": values}, methods=("best",), tests=30).set_index("balancer")
+        beside = claims({"p": values}, methods=("best", "lost"), tests=30).set_index("balancer")
+        assert paired_p_value(np.log(values["lost"] / values["equal"])) < without.loc["best", "p"]
+        assert beside.loc["lost", "p"] == 1
+        assert beside.loc["best", "holm_p"] == without.loc["best", "holm_p"] == 30 * without.loc["best", "p"]
+
     def test_numbers_are_those_of_paired_comparisons_over_all_seeds(self):
         values = losses(**FACTORS)
         row = claims({"p": values}).set_index("balancer").loc["middle"]

@@ -14,6 +14,7 @@ from bench.analysis import (
     band,
     choose_learning_rates,
     compare,
+    compare_unpaired,
     comparison_scale,
     impute_failures,
     is_ranking,
@@ -126,6 +127,16 @@ class TestIntervals:
         assert differences.verdict == verdict
         opposite = {"better": "worse", "worse": "better"}
         assert compare(tens * factors, tens, True, "difference").verdict == opposite.get(verdict, verdict)
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs", "mean"), [([1e-320, 1, 1], [1e300, 1, 1], 0), ([1e60, 1e-60], [1, 1], 1)]
+    )
+    def test_a_ratio_beyond_what_a_number_can_hold_is_not_settled(self, ours, theirs, mean):
+        for pair in ((ours, theirs), (theirs, ours)):
+            for comparison in (compare, compare_unpaired):
+                assert comparison(*pair, higher_is_better=False, scale="ratio").verdict == "not settled"
+        found = compare(ours, theirs, higher_is_better=False, scale="ratio")
+        assert found.mean == pytest.approx(mean, abs=1e-200)
 
     def test_one_seed_has_no_interval_and_no_verdict(self):
         found = compare([1.0], [2.0], higher_is_better=False, scale="ratio")

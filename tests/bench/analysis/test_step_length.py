@@ -34,6 +34,21 @@ def test_the_change_is_paired_by_seed_on_logarithms():
     assert (row["short_memory"], row["as_published"]) == pytest.approx(tuple(np.exp([each.mean() for each in logs])))
     assert row["change"] == pytest.approx(row["as_published"] / row["short_memory"])
     assert (row["seeds"], row["scale"], row["step_length"]) == (20, "ratio", True)
+    own = stats.ttest_rel(np.log(theirs["m"]), np.log(ours["m"])).confidence_interval(0.95)
+    assert (row["own_low"], row["own_high"]) == pytest.approx((np.exp(own.low), np.exp(own.high)))
+    assert row["own_change"] == pytest.approx(np.exp(np.mean(np.log(theirs["m"] / ours["m"]))))
+
+
+def test_what_equal_weighting_alone_changes_is_no_change_of_the_method():
+    ours, theirs = draw(np.random.default_rng(5), 0.01, (0.8, 0.8))
+    theirs["equal"] = 2 * theirs["equal"]
+    row = found(ours, theirs).iloc[0]
+    assert row["step_length"]
+    assert not row["own_changes"]
+    theirs["m"] = 2 * theirs["m"]
+    row = found(ours, theirs).iloc[0]
+    assert not row["step_length"]
+    assert row["own_changes"]
 
 
 @pytest.mark.parametrize(("gains", "changes"), [((0.8, 0.8), False), ((0.8, 0.5), True), ((0.8, 1.2), True)])
@@ -68,6 +83,7 @@ def test_without_noise_in_the_change_it_is_settled():
     row = found(ours, ours).iloc[0]
     assert tuple(row[COLUMNS]) == (1, 1, 1)
     assert not row["step_length"]
+    assert not row["own_changes"]
 
 
 @pytest.mark.slow

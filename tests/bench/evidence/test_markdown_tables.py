@@ -49,6 +49,24 @@ def test_scores_are_marked_by_their_verdicts_and_rows_by_their_gates(tables: dic
     assert markdown_tables.score_table(tables, "B").splitlines()[2:] == ["| famo † | *2.00×* |"]
 
 
+def test_a_change_of_memory_is_told_of_the_ratio_and_of_the_score(tables: dict[str, pd.DataFrame]) -> None:
+    columns = ["problem", "balancer", "scale", "change", "step_length", "own_change", "own_changes"]
+    changes = [
+        ("rain", "famo", "ratio", 1.25, True, 1.0, False),
+        ("wind", "famo", "difference", -0.25, False, 0.5, True),
+        ("rain", "static", "ratio", 0.5, False, 2.0, True),
+        ("control", "static", "ratio", 0.5, True, 2.0, True),
+        ("rain", "random", "ratio", 0.5, True, 2.0, True),
+    ]
+    passing = tables["gates"].assign(passes=True)
+    given = tables | {"step_length": pd.DataFrame(changes, columns=columns), "gates": passing}
+    header, rows = ["|  | rain | wind |", "|---|---|---|"], ["| static | 0.500× (**2.00×**) |  |"]
+    assert markdown_tables.memory_table(given).splitlines() == [
+        *(*header, *rows, "| famo | **1.25×** (1.00×) | −0.250 (**+0.500**) |")
+    ]
+    assert markdown_tables.memory_table(given | {"gates": tables["gates"]}).splitlines() == [*header, *rows]
+
+
 def test_practice_shows_the_quotient_where_steps_were_timed(tables: dict[str, pd.DataFrame]) -> None:
     header, rule, rain, wind = (
         [cell.strip() for cell in line.strip("|").split("|")]

@@ -204,6 +204,9 @@ class TestAnswers:
         found = answer(passing, "scenes").beside
         assert re.search(r"Step length changes the standing of gradnorm \(0\.\d+× in A, 1\.\d+× in B\)", found)
         assert re.search(r"each at 95 % and uncorrected; by chance fewer than 1 of \d would be named\.", found)
+        still = passing.tables["step_length"].assign(own_changes=False)
+        told = answer(changed(passing, step_length=still), "scenes").beside
+        assert re.search(r"gradnorm \(0\.\d+× in A, 1\.\d+× in B; its own score is not shown to change\)", told)
         none = results.tables["step_length"].assign(step_length=False)
         quiet = answer(changed(results, step_length=none), "scenes").beside
         assert "No method's standing is shown to depend on the length of steps." in quiet

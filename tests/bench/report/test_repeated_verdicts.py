@@ -61,7 +61,9 @@ def test_a_best_method_that_they_do_not_confirm_keeps_the_caveat(once: Results, 
     results = repeated(once, CONFIRMED | {FIRST: verdict})
     assert f"try {FIRST}" in answer(results)[0]
     told = caveat(results)
-    assert told.startswith("4 methods were compared on 1 problem, so the best may owe a part of its lead to luck:")
+    assert told.startswith(
+        "4 methods were compared on 1 problem. Even if none were better, one would be named in up to 7.5 %"
+    )
     assert told.endswith(f"the repeated seeds do not confirm that {FIRST} on regression, 2 tasks is better.")
 
 

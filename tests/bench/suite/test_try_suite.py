@@ -347,6 +347,50 @@ def test_the_answer_names_the_best_and_its_price(results):
     )
 
 
+def failing(results: Results, **failed: int) -> Results:
+    """Return the results with as many failed runs of these methods, of which each has five."""
+    return replace(
+        results, board=results.board.assign(failed=results.board["balancer"].map(failed).fillna(0).astype(int))
+    )
+
+
+def test_a_method_with_failed_runs_is_not_recommended(results):
+    (said,) = answer(failing(results, **{"static 1/sigma²": 2}))
+    assert "try GradNorm" in said
+    assert said.endswith("Not recommended, because runs failed: static 1/sigma² (2 of 5).")
+
+
+def test_failed_runs_are_no_tie_and_lead_nowhere(results):
+    found = compared(results, (0.57, 0.26, 1.21))  # GradNorm leads, but is not settled
+    assert answer(failing(found, **{"static 1/sigma²": 5, "GradNorm": 1, "uncertainty": 1})) == [
+        "regression, 2 tasks: stay with equal. No method is better beyond noise (1 worse, 2 with failed runs). Not "
+        "recommended, because runs failed: static 1/sigma² (5 of 5), GradNorm (1 of 5) and uncertainty (1 of 5). A "
+        "step of the other methods takes 1.01 to 1.20 times as long."
+    ]
+
+
+def test_what_is_imputed_to_equal_weighting_is_told(results):
+    (said,) = answer(failing(results, equal=2))
+    told = "2 of 5 runs of equal failed, and count with an imputed score, which is in every ratio here."
+    assert "try static 1/sigma²" in said
+    assert told in said
+    (said,) = answer(failing(compared(results, (0.99, 0.91, 1.08)), equal=2))
+    assert told in said
+
+
+def test_without_a_run_of_equal_weighting_there_is_no_ratio(results):
+    (said,) = answer(failing(results, equal=5, uncertainty=1))
+    assert re.fullmatch(
+        r"regression, 2 tasks: try static 1/sigma², whose runs did not fail, at 1\.0\d× the time of a step; all 5 "
+        r"runs of equal did\. No run of GradNorm failed either; the first has the best mean\.",
+        said,
+    )
+    everyone = dict.fromkeys(results.board["balancer"], 5)
+    assert answer(failing(results, **everyone)) == [
+        "regression, 2 tasks: nothing can be compared: all 5 runs of equal failed, and runs of every other method."
+    ]
+
+
 def test_a_cheaper_one_that_is_better_too_is_named(results):
     board = results.board.copy()
     board.loc[board["balancer"] == "static 1/sigma²", "step_ratio"] = 3.0
