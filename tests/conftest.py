@@ -14,7 +14,7 @@ import torch
 from .balancers.contract_plugins import OWN
 from .on_device import OnDevice
 
-FEW = 4
+FEW = 3
 """With ``--sample``, the number of cases up to which all cases of a test function are run."""
 
 

@@ -46,4 +46,4 @@ def test_cases_that_are_slow_already_count_for_nothing(make):
     for item in items[:15]:
         item.add_marker("slow")
     _mark_all_but_a_sample(items)
-    assert len(quick(items)) == 4
+    assert len(quick(items)) == FEW
