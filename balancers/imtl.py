@@ -33,7 +33,7 @@ class IMTL(IMTLGradient, LearnedState):
         balancer = IMTL(net.fork, lr=0.01)
         balancer(losses).backward()
 
-    Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 2 to 6, algorithm 1.
+    Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 1 to 6, algorithm 1.
     """
 
     name = "imtl"

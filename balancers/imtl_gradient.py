@@ -32,7 +32,7 @@ class IMTLGradient(GradientBalancer):
         balancer(losses).backward()
         balancer.weights.sum()  # 1
 
-    Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 2 to 4.
+    Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, eqs. 1 and 2.
     """
 
     name = "imtl-g"

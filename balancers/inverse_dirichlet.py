@@ -21,8 +21,8 @@ class InverseDirichlet(GradientBalancer):
 
     Args:
         alpha: :math:`\alpha`, above 0 and up to 1: fraction of the average that each step replaces.
-        fork, wrt, options: see `GradientBalancer`. The official code updates
-            the weights at every fifth step: ``update_every=5``.
+        fork, wrt, options: see `GradientBalancer`. Where it trains on whole data sets, the official code updates the
+            weights at every fifth step: ``update_every=5``.
 
     Raises:
         ValueError: ``alpha`` is not above 0 and up to 1.

@@ -51,8 +51,8 @@ class LDCMTL(LearnedState):
 
     Source: Xiao, Dong, Zou and Ji, "LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control",
     arXiv:2502.08585, 2025, as in the official code for CelebA. For its other data sets the code finds the weights by a
-    linear layer and a softmax from the features, scales the losses or takes their logarithms first, and has
-    :math:`\rho` 0.05 or 0.1.
+    linear layer and a softmax from the features, and has :math:`\rho` 0.05 or 0.1. It scales the losses by the first
+    ones (NYUv2), takes logarithms of these ratios (QM9), or has the unweighted losses in the penalty (Cityscapes).
     """
 
     name = "ldc-mtl"

@@ -37,9 +37,9 @@ class LearningRateAnnealing(GradientBalancer):
         balancer(losses).backward()
 
     Source: Wang, Teng and Perdikaris, "Understanding and Mitigating Gradient Flow Pathologies in Physics-Informed
-    Neural Networks", SIAM Journal on Scientific Computing 2021, algorithm 1. As in the official code, the denominator
-    has the weighted gradient, and :math:`\alpha = 0.1`, where the text has 0.9. The mean is over all entries; the
-    official code averages the means of the weight matrices.
+    Neural Networks", SIAM Journal on Scientific Computing 2021, algorithm 2.1, eqs. 2.30 and 2.31. The preprint,
+    arXiv:2001.04536, has the unweighted gradient in the denominator and :math:`\alpha = 0.9`. The mean is over all
+    entries; the official code averages the means of the weight matrices, and applies new weights from the next step on.
     """
 
     name = "lr-annealing"

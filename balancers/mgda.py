@@ -26,10 +26,10 @@ class MGDA(GradientBalancer):
         balancer(losses).backward()
 
     Source: Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", Comptes Rendus
-    Mathématique 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, eqs. 3
-    and 5. The least norm is found to rounding, while the Frank-Wolfe iterations of Sener and Koltun stop short of it.
-    Their code trains the heads on the weighted losses; here, as in their algorithm 2, heads learn from the losses as
-    they are.
+    Mathématique 2012; Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, eq. 3
+    and, at the features, the problem MGDA-UB after eq. 6. The least norm is found to rounding, while the Frank-Wolfe
+    iterations of Sener and Koltun stop short of it. Their code trains the heads on the weighted losses; here, as in
+    their algorithm 2, heads learn from the losses as they are.
     """
 
     name = "mgda"

@@ -29,7 +29,7 @@ class RandomLossWeighting(LossBalancer):
         balancer(losses).backward()
 
     Source: Lin, Ye, Zhang and Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task
-    Learning", TMLR 2022, algorithm 2, with its normal distribution. As in LibMTL and TorchJD the sum is 1, not T.
+    Learning", TMLR 2022, algorithm 1, with its normal distribution. As in LibMTL and TorchJD the sum is 1, not T.
     """
 
     name = "random"

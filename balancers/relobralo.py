@@ -40,9 +40,9 @@ class ReLoBRaLo(LossBalancer):
         balancer = ReLoBRaLo(["equation", "boundary"], alpha=0.99, temperature=0.1, rho=0.999)
         balancer(losses).backward()
 
-    Source: Bischof and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", arXiv:2110.09813,
-    2021, eq. 11. The official code takes the second step's losses for the first's, has :math:`\alpha = 0` in that
-    step, and adds 1e-12 to the denominators.
+    Source: Bischof and Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", Computer Methods
+    in Applied Mechanics and Engineering 2025; arXiv:2110.09813, eq. 11. The official code takes the second step's
+    losses for the first's, has :math:`\alpha = 0` in that step, and adds 1e-12 to the denominators.
     """
 
     name = "relobralo"

@@ -49,8 +49,8 @@ class SDMGrad(SecondBatchBalancer):
 
     Source: Xiao, Ban and Ji, "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
     NeurIPS 2023, algorithm 1, with the scaling of the authors' code. That code multiplies the weights by T and then
-    clips the gradient of the shared parameters to norm 1. It draws three batches, as this class does, but by a slip the
-    products are those of one batch with itself. TorchJD adds :math:`10^{-8}` to :math:`s^2` in place of the
+    clips the gradient of the shared parameters to norm 1. It draws three batches, as this class does, but by a slip all
+    three are the last one. TorchJD adds :math:`10^{-8}` to :math:`s^2` in place of the
     :math:`10^{-4}`.
     """
 

@@ -25,7 +25,7 @@ class UPGrad(GradientBalancer):
         balancer = UPGrad(net.fork, wrt=net.trunk, averaging=0.9)
         balancer(losses).backward()
 
-    Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, eqs. 4 and 5.
+    Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, eqs. 3 and 4.
     """
 
     name = "upgrad"
