@@ -16,16 +16,17 @@ class AlignedMTL(GradientBalancer):
 
     .. math:: w = \sqrt{\min_k \sigma_k}\ \sum_k \frac{v_k v_k^\top}{\sqrt{\sigma_k}} \; \frac{\mathbf 1}{T}
 
-    The linear system of the aligned gradients has condition number 1: no task dominates, and no two tasks conflict.
-    Weights may be negative. If all gradients are zero, :math:`w_i = 1/T`. At the features (``wrt=None``) this is the
-    source's upper-bound variant.
+    If the gradients are linearly independent, the linear system of the aligned ones has condition number 1: no task
+    dominates, and no two tasks conflict. Dependent gradients are aligned within what they span, so that opposed ones
+    stay opposed. Weights may be negative. If all gradients are zero, :math:`w_i = 1/T`. At the features (``wrt=None``)
+    this is the source's Aligned-MTL-UB, an approximation.
 
     Args:
         fork, wrt, options: see `GradientBalancer`.
 
     Example::
 
-        balancer = AlignedMTL(net.fork)  # at the features; add wrt=net.trunk to measure all shared parameters
+        balancer = AlignedMTL(net.fork, wrt=net.trunk)
         balancer(losses).backward()
 
     Source: Senushkin, Patakin, Kuznetsov and Konushin, "Independent Component Alignment for Multi-Task Learning",
@@ -36,6 +37,7 @@ class AlignedMTL(GradientBalancer):
     summary = "Make the gradients orthogonal and equally long, then take their mean."
     reads = "gramian"
     use_when = "When gradients conflict and differ in length; steps become as short as the weakest direction."
+    default_wrt = "parameters"
     may_ascend = True
 
     def solve(self, gramian: Tensor) -> Tensor:

@@ -18,14 +18,16 @@ class CoBa(LossBalancer):
         A_i = \operatorname{softmax}_i \Big( \frac{-n \alpha_i}{\sum_s |\alpha_i(s)|} \Big), \quad
         w_i = D R_i + (1 - D) A_i
 
-    The divergence factor D goes from 1 to 0 when the largest slope grows beyond its earlier values:
+    where the sum over s goes over the last n slopes, up to N. The divergence factor D goes from 1 to 0 when the largest
+    slope grows beyond its earlier values:
 
-    .. math:: D = \min \Big( 1, \; n \frac{e^{-\tau n\, a(t) / S}}{\sum_s e^{-\tau n\, a(s) / S}} \Big), \quad
-        a(s) = \max_i \alpha_i(s), \quad S = \sum_s |a(s)|
+    .. math:: D = \min \Big( 1, \; \frac{e^{-\tau a(t) / m}}{\operatorname{mean}_s e^{-\tau a(s) / m}} \Big), \quad
+        a(s) = \max_i \alpha_i(s), \quad m = \operatorname{mean}_s |a(s)|
 
-    Sums over s go over the last n slopes, up to N. Slopes are fitted after a warm-up, in which all weights are
-    :math:`1/T`; so they are where all slopes are zero. The weights sum to 1. Tasks that have no loss in a step keep
-    theirs, and the others share the rest.
+    These means are over all slopes so far. Once there are more than N, they are over every second one, then over every
+    fourth, and so on, so that at most N are kept, and over the last one. Slopes are fitted after a warm-up, in which
+    all weights are :math:`1/T`; so they are where all slopes are zero. The weights sum to 1. Tasks that have no loss in
+    a step keep theirs, and the others share the rest.
 
     Args:
         tasks: see `LossBalancer`.
@@ -47,10 +49,10 @@ class CoBa(LossBalancer):
         balancer.second_batch(lambda: losses_of(net, next(validation)))
         balancer(losses).backward()
 
-    Source: Gong et al., "CoBa: Convergence Balancer for Multitask Finetuning of Large Language Models", EMNLP 2024. In
-    the paper, D compares the slope with those of all steps since the warm-up, whose number is not bounded; here with
-    the last N, as the absolute score does. The authors' code (MFTCoder) lets D exceed 1, takes the slope of the largest
-    ratio for the largest slope, and puts the weights through one more softmax and above a floor.
+    Source: Gong et al., "CoBa: Convergence Balancer for Multitask Finetuning of Large Language Models", EMNLP 2024. The
+    paper keeps all slopes. As in the authors' code (MFTCoder), m is of the slopes' sizes. That code lets D exceed 1,
+    takes the slope of the largest ratio for the largest slope, and puts the weights through one more softmax and above
+    a floor.
     """
 
     name = "coba"
@@ -68,25 +70,31 @@ class CoBa(LossBalancer):
     first: Tensor = state()
     """:math:`L'_i(0)`, ``(T,)``."""
     counts: Tensor = state()
-    """Number of losses seen, up to W + N, ``(T,)``."""
+    """Number of losses seen, ``(T,)``."""
+    strides: Tensor = state(1.0)
+    """Number of steps between two slopes of the history, ``(T,)``."""
 
     def prepare(self) -> None:
-        self.declare("ratios", shape=(self.num_tasks, self.window))
-        self.declare("slopes", shape=(self.num_tasks, self.window))
+        for name in ("ratios", "slopes", "history"):
+            self.declare(name, shape=(self.num_tasks, self.window))
 
     def update(self, read: Read, state: State) -> Result:
         begins = state["counts"] == 0
-        counts = (state["counts"] + 1).clamp(max=self.warm_up + self.window)
+        counts = state["counts"] + 1
         first = torch.where(begins, read.second_losses, state["first"])
         ratio = torch.where((first > 0) & (read.second_losses > 0), read.second_losses / first, torch.nan)
         ratios = _appended(state["ratios"], ratio)
         number = (counts - self.warm_up).clamp(min=0)
         slope = torch.where(number > 0, fitted_slope(ratios, counts.clamp(max=self.window)), 0.0)
         slopes = _appended(state["slopes"], slope)
-        shares = torch.where(number.amin() > 0, balanced(slopes, number, self.tau), 1 / len(slope))
-        shares = state["shares"].sum() * shares
+        earlier = ((number - 1).clamp(min=0) / state["strides"]).ceil()  # how many slopes the history has
+        factor = divergence(state["history"], earlier, slope, self.tau)
+        history, strides = recorded(state["history"], state["strides"], slope, number)
+        both = balanced(slopes, number.clamp(max=self.window), factor)
+        shares = state["shares"].sum() * torch.where(number.amin() > 0, both, 1 / len(slope))
+        new = {"ratios": ratios, "slopes": slopes, "history": history, "strides": strides}
         return Result(
-            state={"shares": shares, "first": first, "counts": counts, "ratios": ratios, "slopes": slopes},
+            state={"shares": shares, "first": first, "counts": counts, **new},
             statistics={"slopes": slope},
         )
 
@@ -113,7 +121,38 @@ def fitted_slope(values: Tensor, number: Tensor) -> Tensor:
     return _ratio(rise, centred.square().sum(1))
 
 
-def balanced(slopes: Tensor, number: Tensor, tau: float) -> Tensor:
+def divergence(history: Tensor, number: Tensor, now: Tensor, tau: float) -> Tensor:
+    """Return D, a scalar, for the slopes ``now``, ``(T,)``, and the first ``number``, ``(T,)``, in rows ``(T, N)``."""
+    n = number.amin()
+    place = torch.arange(history.shape[1] + 1, device=history.device)
+    counts = (place < n) | (place == history.shape[1])
+    largest = torch.cat([history.amax(0), now.amax().unsqueeze(0)])
+    mean = torch.where(counts, largest.abs(), 0.0).sum() / (n + 1)
+    shares = torch.softmax(torch.where(counts, -tau * _ratio(largest, mean), -torch.inf), 0)
+    return ((n + 1) * shares[-1]).clamp(max=1)
+
+
+def recorded(history: Tensor, strides: Tensor, last: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a history that has the ``last`` slope, ``(T,)``, if it is that slope's turn, and its strides.
+
+    A row has the first slope of a task and every stride-th one after it. Where it is full, every second one of them is
+    dropped, and the stride doubles.
+
+    Args:
+        history: ``(T, N)``.
+        strides: ``(T,)``, powers of two.
+        last: ``(T,)``.
+        number: ``(T,)``: the number of slopes so far, the last one included.
+    """
+    N = history.shape[1]
+    full = number - 1 >= N * strides
+    halved = torch.cat([history[:, ::2], history.new_zeros(len(history), N // 2)], 1)
+    history, strides = torch.where(full.unsqueeze(1), halved, history), torch.where(full, 2 * strides, strides)
+    turn = ((number - 1) / strides).unsqueeze(1)  # a whole number at the slope's turn, and -1 before the first
+    return torch.where(torch.arange(N, device=history.device) == turn, last.unsqueeze(1), history), strides
+
+
+def balanced(slopes: Tensor, number: Tensor, factor: Tensor) -> Tensor:
     """Return weights that sum to 1, ``(T,)``, for the last ``number``, ``(T,)``, of the slopes in rows ``(T, N)``."""
     T, N = slopes.shape
     place = torch.arange(N, device=slopes.device)
@@ -121,13 +160,6 @@ def balanced(slopes: Tensor, number: Tensor, tau: float) -> Tensor:
     relative = torch.softmax(T * _ratio(now, now.abs().sum()), 0)
     own = torch.where(place >= N - number.unsqueeze(1), slopes.abs(), 0.0).sum(1)
     absolute = torch.softmax(-number * _ratio(now, own), 0)
-
-    n = number.amin()
-    recent = place >= N - n
-    largest = torch.where(recent, slopes.amax(0), 0.0)
-    exponents = -tau * n * _ratio(largest, largest.abs().sum())
-    diverging = torch.softmax(torch.where(recent, exponents, -torch.inf), 0)
-    factor = (n * diverging[-1]).clamp(max=1)
     return factor * relative + (1 - factor) * absolute
 
 

@@ -21,8 +21,8 @@ class ConFIG(GradientBalancer):
     whose gradient is zero gets weight 0. Weights may be negative.
 
     If the gradients are linearly dependent, there may be no direction at the same angle to all. Then :math:`\hat d` is
-    the one that least squares finds, and a step along it may raise a loss. If the gradients balance each other (three
-    at 120 degrees), :math:`U^{+} \mathbf 1` is zero up to rounding, and all weights are 0.
+    the one that least squares finds, and a step along it may raise a loss. If the gradients balance each other (two
+    opposed ones, three at 120 degrees), the direction is zero; with three tasks or more, so are all weights.
 
     Args:
         fork, wrt, options: see `GradientBalancer`.

@@ -26,8 +26,8 @@ class DualProj(GradientBalancer):
         balancer(losses).backward()
         balancer.weights  # 1/T each without a conflict, and more for the tasks that would lose
 
-    Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, eq. 11, with the
-    tasks in place of the memories.
+    Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, eqs. 8 and 11, with
+    the tasks in place of the memories.
     """
 
     name = "dual-proj"

@@ -42,8 +42,9 @@ class GO4Align(LossBalancer):
         balancer(losses).backward()  # two different weights at most
 
     Source: Shen, Wang, Xiao, van Noord and Worring, "GO4Align: Group Optimization for Multi-Task Alignment", NeurIPS
-    2024, as in the official code. That code has no default for the number of groups. Its k-means starts at random, so
-    its groups may differ from call to call; here the best groups are found exactly.
+    2024, as in the official code; eq. 5 of the paper has the mean of the losses in place of their sum. The code has no
+    default for the number of groups. Its k-means starts at random, so its groups may differ from call to call; here the
+    best groups are found exactly.
     """
 
     name = "go4align"

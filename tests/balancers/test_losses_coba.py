@@ -56,9 +56,12 @@ def reference(losses: np.ndarray, window: int, warm_up: int, tau: float) -> np.n
         n = len(recent)
         relative = softmax([T * alpha / sum(map(abs, now)) for alpha in now])
         absolute = softmax([-n * now[i] / sum(abs(row[i]) for row in recent) for i in range(T)])
-        largest = [max(row) for row in recent]
-        total = sum(map(abs, largest))
-        factor = min(1.0, n * softmax([-tau * n * each / total for each in largest])[-1])
+        stride = 1
+        while len(slopes) - 1 > window * stride:
+            stride *= 2
+        largest = [*(max(row) for row in slopes[:-1][::stride]), max(now)]
+        size = sum(map(abs, largest)) / len(largest)
+        factor = min(1.0, len(largest) * softmax([-tau * each / size for each in largest])[-1])
         found.append(factor * relative + (1 - factor) * absolute)
     return np.array(found)
 
@@ -113,6 +116,15 @@ def test_a_diverging_task_loses_weight():
     assert weights[-1][1] < 0.2
 
 
+def test_a_task_that_goes_on_diverging_does_not_get_its_weight_back():
+    """Its slope is compared with those of the time before, however long ago that was."""
+    t = torch.arange(400, dtype=torch.float64)
+    falling = torch.exp(-t.unsqueeze(1) / torch.tensor([60.0, 90.0, 120.0], dtype=torch.float64))
+    falling[:, 0] += 0.01 * (t - 120).clamp(min=0)
+    weights = Trained(window=40, warm_up=20).run(falling)
+    assert weights[160:, 0].max() < 0.2
+
+
 def test_the_divergence_factor_is_clamped():
     """Losses that fall ever faster would give a factor above 1, and other weights than the relative score."""
     t = torch.arange(40, dtype=torch.float64)
@@ -164,7 +176,7 @@ def test_a_task_left_out_keeps_its_weight_and_its_history():
         weights = some.step(each, ("a", "b"))
         assert weights[2].equal(before[2])
         torch.testing.assert_close(weights.sum().item(), 1.0)
-    assert some.balancer.counts.tolist() == [9.0, 9.0, 9.0]  # of which six are looked at, after the warm-up
+    assert some.balancer.counts.tolist() == [20.0, 20.0, 10.0]
     for each in losses[:20]:
         expected = few.step(each[:2])
     share = 1 - before[2]
