@@ -156,7 +156,7 @@ def _of_problem(others: pd.DataFrame, equal: pd.Series, results: Results) -> str
 
 def _without_equal(others: pd.DataFrame, equal: pd.Series, results: Results) -> str:
     """Return the answer for a problem on which every run of equal weighting failed, so that there is no ratio to it."""
-    runs = f"all {equal['seeds']} runs" if equal["seeds"] > 1 else "its run"
+    runs = f"all {equal['seeds']} runs"
     sound = others[others["failed"] == 0]
     if sound.empty:
         return f"nothing can be compared: {runs} of {_label(equal)} failed, and runs of every other method."
