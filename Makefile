@@ -1,4 +1,4 @@
-# make bench       the default suite: learning-rate grid, fresh seeds, step costs, report; a quarter of an hour on 2 cores
+# make bench       the default suite: learning-rate grid, fresh seeds, step costs, report; twenty minutes on 2 cores
 # make test        the tests to run after every change; about four minutes on 2 cores
 # make test-all    every test, in more than an hour
 # make check       ruff, mypy, and the order of the rooms

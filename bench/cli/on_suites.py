@@ -33,7 +33,7 @@ NUM_CLAIMS = 6
     rich_help_panel=ON_SUITES,
     epilog=examples(
         ("lossbench run smoke", "a test, in a minute"),
-        ("lossbench run default", "a quarter of an hour"),
+        ("lossbench run default", "some twenty minutes"),
         ("lossbench run mine.toml --jobs 2", "two runs at a time"),
         ("lossbench run core --scheduler tcp://HOST:8786", "on a Dask cluster"),
     ),
