@@ -43,7 +43,7 @@ from .evidence_rows import EvidenceRows, evidence_rows
 CORES = joblib.cpu_count()
 KEPT = machine_facts.ROOT / "results" / "reference" / "core"
 
-Which = Literal["scores", "practice", "memory", "regrets", "candidates"]
+Which = Literal["scores", "reserved", "practice", "memory", "regrets", "candidates"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PartsArgument = Annotated[
@@ -175,16 +175,19 @@ def markdown(
 ) -> None:
     """Print a table as the documentation shows it.
 
-    `scores` are relative to those of equal weighting; `practice` is what a user
-    gets for the time of a step; `memory` is how scores change with Adam's long
-    memory; `regrets` and `candidates` are the result of `advice`, which comes
-    with the package.
+    `scores` are relative to those of equal weighting, and `reserved` the same of
+    the reserved problems; `practice` is what a user gets for the time of a step;
+    `memory` is how scores change with Adam's long memory; `regrets` and
+    `candidates` are the result of `advice`, which comes with the package.
 
     Exit codes: 0, success; 2, there is no part of table A, or no result.
     """
     with _errors(Console(stderr=True, highlight=False, soft_wrap=True)):
         if which in markdown_tables.WRITERS:
-            typer.echo(markdown_tables.WRITERS[which](evidence_tables.make_so_far(kept)))
+            made = evidence_tables.make_so_far(kept)
+            if which == "reserved" and not made["problems"]["reserved"].any():
+                raise SuiteError("no reserved problem is there: python -m bench.evidence run --reserved")
+            typer.echo(markdown_tables.WRITERS[which](made))
             return
         regrets, candidates = kept_evidence.regrets(), kept_evidence.candidates()
         if regrets is None or candidates is None:

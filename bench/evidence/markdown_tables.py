@@ -1,6 +1,7 @@
 """Write the evidence's main tables in Markdown, as the pages of the documentation show them."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from math import exp, nan
 
 import pandas as pd
@@ -15,6 +16,8 @@ MARKS = {"better": "**", "worse": "*", "pays": "**", "train longer": "*"}
 """The mark on both sides of a number, by its verdict; other verdicts have none."""
 FAILS = " †"
 """Follows the name of a row that fails the gate."""
+RESERVED = " (reserved)"
+"""Follows the name of a reserved problem where others stand beside it."""
 Tables = Mapping[str, pd.DataFrame]
 
 
@@ -58,9 +61,10 @@ def practice_table(tables: Tables) -> str:
     """
     failing = failed_gates(tables["gates"])
     rows = tables["practice"].set_index(["problem", "column"])
+    is_reserved = tables["problems"].set_index("problem")["reserved"].astype(bool)
     lines = []
     for problem in dict.fromkeys(tables["practice"]["problem"]):
-        line = [str(problem)]
+        line = [f"{problem}{RESERVED if is_reserved[problem] else ''}"]
         for column in PRACTICE:
             if (problem, column) not in rows.index:
                 line.append("")
@@ -109,7 +113,12 @@ def _changes(row: pd.Series) -> str:
     return f"{texts[0]} ({texts[1]})"
 
 
-WRITERS = {"scores": score_table, "practice": practice_table, "memory": memory_table}
+WRITERS = {
+    "scores": score_table,
+    "reserved": partial(score_table, of="reserved"),
+    "practice": practice_table,
+    "memory": memory_table,
+}
 """The functions that write a table from those of the evidence, by the table's name."""
 
 
@@ -125,7 +134,8 @@ def regret_table(regrets: pd.DataFrame) -> str:
     """
     lines = [
         [
-            *(str(row["problem"]), str(row["advised"]), _over_best(row["regret"])),
+            f"{row['problem']}{RESERVED if row['reserved'] else ''}",
+            *(str(row["advised"]), _over_best(row["regret"])),
             *(str(row["opponent"]), _over_best(row["opponent_regret"]), SIDES.get(str(row["lower"]), "neither")),
         ]
         for _, row in _there(regrets).iterrows()

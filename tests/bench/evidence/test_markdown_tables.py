@@ -24,15 +24,23 @@ def tables() -> dict[str, pd.DataFrame]:
         ("wind", "famo", "difference", -0.25, "tie", "A"),
         ("control", "famo", "ratio", 1.0, "tie", "A"),
         ("rain", "random", "ratio", 1.5, "worse", "A"),
+        ("snow", "static", "ratio", 0.25, "better", "reserved"),
     ]
     pays = [
         ("rain", LOSS, LOSS, 1.5, "", 1.25, "", 2.0, "", 1.5, 1.25, 2.0, "pays"),
         ("rain", LEARNED, "famo", 4.0, "above", 4.0, "above", 4.0, "above", np.nan, np.nan, np.nan, ""),
         ("wind", LEARNED, "famo", 0.75, "", 0.625, "", 0.875, "", 0.5, 0.25, 0.75, "train longer"),
+        ("snow", LOSS, LOSS, 1.5, "", 1.25, "", 2.0, "", 1.5, 1.25, 2.0, "pays"),
     ]
     return {
         "comparisons": pd.DataFrame(compared, columns=COMPARED),
-        "problems": pd.DataFrame({"problem": ["rain", "wind", "control"], "control": [False, False, True]}),
+        "problems": pd.DataFrame(
+            {
+                "problem": ["rain", "wind", "control", "snow"],
+                "control": [False, False, True, False],
+                "reserved": [False, False, False, True],
+            }
+        ),
         "rows": pd.DataFrame(
             {"balancer": ["equal", "famo", "static", "random"], "kind": ["equal", "method", "static", "control"]}
         ),
@@ -68,7 +76,7 @@ def test_a_change_of_memory_is_told_of_the_ratio_and_of_the_score(tables: dict[s
 
 
 def test_practice_shows_the_quotient_where_steps_were_timed(tables: dict[str, pd.DataFrame]) -> None:
-    header, rule, rain, wind = (
+    header, rule, rain, wind, snow = (
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in markdown_tables.practice_table(tables).splitlines()
     )
@@ -79,6 +87,32 @@ def test_practice_shows_the_quotient_where_steps_were_timed(tables: dict[str, pd
     assert of_rain[LEARNED] == "*q* >4.00 (famo †)"
     assert of_wind[LEARNED] == "*0.50 [0.25,\N{NO-BREAK SPACE}0.75]* (famo †)"
     assert of_wind[LOSS] == ""
+    assert [rain[0], snow[0]] == ["rain", "snow (reserved)"]
+
+
+def test_reserved_problems_have_a_table_of_their_own(tables: dict[str, pd.DataFrame]) -> None:
+    assert markdown_tables.WRITERS["reserved"](tables).splitlines() == [
+        "|  | snow |",
+        "|---|---|",
+        "| static | **0.250×** |",
+    ]
+
+
+def test_a_reserved_problem_is_called_so_among_the_regrets() -> None:
+    regrets = pd.DataFrame(
+        {
+            "problem": ["rain", "snow"],
+            "reserved": [False, True],
+            "there": True,
+            "advised": "equal",
+            "regret": 0.0,
+            "opponent": "famo",
+            "opponent_regret": 0.0,
+            "lower": "neither",
+        }
+    )
+    rows = markdown_tables.regret_table(regrets).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["rain", "snow (reserved)"]
 
 
 def test_without_a_part_there_is_nothing_to_show(tmp_path) -> None:

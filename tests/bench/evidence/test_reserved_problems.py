@@ -71,12 +71,18 @@ def test_the_tables_leave_them_out_until_then(tmp_path: Path, monkeypatch: pytes
     assert "missing: reserved/recommender" in told
     named = [name for name, table in early.items() if table.isin(["recommender", "reserved"]).any(axis=None)]
     assert named == ["parts"]
+    refused = invoke("markdown", "reserved", "--kept", str(kept))
+    assert (refused.exit_code, refused.output.splitlines()) == (
+        2,
+        ["error: no reserved problem is there: python -m bench.evidence run --reserved"],
+    )
     monkeypatch.setattr(evidence_tables, "missing", lambda kept: [])
     late, told = tables(kept, tmp_path / "late")
     assert "missing: reserved/recommender" not in told
     for name in ("problems", "scores", "comparisons", "claims", "counts"):
         assert late[name].isin(["recommender", "reserved"]).any(axis=None), name
     assert set(late) == set(early)
+    assert invoke("markdown", "reserved", "--kept", str(kept)).output.startswith("|  | recommender |")
 
 
 def tables(kept: Path, out: Path) -> tuple[dict[str, pd.DataFrame], str]:
