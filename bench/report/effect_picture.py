@@ -78,7 +78,8 @@ def caption(results: Results) -> str:
     return (
         "Test scores of each method over those of equal weighting on each problem, with the seeds of both sets: blue "
         f"is better, orange is worse. Verdicts on methods with the short memory: {told}.{hatched}{static} Below the "
-        "methods: static weights, yardsticks and controls. At the right of each panel: the control problems."
+        "methods: static weights, yardsticks and controls. Control problems, which are not counted, and reserved ones "
+        "are named below their columns."
     )
 
 
@@ -96,14 +97,15 @@ def effect_picture(results: Results) -> Figure | None:
         return None
     groups = [[label for label in _of_kind(results, kind) if label in set(shown["balancer"])] for kind in KINDS]
     rows = _places(groups)
-    panels = {panel: _columns(results, part) for panel, part in shown.groupby("panel", sort=True)}
-    widths = [max(columns.values()) + 1 for columns in panels.values()]
+    panels = {panel: _groups(results, part) for panel, part in shown.groupby("panel", sort=True)}
+    widths = [max(_places(list(problems.values())).values()) + 1 for problems in panels.values()]
     height = max(rows.values()) + 1
     width = max(NARROWEST, 2.6 + CELL * (sum(widths) + 0.6))
     figure = Figure(figsize=(width, 2.2 + ROW * height), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
-    for axis, (panel, columns) in zip(axes, panels.items(), strict=True):
-        _draw(axis, results, shown[shown["panel"] == panel], rows, columns)
+    for axis, (panel, problems) in zip(axes, panels.items(), strict=True):
+        _draw(axis, results, shown[shown["panel"] == panel], rows, _places(list(problems.values())))
+        _name_groups(axis, problems)
         axis.set_title(TITLES[str(panel)], pad=8)
     _legend(figure, list(axes), bool(shown["failed"].any()))
     return figure
@@ -124,13 +126,24 @@ def _places(groups: Sequence[Sequence[str]]) -> dict[str, float]:
     return {label: start + i for group, start in zip(filled, starts, strict=False) for i, label in enumerate(group)}
 
 
-def _columns(results: Results, shown: pd.DataFrame) -> dict[str, float]:
-    """Return the places of a panel's problems: those of the evidence, the reserved ones, the controls."""
+def _groups(results: Results, shown: pd.DataFrame) -> dict[str, list[str]]:
+    """Return a panel's problems by the names of groups; the problems of the evidence stand under no name."""
     facts = results.tables["problems"].set_index("problem")
-    control, reserved = facts["control"].astype(bool), facts["reserved"].astype(bool)
-    present = results.problems_in(shown)
-    apart = [[p for p in present if control[p]], [p for p in present if reserved[p] and not control[p]]]
-    return _places([[p for p in present if not control[p] and not reserved[p]], apart[1], apart[0]])
+    groups: dict[str, list[str]] = {"": [], "reserved": [], "controls": []}
+    for problem in results.problems_in(shown):
+        control, reserved = facts.loc[problem, ["control", "reserved"]].astype(bool)
+        groups["controls" if control else "reserved" if reserved else ""].append(problem)
+    return groups
+
+
+def _name_groups(axis: Axes, problems: Mapping[str, Sequence[str]]) -> None:
+    """Write the names of groups of problems below their columns."""
+    places = _places(list(problems.values()))
+    bottom = max(axis.get_ylim())
+    for name, members in problems.items():
+        if members:
+            middle = (places[members[0]] + places[members[-1]]) / 2
+            axis.text(middle, bottom + 0.15, name, ha="center", va="top")
 
 
 def _draw(

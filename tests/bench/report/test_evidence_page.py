@@ -408,6 +408,16 @@ class TestPicture:
             assert f"method-{results.balancers.index('uncertainty')}" not in hatched
             assert isinstance(axes.collections[0], PatchCollection)
 
+    def test_groups_of_columns_are_named_below_them(self, figure: Figure) -> None:
+        for axes, groups in zip(figure.axes[:2], (["reserved", "controls"], ["controls"]), strict=True):
+            columns = dict(zip((label.get_text() for label in axes.get_xticklabels()), axes.get_xticks(), strict=True))
+            named = {text.get_text(): text.get_position()[0] for text in axes.texts if text.get_text()}
+            middles = {
+                "reserved": columns.get("recommender"),
+                "controls": (columns["same-tasks"] + columns["apart"]) / 2,
+            }
+            assert named == {group: middles[group] for group in groups}
+
     def test_panels_have_their_problems_with_controls_at_the_right(self, figure: Figure) -> None:
         short, published = ([label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes[:2])
         assert short == [
