@@ -27,7 +27,7 @@ TWO_SIDED, ONE_SIDED = 0.05, 0.025
 def headlines(results: Results) -> list[str]:
     """Return sentences that count over problems, and one that names missing parts.
 
-    They count claims, gates, changes of step length, what twice the steps give, what pays, and claims on the untouched
+    They count claims, gates, changes of step length, what twice the steps give, what pays, and claims on the reserved
     problems.
     """
     sentences = [_claimed(results, reserved=False), _gates(results), _lengths(results), _doublings(results)]
@@ -117,7 +117,7 @@ def _claimed(results: Results, reserved: bool) -> str:
     claims = claims[claims["problem"].isin(_set(results, reserved)["problem"])]
     if claims.empty:
         return ""
-    problems = counted(claims["problem"].nunique(), "untouched problem" if reserved else "problem")
+    problems = counted(claims["problem"].nunique(), "reserved problem" if reserved else "problem")
     planned = int(claims["tests"].iloc[0])
     of = f"of {counted(len(claims), 'test')} on {problems}, corrected for the {planned} that were planned"
     found = claims[claims["claimed"].astype(bool)]
@@ -233,7 +233,9 @@ def _of_problem(problem: str, results: Results, failed: Collection[str]) -> Prob
         sentences += [_not_claimed(best, only_static), _static(results)]
         priced = _static_label(results) or (None if best is None else best["balancer"])
         priced = None if priced in failed else priced
-    beside = [_price(results, priced), _longer(results), _step_length(results, failed)]
+    reserved = bool(results.tables["problems"]["reserved"].astype(bool).any())
+    told = "A reserved problem, which was first run after all others." if reserved else ""
+    beside = [told, _price(results, priced), _longer(results), _step_length(results, failed)]
     return ProblemAnswer(problem, *(" ".join(each for each in part if each) for part in (sentences, beside)))
 
 

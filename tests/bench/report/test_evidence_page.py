@@ -229,6 +229,12 @@ class TestAnswers:
         table = results.tables["doubling"].assign(scale=scale, doubling=high, low=low, high=high, converged=True)
         assert f"equal weighting's score: {end}" in answer(changed(results, doubling=table), "scenes").beside
 
+    def test_a_reserved_problem_is_called_so(self, results: Results) -> None:
+        told = [
+            each.problem for each in evidence_answer.answers(results) if each.beside.startswith("A reserved problem")
+        ]
+        assert told == ["recommender"]
+
     def test_across_problems_there_are_counts(self, results: Results) -> None:
         lines = evidence_answer.headlines(results)
         claims = results.tables["claims"]
@@ -236,7 +242,7 @@ class TestAnswers:
         first = f"That balancing helps is claimed in {evidence['claimed'].sum()} of {len(evidence)} tests on 5 problems"
         assert lines[0].startswith(f"{first}, corrected for the 70 that were planned: ")
         assert "8 of 10 methods pass the gate on both controls; gradnorm and mgda, parameters fail" in lines[1]
-        assert any("1 untouched problem" in line for line in lines)
+        assert any("1 reserved problem" in line for line in lines)
         assert any(line.startswith("Training equal weighting for twice as long") for line in lines)
         assert any("uncertainty weighting on 4 of 5" in line for line in lines)
 
