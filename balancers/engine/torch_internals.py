@@ -24,6 +24,7 @@ tree_flatten = _pytree.tree_flatten
 tree_unflatten = _pytree.tree_unflatten
 
 COMPILED = "a balancer measures with hooks, which torch.compile can't trace: it runs outside of compiled graphs"
+FORK_COMPILED = "a fork that a balancer reads shows gradients to it with hooks, which torch.compile can't trace"
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -76,7 +77,7 @@ def frees_behind(starts: Iterable[Node | None]) -> bool:
     """
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return False
-    return all(_is_reached(node) != bool(node.next_functions) for node in _upstream(*starts))
+    return all(_is_reached(node) != bool(node.next_functions) for node in upstream(*starts))
 
 
 def _is_reached(node: Node) -> bool:
@@ -314,7 +315,7 @@ def recorded_before(start: Node | None, number: int) -> bool:
 
     Nodes of another thread have numbers of their own. Nothing public tells the order of nodes.
     """
-    return any(cast(Any, node)._sequence_nr() < number for node in _upstream(start))
+    return any(cast(Any, node)._sequence_nr() < number for node in upstream(start))
 
 
 def recomputes(start: Node | None) -> bool:
@@ -322,10 +323,10 @@ def recomputes(start: Node | None) -> bool:
 
     Each differentiation through such a graph runs the forward pass again. Nothing public says so before it happens.
     """
-    return any(_has_unpack_hook(node, name, False) for node in _upstream(start) for name in _saved_names(type(node)))
+    return any(_has_unpack_hook(node, name, False) for node in upstream(start) for name in _saved_names(type(node)))
 
 
-def _upstream(*starts: Node | None) -> Iterator[Node]:
+def upstream(*starts: Node | None) -> Iterator[Node]:
     """Yield ``starts`` and every node that they depend on, each once."""
     waiting, seen = list(dict.fromkeys(starts)), {*starts, None}
     while waiting:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from balancers import Fork, ForkError, GradientBalancer, GradNorm, PCGrad
+from balancers.engine.classes import gradients
 
 X = torch.linspace(-1, 1, 15).view(5, 3)
 NAMES = ["depth", "normals", "edges"]
@@ -196,7 +197,11 @@ def wrt_other_model(net: Net):
     return nn.Linear(7, 2)
 
 
-@pytest.mark.parametrize("wrt", [wrt_head, wrt_partly_head, wrt_other_model])
+def wrt_everything(net: Net):
+    return net
+
+
+@pytest.mark.parametrize("wrt", [wrt_head, wrt_partly_head, wrt_other_model, wrt_everything])
 def test_wrt_not_upstream(wrt: Callable[[Net], nn.Module | list[nn.Parameter]]):
     net = Net()
     with pytest.raises(ForkError, match=r"wrt holds a parameter of shape \(.*upstream of the fork"):
@@ -322,3 +327,41 @@ def test_a_task_is_checked_when_it_first_comes():
     balancer(dict(zip(NAMES[1:], net.losses()[1:], strict=True))).backward()
     with pytest.raises(ForkError, match=r"'depth'.*around the fork"):
         balancer(dict(zip(NAMES, penalty_on_trunk(net), strict=True)))
+
+
+class Skip(Net):
+    """Heads that also read what the first layer returns, around the fork."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(8, 4) for _ in range(3))
+
+    def losses(self, x: Tensor = X) -> list[Tensor]:
+        hidden = self.trunk[1](self.trunk[0](x))
+        aliases = self.fork(self.trunk[2](hidden))
+        rows = [torch.cat([z, hidden], 1) for z in aliases]
+        return [head(row).square().mean() for head, row in zip(self.heads, rows, strict=True)]
+
+
+@pytest.mark.parametrize("method", [GradNorm, PCGrad])
+def test_a_layer_is_checked_when_it_is_first_trained(method: type[GradientBalancer]):
+    net = Skip()
+    net.trunk[0].requires_grad_(False)
+    balancer = method(net.fork, wrt=net.trunk)
+    balancer(net.losses()).backward()
+    net.trunk[0].requires_grad_(True)
+    with pytest.raises(ForkError, match="around the fork"):
+        balancer(net.losses())
+    net.trunk[0].requires_grad_(False)
+    balancer(net.losses()).backward()
+
+
+def test_a_layer_that_is_trained_by_turns_is_checked_once(monkeypatch: pytest.MonkeyPatch):
+    checked = []
+    monkeypatch.setattr(gradients, "audit", lambda *arguments: checked.append(arguments))
+    net = Net()
+    balancer = GradNorm(net.fork, wrt=net.trunk)
+    for step in range(6):
+        net.trunk[0].requires_grad_(step % 2 == 1)
+        balancer(net.losses()).backward()
+    assert len(checked) == 2

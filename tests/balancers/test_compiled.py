@@ -77,7 +77,8 @@ def make(name: str, place: str, net: Any) -> LossBalancer:
     if place == "parameters":
         balancer = method(None, wrt=net.trunk, **options)
     elif place:
-        balancer = method(net.fork, wrt=net.trunk[2] if place == "layer" else None, **options)
+        wrt = {"layer": net.trunk[2], "trunk": net.trunk, "features": None}[place]
+        balancer = method(net.fork, wrt=wrt, **options)
     else:
         balancer = method(**options)
     x = nets.inputs("linear", STEPS + 1)[-1]
@@ -211,7 +212,10 @@ def test_what_may_be_compiled(way: Callable[..., Forward], name: str, place: str
 
 
 @pytest.mark.parametrize("optimises", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "place"), [("gradnorm", "layer"), ("mgda", "features"), ("uncertainty", "")])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("gradnorm", "layer"), ("mgda", "features"), ("uncertainty", ""), ("pcgrad", "trunk"), ("moco", "trunk")],
+)
 def test_a_whole_step_in_a_compiled_function(name: str, place: str, optimises: bool):
     """The backward pass, too, and the optimiser's step."""
     results = []

@@ -691,10 +691,16 @@ def test_a_part_of_the_trunk_is_measured_the_old_way(gates: list[bool]) -> None:
 
 def test_a_parameter_that_is_not_used() -> None:
     net, x = build("few rows")
+    shared, of_heads = expected_of(net, x)
     net.trunk.spare = nn.Linear(2, 2)
     net.trunk.forward = lambda x: net.trunk[3](net.trunk[2](net.trunk[1](net.trunk[0](x))))
     with pytest.raises(ForkError, match="features do not depend on"):
-        InverseNorm(net.fork, net.trunk)(losses_of(net(x))).backward()
+        InverseNorm(net.fork, list(net.trunk.parameters()))(losses_of(net(x))).backward()
+    InverseNorm(net.fork, net.trunk)(losses_of(net(x))).backward()
+    spare = list(net.trunk.spare.parameters())
+    assert all(parameter.grad is None for parameter in spare)
+    close_to(gradients_of(net.trunk)[: -len(spare)], shared)
+    close_to(gradients_of(net.heads), of_heads)
 
 
 def test_layers_that_are_left_out_in_some_steps(gates: list[bool]) -> None:
@@ -702,12 +708,12 @@ def test_layers_that_are_left_out_in_some_steps(gates: list[bool]) -> None:
     x = torch.randn(3, 8, dtype=torch.float64)
     net = Net(Skipping(), x)
     balancer = InverseNorm(net.fork, net.trunk)
-    for net.trunk.skipped in (-1, 1, 0, -1, 2):
+    for net.trunk.skipped in (0, -1, 1, 0, -1, 2):
         check(net, x, balancer)
-    assert gates == [True] * 5
+    assert gates == [True] * 6
     one, other = copy.deepcopy(net), copy.deepcopy(net)
     balancer, without = MoCo(one.fork, one.trunk), MoCo(None, other.trunk, tasks=TASKS)
-    for skipped in (-1, 1, 0, -1):
+    for skipped in (1, -1, 1, 0, -1):
         one.trunk.skipped = other.trunk.skipped = skipped
         one.zero_grad()
         other.zero_grad()
@@ -735,6 +741,27 @@ def test_a_fork_that_is_called_twice(case: str) -> None:
         balancer(losses_of(net(x))).backward()
 
 
+@pytest.mark.parametrize("method", [InverseNorm, MoCo], ids=["weights", "directions"])
+@pytest.mark.parametrize("batched", [False, True], ids=["separate", "batched"])
+def test_an_earlier_forward_pass_that_is_still_held(
+    batched: bool, method: type[GradientBalancer], gates: list[bool]
+) -> None:
+    """Validation without no_grad: its outputs keep features alive that no loss of the next step comes from."""
+    one, x = build("few rows", batched=batched)
+    other, _ = build("few rows", batched=batched)
+    balancer, expected = method(one.fork, one.trunk), method(other.fork, other.trunk)
+    held = None
+    for _ in range(3):
+        one.zero_grad()
+        other.zero_grad()
+        balancer(losses_of(one(x))).backward()
+        expected(losses_of(other(x))).backward()
+        held = losses_of(one(2 * x))
+        close_to(gradients_of(one), gradients_of(other))
+    assert held is not None
+    assert balancer.weights.equal(expected.weights)
+
+
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("which", ["a b c", "ab bc c", "a a a", "ab a ab", "a c c"])
 def test_features_that_some_heads_dont_use(which: str, twice: bool, gates: list[bool]) -> None:
@@ -757,8 +784,7 @@ def test_features_that_some_heads_dont_use(which: str, twice: bool, gates: list[
             close_to(ours.grad, torch.zeros_like(ours) if theirs.grad is None else theirs.grad)
 
 
-def test_features_that_are_a_leaf() -> None:
-    """The old way: a leaf has nothing upstream of it."""
+def test_features_that_are_a_leaf(gates: list[bool]) -> None:
     queries = nn.Parameter(torch.randn(2, 8, dtype=torch.float64))
     fork, heads = Fork(2), nn.ModuleList(nn.Linear(8, 2) for _ in range(2)).double()
     losses = losses_of([head(queries) for head in heads])
@@ -767,6 +793,35 @@ def test_features_that_are_a_leaf() -> None:
     balancer(losses_of([head(z) for head, z in zip(heads, fork(queries), strict=True)])).backward()
     close_to(balancer.weights, formula(gramian_of(rows)))
     close_to([queries.grad], weighted(balancer.weights, rows))
+    assert gates == [True]
+
+
+class Queries(nn.Module):
+    """Two tensors of features: one has a layer upstream of it, the other is a parameter that the layer reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.queries = nn.Linear(8, 8), nn.Parameter(torch.randn(2, 8))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.layer(x * self.queries).tanh(), self.queries]
+
+
+@pytest.mark.parametrize("method", [InverseNorm, MoCo, DBMTL], ids=lambda method: method.name)
+def test_a_leaf_among_the_features(method: type[GradientBalancer], gates: list[bool]) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(2, 8, dtype=torch.float64)
+    one = Net(Queries(), x)
+    other = copy.deepcopy(one)
+    balancer, without = method(one.fork, one.trunk), method(None, other.trunk, tasks=TASKS)
+    for _ in range(3):
+        one.zero_grad()
+        other.zero_grad()
+        balancer(losses_of(one(x))).backward()
+        without(losses_of(other.plain(x))).backward()
+        close_to(gradients_of(one.trunk), gradients_of(other.trunk))
+        close_to(balancer.weights, without.weights)
+    assert gates == [True] * 3
 
 
 def test_features_without_rows(gates: list[bool]) -> None:

@@ -185,6 +185,69 @@ def test_parameters_that_were_replaced_in_part():
         balancer(net.losses()).backward()
 
 
+@pytest.mark.parametrize("method", [GradNorm, MGDA, MoCo])
+@pytest.mark.parametrize("frozen", [False, True], ids=["replaced", "frozen"])
+def test_parameters_upstream_of_a_fork_that_were_replaced_in_part(method: type[GradientBalancer], frozen: bool):
+    net = Net()
+    balancer = method(net.fork, wrt=list(net.trunk.parameters()))
+    for _ in range(2):
+        balancer(net.losses()).backward()
+    if frozen:
+        net.trunk[0].requires_grad_(False)
+    else:
+        net.trunk[0].load_state_dict(net.trunk[0].state_dict(), assign=True)
+    if method is MoCo:
+        with pytest.raises(ForkError, match="other parameters of wrt are trained" if frozen else "all parameters"):
+            balancer(net.losses()).backward()
+        return
+    with pytest.warns(RuntimeWarning, match="no loss depends any more on 2 of the parameters that wrt lists"):
+        balancer(net.losses()).backward()
+
+
+@pytest.mark.parametrize("method", [GradNorm, MGDA, DBMTL])
+def test_a_checkpoint_that_hides_a_part_of_wrt(method: type[GradientBalancer]):
+    """Nothing upstream of the checkpoint is trained, so that no pass through it shows that it hides a layer."""
+
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.hidden, self.last = (nn.Linear(3, 3) for _ in range(3))
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x: Tensor, use_reentrant: bool) -> Tensor:
+            z = self.frozen(x).requires_grad_()
+            return self.last(checkpoint(lambda z: self.hidden(z).tanh(), z, use_reentrant=use_reentrant))
+
+    trunk, heads, x = Trunk(), [nn.Linear(3, 1) for _ in range(2)], torch.randn(4, 3)
+
+    def step(balancer: LossBalancer, use_reentrant: bool) -> None:
+        z = trunk(x, use_reentrant)
+        balancer([head(z).square().mean() for head in heads]).backward()
+
+    with pytest.raises(ForkError, match=r"no loss reaches 2 of the parameters.*use_reentrant=False"):
+        step(method(None, wrt=trunk, tasks=2), True)
+    step(method(None, wrt=trunk, tasks=2), False)
+    step(method(None, wrt=trunk.last, tasks=2), True)
+
+
+@pytest.mark.parametrize("method", [GradNorm, MGDA])
+def test_a_parameter_that_is_frozen_before_the_backward_pass(method: type[GradientBalancer]):
+    net = Net()
+    balancer = method(None, wrt=net.trunk, tasks=TASKS)
+    loss = balancer(net.losses())
+    net.trunk[0].requires_grad_(False)
+    with pytest.raises(ForkError, match=r"was frozen .* between the forward and the backward pass"):
+        loss.backward()
+
+
+def test_features_within_vmap():
+    net = Net()
+    balancer = GradNorm(net.fork)
+    losses = torch.vmap(lambda x: torch.stack(net.losses_of(x[None])))(torch.randn(2, 4).double()).mean(0)
+    with pytest.raises(ForkError, match=r"in a transform of torch\.func"):
+        balancer(losses).backward()
+
+
 def stacked(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses) * 2
 
@@ -374,8 +437,10 @@ def test_nested_features():
     balancer = GradNorm(fork)
     rows = [torch.randn(2, 3), torch.randn(4, 3)]
     features = torch.nested.nested_tensor(rows, layout=torch.jagged, requires_grad=True)
-    with pytest.raises(TypeError, match="features are a nested tensor"):
+    with pytest.raises(TypeError, match="features are a nested or a sparse tensor"):
         fork(features)
+    with pytest.raises(TypeError, match="features are a nested or a sparse tensor"):
+        fork(torch.randn(2, 3, requires_grad=True).to_sparse())
     del balancer
 
 

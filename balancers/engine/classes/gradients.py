@@ -153,6 +153,9 @@ class GradientBalancer(LossBalancer):
         self.reached: set[int] = set()
         """The parameters, by place, on which losses depended in the steps so far."""
         self._audited: set[int] = set()
+        """The tasks that were given in an audit of the graph."""
+        self._audited_parameters: set[int] = set()
+        """The parameters, by id, that were measured in an audit: one that is trained later may be shared otherwise."""
         self._measures_itself = True
         """False if this is the weighting of another balancer, which measures for it."""
         self._settled: HostCopy | None = None
@@ -184,7 +187,8 @@ class GradientBalancer(LossBalancer):
     def audit(self, losses: Losses) -> None:
         """Check, on the graph of this step's losses, that each of them uses the fork as it must.
 
-        Done by itself on the first step, and again on one that gives a task for the first time. Without a fork there is
+        Done by itself on the first step, and again on one that gives a task for the first time, or that trains a
+        parameter of ``wrt`` for the first time. After you thaw another layer, call it yourself. Without a fork there is
         nothing to check.
 
         Raises:
@@ -320,13 +324,19 @@ class GradientBalancer(LossBalancer):
             return
         else:
             step = Step(self, call)  # between the steps of update_every, passes are counted
-        if measures and len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
-            self._audit(losses)
+        if measures:
+            assert isinstance(step, MeasuringStep)
+            if self.fork is not None and not (self._audited_parameters.issuperset(map(id, step.wrt or ()))):
+                self._audited.clear()
+            if len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
+                self._audit(losses)
         step.watch(node, losses)
 
     def _audit(self, losses: Entries) -> None:
         if self.fork is not None:
-            audit(self.fork, losses, self.measured_parameters() or (), self._reader.label)
+            wrt = self.measured_parameters() or ()
+            audit(self.fork, losses, wrt, self.lists_parameters, self._reader.label)
+            self._audited_parameters.update(map(id, wrt))
         else:
             self.unmeasured |= _given(losses) - self._audited
         self._audited |= _given(losses)

@@ -21,7 +21,15 @@ from torch.autograd.graph import Node
 
 from ..fork_error import ForkError
 from ..own_precision import own_precision
-from ..torch_internals import not_compiled, recorded_nodes, run_early, tree_flatten, tree_unflatten
+from ..torch_internals import (
+    FORK_COMPILED,
+    in_transform,
+    not_compiled,
+    recorded_nodes,
+    run_early,
+    tree_flatten,
+    tree_unflatten,
+)
 from .attached_heads import AttachedHeads
 from .gate import close
 
@@ -34,11 +42,12 @@ class Mark(NamedTuple):
     """Index of the task. None if the node computes all heads; the tasks are then the second to last dimension of its
     output.
     """
+    passage: "Passage"
+    """That of the features."""
 
 
 _KEY = "fork"
 """Key of a mark in a node's metadata."""
-FORK_COMPILED = "a fork that a balancer reads shows gradients to it with hooks, which torch.compile can't trace"
 
 
 def mark_of(node: Node) -> Mark | None:
@@ -94,16 +103,24 @@ class Recording:
         self.shared: Sequence[nn.Parameter] | None = None
         """The parameters whose gradients a gate makes."""
 
-    def add(self, z: Tensor) -> "Passage":
-        """Record one tensor of features."""
-        passage = Passage(self, z)
-        self._passages.add(passage)
-        return passage
+        self._calls = 0
+
+    def add(self, features: Sequence[Tensor]) -> "list[Passage]":
+        """Record the features of one call of the fork."""
+        self._calls += 1
+        passages = [Passage(self, z, self._calls) for z in features]
+        self._passages.update(passages)
+        return passages
 
     @property
     def count(self) -> int:
         """The number of tensors whose part of the graph was not freed."""
         return len(self._passages)
+
+    @property
+    def has_several_calls(self) -> bool:
+        """Whether these tensors come from several calls of the fork."""
+        return len({passage.call for passage in self._passages}) > 1
 
     @property
     def has_one_twice(self) -> bool:
@@ -115,8 +132,10 @@ class Recording:
 class Passage:
     """One tensor of features that went through a fork, held by the nodes of the graph that come after it."""
 
-    def __init__(self, recording: Recording, z: Tensor) -> None:
+    def __init__(self, recording: Recording, z: Tensor, call: int) -> None:
         self._recording = recording
+        self.call = call
+        """The number of the fork's call, of those between two calls of a balancer."""
         self.features = weakref.ref(z)
         """Returns the features as the trunk made them; None when they were freed."""
         self.gated = False
@@ -166,7 +185,7 @@ class Reading:
         """True if a balancer that reads the fork combines gradients."""
         self._readers: list[Reader] = []
         self._now = Recording()
-        self._no_grad = False
+        self._no_grad = self._transformed = False
         self.since = 0
         """The number of nodes of the autograd graph when the last balancer was made: see `recorded_before`."""
         self.on_claim: Callable[[], None] | None = None
@@ -200,12 +219,12 @@ class Reading:
         """Return whether the gradients of ``z`` are to be observed in the backward pass."""
         if not self.recording or not torch.is_grad_enabled() or not isinstance(z, Tensor):
             return False
-        self._no_grad = not z.requires_grad
+        self._no_grad, self._transformed = not z.requires_grad, in_transform()
         return z.requires_grad
 
     def record(self, features: Sequence[Tensor]) -> list[tuple[Tensor, Passage]]:
         """Record features of one call; return each as the heads are to get it, with its passage."""
-        passages = [self._now.add(z) for z in features]
+        passages = self._now.add(features)
         ends, shared = None, self._shared() if self.combines else None
         if shared and (ends := close(features, passages, shared, mark_of)) is not None:
             self._now.shared = shared
@@ -232,6 +251,12 @@ class Reading:
 
     def why_nothing(self) -> str:
         """Return why a call of a balancer found no features."""
+        if self._no_grad and self._transformed:
+            return (
+                "the forward pass ran in a transform of torch.func, such as torch.vmap, which shows the fork features "
+                "without a graph: keep the fork and what comes before it outside of the transform, or measure the "
+                "shared parameters, with fork=None"
+            )
         if self._no_grad:
             return (
                 "the features that went through the fork don't require grad, so that nothing reaches the trunk: is the "
@@ -320,10 +345,10 @@ class Fork(nn.Module):
             )
         # A tensor that stands in several places is one variable, with one alias for each head.
         features = {id(leaf): leaf for leaf in leaves if self.reading.records(leaf)}
-        if any(z.is_nested for z in features.values()):
+        if any(z.is_nested or z.layout is not torch.strided for z in features.values()):
             raise TypeError(
-                "features are a nested tensor, which has no aliases: measure the shared parameters, with fork=None, or "
-                "let padded tensors go through the fork"
+                "features are a nested or a sparse tensor, which has no aliases: measure the shared parameters, with "
+                "fork=None, or let padded or dense tensors go through the fork"
             )
         recorded = zip(features, self.reading.record(list(features.values())), strict=True)
         of_features = {key: self._aliases(z, passage) for key, (z, passage) in recorded}
@@ -342,14 +367,14 @@ class Fork(nn.Module):
             alias = whole[...]
             node = cast(Any, alias.grad_fn)
             node.register_prehook(partial(_observe, passage, z, task))
-            node.metadata[_KEY] = Mark(self, task)
+            node.metadata[_KEY] = Mark(self, task, passage)
             run_early(node)
             aliases.append(alias)
         return tuple(aliases)
 
-    def mark(self, node: Any) -> None:
+    def mark(self, node: Any, passage: Passage) -> None:
         """Mark the node of the autograd graph that computes all heads."""
-        node.metadata[_KEY] = Mark(self, None)
+        node.metadata[_KEY] = Mark(self, None, passage)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"

@@ -15,8 +15,8 @@ from torch.autograd.graph import GradientEdge, Node
 from ..fork_error import ForkError
 from ..loss_input import Entries, Root, roots
 from ..passes import as_measurements
-from ..torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink, recorded_before
-from .fork import Fork, mark_of
+from ..torch_internals import DDP_SINK, IN_PLACE, REENTRANT, has_static_sink, recorded_before, upstream
+from .fork import Fork, Passage, mark_of
 
 Label = Callable[[int], str]
 
@@ -35,13 +35,15 @@ class Reach:
     """Names of the nodes on which the loss depends other than through the fork."""
 
 
-def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label) -> None:
+def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], are_listed: bool, label: Label) -> None:
     """Check the autograd graph of this step's ``losses``.
 
     Args:
         fork: the fork at which the tasks' gradients are measured.
         losses: the losses of T tasks.
         wrt: parameters that must lie upstream of the fork.
+        are_listed: whether they were given one by one. All must then lie there; of a module, some may be left out of
+            this step, such as those of a layer that is skipped at random.
         label: function that returns the name of task ``i`` for messages.
 
     Raises:
@@ -63,7 +65,7 @@ def audit(fork: Fork, losses: Entries, wrt: Sequence[nn.Parameter], label: Label
             "features: make the balancer first, then run the forward pass"
         )
     try:
-        _check(fork, starts, reaches, marked, wrt, label)
+        _check(fork, starts, reaches, marked, wrt, are_listed, label)
     except ForkError as error:
         if set(IN_PLACE).isdisjoint(set[str]().union(*(reach.nodes for reach in reaches.values()))):
             raise
@@ -80,12 +82,18 @@ def _check(
     reaches: Mapping[int, Reach],
     marked: set[Node],
     wrt: Sequence[nn.Parameter],
+    are_listed: bool,
     label: Label,
 ) -> None:
     if not marked:
         raise ForkError(fork.reading.why_nothing())
     trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _features(marked)))
-    if elsewhere := set(wrt) - trunk:
+    elsewhere = set(wrt) - trunk
+    if not are_listed and len(elsewhere) < len(wrt):
+        after = set[nn.Parameter]().union(*(reach.parameters for reach in reaches.values()))
+        hidden = any(REENTRANT in _walk(source, None).nodes for source in _features(marked))
+        elsewhere = elsewhere if hidden else elsewhere & after
+    if elsewhere:
         behind = set[str]().union(*(_walk(source, None).nodes for source in _features(marked)))
         if REENTRANT in behind:
             raise ForkError(
@@ -186,6 +194,12 @@ def feature_gradients(fork: Fork, losses: Entries, factors: Tensor) -> list[Tens
         if some is not None:
             columns.append(torch.stack([torch.zeros_like(some) if part is None else part for part in column]))
     return columns
+
+
+def passages_to(fork: Fork, losses: Entries) -> set[Passage]:
+    """Return the passages of the features through the fork that the losses depend on."""
+    nodes = upstream(*(root.edge.node for root in roots(losses) if root is not None))
+    return {mark.passage for node in nodes if (mark := mark_of(node)) is not None and mark.fork is fork}
 
 
 def _features(marked: Iterable[Node]) -> list[GradientEdge]:

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
 from ..own_precision import own_precision
-from ..torch_internals import REENTRANT, frees_behind, in_transform, static_model, without_hooks
+from ..torch_internals import (
+    FORK_COMPILED,
+    REENTRANT,
+    frees_behind,
+    in_transform,
+    not_compiled,
+    static_model,
+    without_hooks,
+)
 
 if TYPE_CHECKING:
     from .fork import Passage
@@ -81,12 +89,12 @@ def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object], trunk
 
     The other nodes there are added to ``trunk``.
     """
-    leaves = list[Tensor]()
-    waiting = [z.grad_fn for z in features]
-    seen = set(waiting)
+    leaves = [z for z in features if z.grad_fn is None]
+    waiting = [z.grad_fn for z in features if z.grad_fn is not None]
+    seen: set[Node] = {*waiting, *(get_gradient_edge(z).node for z in leaves)}
     while waiting:
         node = waiting.pop()
-        if node is None or mark_of(node) is not None or static_model(node) is not None or node.name() == REENTRANT:
+        if mark_of(node) is not None or static_model(node) is not None or node.name() == REENTRANT:
             return []
         trunk.add(node)
         for following, _ in node.next_functions:
@@ -115,6 +123,7 @@ class _Gate(torch.autograd.Function):
         return tuple(z.detach() for z in features)
 
     @staticmethod
+    @not_compiled(FORK_COMPILED)
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
         # The pass around this one ends at the gate, so the trunk's graph is freed here, before the leaves' hooks run. A

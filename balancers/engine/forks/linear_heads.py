@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..own_precision import own_precision
-from ..torch_internals import in_transform, not_compiled
-from .fork import FORK_COMPILED, Fork, Passage
+from ..torch_internals import FORK_COMPILED, in_transform, not_compiled
+from .fork import Fork, Passage
 
 
 class LinearHeads(nn.Module):
@@ -71,7 +71,7 @@ class LinearHeads(nn.Module):
             dtype = torch.get_autocast_dtype(device)
             given = [None if tensor is None else tensor.to(dtype) for tensor in given]
         outputs: Tensor = _Recorded.apply(*given, passage)
-        self.fork.mark(outputs.grad_fn)
+        self.fork.mark(outputs.grad_fn, passage)
         return outputs if len(shape) == 1 else outputs.view(*shape, *outputs.shape[1:])
 
     def extra_repr(self) -> str:

@@ -290,6 +290,8 @@ class GhostNorms:
 
     def __init__(self, z: Tensor, layers: list[Layer], rest: list[Tensor]) -> None:
         self._z, self._layers, self._rest = get_gradient_edge(z), layers, rest
+        self.reached = {leaf for each in layers for leaf in (each.uses[0].weight, each.bias) if leaf is not None}
+        """The parameters that were found to have a gradient."""
         self._nodes = list({use.node: None for layer in layers for use in layer.uses})
 
     def norm(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
@@ -297,7 +299,9 @@ class GhostNorms:
         found = gradients([self._z], [*edges_of(self._nodes), *self._rest], [gradient])
         of_node = dict(zip(self._nodes, found, strict=False))
         squares = [squared_norms(layer.kernel(), layer.rows(of_node).unsqueeze(0))[0] for layer in self._layers]
-        parts = [part.to_dense().double() for part in found[len(self._nodes) :] if part is not None]
+        rest = found[len(self._nodes) :]
+        self.reached.update(leaf for leaf, part in zip(self._rest, rest, strict=True) if part is not None)
+        parts = [part.to_dense().double() for part in rest if part is not None]
         return reduce(torch.add, [*squares, *(part.square().sum() for part in parts)]).sqrt_().to(dtype)
 
 

@@ -6,7 +6,7 @@ than one task's is held, of heads as one product a few, unless gradients are to 
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import reduce
 
 import torch
@@ -61,7 +61,7 @@ class Measurement:
         self.missing: set[int] = set()
         """Tasks that were given, but have no gradient of a parameter."""
         self.reached: set[int] = set()
-        """The parameters, by place, that a loss was found to depend on when losses were differentiated."""
+        """The parameters, by place, that a loss was found to depend on."""
         self.has_sparse = False
         """Whether gradients of parameters are sparse."""
         self.observed = False
@@ -135,7 +135,9 @@ class Measurement:
         layer = self._layer_of(features[0]) if len(features) == 1 else None
         if layer is None:
             found = TaskGradients(features, gradients, self._wrt, len(self._wrt), self._forms_gradients)
+            self._note(found.leaves_reached)
             return found.gramian(self._dtype) if found.reached else None
+        self.reached.update(range(len(layer.parts)))
         rows = _rows(gradients[0], layer, 1)
         num_tasks, num_rows, outputs = rows.shape
         double = cost_of_double(layer.inputs)
@@ -191,8 +193,8 @@ class Measurement:
 
     def _found(self, task: int, gradients: Sequence[Tensor | None]) -> None:
         if len(self.reached) < len(gradients):
-            self.reached.update(k for k, gradient in enumerate(gradients) if gradient is not None)
             self.has_sparse = self.has_sparse or any(each is not None and each.is_sparse for each in gradients)
+        self._note_given(gradients)
         if all(gradient is None for gradient in gradients):
             self.missing.add(task)
         else:
@@ -202,8 +204,21 @@ class Measurement:
     def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return what is kept of several tasks' gradients of features, each ``(T, ...)``, from one pass."""
         found = self._in_one_pass(edges, rows)
-        self._reached = self._reached or any(part is not None for row in found for part in row)
+        for row in found:
+            self._note_given(row)
+        self._reached = self._reached or len(self.reached) > 0
         return [self._reduced(gradients) for gradients in found]
+
+    def _note(self, parameters: Collection[Tensor]) -> None:
+        """Count parameters as reached."""
+        assert self._wrt is not None
+        if len(self.reached) < len(self._wrt):
+            self.reached.update(k for k, parameter in enumerate(self._wrt) if parameter in parameters)
+
+    def _note_given(self, gradients: Sequence[Tensor | None]) -> None:
+        """Count the parameters as reached that have a gradient."""
+        if len(self.reached) < len(gradients):
+            self.reached.update(k for k, gradient in enumerate(gradients) if gradient is not None)
 
     # Hooks on the parameters see the gradient that training takes, once. Norms by way of a layer never reach them.
 
@@ -271,13 +286,17 @@ class Measurement:
         if self._ghosts is not None:
             self._reached = True
             with without_hooks(self._wrt or ()):
-                return [self._ghosts.norm(gradient, self._dtype)]
+                norm = self._ghosts.norm(gradient, self._dtype)
+            self._note(self._ghosts.reached)
+            return [norm]
         found = self._gradients([get_gradient_edge(z)], [gradient])
-        self._reached = self._reached or any(part is not None for part in found)
+        self._note_given(found)
+        self._reached = self._reached or len(self.reached) > 0
         return self._reduced(found)
 
     def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
         self._reached = True
+        self.reached.update(range(len(layer.parts)))
         rows = layer.before_relu(_rows(gradient, layer, 0), overwrite=False)
         if self._by_rows(layer, rows):
             return [self._row_norms(layer, rows.unsqueeze(0))[0]]
@@ -286,6 +305,7 @@ class Measurement:
 
     def _of_several(self, layer: Linear, gradients: Tensor, free_entries: int) -> list[Tensor]:
         self._reached = True
+        self.reached.update(range(len(layer.parts)))
         gradients = layer.before_relu(_rows(gradients, layer, 1), self._overwrite)
         if self._adds_up:
             return layer.gradients(gradients)

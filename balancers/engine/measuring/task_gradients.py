@@ -136,6 +136,11 @@ class TaskGradients:
         """Whether a task has a gradient of a counted leaf."""
         return any(part.given and not self._counted.isdisjoint(part.leaves) for part in self._parts)
 
+    @property
+    def leaves_reached(self) -> set[Tensor]:
+        """The counted leaves that a task has a gradient of."""
+        return self._counted.intersection(leaf for part in self._parts if part.given for leaf in part.leaves)
+
     def gramian(self, dtype: torch.dtype) -> Tensor:
         """Return the inner products of the gradients, ``(T', T')``."""
         parts = [part.products() for part in self._parts if part.given and not self._counted.isdisjoint(part.leaves)]

@@ -24,6 +24,11 @@ def explained() -> Iterator[None]:
                 "a checkpoint with use_reentrant=True hides parameters that are to be measured: pass "
                 "use_reentrant=False to torch.utils.checkpoint"
             ) from error
+        if "differentiated Tensors does not require grad" in str(error):
+            raise ForkError(
+                "a parameter of wrt was frozen (requires_grad_(False)) between the forward and the backward pass, so "
+                "that its gradients can't be measured: freeze parameters before the forward pass, or after backward"
+            ) from error
         if "donated_buffer" in str(error):
             raise ForkError(
                 "the compiled trunk can be differentiated once, and the tasks' gradients are measured before the "

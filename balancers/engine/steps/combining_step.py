@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fork_error import ForkError
 from ..forks.fork import Passage
-from ..forks.fork_audit import feature_gradients
+from ..forks.fork_audit import feature_gradients, passages_to
 from ..forks.gate import differentiate
 from ..loss_input import Entries, roots
 from ..measuring.task_gradients import TaskGradients, dense, real_as, weighted_sum
@@ -74,6 +74,8 @@ class CombiningStep(MeasuringStep):
         self._shares = None
         if self.balancer.fork is not None:
             self._at_fork()
+            if self.has_several_calls:  # some may be of a forward pass that no loss of this step is computed from
+                self.features = len(passages_to(self.balancer.fork, losses))
             return None
         if self.balancer.replaces_gradients and current_pass() in passes_at_fork:
             self._measured_by_another()
@@ -136,6 +138,7 @@ class CombiningStep(MeasuringStep):
                         columns = measurement.columns()
                         if not columns:
                             raise ForkError(nothing_measured(self.balancer, observed=True))
+                    self._tell_unreached(measurement.reached)
                 self._shares, directions = self.balancer.decide(self, columns, gramian)
             if directions is None:
                 rows.release([weighted_sum(self._shares, gradients) for gradients in stacked])
@@ -198,6 +201,9 @@ class CombiningStep(MeasuringStep):
         balancer.recomputes = trunk.recomputes
         if not trunk.reached:
             raise ForkError(nothing_measured(balancer, observed=True))
+        if balancer.lists_parameters:
+            reached = trunk.leaves_reached
+            self._tell_unreached({k for k, parameter in enumerate(self.wrt) if parameter in reached})
         if balancer.replaces_gradients and trunk.has_sparse:
             raise TypeError(_sparse(balancer))
         if by_gramian:

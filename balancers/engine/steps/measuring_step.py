@@ -19,7 +19,7 @@ from ..loss_input import Entries, roots
 from ..measuring.measure import Measurement, joint_norms
 from ..measuring.task_gradients import dense
 from ..passes import as_measurements
-from ..torch_internals import before_first_backward, current_pass, recomputes
+from ..torch_internals import REENTRANT, before_first_backward, current_pass, recomputes, upstream
 from .step import Call, Step
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ class MeasuringStep(Step):
         shared: Sequence[nn.Parameter] | None = None
         has_one_twice = False
         self.features = 0
-        """Number of tensors that went through the fork since the last call."""
+        """Number of tensors that went through the fork since the last call, and may have a gradient in this step."""
+        self.has_several_calls = False
+        """Whether these tensors come from several calls of the fork."""
         if balancer.fork is not None:
             recording = balancer.fork.reading.claim(self)
             self.features, shared, has_one_twice = recording.count, recording.shared, recording.has_one_twice
+            self.has_several_calls = self.features > 1 and recording.has_several_calls
         self.wrt = balancer.measured_parameters() if shared is None else tuple(shared)
         if has_one_twice and self.wrt is None:
             raise ForkError(
@@ -128,6 +131,7 @@ class MeasuringStep(Step):
         found = roots(losses)
         edges = [root.edge for root in found if root is not None]
         first, together = self.balancer.recomputes is None, self._recomputes([edge.node for edge in edges])
+        is_new = first or bool(self.balancer.unmeasured)
         seeded = [
             None if root is None else (root.edge, root.seed * factor)
             for root, factor in zip(found, factors, strict=True)
@@ -135,6 +139,12 @@ class MeasuringStep(Step):
         nodes = [edge.node for edge in edges]
         with as_measurements(nodes), before_first_backward(edges) if first else nullcontext():
             self.balancer.recomputes = measurement.differentiate(seeded, together)
+        if is_new and len(measurement.reached) < len(self.wrt) and any(n.name() == REENTRANT for n in upstream(*nodes)):
+            raise ForkError(
+                f"no loss reaches {len(self.wrt) - len(measurement.reached)} of the parameters that wrt names, and a "
+                f"checkpoint with use_reentrant=True hides those inside it: pass use_reentrant=False to "
+                f"torch.utils.checkpoint, or leave parameters out of wrt that are not used"
+            )
         missing = sorted(measurement.missing & self.balancer.unmeasured)
         self.balancer.unmeasured.clear()
         if missing and len(measurement.missing) < len(edges) and self.balancer._ranks.size == 1:
@@ -142,13 +152,16 @@ class MeasuringStep(Step):
                 f"the loss of {self.balancer.label(missing[0])} does not depend on the parameters that wrt names: was "
                 f"it detached? A task without a loss to learn from can be left out of a {{task: loss}} dict"
             )
-        told = self.balancer.warnings
         if 0 < len(measurement.missing) < len(edges):
-            told.tell_missing(self.balancer, measurement.missing)
-        has_all = self.given is None or all(self.given)
-        if self.balancer.lists_parameters and has_all and measurement.reached:
-            told.tell_unreached(self.balancer, len(self.balancer.reached - measurement.reached))
-        self.balancer.reached |= measurement.reached
+            self.balancer.warnings.tell_missing(self.balancer, measurement.missing)
+        self._tell_unreached(measurement.reached)
+
+    def _tell_unreached(self, reached: set[int]) -> None:
+        """Warn if losses depend on the parameters at these places only, and before on more that ``wrt`` lists."""
+        balancer = self.balancer
+        if balancer.lists_parameters and reached and (self.given is None or all(self.given)):
+            balancer.warnings.tell_unreached(balancer, len(balancer.reached - reached))
+            balancer.reached |= reached
 
 
 class NormsStep(MeasuringStep):
@@ -179,6 +192,8 @@ class NormsStep(MeasuringStep):
         found, self._found = self._found, None
         passes_at_fork.discard(self._pass)
         without = found.without_gradient(self.given) if self.balancer.fork is not None else ()
+        if self.balancer.fork is not None:
+            self._tell_unreached(found.reached)
         columns = found.columns()
         if not columns and (not self.adds_up or found.observed or self.balancer.fork is not None):
             raise ForkError(nothing_measured(self.balancer, found.observed))
