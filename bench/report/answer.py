@@ -31,8 +31,8 @@ def answer(results: Results) -> list[str]:
     texts = []
     for problem, rows in results.evidence.groupby("problem", sort=False):
         others = rows[(rows["balancer"] != results.baseline) & rows["balancer"].map(results.roles.is_compared)]
-        if (others["verdict"] != "").any():
-            equal = rows[rows["balancer"] == results.baseline].iloc[0]
+        equal = rows[rows["balancer"] == results.baseline].iloc[0]
+        if (others["verdict"] != "").any() or (len(others) and equal["failed"] == equal["seeds"]):
             texts.append(f"{short(str(problem), 40)}: {_of_problem(others, equal, results.only(str(problem)))}")
     return texts
 

@@ -6,8 +6,8 @@ stored result; a changed constant, operator or call makes new keys for exactly t
 What is hashed is the parsed source without
 
 - comments, positions, docstrings and the strings that document attributes,
-- the class attributes `WORDING`, which only describe a method or a problem,
-- the class attributes `PERMISSION`, which only say which suites may compare methods on a problem,
+- the attributes `WORDING` of a registered class, which only describe a method or a problem,
+- the attributes `PERMISSION` of one, which only say which suites may compare methods on a problem,
 - the paths of modules of the packages in question: ``from .engine.base import Range`` counts as importing ``Range``,
 - the order of neighbouring import statements.
 
@@ -35,9 +35,9 @@ from . import plugins
 OURS = ("balancers", "tasks", "bench")
 """The packages of this project."""
 WORDING = ("summary", "use_when")
-"""Class attributes that are left out if their value is a text."""
+"""Attributes of a class under ``@register`` that are left out if their value is a text."""
 PERMISSION = ("reserved",)
-"""Class attributes that are left out if their value is true or false."""
+"""Attributes of a class under ``@register`` that are left out if their value is true or false."""
 _NOT_HASHED = ("kind", "type_comment", "ctx")
 STARTED = time.time()
 """When this module was imported, in seconds since 1970: about when the process started."""
@@ -180,13 +180,11 @@ def _absolute(node: ast.ImportFrom, module: str, file: Path) -> str:
 def _defining(base: str, name: str) -> Iterator[str]:
     """Yield the module that defines ``name`` of the module ``base``; none where ``base`` is no Python module."""
     file = _file(base)
-    if file is None:
-        return
-    if file.name != "__init__.py":
+    if file is not None and file.name != "__init__.py":
         yield base
     elif name != "*" and _file(f"{base}.{name}"):
         yield f"{base}.{name}"
-    else:
+    elif file is not None:
         passed_on = [
             (_absolute(node, base, file), alias.name)
             for node in _walk(_parsed(file))
@@ -256,12 +254,20 @@ def _is_wording(statement: ast.stmt, node: ast.AST) -> bool:
         return isinstance(statement.value, ast.Constant)
     if not (isinstance(node, ast.ClassDef) and isinstance(statement, ast.Assign | ast.AnnAssign)):
         return False
+    if not any(_is_register(decorator) for decorator in node.decorator_list):
+        return False
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     if not isinstance(statement.value, ast.Constant):
         return False
     value = statement.value.value
     left_out = WORDING if isinstance(value, str) else PERMISSION if isinstance(value, bool) else ()
     return all(isinstance(target, ast.Name) and target.id in left_out for target in targets)
+
+
+def _is_register(decorator: ast.expr) -> bool:
+    """Tell whether a decorator is ``register``, of whatever module, with or without arguments."""
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(called).rpartition(".")[2] == "register"
 
 
 def _names(statement: ast.stmt, packages: frozenset[str]) -> Iterator[list[str]]:

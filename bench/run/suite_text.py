@@ -22,6 +22,11 @@ ENCODING = "utf-8-sig"
 """The encoding of a suite's file: UTF-8, with or without a byte order mark, which some editors write."""
 
 
+def is_kept(path: Path) -> bool:
+    """Return whether a suite's file is the copy in a results folder, which describes the machine beside it."""
+    return path.name == KEPT and (path.parent / "environment.json").is_file()
+
+
 @dataclass(frozen=True)
 class SuiteText:
     """The text of a suite's file, and the values in it.

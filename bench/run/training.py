@@ -391,8 +391,8 @@ def _distance(parameters: Sequence[Tensor], before: Sequence[Tensor]) -> float:
 
 
 def reason(error: BaseException) -> str:
-    """Describe the error, with the file and line outside PyTorch where it was raised."""
-    text = f"{type(error).__name__}: {error}"
+    """Describe the error in a line, with the file and line outside PyTorch where it was raised."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, DivergenceError | BatchesEndedError):
         return text
     theirs = str(Path(torch.__file__).parent)

@@ -49,7 +49,11 @@ SEEDS = ValueKind(
 )
 RATES = ValueKind(
     "a list of different positive numbers, two or more",
-    lambda value: _distinct(value, 2) and all(type(one) in (int, float) and 0 < one < float("inf") for one in value),
+    lambda value: (
+        _distinct(value, 2)
+        and all(type(one) in (int, float) and 0 < one < float("inf") for one in value)
+        and _distinct([float(one) for one in value], 2)  # 1 and 1.0 are one rate
+    ),
 )
 POSITIVE = ValueKind(
     "a positive number", lambda value: type(value) in (int, float) and 0 < float(str(value)) < float("inf")

@@ -7,8 +7,9 @@ problem is created, and each balancer on each problem's model, so that options w
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from balancers.engine.method.declared_method import Wrt
 from bench.run import build, plugins, suite_text
 from bench.run.spec import Device, Method, Options
 from bench.run.suite_origin import SUITES
-from bench.run.suite_text import KEPT
+from bench.run.suite_text import KEPT, is_kept
 from bench.run.training import reason
 from tasks import MissingDataError, Shared
 
@@ -138,16 +139,14 @@ def load(path: Path) -> Suite:
     problems = [entry for entry in problems if entry.label not in left_out]
     if not problems:
         raise SuiteError(f"{path.name}: no problem can be run: {'; '.join(left_out.values())}")
-    searched = (
-        () if searches or not rates else trial_draws.learning_rates(len(rates) + growths + 2, rates[0], rates[-1])
-    )
+    searched = None if searches or not rates else partial(_rates_of_trials, grid, rates, len(rates) + growths + 2)
     methods = [_balancer(table, problems, rates if searches else (), searched) for table in balancer_tables]
     _require_models(methods, balancer_tables, finer)
     searching = [i for i, entry in enumerate(methods) if entry.searches_weights]
     if len(searching) > 1:
         balancer_tables[searching[1]].fail("options.weights", f"balancers[{searching[0]}] searches for weights already")
     return Suite(
-        name=path.resolve().parent.name if path.name == KEPT else path.stem,
+        name=path.resolve().parent.name if is_kept(path) else path.stem,
         description=top.take("description", accepted.TEXT, ""),
         written=written,
         device=device,
@@ -238,7 +237,19 @@ def _learning_rates(top: TomlTable) -> tuple[float, ...]:
         top.fail("search", "learning_rates is there too; a suite has either a grid or a search")
     table = top.table("search", ("trials", "rates"))
     low, high = map(float, table.take("rates", accepted.LIMITS))
-    return trial_draws.learning_rates(table.take("trials", accepted.TRIALS), low, high)
+    trials = table.take("trials", accepted.TRIALS)
+    try:
+        return trial_draws.learning_rates(trials, low, high)
+    except ValueError as error:
+        table.fail("rates", str(error))
+
+
+def _rates_of_trials(grid: TomlTable, rates: Sequence[float], trials: int) -> tuple[float, ...]:
+    """Return as many learning rates as there are trials of searched static weights, between the ends of the grid."""
+    try:
+        return trial_draws.learning_rates(trials, rates[0], rates[-1])
+    except ValueError as error:
+        grid.fail("grid", str(error))
 
 
 def _device(top: TomlTable) -> Device:
@@ -286,14 +297,17 @@ def _problem(table: TomlTable, of_all: Mapping[str, Any]) -> ProblemEntry:
 
 
 def _balancer(
-    table: TomlTable, problems: list[ProblemEntry], rates: tuple[float, ...], searched: tuple[float, ...]
+    table: TomlTable,
+    problems: list[ProblemEntry],
+    rates: tuple[float, ...],
+    searched: Callable[[], tuple[float, ...]] | None,
 ) -> BalancerEntry:
     """Create the balancer of an entry on every problem, and return how it is made.
 
     Args:
         rates: The learning rates of the trials of a search; empty if the suite does not search.
-        searched: In a suite with a grid, the learning rates of the trials of searched static weights. There is one
-            trial for each value of the grid, one for each time that it may grow, and two more.
+        searched: In a suite with a grid, returns the learning rates of the trials of searched static weights. There is
+            one trial for each value of the grid, one for each time that it may grow, and two more.
     """
     name = table.take("name", accepted.TEXT)
     if name not in balancers.names():
@@ -305,9 +319,9 @@ def _balancer(
     options = _options(table, cls)
     searches_weights = issubclass(cls, StaticWeighting) and options.get("weights") == SEARCH
     if searches_weights and not rates:
-        if not searched:
+        if searched is None:
             table.fail("options.weights", f'"{SEARCH}" is for a suite that has a table [search] or [learning_rates]')
-        rates = searched
+        rates = searched()
     methods, trials = {}, {}
     needs_fork = table.take("needs_fork", accepted.YES_OR_NO, False)
     for entry in problems:

@@ -137,6 +137,17 @@ def test_what_the_code_does_changes_the_hash(old: str, new: str) -> None:
     assert hashed(SOURCE.replace(old, new)) != hashed(SOURCE)
 
 
+@pytest.mark.parametrize("decorator", ["register", "tasks.register", 'register(name="a")'])
+@pytest.mark.parametrize("attribute", ['summary = "{}"', 'use_when: str = "{}"', "reserved = {}"])
+def test_only_registered_classes_have_wording(decorator: str, attribute: str) -> None:
+    """Elsewhere, such as in a plugin's class of options, an attribute of this name may change what the code does."""
+    values = ("False", "True") if attribute.startswith("reserved") else ("mean", "sum")
+    one, other = (f"class A:\n    {attribute.format(value)}\n" for value in values)
+    assert hashed(one) != hashed(other)
+    assert hashed(f"@dataclass\n{one}") != hashed(f"@dataclass\n{other}")
+    assert hashed(f"@{decorator}\n{one}") == hashed(f"@{decorator}\n{other}")
+
+
 def test_an_import_and_an_assignment_do_not_change_places() -> None:
     assert hashed("X = 5\nfrom .c import X\n") != hashed("from .c import X\nX = 5\n")
 
@@ -191,6 +202,19 @@ def test_imports_are_followed_also_of_constants_and_inside_functions(
     assert names == {"method.py", "limits.py", "helpers.py", "late.py", "unused.py", "real.py", "__init__.py"}
     assert "types.py" not in names  # for type checkers alone
     assert "apart.py" not in names  # nothing imports it
+
+
+@pytest.mark.parametrize("init", [{}, {"__init__.py": ""}], ids=["without", "with"])
+@pytest.mark.parametrize(
+    "source",
+    ["import {name}.late\n", "import {name}.late as late\n", "from {name} import late\n", "from .inner import late\n"],
+)
+def test_imports_are_followed_in_packages_without_an_init(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, init: dict[str, str]
+) -> None:
+    files = {"method.py": source, "late.py": "ONE = 1\n", "inner/late.py": "ONE = 1\n", **init}
+    names, _ = hashes(tmp_path / f"package{len(init)}", files, monkeypatch)
+    assert names == {"method.py", "late.py"}
 
 
 def test_a_moved_module_changes_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

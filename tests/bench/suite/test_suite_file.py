@@ -49,6 +49,7 @@ def test_the_suites_that_come_along_can_be_run(name: str) -> None:
             {"learning_rates": [0.1]},
             "mine.toml: learning_rates.grid: expected a list of different positive numbers, two",
         ),
+        ({"learning_rates": [1, 1.0]}, "mine.toml: learning_rates.grid: expected a list of different positive"),
         ({"learning_rates": [0.1, -0.1]}, "mine.toml: learning_rates.grid: expected a list of different positive"),
         ({"plugins": ["nowhere.py"]}, "mine.toml: plugins[0]: there is no file nowhere.py"),
         ({"problems": []}, "mine.toml: problems: expected one [[problems]] table or more"),
@@ -134,6 +135,32 @@ def test_what_is_wrong_is_told_by_its_key(make_suite: MakeSuite, parts: dict[str
     with pytest.raises(SuiteError) as refusal:
         make_suite(**parts)
     assert str(refusal.value).startswith(message)
+
+
+def test_rates_without_room_for_trials_are_refused_if_weights_are_searched(make_suite: MakeSuite) -> None:
+    near = [1e-3, 1.0000000000000002e-3]
+    assert make_suite(learning_rates=near).learning_rates == tuple(near)
+    searched = {"name": "static", "label": "searched", "options": {"weights": "search"}}
+    with pytest.raises(
+        SuiteError, match=r"^mine\.toml: learning_rates\.grid: there are no \d different learning rates"
+    ):
+        make_suite(learning_rates=near, balancers=[{"name": "equal"}, searched])
+
+
+def test_a_search_without_room_for_its_rates_is_refused(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "mine.toml"
+    search = "[search]\ntrials = 8\nrates = [1e-3, 1.0000000000000002e-3]\n"
+    path.write_text(suite_text(learning_rates=None) + search)
+    with pytest.raises(SuiteError, match=r"^mine\.toml: search\.rates: there are no 8 different learning rates"):
+        suite_file.load(path)
+
+
+def test_only_the_copy_in_a_results_folder_has_the_folders_name(tmp_path: Path, suite_text: Callable[..., str]) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(suite_text())
+    assert suite_file.load(path).name == "suite"
+    (tmp_path / "environment.json").write_text("{}")
+    assert suite_file.load(path).name == tmp_path.name
 
 
 def test_options_that_all_methods_share_are_accepted(make_suite: MakeSuite) -> None:

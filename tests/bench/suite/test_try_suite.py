@@ -391,6 +391,13 @@ def test_without_a_run_of_equal_weighting_there_is_no_ratio(results):
     ]
 
 
+def test_without_a_score_that_is_said(results):
+    """No run was left, and no constant predictor whose score could be imputed, so that there are no verdicts."""
+    failed = failing(results, **dict.fromkeys(results.board["balancer"], 5))
+    (said,) = answer(replace(failed, board=failed.board.assign(verdict="")))
+    assert "nothing can be compared" in said
+
+
 def test_a_cheaper_one_that_is_better_too_is_named(results):
     board = results.board.copy()
     board.loc[board["balancer"] == "static 1/sigma²", "step_ratio"] = 3.0
