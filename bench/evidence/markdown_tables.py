@@ -1,6 +1,6 @@
 """Write the evidence's main tables in Markdown, as the pages of the documentation show them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import exp, nan
 
@@ -113,7 +113,7 @@ def _changes(row: pd.Series) -> str:
     return f"{texts[0]} ({texts[1]})"
 
 
-WRITERS = {
+WRITERS: Mapping[str, Callable[[Tables], str]] = {
     "scores": score_table,
     "reserved": partial(score_table, of="reserved"),
     "practice": practice_table,

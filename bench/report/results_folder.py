@@ -216,7 +216,7 @@ def load(path: Path) -> Results:
     baselines.
 
     Raises:
-        FileNotFoundError: The folder was not written by a suite, or lacks the tables of runs or of problems.
+        FileNotFoundError: The folder was not written by a suite, or lacks the tables of runs, problems or scores.
         BadFileError: A file is damaged, a table lacks a column, or the tables are of another suite than the folder's.
     """
     path = path.resolve()
@@ -232,7 +232,7 @@ def load(path: Path) -> Results:
     name = EVIDENCE if (path / "tables" / "gates.csv").is_file() else path.name  # it may be written anywhere
     roles = suite.roles("" if is_users else name)
     stored = {name: read_table(path, name) for name in COLUMNS}
-    for name in ("runs", "problems"):
+    for name in ("runs", "problems", "scores"):
         if stored[name] is None:
             raise FileNotFoundError(f"{path} is not the results folder of a suite: it has no tables/{name}")
     tables = {name: _checked(path, name, stored[name], columns) for name, columns in COLUMNS.items()}

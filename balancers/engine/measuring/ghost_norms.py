@@ -290,7 +290,9 @@ class GhostNorms:
 
     def __init__(self, z: Tensor, layers: list[Layer], rest: list[Tensor]) -> None:
         self._z, self._layers, self._rest = get_gradient_edge(z), layers, rest
-        self.reached = {leaf for each in layers for leaf in (each.uses[0].weight, each.bias) if leaf is not None}
+        self.reached: set[Tensor] = {
+            leaf for each in layers for leaf in (each.uses[0].weight, each.bias) if leaf is not None
+        }
         """The parameters that were found to have a gradient."""
         self._nodes = list({use.node: None for layer in layers for use in layer.uses})
 

@@ -76,9 +76,10 @@ def test_a_table_that_was_not_kept_is_empty_unless_every_folder_has_it(tmp_path)
     curves = results_folder.load(folder).tables["curves"]
     assert curves.empty
     assert "value" in curves
-    (folder / "tables" / "runs.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match="is not the results folder of a suite: it has no tables/runs"):
-        results_folder.load(folder)
+    for name in ("scores", "runs"):
+        (folder / "tables" / f"{name}.parquet").unlink()
+        with pytest.raises(FileNotFoundError, match=f"is not the results folder of a suite: it has no tables/{name}"):
+            results_folder.load(folder)
 
 
 def test_a_table_without_a_column_is_refused(tmp_path):
