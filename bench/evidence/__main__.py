@@ -43,7 +43,7 @@ from .evidence_rows import EvidenceRows, evidence_rows
 CORES = joblib.cpu_count()
 KEPT = machine_facts.ROOT / "results" / "reference" / "core"
 
-Which = Literal["scores", "reserved", "practice", "memory", "regrets", "candidates"]
+Which = Literal["scores", "practice", "memory", "reserved-scores", "reserved-practice", "regrets", "candidates"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 PartsArgument = Annotated[
@@ -175,17 +175,18 @@ def markdown(
 ) -> None:
     """Print a table as the documentation shows it.
 
-    `scores` are relative to those of equal weighting, and `reserved` the same of
-    the reserved problems; `practice` is what a user gets for the time of a step;
-    `memory` is how scores change with Adam's long memory; `regrets` and
-    `candidates` are the result of `advice`, which comes with the package.
+    `scores` are relative to those of equal weighting; `practice` is what a user
+    gets for the time of a step; `memory` is how scores change with Adam's long
+    memory; `reserved-scores` and `reserved-practice` are of the reserved problems;
+    `regrets` and `candidates` are the result of `advice`, which comes with the
+    package.
 
     Exit codes: 0, success; 2, there is no part of table A, or no result.
     """
     with _errors(Console(stderr=True, highlight=False, soft_wrap=True)):
         if which in markdown_tables.WRITERS:
             made = evidence_tables.make_so_far(kept)
-            if which == "reserved" and not made["problems"]["reserved"].any():
+            if which.startswith("reserved") and not made["problems"]["reserved"].any():
                 raise SuiteError("no reserved problem is there: python -m bench.evidence run --reserved")
             typer.echo(markdown_tables.WRITERS[which](made))
             return

@@ -50,7 +50,7 @@ def score_table(tables: Tables, of: str = "A") -> str:
     return _table(["", *problems], lines)
 
 
-def practice_table(tables: Tables) -> str:
+def practice_table(tables: Tables, reserved: bool = False) -> str:
     """Return what a user gets for the time: *q/c*, or *q* alone where the steps were not timed.
 
     The rows are problems. Bold numbers lie above 1 with their interval, those in italics below it. The last four
@@ -58,13 +58,16 @@ def practice_table(tables: Tables) -> str:
 
     Args:
         tables: What `evidence_tables.make` returns.
+        reserved: Whether the rows are the reserved problems, in place of the others.
     """
     failing = failed_gates(tables["gates"])
     rows = tables["practice"].set_index(["problem", "column"])
     is_reserved = tables["problems"].set_index("problem")["reserved"].astype(bool)
     lines = []
     for problem in dict.fromkeys(tables["practice"]["problem"]):
-        line = [f"{problem}{RESERVED if is_reserved[problem] else ''}"]
+        if is_reserved[problem] != reserved:
+            continue
+        line = [str(problem)]
         for column in PRACTICE:
             if (problem, column) not in rows.index:
                 line.append("")
@@ -115,9 +118,10 @@ def _changes(row: pd.Series) -> str:
 
 WRITERS: Mapping[str, Callable[[Tables], str]] = {
     "scores": score_table,
-    "reserved": partial(score_table, of="reserved"),
     "practice": practice_table,
     "memory": memory_table,
+    "reserved-scores": partial(score_table, of="reserved"),
+    "reserved-practice": partial(practice_table, reserved=True),
 }
 """The functions that write a table from those of the evidence, by the table's name."""
 

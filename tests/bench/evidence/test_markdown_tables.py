@@ -75,11 +75,12 @@ def test_a_change_of_memory_is_told_of_the_ratio_and_of_the_score(tables: dict[s
     assert markdown_tables.memory_table(given | {"gates": tables["gates"]}).splitlines() == [*header, *rows]
 
 
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
 def test_practice_shows_the_quotient_where_steps_were_timed(tables: dict[str, pd.DataFrame]) -> None:
-    header, rule, rain, wind, snow = (
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in markdown_tables.practice_table(tables).splitlines()
-    )
+    header, rule, rain, wind = cells(markdown_tables.practice_table(tables))
     assert header == ["", *PRACTICE]
     assert set(rule) == {"---"}
     of_rain, of_wind = dict(zip(header, rain, strict=True)), dict(zip(header, wind, strict=True))
@@ -87,11 +88,13 @@ def test_practice_shows_the_quotient_where_steps_were_timed(tables: dict[str, pd
     assert of_rain[LEARNED] == "*q* >4.00 (famo †)"
     assert of_wind[LEARNED] == "*0.50 [0.25,\N{NO-BREAK SPACE}0.75]* (famo †)"
     assert of_wind[LOSS] == ""
-    assert [rain[0], snow[0]] == ["rain", "snow (reserved)"]
+    assert [rain[0], wind[0]] == ["rain", "wind"]
 
 
-def test_reserved_problems_have_a_table_of_their_own(tables: dict[str, pd.DataFrame]) -> None:
-    assert markdown_tables.WRITERS["reserved"](tables).splitlines() == [
+def test_reserved_problems_have_tables_of_their_own(tables: dict[str, pd.DataFrame]) -> None:
+    _, _, snow = cells(markdown_tables.WRITERS["reserved-practice"](tables))
+    assert snow[0] == "snow"
+    assert markdown_tables.WRITERS["reserved-scores"](tables).splitlines() == [
         "|  | snow |",
         "|---|---|",
         "| static | **0.250×** |",

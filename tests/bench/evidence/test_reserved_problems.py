@@ -71,7 +71,7 @@ def test_the_tables_leave_them_out_until_then(tmp_path: Path, monkeypatch: pytes
     assert "missing: reserved/recommender" in told
     named = [name for name, table in early.items() if table.isin(["recommender", "reserved"]).any(axis=None)]
     assert named == ["parts"]
-    refused = invoke("markdown", "reserved", "--kept", str(kept))
+    refused = invoke("markdown", "reserved-scores", "--kept", str(kept))
     assert (refused.exit_code, refused.output.splitlines()) == (
         2,
         ["error: no reserved problem is there: python -m bench.evidence run --reserved"],
@@ -82,7 +82,7 @@ def test_the_tables_leave_them_out_until_then(tmp_path: Path, monkeypatch: pytes
     for name in ("problems", "scores", "comparisons", "claims", "counts"):
         assert late[name].isin(["recommender", "reserved"]).any(axis=None), name
     assert set(late) == set(early)
-    assert invoke("markdown", "reserved", "--kept", str(kept)).output.startswith("|  | recommender |")
+    assert invoke("markdown", "reserved-scores", "--kept", str(kept)).output.startswith("|  | recommender |")
 
 
 def tables(kept: Path, out: Path) -> tuple[dict[str, pd.DataFrame], str]:
