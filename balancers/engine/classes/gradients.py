@@ -326,11 +326,14 @@ class GradientBalancer(LossBalancer):
             step = Step(self, call)  # between the steps of update_every, passes are counted
         if measures:
             assert isinstance(step, MeasuringStep)
-            if self.fork is not None and not (self._audited_parameters.issuperset(map(id, step.wrt or ()))):
+            if self.fork is not None and not (self.is_sharded() or self._has_audited(step.wrt or ())):
                 self._audited.clear()
             if len(self._audited) < self.num_tasks and not _given(losses) <= self._audited:
                 self._audit(losses)
         step.watch(node, losses)
+
+    def _has_audited(self, parameters: Iterable[nn.Parameter]) -> bool:
+        return self._audited_parameters.issuperset(map(id, parameters))
 
     def _audit(self, losses: Entries) -> None:
         if self.fork is not None:

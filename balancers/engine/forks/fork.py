@@ -102,7 +102,6 @@ class Recording:
         """The call of a balancer that came next."""
         self.shared: Sequence[nn.Parameter] | None = None
         """The parameters whose gradients a gate makes."""
-
         self._calls = 0
 
     def add(self, features: Sequence[Tensor]) -> "list[Passage]":

@@ -88,18 +88,16 @@ def _check(
     if not marked:
         raise ForkError(fork.reading.why_nothing())
     trunk = set[nn.Parameter]().union(*(_walk(source, None).parameters for source in _features(marked)))
-    elsewhere = set(wrt) - trunk
-    if not are_listed and len(elsewhere) < len(wrt):
-        after = set[nn.Parameter]().union(*(reach.parameters for reach in reaches.values()))
-        hidden = any(REENTRANT in _walk(source, None).nodes for source in _features(marked))
-        elsewhere = elsewhere if hidden else elsewhere & after
-    if elsewhere:
+    if elsewhere := set(wrt) - trunk:
         behind = set[str]().union(*(_walk(source, None).nodes for source in _features(marked)))
         if REENTRANT in behind:
             raise ForkError(
                 f"wrt holds {_describe(elsewhere)} inside a checkpoint with use_reentrant=True, which hides it: pass "
                 f"use_reentrant=False to torch.utils.checkpoint"
             )
+        if not are_listed and len(elsewhere) < len(wrt):  # what no loss depends on is left out of this step
+            elsewhere &= set[nn.Parameter]().union(*(reach.parameters for reach in reaches.values()))
+    if elsewhere:
         raise ForkError(
             f"wrt holds {_describe(elsewhere)} that the fork's features do not depend on: pass the last shared layer, "
             f"or other parameters upstream of the fork. If these were replaced after the balancer was made, by "
