@@ -55,6 +55,8 @@ LONGEST_README = 150
 PROGRAMS_OF = (CodeBlockParser("python"), CodeBlockParser("toml"))
 FENCED_BLOCKS = RawFencedCodeBlockLexer(re.compile("[^\n]*\n"))
 METHODS_MARKER = "<!-- lossbench list balancers --markdown -->"
+RESERVED_SCORES_MARKER = "<!-- python -m bench.evidence markdown reserved-scores -->"
+RESERVED_PRACTICE_MARKER = "<!-- python -m bench.evidence markdown reserved-practice -->"
 SCORES_MARKER = "<!-- python -m bench.evidence markdown scores -->"
 PRACTICE_MARKER = "<!-- python -m bench.evidence markdown practice -->"
 MEMORY_MARKER = "<!-- python -m bench.evidence markdown memory -->"
@@ -237,6 +239,8 @@ def table_after(page: Path, marker: str) -> str:
 def test_the_tables_of_the_evidence_follow_from_what_is_kept() -> None:
     made = evidence_tables.make_so_far(ROOT / "results" / "reference" / "core")
     assert table_after(DOCS / "scores.md", SCORES_MARKER) == markdown_tables.score_table(made)
+    assert table_after(DOCS / "reserved.md", RESERVED_SCORES_MARKER) == markdown_tables.score_table(made, "reserved")
+    assert table_after(DOCS / "reserved.md", RESERVED_PRACTICE_MARKER) == markdown_tables.practice_table(made, True)
     assert table_after(DOCS / "results.md", PRACTICE_MARKER) == markdown_tables.practice_table(made)
     assert table_after(DOCS / "adams-memory.md", MEMORY_MARKER) == markdown_tables.memory_table(made)
 
@@ -255,7 +259,7 @@ def test_the_two_sets_of_seeds_differ_as_the_page_says() -> None:
     tables = SuiteTables(problems=pd.read_csv(core / "problems.csv"), scores=pd.read_parquet(core / "scores.parquet"))
     kinds = pd.read_csv(core / "rows.csv").set_index("balancer")["kind"]
     squares = []
-    for problem in tables.problems.loc[~tables.problems["control"], "problem"]:
+    for problem in tables.problems.loc[~(tables.problems["control"] | tables.problems["reserved"]), "problem"]:
         (scores,) = pooled_scores(problem, tables)
         for label in scores.values.columns.intersection(kinds.index[kinds.isin(["method", "static"])]):
             gains = scores.gains(label, "equal")

@@ -55,6 +55,11 @@ def mark_of(node: Node) -> Mark | None:
     return cast("dict[str, Mark]", node.metadata).get(_KEY)
 
 
+def mark_all_heads(node: Any, fork: "Fork", passage: "Passage") -> None:
+    """Mark the node of the autograd graph that computes all heads."""
+    node.metadata[_KEY] = Mark(fork, None, passage)
+
+
 class Observer(Protocol):
     """A balancer's step, to which a fork shows gradients."""
 
@@ -370,10 +375,6 @@ class Fork(nn.Module):
             run_early(node)
             aliases.append(alias)
         return tuple(aliases)
-
-    def mark(self, node: Any, passage: Passage) -> None:
-        """Mark the node of the autograd graph that computes all heads."""
-        node.metadata[_KEY] = Mark(self, None, passage)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"

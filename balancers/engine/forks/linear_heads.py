@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..own_precision import own_precision
 from ..torch_internals import FORK_COMPILED, in_transform, not_compiled
-from .fork import Fork, Passage
+from .fork import Fork, Passage, mark_all_heads
 
 
 class LinearHeads(nn.Module):
@@ -71,7 +71,7 @@ class LinearHeads(nn.Module):
             dtype = torch.get_autocast_dtype(device)
             given = [None if tensor is None else tensor.to(dtype) for tensor in given]
         outputs: Tensor = _Recorded.apply(*given, passage)
-        self.fork.mark(outputs.grad_fn, passage)
+        mark_all_heads(outputs.grad_fn, self.fork, passage)
         return outputs if len(shape) == 1 else outputs.view(*shape, *outputs.shape[1:])
 
     def extra_repr(self) -> str:
