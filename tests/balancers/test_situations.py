@@ -337,7 +337,7 @@ def methods() -> Iterator[LossBalancer]:
     yield from (EqualWeighting(2), UncertaintyWeighting(2), DynamicWeightAverage(2, period=2), FAMO(2))
 
 
-@pytest.mark.parametrize("balancer", methods(), ids=lambda balancer: balancer.name)
+@pytest.mark.parametrize("balancer", list(methods()), ids=lambda balancer: balancer.name)
 def test_state_that_moved_in_inference_mode(balancer: LossBalancer):
     """As in a check of the validation loop before training."""
     parameter = nn.Parameter(torch.ones(2, dtype=torch.float64))
