@@ -67,8 +67,6 @@ class Measurement:
         self.observed = False
         """Whether a gradient of the features came."""
         self._recomputes = False
-        self._reached = wrt is None
-        """Whether a gradient of a parameter was found."""
         self._wrt = wrt
         self._adds_up = adds_up
         self._dtype = dtype
@@ -197,8 +195,6 @@ class Measurement:
         self._note_given(gradients)
         if all(gradient is None for gradient in gradients):
             self.missing.add(task)
-        else:
-            self._reached = True
         self._of_task[task] = self._reduced(gradients)
 
     def _together(self, edges: Sequence[GradientEdge], rows: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -206,7 +202,6 @@ class Measurement:
         found = self._in_one_pass(edges, rows)
         for row in found:
             self._note_given(row)
-        self._reached = self._reached or len(self.reached) > 0
         return [self._reduced(gradients) for gradients in found]
 
     def _note(self, parameters: Collection[Tensor]) -> None:
@@ -249,7 +244,7 @@ class Measurement:
         Each task's part is freed when it is in its column.
         The norm of a task's gradient is the joint norm of its rows: see `joint_norms`.
         """
-        if not self._reached:
+        if self._wrt is not None and not self.reached:
             return []
         some = next((parts for parts in self._of_task if parts is not None), None)
         if some is None:
@@ -284,18 +279,15 @@ class Measurement:
     def _differentiated(self, z: Tensor, gradient: Tensor) -> list[Tensor]:
         """Return what is kept of one task's, by way of the graph."""
         if self._ghosts is not None:
-            self._reached = True
             with without_hooks(self._wrt or ()):
                 norm = self._ghosts.norm(gradient, self._dtype)
             self._note(self._ghosts.reached)
             return [norm]
         found = self._gradients([get_gradient_edge(z)], [gradient])
         self._note_given(found)
-        self._reached = self._reached or len(self.reached) > 0
         return self._reduced(found)
 
     def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
-        self._reached = True
         self.reached.update(range(len(layer.parts)))
         rows = layer.before_relu(_rows(gradient, layer, 0), overwrite=False)
         if self._by_rows(layer, rows):
@@ -304,7 +296,6 @@ class Measurement:
         return parts if self._adds_up else [self._norm(part) for part in parts]
 
     def _of_several(self, layer: Linear, gradients: Tensor, free_entries: int) -> list[Tensor]:
-        self._reached = True
         self.reached.update(range(len(layer.parts)))
         gradients = layer.before_relu(_rows(gradients, layer, 1), self._overwrite)
         if self._adds_up:
