@@ -67,9 +67,10 @@ class ExcessMTL(GradientBalancer):
 
     def track(self, gradient: Tensor, tracked: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Return the new sums of squares, ``(T', ...)``, and the risks, ``(T',)``."""
-        square = gradient.square()
-        sums = tracked + square
-        return sums, (square / (sums + EPSILON).sqrt()).flatten(1).sum(1)
+        square = gradient.square_()  # in place where it can be: new memory takes longer than the arithmetic
+        inverse = (tracked + square).add_(EPSILON).rsqrt_()
+        risks = inverse.mul_(square).flatten(1).sum(1)
+        return square.add_(tracked), risks
 
     def update(self, read: Read, state: State) -> Result:
         risks, initial, before = read.tracked, state["initial_risks"], state["log_weights"]

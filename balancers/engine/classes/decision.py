@@ -210,7 +210,9 @@ def _track(
         state["present"] = torch.ones_like(facts.shown) if present is None else present.to(facts.shown.dtype)
     for k, column in enumerate(columns):
         made.plain.append(column.sum(0).flatten().to(factor.dtype))
-        gradient = column.to(factor.dtype).div_(divisor)
+        gradient = column.to(factor.dtype)
+        # The gradients themselves are needed again where they are what is combined.
+        gradient = gradient.div_(divisor) if balancer.replaces_gradients else gradient / divisor
         if balancer.replaces_gradients and balancer.needs_positive_losses:
             made.if_invalid.append(torch.mv(gradient.flatten(1).t(), facts.to_last * factor))
         if by is not None:

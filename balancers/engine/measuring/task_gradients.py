@@ -3,8 +3,9 @@ r"""All tasks' gradients of the trunk's parameters: their inner products, and th
 The tasks' gradients of the features are taken through the trunk one after another. At a linear layer, such a pass
 yields the gradient of the layer's outputs, :math:`d_i`, and no weight gradient. Where that is less arithmetic (see
 `ghost_norms`), the inner products of two tasks are :math:`\langle x x^\top d_i, d_j \rangle`, and the weighted sum is
-one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, more than three tasks'
-weight gradients of a linear layer are formed by one batched product; other gradients are formed by autograd.
+one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, weight gradients of a
+linear layer are formed by one batched product where a method reads them or tasks are more than three; other gradients
+are formed by autograd.
 """
 
 from collections.abc import Collection, Sequence
@@ -78,14 +79,14 @@ class TaskGradients:
         recomputes: bool | None = None,
         retain_graph: bool = True,
     ) -> None:
-        self._tasks = len(of_features[0])
+        self._tasks, self._forms = len(of_features[0]), forms
         self._leaves, self._counted = leaves, set(leaves[:counted])
         edges = [get_gradient_edge(z) for z in features]
         self.recomputes = any(map(reruns, (z.grad_fn for z in features))) if recomputes is None else recomputes
         """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
         layers, rest = list[Layer](), list(leaves)
-        if not (forms or self.recomputes):
-            layers, rest = layers_behind(features, leaves, self._is_chosen)
+        if not self.recomputes:
+            layers, rest = layers_behind(features, leaves, self._is_batched if forms else self._is_chosen)
         nodes = list({use.node: None for layer in layers for use in layer.uses})
         with without_hooks(leaves):
             if self.recomputes:
@@ -108,10 +109,11 @@ class TaskGradients:
         while layers:
             layer = layers.pop(0)
             part = _ByRows(layer, [of_node.pop(use.node) for use in layer.uses])
-            if layer.is_less(self._tasks, "sum"):
-                self._parts.append(part)
+            if forms or not layer.is_less(self._tasks, "sum"):
+                rows_of = part.formed()
+                formed |= {leaf: _Formed(leaf, rows_of.get(leaf, [None] * self._tasks)) for leaf in part.leaves}
             else:
-                formed |= {leaf: _Formed(leaf, rows) for leaf, rows in part.formed().items()}
+                self._parts.append(part)
             del part, layer
         self._formed = {leaf: rows for leaf, rows in formed.items() if rows.given or forms}
         self.has_sparse = any(self._formed[leaf].is_sparse for leaf in self._counted if leaf in self._formed)
@@ -123,13 +125,18 @@ class TaskGradients:
         self._parts += [_Joined(little)] if little else []
 
     def _is_chosen(self, layer: Layer) -> bool:
-        """Return whether a layer's gradients are taken from those of its outputs, all tasks at once.
+        """Return whether a layer's gradients are taken from those of its outputs."""
+        return self._is_batched(layer) or layer.is_less(self._tasks, "sum")
+
+    def _is_batched(self, layer: Layer) -> bool:
+        """Return whether a linear layer's weight gradients are formed for all tasks at once.
 
         That saves calls for several tasks, and memory as long as there are no more rows than inputs.
         """
+        if not isinstance(layer.uses[0].found, LinearNode):
+            return False
         _, _, inputs, _ = layer.uses[0].shape()
-        several = self._tasks > FEW and isinstance(layer.uses[0].found, LinearNode) and layer.num_rows() <= inputs
-        return several or layer.is_less(self._tasks, "sum")
+        return (self._forms or self._tasks > FEW) and layer.num_rows() <= inputs
 
     @property
     def reached(self) -> bool:
@@ -241,7 +248,7 @@ class _Formed:
         given = [(share, row.to(wide)) for share, row in zip(shares, self._rows, strict=True) if row is not None]
         total = given[0][1] * given[0][0]
         for share, row in given[1:]:
-            total = total + row * share if row.is_sparse else torch.addcmul(total, row, share)
+            total = total + row * share if row.is_sparse or total.is_sparse else total.addcmul_(row, share)
         return [total.to(some.dtype)]
 
     def side_by_side(self) -> Tensor:

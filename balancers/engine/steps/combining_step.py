@@ -213,8 +213,6 @@ class CombiningStep(MeasuringStep):
             columns = trunk.columns()
             plain = [column.sum(0) for column in columns] if balancer.replaces_gradients else []
             columns = [self._of_all_tasks(column, index) for column in columns]
-            if balancer.tracks and not balancer.replaces_gradients and index is None:
-                columns = [column.clone() for column in columns]  # which tracking overwrites
             self._shares, corrections = balancer.decide(self, columns)
             if corrections is not None:
                 new = [a + b for a, b in zip(plain, corrections, strict=True)]
