@@ -19,11 +19,13 @@ from bench.run.spec import Method
 from bench.style.console import new_console
 from bench.style.numbers import join, number
 
-from . import gradient_profile, kept_evidence, rule, rule_verdict
+from . import gradient_profile, kept_evidence, regret, rule, rule_verdict
 from .advice import Advice, advice, written
 from .gradient_profile import GradientProfile
 
 UNTESTED = "The rule has not been tested yet; rule 34 of the protocol says how it will be."
+GREW = 10
+"""A loss is said to grow if it is this many times as large in the last quarter of the profile as in the first."""
 SHORTEST, LONGEST = 0.5, 4.0
 """The shortest and the longest training of equal weighting in the evidence, as factors of the steps."""
 
@@ -81,7 +83,7 @@ def diagnose(
             f"profile; the second is the rule's. docs/advice.md has the figures.\n"
         )
     out.print(Text(heading(profile), style="bold"), grid(profile))
-    tell(comparison(profile), without_gradient(profile), scaling(profile))
+    tell(comparison(profile), without_gradient(profile), scaling(profile), growing(profile))
     out.print(Text(f"\nadvice for {name}: {advised.candidate}", style="bold"))
     out.print(Text(f"  {advised.code}"), soft_wrap=True)
     tell(*advised.notes, *advised.reasons, gain_and_cost(kept_evidence.ranges(), advised))
@@ -128,9 +130,10 @@ def rule_in_numbers() -> str:
 
 
 def _short_of_best(mean: float, worst: float, problem: str) -> str:
+    most = "more than " if worst >= regret.CAP else ""
     return (
-        f"{math.exp(mean):.2f} times the error of the best candidate in the geometric mean, and {math.exp(worst):.2f} "
-        f"times at worst, on {problem}"
+        f"{math.exp(mean):.2f} times the error of the best candidate in the geometric mean, and {most}"
+        f"{math.exp(worst):.2f} times at worst, on {problem}"
     )
 
 
@@ -182,6 +185,29 @@ def scaling(profile: GradientProfile) -> str:
     if not sentence:
         return ""
     return f"{sentence} Then run diagnose again: the advice below is for the losses as they are."
+
+
+def growing(profile: GradientProfile) -> str:
+    """Return a warning that names tasks whose loss grows while the network learns; empty if there is none.
+
+    A loss that the others drown may grow, and so does a penalty: the commitment loss of a codec, which methods that
+    balance it give most of the weight (docs/reserved.md).
+    """
+    quarter = max(1, profile.steps // 4)
+    first, last = profile.loss_curve[:quarter].mean(0), profile.loss_curve[-quarter:].mean(0)
+    grew = [
+        (task, after / before)
+        for task, before, after in zip(profile.tasks, first.tolist(), last.tolist(), strict=True)
+        if 0 < before * GREW < after
+    ]
+    if not grew:
+        return ""
+    told = join(f"{task} ({number(factor, 2)} times)" for task, factor in grew)
+    return (
+        f"Warning: the loss of {told} grows in these steps. If it is a penalty and no task of its own, leave it out, "
+        f"and add it to what the balancer returns, with a weight of your own: a method may give it most of the weight. "
+        f"If it is a task, the others leave it behind."
+    )
 
 
 def first_losses(profile: GradientProfile) -> dict[str, float]:

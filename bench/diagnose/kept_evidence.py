@@ -23,7 +23,11 @@ def ranges() -> pd.DataFrame | None:
 
 def regrets() -> pd.DataFrame | None:
     """Return the result of the rule's test; None if it has not been tested."""
-    return _read(REGRETS)
+    table = _read(REGRETS)
+    if table is None:
+        return None
+    nobody = table["there"].astype(bool) & table["lower"].isna()  # a CSV does not tell no name from none known
+    return table.assign(lower=table["lower"].mask(nobody, ""))
 
 
 def candidates() -> pd.DataFrame | None:

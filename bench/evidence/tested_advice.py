@@ -40,14 +40,13 @@ def candidate_ranges(pays: pd.DataFrame, problems: pd.DataFrame, rows: EvidenceR
 
     Args:
         pays: What `bench.analysis.paying_methods` returns.
-        problems: The table of problems. Controls and reserved problems are left out.
+        problems: The table of problems. Controls are left out.
         rows: The rows of the evidence.
 
     Returns:
         A frame of ``RANGES``. A candidate without a measured cost on one of its problems has no row.
     """
-    apart = problems["control"].astype(bool) | problems["reserved"].astype(bool)
-    wanted = problems.loc[~apart, "problem"]
+    wanted = problems.loc[~problems["control"].astype(bool), "problem"]
     ranges = []
     for candidate in rule.CANDIDATES:
         of_rows = pays[pays["problem"].isin(wanted) & pays["balancer"].isin(rows.candidates[candidate])]

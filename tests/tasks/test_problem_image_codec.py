@@ -17,6 +17,7 @@ import balancers
 from balancers import Fork, GradNorm, StaticWeighting
 from balancers.engine import ResidualBalancer
 from balancers.engine.method.declared_method import Wrt
+from bench.diagnose import gradient_profile
 from bench.run.build import default_wrt
 from bench.run.spec import Method, RunSpec
 from bench.run.training import Training
@@ -283,6 +284,15 @@ def test_losses_against_an_independent_computation(batch):
     losses = PROBLEM.losses(model, batch)
     assert all(loss.shape == () for loss in losses)
     np.testing.assert_allclose([loss.item() for loss in losses], expected, rtol=1e-5)
+
+
+def test_the_commitment_loss_starts_at_about_a_hundredth_and_grows_at_equal_weights():
+    """As docs/reserved.md says, where it explains what methods make of it."""
+    profile = gradient_profile.measure("image-codec", {}, seed=1)
+    reconstruction, _, commitment = profile.loss_curve.T
+    assert 1 / 1000 < commitment[0] / reconstruction[0] < 1 / 25
+    assert commitment[-5:].mean() > 10 * commitment[:5].mean()
+    assert reconstruction[-5:].mean() < reconstruction[:5].mean()
 
 
 def test_the_commitment_moves_the_encoder_by_a_quarter_and_the_codes_by_the_whole(batch):

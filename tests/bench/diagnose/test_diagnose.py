@@ -96,6 +96,20 @@ def test_two_tasks_that_share_no_gradient_are_told(file: Path, tmp_path: Path) -
     assert json.loads(out.read_text())["profile"]["cosines"] == [[None, None], [None, None]]
 
 
+def test_a_penalty_that_grows_is_told(file: Path) -> None:
+    code, output = lossbench("diagnose", str(file))
+    assert code == 0, output
+    assert "Warning" not in output
+    text = file.read_text()
+    line = next(line for line in text.splitlines() if "        return [nn.functional" in line)
+    first = f"        first, _ = {line.strip().removeprefix('return ')}"
+    counts = "        self.calls = getattr(self, 'calls', 0) + 1"
+    grows = f"{first}\n{counts}\n        return [first, 2.0**self.calls * first]"
+    file.write_text(text.replace(line, grows).replace('name = "', 'name = "penalised-'))
+    told = " ".join(lossbench("diagnose", str(file))[1].split())
+    assert re.search(r"Warning: the loss of b \(\d+ times\) grows in these steps\. If it is a penalty", told), told
+
+
 def test_losses_may_be_a_dict_in_any_order(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "advice.json"
     assert lossbench("diagnose", str(file), "--json", str(out))[0] == 0
