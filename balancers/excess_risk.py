@@ -60,6 +60,7 @@ class ExcessMTL(GradientBalancer):
     undefined_for = {"features": "the sums of squared feature gradients would mix different samples"}
     step_size: float = option(0.01, above=0, tune=Range(1e-3, 1.0, log=True))
     tracks = "squares"
+    last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     log_weights: Tensor = state(lambda balancer: -math.log(balancer.num_tasks))
     r""":math:`\log w_i`, ``(T,)``."""
     initial_risks: Tensor = state()

@@ -64,16 +64,15 @@ class MoCo(GradientBalancer):
     sigma: float = option(0.5, at_least=0)
     rho: float = option(0.0, at_least=0)
     tracks = "tracked"
+    last_weights: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     shares: Tensor = state(lambda balancer: 1 / balancer.num_tasks)
     r""":math:`\lambda_i`, ``(T,)``."""
     steps: Tensor = state(shape="")
     """Number of valid steps so far: k - 1 in step k; a scalar."""
-    kept: Tensor = state(lambda balancer: 1 - balancer.beta, shape="")
-    r""":math:`1 - \beta / k^\sigma`; a scalar."""
 
     def track(self, gradient: Tensor, tracked: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Return the new :math:`y`, ``(T', ...)``, and its inner products, ``(T', T')``."""
-        y = gradient.lerp_(tracked, state["kept"])
+        y = gradient.lerp_(tracked, 1 - self.beta * (state["steps"] + 1) ** -self.sigma)
         rows = y.flatten(1)
         return y, rows @ rows.mT
 
@@ -81,4 +80,4 @@ class MoCo(GradientBalancer):
         before, k = state["shares"], state["steps"] + 1
         slope = read.tracked @ before + self.rho * before
         shares = project(before - self.gamma * k**-self.sigma * slope, before.sum())
-        return Result(shares, {"shares": shares, "steps": k, "kept": 1 - self.beta * (k + 1) ** -self.sigma})
+        return Result(shares, {"shares": shares, "steps": k})

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable, forward_ad
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge, Node, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
@@ -212,6 +212,11 @@ class LinearNode(NamedTuple):
     """The node of the bias's leaf; None without a bias."""
 
 
+def has_hooks(tensor: Tensor) -> bool:
+    """Return whether hooks may change the gradient of ``tensor``, which a user registered. Nothing public tells."""
+    return bool(tensor._backward_hooks)
+
+
 def is_relu(node: Node) -> bool:
     """Return whether ``node`` is that of `torch.relu`."""
     return node.name() == "ReluBackward0"
@@ -347,13 +352,22 @@ def _has_unpack_hook(node: Node, name: str, unknown: bool) -> bool:
     except RuntimeError:  # freed by an earlier pass
         return unknown
     return any(
-        getattr(each, "unpack_hook", each if unknown else None) not in (None, as_it_is)
+        getattr(each, "unpack_hook", each if unknown else None) not in (None, _as_it_is)
         for each in (saved if isinstance(saved, tuple) else (saved,))
     )
 
 
-def as_it_is(tensor: Tensor) -> Tensor:
-    """Save a tensor as it is: as a hook, it keeps a graph from a checkpoint around it, and counts as none."""
+def saved_here() -> saved_tensors_hooks:
+    """Have a graph keep the tensors that it saves, in this context: a checkpoint around it must not take them.
+
+    A hook that packs a tensor must return another one. A node that saves its own output would otherwise hold itself,
+    and never be freed unless a backward pass frees its graph.
+    """
+    return saved_tensors_hooks(Tensor.detach, _as_it_is)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    """Unpack what `saved_here` saved; it counts as no hook."""
     return tensor
 
 

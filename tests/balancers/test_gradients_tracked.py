@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from balancers import ForkError
+from balancers import Fork, ForkError
 from balancers.db_mtl import DBMTL
 from balancers.moco import MoCo
 from balancers.solvers.simplex import project
@@ -221,3 +221,31 @@ def test_not_at_features_or_one_layer(cls):
     [x] = inputs("linear")
     with pytest.raises(ForkError, match="all parameters that are trained upstream of its fork"):
         cls(net.fork, wrt=net.layer)(losses_of(net(x), x)).backward()
+
+
+@pytest.mark.parametrize("ratio", [1e5, 1e7])
+def test_a_direction_at_a_gate_keeps_its_digits_beside_gradients_that_are_much_larger(ratio: float):
+    torch.manual_seed(0)
+    layer, heads, fork = torch.nn.Linear(8, 16), [torch.nn.Linear(16, 1) for _ in range(2)], Fork(2)
+    balancer = MoCo(fork, wrt=layer)
+    a, b = fork(layer(torch.randn(32, 8)))
+    balancer([heads[0](a).square().mean(), ratio * heads[1](b).square().mean()]).backward()
+    for parameter, tracked in zip(layer.parameters(), (balancer.tracked_0, balancer.tracked_1), strict=True):
+        expected = torch.tensordot(balancer.shares, tracked, 1)
+        assert (parameter.grad - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("how", ["option", "state"])
+def test_an_option_of_moco_applies_from_the_next_step_on(how: str):
+    generator = torch.Generator().manual_seed(3)
+    planted, balancer = make(MoCo, beta=0.5, sigma=0.0)
+    planted.step(balancer, draw(3, generator))
+    if how == "option":
+        balancer.beta = 0.1
+    else:
+        before, (planted, balancer) = balancer, make(MoCo, beta=0.1, sigma=0.0)
+        balancer.load_state_dict(before.state_dict())
+    kept = balancer.tracked_0.clone()
+    rows = draw(3, generator)
+    planted.step(balancer, rows)
+    torch.testing.assert_close(balancer.tracked_0, 0.9 * kept + 0.1 * rows[0].to(kept).view_as(kept))

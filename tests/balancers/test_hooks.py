@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from balancers import DBMTL, MGDA, Fork, GradientBalancer, GradNorm, MoCo, MomentumConFIG
+from balancers import DBMTL, MGDA, ExcessMTL, Fork, GradientBalancer, GradNorm, MoCo, MomentumConFIG, PCGrad
 from balancers.engine.steps.combining_step import CombiningStep
 
 TASKS = 2
@@ -127,3 +127,83 @@ def test_a_second_pass_leaves_nothing_behind() -> None:
     finally:
         gc.enable()
     assert [step for step in steps if step.balancer is balancer] == []
+
+
+def shrink(layer: nn.Module) -> None:
+    """Multiply the gradient that comes to the layer's output by a tenth."""
+
+    def hook(_: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(lambda gradient: 0.1 * gradient)
+
+    layer.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("hooked", [0, 1], ids=["first layer", "last layer"])
+@pytest.mark.parametrize("rows", [3, 64], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+@pytest.mark.parametrize("make", [ExcessMTL, MGDA, MoCo, PCGrad], ids=lambda make: make.name)
+def test_a_hook_on_a_layers_output_changes_the_gradients_of_its_own_parameters_too(
+    make: Callable[..., GradientBalancer], exact: bool, rows: int, hooked: int
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 16).double() for _ in range(2)]
+    trunk, heads, fork = nn.Sequential(*layers), nn.ModuleList(nn.Linear(16, 1).double() for _ in range(2)), Fork(2)
+    shrink(layers[hooked])
+    features = x(rows, 16)
+
+    def losses(*aliases: Tensor) -> list[Tensor]:
+        return [(head(z) - k).square().mean() for k, (head, z) in enumerate(zip(heads, aliases, strict=True))]
+
+    balancer = make(fork, wrt=trunk, exact=exact)
+    balancer(losses(*fork(trunk(features)))).backward()
+
+    z = trunk(features)
+    parameters = tuple(trunk.parameters())
+    gradients = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses(z, z)]
+    if make is MGDA:
+        rows_ = torch.stack([torch.cat([part.flatten() for part in each]) for each in gradients])
+        assert torch.allclose(balancer.statistics["gramian"], rows_ @ rows_.mT, rtol=1e-9, atol=1e-12)
+    if make is MoCo:
+        expected = [torch.tensordot(balancer.shares.double(), y, 1) for y in (balancer.tracked_0, balancer.tracked_1)]
+        found = [parameters[0].grad, parameters[1].grad]
+    else:
+        weights = balancer.weights.double()
+        expected = [
+            sum(w * part for w, part in zip(weights, parts, strict=True)) for parts in zip(*gradients, strict=True)
+        ]
+        found = [parameter.grad for parameter in parameters]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-13)
+
+
+def test_ghost_norms_see_a_hook_on_a_layers_output() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 64).double() for _ in range(4)]
+    trunk, heads, fork = nn.Sequential(*layers), nn.ModuleList(nn.Linear(64, 1).double() for _ in range(2)), Fork(2)
+    shrink(layers[1])
+    shared = [*layers[0].parameters(), *layers[1].parameters()]
+
+    norms = []
+    for exact in (False, True):
+        balancer = GradNorm(fork, wrt=shared, exact=exact)
+        losses = [head(z).square().mean() for head, z in zip(heads, fork(trunk(x(4, 64))), strict=True)]
+        balancer(losses).backward()
+        norms.append(balancer.statistics["gradient_norms"])
+
+    assert torch.allclose(norms[0], norms[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_the_norm_at_a_layer_sees_a_hook_on_its_features(exact: bool) -> None:
+    torch.manual_seed(0)
+    layer, heads, fork = nn.Linear(8, 8).double(), nn.ModuleList(nn.Linear(8, 1).double() for _ in range(2)), Fork(2)
+    shrink(layer)
+    balancer = GradNorm(fork, wrt=layer, exact=exact)
+
+    z = layer(x(4, 8))
+    losses = [head(alias).square().mean() for head, alias in zip(heads, fork(z), strict=True)]
+    expected = [torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True) for loss in losses]
+    balancer(losses).backward()
+
+    norms = torch.stack([torch.cat([part.flatten() for part in each]).norm() for each in expected])
+    assert torch.allclose(balancer.statistics["gradient_norms"], norms, rtol=1e-9)

@@ -317,3 +317,49 @@ def test_a_task_that_comes_later_begins_its_own_average():
     alone = plain.make(MGDA, "features")
     plain.step(alone, plain.losses("features", 1))
     torch.testing.assert_close(balancer.weights[1], alone.weights[1])
+
+
+@pytest.mark.parametrize("name", ["pcd", "metabalance"])
+@pytest.mark.parametrize("prior", [StaticWeighting, PCGrad], ids=lambda prior: prior.name)
+def test_weights_stay_in_steps_without_the_task_that_others_follow(name: str, prior: type[LossBalancer]) -> None:
+    """The weights shown have the weighting in them already."""
+    net = Net()
+    shared = list(net.trunk.parameters())
+    if prior is PCGrad:
+        weighting: LossBalancer = PCGrad(None, wrt=shared, tasks=TASKS)
+    else:
+        weighting = StaticWeighting([1.5, 1.0, 0.5], tasks=TASKS)
+    if name == "metabalance" and prior is PCGrad:
+        pytest.skip("reads all entries of the gradients")
+    options = {"tau": 0.9} if name == "pcd" else {}
+    balancer = get(name)(None, wrt=shared, tasks=TASKS, weighting=weighting, **options)
+    balancer(net.losses("parameters")).backward()
+    shown = balancer.weights
+    assert shown[1:].count_nonzero()
+    for step in range(1, 4):
+        losses = net.losses("parameters", step)
+        expected = sum(w * losses[task] for w, task in zip(shown[1:], TASKS[1:], strict=True))
+        gradients = torch.autograd.grad(expected, shared, retain_graph=True)
+        net.zero_grad()
+        balancer({task: losses[task] for task in TASKS[1:]}).backward()
+        torch.testing.assert_close(balancer.weights, shown)
+        for parameter, gradient in zip(shared, gradients, strict=True):
+            if prior is StaticWeighting and name == "pcd":
+                torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_a_preference_holds_in_steps_that_are_not_measured_and_before_training() -> None:
+    net = Net()
+    shared = list(net.trunk.parameters())
+    weighting = StaticWeighting([1.0, 10.0, 1.0], tasks=TASKS)
+    balancer = PCGrad(None, wrt=shared, tasks=TASKS, update_every=2, weighting=weighting)
+    balancer.eval()
+    assert balancer({task: torch.tensor(1.0, dtype=torch.float64) for task in TASKS}).item() == 12
+    balancer.train()
+    for step in range(4):
+        task = TASKS[step % 2]
+        net.zero_grad()
+        loss = net.losses("parameters", step)[task]
+        expected = torch.autograd.grad([1, 10][step % 2] * loss, shared, retain_graph=True)
+        balancer({task: loss}).backward()
+        torch.testing.assert_close([parameter.grad for parameter in shared], list(expected))

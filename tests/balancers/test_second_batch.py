@@ -968,3 +968,23 @@ def test_a_balancer_beside_it_learns_from_the_same_losses():
     assert inner.next_weights.equal(before.to(inner.next_weights))
     total.backward()
     assert not inner.next_weights.equal(before.to(inner.next_weights))
+
+
+@pytest.mark.parametrize("method", [MoDo, SDMGrad], ids=lambda method: method.name)
+def test_a_second_batch_that_no_pass_went_through_is_freed(method: type[LossBalancer]):
+    """A ReLU saves its own output, which must not hold the ReLU's node."""
+    trunk, heads = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)), [nn.Linear(4, 1) for _ in range(2)]
+    alive: list[weakref.ref[Tensor]] = []
+
+    def losses() -> list[Tensor]:
+        activation = trunk[1](trunk[0](torch.randn(5, 3)))
+        alive.append(weakref.ref(activation))
+        z = trunk[2](activation)
+        return [head(z).square().mean() for head in heads]
+
+    balancer = method(None, wrt=trunk, tasks=2)
+    balancer.second_batch(losses)
+    for _ in range(3):
+        balancer(losses()).backward()
+    gc.collect()
+    assert not [each for each in alive if each() is not None]

@@ -26,6 +26,7 @@ from balancers import (
     LinearHeads,
     LossBalancer,
     Losses,
+    MetaBalance,
     MoCo,
     UncertaintyWeighting,
 )
@@ -534,3 +535,26 @@ def test_compiled_autograd_is_refused(make: Callable[[Net], LossBalancer]):
         run = torch.compile(step, backend="eager")
         with pytest.raises(RuntimeError, match="can't measure in compiled autograd"):
             run(inputs())
+
+
+@pytest.mark.parametrize("first", ["replaces", "forks"])
+@pytest.mark.parametrize("method", [MoCo, DBMTL, MetaBalance], ids=lambda method: method.name)
+def test_two_networks_that_share_nothing_train_in_one_pass(method: type[GradientBalancer], first: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    (one, its_heads), (two, other_heads) = ((nn.Linear(8, 16), [nn.Linear(16, 1) for _ in range(2)]) for _ in range(2))
+    fork = Fork(2)
+    replacing, at_fork = method(None, wrt=one, tasks=2), MGDA(fork, wrt=two)
+
+    def of_one() -> Tensor:
+        z = one(x)
+        return replacing([head(z).square().mean() for head in its_heads])
+
+    def of_two() -> Tensor:
+        return at_fork([head(z).square().mean() for head, z in zip(other_heads, fork(two(x)), strict=True)])
+
+    losses = [of_one(), of_two()] if first == "replaces" else [of_two(), of_one()]
+    (losses[0] + losses[1]).backward()
+    assert replacing.statistics.keys() >= {"losses"}
+    assert not at_fork.weights.allclose(torch.ones(2))
+    assert one.weight.grad is not None

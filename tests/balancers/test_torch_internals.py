@@ -510,6 +510,16 @@ def test_views_have_these_names() -> None:
         assert found is not None, changed("what is behind a linear layer's view")
 
 
+@relies_on("_backward_hooks")
+def test_a_tensor_tells_of_its_hooks() -> None:
+    z = torch.ones(2, requires_grad=True) * 2
+    assert not internals.has_hooks(z)
+    handle = z.register_hook(lambda gradient: 2 * gradient)
+    assert internals.has_hooks(z), changed("where a tensor keeps its hooks")
+    handle.remove()
+    assert not internals.has_hooks(z)
+
+
 @relies_on("ReluBackward0")
 def test_a_relu_is_known_by_its_name() -> None:
     x = leaf(3)
@@ -684,7 +694,7 @@ def test_an_input_that_is_recomputed_or_offloaded_is_seen() -> None:
         assert internals.recomputes(output.grad_fn), changed(f"SavedTensor.unpack_hook: {kind} is not seen")
         assert internals.recomputes((output * 3).sum().grad_fn), changed(f"the way to a node before {kind}")
         assert internals.linear_node(output.grad_fn) is None, changed(f"SavedTensor.unpack_hook: {kind} is not seen")
-    with torch.autograd.graph.saved_tensors_hooks(internals.as_it_is, internals.as_it_is):
+    with internals.saved_here():
         kept = run()
     assert not internals.recomputes(kept.grad_fn), changed("SavedTensor.unpack_hook: it is not the hook itself")
 

@@ -38,7 +38,7 @@ def decide(
 
     Returns:
         What these gradients are multiplied by, ``(T,)``; and what takes the place of their weighted sums, or at
-        parameters is added to their plain sums, where that is not it.
+        parameters without a gate is added to their plain sums, where that is not it.
     """
     shapes = [column.shape[1:] for column in columns]
     # Methods flatten the gradients of each parameter, also those of a scalar.
@@ -49,12 +49,16 @@ def decide(
     read, tracked, by = measured.read, measured.tracked, None if measured.scaled is None else measured.scaled.weights
     finite = measured.finite if step.valid is None else measured.finite & step.valid
     update = balancer.compiled("_updated") if balancer.compiles and index is None else balancer._updated
-    valid, result = update(read, balancer._arguments(balancer._update_takes, index, read=read), index, finite)
+    arguments = balancer._arguments(balancer._update_takes, index, read=read)
+    if balancer.weighting is not None and "state" in arguments:
+        # A method that keeps the last weights multiplies gradients by them that the weighting has multiplied already.
+        arguments["state"] = {**arguments["state"], "last_weights": to_last if by is None else ratio(to_last, by)}
+    valid, result = update(read, arguments, index, finite)
     assert result.weights is not None
     shares = torch.where(valid, result.weights, to_last)
     replaced = _directions(balancer, step, columns, result, factor)
     if tracked is not None and balancer.replaces_gradients:
-        replaced = tracked.corrections(shares * factor, valid)
+        replaced = tracked.directions(shares * factor, valid, adds=not step.gated)
     if by is not None:
         shares = torch.where(valid, shares * by, to_last)
     if replaced is not None:
@@ -187,7 +191,7 @@ def _read_gramian(balancer: "GradientBalancer", read: Read, gramian: Tensor, sca
 def _directions(
     balancer: "GradientBalancer", step: MeasuringStep, columns: Sequence[Tensor], result: Result, scale: Tensor
 ) -> list[Tensor] | None:
-    """Return what replaces the weighted sums, or at parameters is added to the plain sums; None: nothing does."""
+    """Return what replaces the weighted sums, or without a gate is added to the plain sums; None: nothing does."""
     if result.directions is None:
         return None
     if not balancer.replaces_gradients or (balancer.fork is not None and step.wrt is not None and not step.gated):
@@ -196,7 +200,7 @@ def _directions(
             f"undefined_for layers at a fork, whose gradients do not go on into the trunk"
         )
     replaced = [direction * scale for direction in result.directions]
-    if step.wrt is None:
+    if step.wrt is None or step.gated:
         return replaced
     return [new - rows.to(new.dtype).sum(0) for new, rows in zip(replaced, columns, strict=True)]
 
@@ -274,14 +278,19 @@ class _Tracked:
         self.if_invalid: list[Tensor] = []
         """The gradient that the parameter receives if the step is not valid, flattened; empty if it needs none."""
 
-    def corrections(self, weights: Tensor, valid: Tensor) -> list[Tensor]:
-        """Return what each parameter's gradient lacks of the tracked values times ``weights``, ``(T',)``."""
+    def directions(self, weights: Tensor, valid: Tensor, adds: bool) -> list[Tensor]:
+        """Return the sum of each parameter's tracked values times ``weights``, ``(T',)``.
+
+        With ``adds``, it is what the plain sum of the gradients lacks of that. The plain sum may be so much larger that
+        the difference has few digits left.
+        """
         found = []
         for k, (new, plain) in enumerate(zip(self.new, self.plain, strict=True)):
-            lacking = torch.addmv(plain, new.flatten(1).t(), weights, beta=-1)
+            rows = new.flatten(1).t()
+            direction = torch.addmv(plain, rows, weights, beta=-1) if adds else torch.mv(rows, weights)
             if self.if_invalid:
-                lacking = torch.where(valid, lacking, self.if_invalid[k] - plain)
-            found.append(lacking.view(new.shape[1:]))
+                direction = torch.where(valid, direction, self.if_invalid[k] - plain if adds else self.if_invalid[k])
+            found.append(direction.view(new.shape[1:]))
         return found
 
 

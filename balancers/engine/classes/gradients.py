@@ -178,6 +178,8 @@ class GradientBalancer(LossBalancer):
         self._attach()
         if self.weighting is not None:
             adopt(self, self.weighting)
+            if not self.weighting.combines:
+                self.declare("last_weights", (self.last_weights * self.weighting.last_weights).tolist())
             self.looks_again = self._expects_look = self.weighting.looks_again
             self.heads = "plain" if self.weighting.combines else "weighted"
 

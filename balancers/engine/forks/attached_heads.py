@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from ..fork_error import ForkError
-from ..torch_internals import COMPILED, as_it_is, current_pass, not_compiled, tree_flatten, tree_unflatten
+from ..torch_internals import COMPILED, current_pass, not_compiled, saved_here, tree_flatten, tree_unflatten
 
 if TYPE_CHECKING:
     from .fork import Fork
@@ -99,7 +98,7 @@ class AttachedHeads:
                 f"get the same tensors; if each task has a batch of its own, attach with apart=True"
             )
         self._features, self._token = features, token
-        with saved_tensors_hooks(as_it_is, as_it_is):  # a checkpoint around a head does not save for it
+        with saved_here():  # a checkpoint around a head does not save for it
             self._aliases = list(self._fork(features))
 
 

@@ -18,19 +18,19 @@ models can be strong differentially private learners", ICLR 2022; the choice by 
 efficient training of large convolutional neural networks with differential privacy", NeurIPS 2022.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from math import prod
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional as F
 
 from ..torch_internals import Convolution, LinearNode, convolution_gradients, layer_node
-from .vector_jacobian import gradients
+from .vector_jacobian import NodeGradients
 
 Purpose = Literal["norms", "gramian", "sum"]
 """Whether norms of the tasks' gradients are needed, their inner products, or these and then a weighted sum."""
@@ -298,7 +298,8 @@ class GhostNorms:
 
     def norm(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the norm for one task, from its ``gradient`` with respect to the features."""
-        found = gradients([self._z], [*edges_of(self._nodes), *self._rest], [gradient])
+        with NodeGradients(self._nodes) as of_nodes:
+            found = of_nodes.and_of(self._rest, [self._z], [gradient])
         of_node = dict(zip(self._nodes, found, strict=False))
         squares = [squared_norms(layer.kernel(), layer.rows(of_node).unsqueeze(0))[0] for layer in self._layers]
         rest = found[len(self._nodes) :]
@@ -311,11 +312,6 @@ def ghost_norms(z: Tensor, wrt: Sequence[nn.Parameter], num_tasks: int) -> Ghost
     """Return what measures gradients of ``wrt`` behind features ``z``; None where products are less for each layer."""
     layers, rest = layers_behind([z], wrt, lambda layer: layer.is_less(num_tasks, "norms"))
     return GhostNorms(z, layers, rest) if layers else None
-
-
-def edges_of(nodes: Iterable[Node]) -> list[Tensor]:
-    """Return the nodes' first edges; `torch.autograd.grad` takes them beside tensors, which its annotation forbids."""
-    return cast(list[Tensor], [GradientEdge(node, 0) for node in nodes])
 
 
 def layers_behind(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from ..torch_internals import VIEWS, is_relu, linear_node
+from ..torch_internals import VIEWS, has_hooks, is_relu, linear_node
 
 Part = Literal["weight", "bias"]
 
@@ -54,11 +54,11 @@ class Linear(NamedTuple):
 def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
     """Return the linear layer that features ``z`` come from, where ``wrt`` are its parameters and it is applied once.
 
-    Hooks that change a gradient on its way (at the features, between the layer and its ReLU, at a parameter) are not
-    seen.
+    Hooks that change a gradient on its way, between the layer and its ReLU or at a parameter, are not seen. With one at
+    the features, None is returned.
     """
     node, relu = z.grad_fn, False
-    if node is None or z.is_complex():
+    if node is None or z.is_complex() or has_hooks(z):
         return None
     while node.name() in VIEWS or (is_relu(node) and not relu):
         relu |= is_relu(node)

@@ -18,8 +18,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from ..torch_internals import LinearNode, recorded_nodes, without_hooks
 from ..torch_internals import recomputes as reruns
-from .ghost_norms import Layer, Use, edges_of, inner_products, layers_behind
-from .vector_jacobian import gradients, in_one_pass
+from .ghost_norms import Layer, Use, inner_products, layers_behind
+from .vector_jacobian import NodeGradients, in_one_pass
 
 COPIED_FASTER = 2**16
 """Entries that are copied faster than operators are called."""
@@ -92,13 +92,14 @@ class TaskGradients:
             if self.recomputes:
                 found = in_one_pass(edges, rest, of_features)
             else:
-                before, inputs = recorded_nodes(), [*edges_of(nodes), *rest]
+                before = recorded_nodes()
                 *first, last = zip(*of_features, strict=True)
-                found = [list(gradients(edges, inputs, seeds)) for seeds in first]
-                if not retain_graph:
-                    for layer in layers:
-                        layer.keep_inputs()
-                found.append(list(gradients(edges, inputs, last, retain_graph)))
+                with NodeGradients(nodes) as of_nodes:
+                    found = [of_nodes.and_of(rest, edges, seeds) for seeds in first]
+                    if not retain_graph:
+                        for layer in layers:
+                            layer.keep_inputs()
+                    found.append(of_nodes.and_of(rest, edges, last, retain_graph))
                 self.recomputes = recorded_nodes() > before
         columns = [list(column) for column in zip(*found, strict=True)]
         del found

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 from torch.overrides import TorchFunctionMode
 
 from ..fork_error import ForkError
@@ -46,6 +47,43 @@ def gradients(
         return ()
     with explained():
         return torch.autograd.grad(edges, wrt, seeds, retain_graph=retain_graph, allow_unused=True)
+
+
+class NodeGradients:
+    """The gradients that come to some nodes, once hooks on the tensors that the nodes made have changed them.
+
+    For a node that it runs, `torch.autograd.grad` returns the gradient from before these hooks.
+
+    Args:
+        nodes: each of them made one tensor.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes, self._seen = nodes, dict[int, Tensor | None]()
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles = [node.register_prehook(partial(self._see, k)) for k, node in enumerate(self._nodes)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def and_of(
+        self, wrt: Sequence[Tensor], edges: Sequence[GradientEdge], seeds: Sequence[Tensor], retain_graph: bool = True
+    ) -> list[Tensor | None]:
+        """Return these gradients, and then those of ``wrt``; for the other arguments see `gradients`."""
+        self._seen.clear()
+        of_nodes = cast(list[Tensor], [GradientEdge(node, 0) for node in self._nodes])  # whatever the annotation says
+        found = list(gradients(edges, [*of_nodes, *wrt], seeds, retain_graph))
+        for k, gradient in self._seen.items():
+            found[k] = gradient
+        self._seen.clear()
+        return found
+
+    def _see(self, k: int, gradients: Sequence[Tensor | None]) -> None:
+        self._seen[k] = gradients[0]
 
 
 def in_one_pass(

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from ..loss_input import Entries
 from ..method.readings import Read
 from ..own_precision import own_precision
-from ..torch_internals import as_it_is, current_pass
+from ..torch_internals import current_pass, saved_here
 
 if TYPE_CHECKING:
     from ..classes.base import LossBalancer
@@ -97,7 +96,7 @@ def second_losses(balancer: "LossBalancer", needed: Sequence[bool] | None, learn
     """
     assert balancer._closure is not None
     # A checkpoint around the step must not take what the second batch's graph saves for its own.
-    with torch.set_grad_enabled(learning), saved_tensors_hooks(as_it_is, as_it_is):
+    with torch.set_grad_enabled(learning), saved_here():
         losses = balancer._closure()
     try:
         in_order, there = balancer._reader.read(losses, learning)

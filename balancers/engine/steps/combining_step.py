@@ -15,7 +15,7 @@ from ..loss_input import Entries, roots
 from ..measuring.task_gradients import TaskGradients, dense, real_as, weighted_sum
 from ..passes import as_measurements
 from ..torch_internals import COMPILED, after_this_pass, current_pass, hook_first, not_compiled
-from .measuring_step import MeasuringStep, nothing_measured, passes_at_fork
+from .measuring_step import MeasuringStep, is_read_at_a_fork, nothing_measured, read_at_a_fork
 from .step import Call, scale_of
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ class CombiningStep(MeasuringStep):
         self._release()
         self._shares = None
         if self.balancer.fork is not None:
-            self._at_fork()
+            self._at_fork(losses)
             if self.has_several_calls:  # some may be of a forward pass that no loss of this step is computed from
                 self.features = len(passages_to(self.balancer.fork, losses))
             return None
-        if self.balancer.replaces_gradients and current_pass() in passes_at_fork:
+        if self.balancer.replaces_gradients and is_read_at_a_fork(losses):
             self._measured_by_another()
         self.balancer.unhook()  # what a pass left that an exception ended
         corrections = None
@@ -211,12 +211,10 @@ class CombiningStep(MeasuringStep):
             self._shares, _ = balancer.decide(self, [], gramian)
         else:
             columns = trunk.columns()
-            plain = [column.sum(0) for column in columns] if balancer.replaces_gradients else []
             columns = [self._of_all_tasks(column, index) for column in columns]
-            self._shares, corrections = balancer.decide(self, columns)
-            if corrections is not None:
-                new = [a + b for a, b in zip(plain, corrections, strict=True)]
-                replaced = {leaf: real_as(each, leaf) for leaf, each in zip(self.wrt, new, strict=True)}
+            self._shares, directions = balancer.decide(self, columns)
+            if directions is not None:
+                replaced = {leaf: real_as(each, leaf) for leaf, each in zip(self.wrt, directions, strict=True)}
                 return trunk.combined(torch.ones_like(self._shares), others) | replaced
         return trunk.combined(self._shares if index is None else self._shares[index])
 
@@ -232,7 +230,7 @@ class CombiningStep(MeasuringStep):
         if self.balancer.hooks:
             self.balancer.unhook()
         self._release()
-        passes_at_fork.discard(self._pass)
+        read_at_a_fork.pop(self._pass, None)
         super()._end()
 
 

@@ -5,6 +5,7 @@ itself. A `NormsStep` measures the gradients' norms, an `ImmediateStep` returns 
 `combining_step` decides what they are multiplied by.
 """
 
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -25,8 +26,16 @@ from .step import Call, Step
 if TYPE_CHECKING:
     from ..classes.gradients import GradientBalancer
 
-passes_at_fork = set[int]()
-"""The numbers of the passes under way in which a fork shows gradients to a step."""
+read_at_a_fork: dict[int, list[weakref.ref[Tensor]]] = {}
+"""By the number of a pass under way, the losses whose gradients a fork shows to a step."""
+
+
+def is_read_at_a_fork(losses: Entries) -> bool:
+    """Return whether a fork shows a step the gradients of what ``losses`` contribute to, in this pass."""
+    known = (each() for each in read_at_a_fork.get(current_pass(), ()))
+    nodes = [loss.grad_fn for loss in known if loss is not None]
+    own = {root.edge.node for root in roots(losses) if root is not None}
+    return bool(nodes) and not own.isdisjoint(upstream(*nodes))
 
 
 class MeasuringStep(Step):
@@ -70,12 +79,13 @@ class MeasuringStep(Step):
             return False
         return self._pass != current_pass() and self.balancer._window.under_way == current_pass()
 
-    def _at_fork(self) -> None:
-        """Check that features went through the fork, which shows their gradients in this pass."""
+    def _at_fork(self, losses: Entries) -> None:
+        """Check that features went through the fork, which shows the gradients of ``losses`` in this pass."""
         if self.features == 0:
             assert self.balancer.fork is not None
             raise ForkError(self.balancer.fork.reading.why_nothing())
-        passes_at_fork.add(current_pass())
+        given = [losses] if isinstance(losses, Tensor) else [loss for loss in losses if loss is not None]
+        read_at_a_fork.setdefault(current_pass(), []).extend(map(weakref.ref, given))
 
     def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         """Take what a `Fork` shows: see `Observer`."""
@@ -181,7 +191,7 @@ class NormsStep(MeasuringStep):
         if self.balancer.fork is None:
             self._differentiate(losses, self._found, self.factors)
         else:
-            self._at_fork()
+            self._at_fork(losses)
 
     def observe(self, passage: Passage, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         assert self._found is not None
@@ -190,7 +200,7 @@ class NormsStep(MeasuringStep):
     def _end(self) -> None:
         assert self._found is not None
         found, self._found = self._found, None
-        passes_at_fork.discard(self._pass)
+        read_at_a_fork.pop(self._pass, None)
         without = found.without_gradient(self.given) if self.balancer.fork is not None else ()
         if self.balancer.fork is not None:
             self._tell_unreached(found.reached)
