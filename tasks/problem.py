@@ -159,8 +159,8 @@ class Problem(ABC, Generic[Data]):
         illustration: True for a problem that is only there to be looked at (``lossbench show``). Its scores say nothing
             about methods.
         control: True for a problem whose result is known in advance. It tests the benchmark, not the methods.
-        reserved: True for a problem that is kept for the evidence. Until the evidence has run, no method's score on it
-            may be looked at, except those of equal and of static weights.
+        reserved: True for a problem that is kept for the evidence, so that no method is chosen by its scores. Only a
+            suite with ``reserved = true`` compares other methods on it than equal and static weights.
         static_weights: fixed weightings that are known before any training, by name. The first is the one to try first.
             The weights of each sum to T.
         likelihoods: the likelihood that each task's loss comes from, by the task's name: "gaussian" for a squared

@@ -17,7 +17,7 @@ from tasks import Metric, MissingDataError, Problem
 EVALUATIONS = 10
 """Number of evaluations after step 0 in the run whose time is estimated."""
 
-RESERVED = "for the evidence; until that has run, only equal and static weights may be compared on it"
+RESERVED = "for the evidence; only a suite with reserved = true compares other methods than equal and static on it"
 
 
 class ListedProblem(NamedTuple):

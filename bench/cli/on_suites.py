@@ -245,7 +245,7 @@ def once(
     epilog=examples(
         ("lossbench report", "the suite default"),
         ("lossbench report mine", "results/mine"),
-        ("lossbench report mine --results elsewhere", ""),
+        ("lossbench report elsewhere/mine", "a results folder"),
     ),
 )
 def report(
@@ -261,7 +261,7 @@ def report(
     from bench.cost import micro
 
     with user_errors(messages()):
-        folder = results / results_name(name)
+        folder = Path(name) if (Path(name) / "tables").is_dir() else results / results_name(name)
         if not (folder / "tables").is_dir():
             finished = [path.parent.name for path in results.glob("*/tables")]
             hint = closest(folder.name, finished) if finished else ""

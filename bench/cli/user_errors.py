@@ -11,8 +11,8 @@ from rich.text import Text
 
 from bench.suite.toml_table import SuiteError
 
-NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""The numbers of errors of a file or folder that may not be written."""
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+"""The numbers of errors of a file or folder that can't be written."""
 MOST_FAILURES = 20
 """Maximum number of distinct failures to print."""
 
@@ -50,9 +50,12 @@ def user_errors(console: Console, writes_to: str = "--results") -> Iterator[None
     try:
         yield
     except (*ours, OSError) as error:
-        may_not = isinstance(error, OSError) and error.errno in NO_PERMISSION
-        remedy = f"; if nothing can be written there, {writes_to} names another place" if may_not else ""
-        console.print(Text(f"error: {error}{remedy}"))
+        told, remedy = str(error), ""
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            told = f"{error.strerror}: {error.filename}"
+            if error.errno in NOT_WRITABLE:
+                remedy = f"; if nothing can be written there, {writes_to} names another place"
+        console.print(Text(f"error: {told}{remedy}"))
         raise typer.Exit(2) from None
     except EngineError as error:
         console.print(Text(f"error: {error}. What is finished is kept; the same command continues from there."))

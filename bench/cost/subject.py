@@ -9,6 +9,7 @@ A subject is made by a function without arguments, as a user would write it::
 The function is called for every balancer, with the same seed, so that each balancer trains its own copy.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -85,28 +86,30 @@ def make(make_step: MakeStep, seed: int = 0) -> Subject:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = make_step()
+    name = getattr(make_step, "__name__", "make_step")
     expected = "expected (model, losses) or (model, losses, wrt)"
     if not isinstance(made, tuple) or len(made) not in (2, 3, 4):
         came = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
-        raise SubjectError(f"make_step returned {came}; {expected}")
+        raise SubjectError(f"{name} returned {came}; {expected}")
     subject = Subject(*made)
     if isinstance(subject.wrt, Iterable) and not isinstance(subject.wrt, nn.Module | nn.Parameter):
         subject = subject._replace(wrt=tuple(subject.wrt))  # an iterator can be read only once
     if not isinstance(subject.model, nn.Module):
-        raise SubjectError(f"make_step's model is a {type(subject.model).__name__}, not a Module; {expected}")
+        raise SubjectError(f"{name}'s model is a {type(subject.model).__name__}, not a Module; {expected}")
     if not callable(subject.losses):
         kind = type(subject.losses).__name__
-        raise SubjectError(f"make_step's losses is a {kind}; expected a function that computes a batch's losses")
+        raise SubjectError(f"{name}'s losses is a {kind}; expected a function that computes a batch's losses")
     if not subject.model.training:
-        raise SubjectError("make_step's model is in eval mode; call model.train()")
+        raise SubjectError(f"{name}'s model is in eval mode; call model.train()")
     if not any(parameter.requires_grad for parameter in subject.model.parameters()):
-        raise SubjectError("make_step's model has no parameter that requires grad")
+        raise SubjectError(f"{name}'s model has no parameter that requires grad")
     return subject
 
 
 def on_device(make_step: MakeStep, device: torch.device) -> MakeStep:
     """Return a ``make_step`` that calls this one with ``device`` as torch's default device."""
 
+    @functools.wraps(make_step)
     def made() -> tuple[Any, ...]:
         with device:
             return make_step()

@@ -38,7 +38,7 @@ SEARCH = "search"
 """The weights of static weighting in a suite that searches for them."""
 
 ALWAYS_COMPARED = ("equal", "static")
-"""The methods whose scores on a reserved problem may be looked at before the evidence has run."""
+"""The methods that any suite may compare on a reserved problem."""
 
 MOST_STEPS = 10**15
 """The maximum number of training steps of a run: thirty years, if a step takes a microsecond."""
@@ -181,9 +181,9 @@ def _refuse_reserved(
         if entry.problem.reserved and others:
             table.fail(
                 "name",
-                f"{entry.name} is reserved: until the evidence has run, no method's score on it may be looked at, "
-                f"except those of {' and '.join(ALWAYS_COMPARED)}. Take this problem out of the suite, or "
-                f"{', '.join(others)}. Only in a suite that is the evidence, write reserved = true at the top",
+                f"{entry.name} is reserved for the evidence, so that no method is chosen by its scores: other methods "
+                f"than {' and '.join(ALWAYS_COMPARED)} are compared on it by suites with reserved = true at the top. "
+                f"Write that, or take out this problem, or {', '.join(others)}",
             )
 
 

@@ -124,7 +124,7 @@ def _kept(entries: Sequence[TomlEntry], names: Iterable[str], what: str) -> list
     """
     entries_by_name = {name: _named(entries, name) for name in names}
     if missing := [name for name, named in entries_by_name.items() if not named]:
-        known = [label_of(entry) for entry in entries]
+        known = [label_of(entry) for entry in entries] + (balancers.names() if what == "balancer" else [])
         raise SuiteError(f"no {what} of the suite is called {missing[0]!r}{closest(missing[0], known)}")
     return [entry for entry in entries if any(entry in named for named in entries_by_name.values())]
 

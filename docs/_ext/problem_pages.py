@@ -31,7 +31,7 @@ BASELINES = {"constant": "the best constant predictor", "single-task": "each tas
 KINDS = {
     "illustration": "Only there to be looked at: its scores say nothing about methods.",
     "control": "A control: its result is known in advance, so it tests the benchmark and not the methods.",
-    "reserved": "Reserved for the evidence: until that has run, only equal and static weights may be compared on it.",
+    "reserved": "Reserved for the evidence: only suites with reserved = true compare methods that learn weights on it.",
 }
 SEED = 1
 

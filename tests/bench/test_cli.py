@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zlib
@@ -266,7 +267,7 @@ def test_the_shell_completes_suites_and_keys_of_stored_results(tmp_path: Path) -
         ("run none.toml", r"there is no file none.toml"),
         ("run bytes.toml", r"bytes.toml is not a text in UTF-8: .*"),
         ("tune bytes.toml", r"bytes.toml is not a text in UTF-8: .*"),
-        ("tune smoke --balancer gradnrom", r"no balancer .*'gradnrom'.*"),
+        ("tune smoke --balancer gradnrom", r"no balancer .*'gradnrom'; did you mean 'gradnorm'\? .*"),
         ("show regresion", r"no problem is named 'regresion' \(did you mean 'regression'\?\).*"),
         (
             "show regression --out picture.pdf",
@@ -464,7 +465,7 @@ def test_a_folder_that_may_not_be_written_names_the_option(
     monkeypatch.setattr(Path, "mkdir", refuse)
     code, output = lossbench(*arguments)
     assert code == 2
-    assert f"{os.strerror(number)}: 'results" in output
+    assert f"error: {os.strerror(number)}: results" in output
     assert output.endswith(f"if nothing can be written there, {option} names another place\n")
 
 
@@ -587,3 +588,21 @@ def test_a_changed_file_reruns_what_goes_through_it(tmp_path: Path, suite_text: 
     (tmp_path / "second.py").write_text(source.format("second") + "    changed = True\n")
     after = keys()
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False]
+
+
+def test_a_results_folder_is_reported_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = Path(__file__).parents[2] / "results" / "reference" / "default"
+    shutil.copytree(kept, tmp_path / "elsewhere" / "kept")
+    code, output = lossbench("report", "elsewhere/kept")
+    assert code == 0, output
+    assert "Leaderboard" in output
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_file_in_the_place_of_the_results_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, output = lossbench("run", "smoke", "--results", str(tmp_path / "file"))
+    assert code == 2
+    assert "Errno" not in output
+    assert output.endswith("file/smoke; if nothing can be written there, --results names another place\n")

@@ -269,7 +269,7 @@ def test_a_fork_is_advised_where_a_balancer_accepts_one(
         ("", "names no function; expected FILE.py:FUNCTION"),
         (":missing", "mine.py has no function missing"),
         (":raising", "raising raised KeyError: 'weights' (mine.py, line "),
-        (":nothing", "make_step returned a NoneType; expected (model, losses)"),
+        (":nothing", "nothing returned a NoneType; expected (model, losses)"),
         (":vectors", "the loss of task 0 has shape (4,); expected a scalar"),
         (":short", "losses() raised StopIteration (mine.py, line "),
         (":forks", "the model has 2 forks (fork, other)"),

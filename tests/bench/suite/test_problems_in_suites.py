@@ -159,9 +159,9 @@ def test_a_suite_that_compares_other_methods_on_a_reserved_problem_is_refused(ma
     parts = {"plugins": PLUGINS, "problems": [{"name": "small"}, {"name": "kept-back"}]}
     others = [{"name": "gradnorm"}, {"name": "uncertainty"}, {"name": "gradnorm", "label": "again"}]
     message = (
-        r"mine.toml: problems\[1\].name: kept-back is reserved: until the evidence has run, no method's score on it "
-        r"may be looked at, except those of equal and static. Take this problem out of the suite, or gradnorm, "
-        r"uncertainty. Only in a suite that is the evidence, write reserved = true at the top"
+        r"mine.toml: problems\[1\].name: kept-back is reserved for the evidence, so that no method is chosen by its "
+        r"scores: other methods than equal and static are compared on it by suites with reserved = true at the top. "
+        r"Write that, or take out this problem, or gradnorm, uncertainty"
     )
     for said in ({}, {"reserved": False}):
         with pytest.raises(SuiteError, match=message):
@@ -334,7 +334,7 @@ def test_problems_are_listed_with_all_that_is_known_of_them(
     assert listed["absent"].run == "absent needs a file that no one has"
     assert listed["looks"].run == "drawn only: lossbench show looks"
     assert listed["nyuv2"].run.startswith("nyuv2 needs the option root")
-    assert listed["kept-back"].reserved.startswith("for the evidence; until that has run, only equal")
+    assert listed["kept-back"].reserved.startswith("for the evidence; only a suite with reserved = true")
     assert listed["small"].reserved == ""
     shown = " ".join(CliRunner().invoke(app, ["list", "problems"]).output.split())
     for part in (
