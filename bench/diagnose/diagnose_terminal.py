@@ -125,7 +125,10 @@ def rule_in_numbers() -> str:
     told = _short_of_best(there["regret"].mean(), there["regret"].iloc[-1], there["problem"].iloc[-1])
     lost = there[there["lower"] == "opponent"]
     beaten = (lost["regret"] - lost["opponent_regret"]).map(math.exp) - 1
-    by = f"Always advising the same was better on {len(lost)}, by at most {number(100 * beaten.max(), 2)} %."
+    by = (
+        f"Always advising one method was better on {len(lost)} of {len(there)}, by at most "
+        f"{number(100 * beaten.max(), 2)} %."
+    )
     return f"Its choices on the problems of the evidence: {told}.{f' {by}' if len(lost) else ''}"
 
 
@@ -239,10 +242,10 @@ def gain_and_cost(table: pd.DataFrame | None, advised: Advice) -> str:
         advised: the candidate as advice. Weights to paste add nothing to a step.
 
     Returns:
-        The sentence; empty if there is no table, or no row for the candidate.
+        The sentence; empty if there is no table, or no row for the candidate, or if it is equal weights.
     """
     rows = None if table is None else table[table["candidate"] == advised.candidate]
-    if rows is None or rows.empty:
+    if rows is None or rows.empty or advised.candidate == "equal":
         return ""
     row = rows.iloc[0]
     low = f"less than {SHORTEST:g}" if row["q_low"] <= SHORTEST else f"{row['q_low']:.2f}"

@@ -248,7 +248,7 @@ def test_if_the_rule_fails_its_opponents_advice_comes_first(
     assert f"average over the problems of the evidence: 1.05 {best} 1.28 times at worst, on b." in told
     assert f"Its choices on the problems of the evidence: 1.11 {best} 1.22 times at worst, on c." in told
     assert "These problems chose it. On a problem that did not, the best on the others has 1.20 times." in told
-    assert "Always advising the same was better on 1, by at most 5.1 %." in told
+    assert "Always advising one method was better on 1 of 3, by at most 5.1 %." in told
 
     keep_test(tmp_path, "fails", by_rule["candidate"])
     output = lossbench("diagnose", str(file))[1]
