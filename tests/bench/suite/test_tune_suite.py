@@ -351,7 +351,9 @@ def test_tune_compares_no_more_on_a_reserved_problem_than_the_suite_may(
     path.write_text(suite_text(**parts))
     made, _ = tune_suite.make(path, tmp_path, 4)
     assert [entry.label for entry in made.balancers] == ["equal", "static"]
-    with pytest.raises(SuiteError, match=r"^mine\.toml, as tune changes it: .*kept-back is reserved for .*, or gradnorm"):
+    with pytest.raises(
+        SuiteError, match=r"^mine\.toml, as tune changes it: .*kept-back is reserved for .*, or gradnorm"
+    ):
         tune_suite.make(path, tmp_path, 4, methods=["gradnorm"])
     path.write_text(suite_text(reserved=True, **parts))
     made, _ = tune_suite.make(path, tmp_path, 4, methods=["gradnorm"])
