@@ -6,6 +6,7 @@ slower a step is, the fewer steps are made. An error in the user's code is repor
 that code where it arose.
 """
 
+import functools
 import runpy
 import sys
 import time
@@ -78,6 +79,7 @@ def load(target: str) -> MakeStep:
     if not callable(function):
         raise SubjectError(f"{path.name} has no function {name}")
 
+    @functools.wraps(function)
     def make_step() -> Any:
         made = _with_plain_errors(name, function)()
         if isinstance(made, tuple) and len(made) > 1 and callable(made[1]):
