@@ -201,7 +201,7 @@ def growing(profile: GradientProfile) -> str:
     grew = [
         (task, after / before)
         for task, before, after in zip(profile.tasks, first.tolist(), last.tolist(), strict=True)
-        if 0 < before * GREW < after
+        if 0 < before * GREW < after < math.inf
     ]
     if not grew:
         return ""

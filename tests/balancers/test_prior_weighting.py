@@ -363,3 +363,17 @@ def test_a_preference_holds_in_steps_that_are_not_measured_and_before_training()
         expected = torch.autograd.grad([1, 10][step % 2] * loss, shared, retain_graph=True)
         balancer({task: loss}).backward()
         torch.testing.assert_close([parameter.grad for parameter in shared], list(expected))
+
+
+def test_the_first_weights_are_the_weightings_whatever_it_has_learnt_and_wherever_it_lies() -> None:
+    layer, weighting = nn.Linear(3, 4), StaticWeighting([1.0, 3.0], tasks=2)
+    assert MGDA(None, wrt=layer, tasks=2, weighting=weighting).weights.tolist() == [1, 3]
+    learnt = UncertaintyWeighting(2)
+    x = torch.ones(3, requires_grad=True)
+    for _ in range(20):
+        learnt([10 * x.sum(), x.sum()]).backward()
+    balancer = MGDA(None, wrt=layer, tasks=2, weighting=learnt)
+    balancer.reset_parameters()
+    assert balancer.weights.equal(learnt.weights)
+    with torch.device("meta"):
+        assert MGDA(None, wrt=nn.Linear(3, 4), tasks=2, weighting=UncertaintyWeighting(2)).last_weights.is_meta

@@ -30,6 +30,7 @@ from balancers import (
     MoCo,
     UncertaintyWeighting,
 )
+from balancers.engine.steps.measuring_step import read_at_a_fork
 
 TASKS = 3
 
@@ -558,3 +559,24 @@ def test_two_networks_that_share_nothing_train_in_one_pass(method: type[Gradient
     assert replacing.statistics.keys() >= {"losses"}
     assert not at_fork.weights.allclose(torch.ones(2))
     assert one.weight.grad is not None
+
+
+def test_a_pass_that_an_exception_ended_leaves_nothing_behind() -> None:
+    torch.manual_seed(0)
+    trunk, heads, fork = nn.Linear(4, 4), [nn.Linear(4, 1) for _ in range(2)], Fork(2)
+    balancer = MGDA(fork, wrt=trunk)
+
+    def losses(fails: bool) -> list[Tensor]:
+        z = trunk(torch.randn(3, 4))
+        if fails:
+            z.register_hook(lambda gradient: 1 / 0)
+        return [head(alias).square().mean() for head, alias in zip(heads, fork(z), strict=True)]
+
+    for fails in (True, True, True, False):
+        total = balancer(losses(fails))
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                total.backward()
+        else:
+            total.backward()
+    assert not read_at_a_fork

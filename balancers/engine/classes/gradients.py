@@ -179,7 +179,8 @@ class GradientBalancer(LossBalancer):
         if self.weighting is not None:
             adopt(self, self.weighting)
             if not self.weighting.combines:
-                self.declare("last_weights", (self.last_weights * self.weighting.last_weights).tolist())
+                first = self.initial_values("last_weights"), self.weighting.initial_values("last_weights")
+                self.declare("last_weights", [one * other for one, other in zip(*first, strict=True)])
             self.looks_again = self._expects_look = self.weighting.looks_again
             self.heads = "plain" if self.weighting.combines else "weighted"
 

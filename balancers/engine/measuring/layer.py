@@ -54,8 +54,8 @@ class Linear(NamedTuple):
 def linear(z: Tensor, wrt: Sequence[nn.Parameter]) -> Linear | None:
     """Return the linear layer that features ``z`` come from, where ``wrt`` are its parameters and it is applied once.
 
-    Hooks that change a gradient on its way, between the layer and its ReLU or at a parameter, are not seen. With one at
-    the features, None is returned.
+    Hooks that change a gradient on its way, behind the features or at a parameter, are not seen. With one at the
+    features themselves, None is returned.
     """
     node, relu = z.grad_fn, False
     if node is None or z.is_complex() or has_hooks(z):

@@ -195,6 +195,12 @@ class DeclaredState(nn.Module):
         """Declare a tensor of state that depends on how the balancer is made: see `state`."""
         self._register(name, Declared(initial, shape))
 
+    def initial_values(self, name: str) -> list[float]:
+        """Return the initial values of a tensor of state of shape ``(T,)``."""
+        values = self._declared[name].initial
+        assert not callable(values), "it was called when the state was registered"
+        return list(values) if isinstance(values, Sequence) else [float(values)] * self.num_tasks
+
     def _register(self, name: str, declared: Declared) -> None:
         T, shape = self.num_tasks, declared.shape
         sizes = shape if isinstance(shape, tuple) else (T,) * len(shape)

@@ -84,6 +84,9 @@ class MeasuringStep(Step):
         if self.features == 0:
             assert self.balancer.fork is not None
             raise ForkError(self.balancer.fork.reading.why_nothing())
+        for number, known in list(read_at_a_fork.items()):
+            if not any(each() is not None for each in known):  # an exception ended that pass
+                read_at_a_fork.pop(number, None)
         given = [losses] if isinstance(losses, Tensor) else [loss for loss in losses if loss is not None]
         read_at_a_fork.setdefault(current_pass(), []).extend(map(weakref.ref, given))
 
