@@ -70,9 +70,13 @@ class MoCo(GradientBalancer):
     steps: Tensor = state(shape="")
     """Number of valid steps so far: k - 1 in step k; a scalar."""
 
+    def tracking(self, state: State) -> State:
+        r"""Add :math:`1 - \beta / k^\sigma`, a scalar: the share of :math:`y` that step k keeps."""
+        return {**state, "kept": 1 - self.beta * (state["steps"] + 1) ** -self.sigma}
+
     def track(self, gradient: Tensor, tracked: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Return the new :math:`y`, ``(T', ...)``, and its inner products, ``(T', T')``."""
-        y = gradient.lerp_(tracked, 1 - self.beta * (state["steps"] + 1) ** -self.sigma)
+        y = gradient.lerp_(tracked, state["kept"])
         rows = y.flatten(1)
         return y, rows @ rows.mT
 

@@ -61,7 +61,7 @@ nitpick_ignore_regex = [
     # Other people's classes: there is no network, so their documentation can't be asked where they are.
     (r"py:.*", r"(torch|dist|nn|numpy|matplotlib|collections|typing|contextlib|lightning|pina|deepxde)(\..*)?"),
     (r"py:class", r"Tensor|Figure"),
-    # What a type checker sees, and a reader need not look up.
+    # Names in annotations that are for type checkers: they have no page.
     (r"py:class", r"(balancers|tasks)\..*\.(Balancer|ProblemClass|Data|\w+Data|Number|Scalar|\w*Step|LossReader)"),
 ]
 

@@ -54,7 +54,7 @@ SEED = 2022
 
 
 class Outputs(NamedTuple):
-    """What is predicted for N samples, or what is true of them.
+    """The predictions for N samples, or their true values.
 
     Attributes:
         vector: shape ``(N, 4)``.

@@ -128,7 +128,7 @@ class Judge(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a codec makes of N images.
+    """The output of a codec for N images.
 
     Attributes:
         images: the decoder's images for the reconstruction loss, shape ``(N, 28, 28)``; black is 0 and white is 1.

@@ -52,7 +52,7 @@ give better scores than learned positions.
 BLOCK = 32 * CONTEXT + OFFSETS
 """Number of characters that are held out together: 32 windows, each starting where the previous one's inputs end."""
 PERIOD, OF_VALIDATION, OF_TEST = 32, (8,), (16, 24)
-"""Of every 32 blocks, counted from 0, those in the validation set and in the test set. All others are training text."""
+"""Blocks of the validation set and of the test set, of every 32, counted from 0. All others are training text."""
 CHUNK = 64
 """Number of windows that are evaluated at a time."""
 PASSAGES = 3

@@ -20,6 +20,7 @@ from .arguments import (
     complete_balancer,
     complete_key,
     complete_problem_of_suite,
+    complete_suite,
     results_name,
 )
 from .command_line import ON_SUITES, app, examples
@@ -249,7 +250,14 @@ def once(
     ),
 )
 def report(
-    name: SuiteArgument = "default",
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE",
+            help="Name of a suite, path of its .toml file, or a results folder.",
+            autocompletion=complete_suite,
+        ),
+    ] = "default",
     results: ResultsOption = Path("results"),
 ) -> None:
     """Print the leaderboard of a suite that has finished, and write its report again.

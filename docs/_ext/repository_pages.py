@@ -27,7 +27,7 @@ from sphinx.util.docutils import SphinxRole
 FILES = "files"
 """Folder of the site for copies of files that are no pages."""
 INDEX = ("README.md", "docs/README.md")
-"""What GitHub shows first, and its list of pages. The site has `index` in place of both."""
+"""The page that GitHub shows first, and the list of pages. The site has `index` in place of both."""
 RESULTS = "results"
 TUTORIAL = "docs/tutorial"
 """Folder of the programs that sphinx-gallery makes pages of."""

@@ -18,7 +18,7 @@ from .images import Images, join
 from .npy_files import BadDataError, Files, Folders, Kind
 
 STRETCH, HELD_OUT = 50, 5
-"""Of every 50 images in ``train``, the first 5 are in the validation set."""
+"""The first 5 of every 50 images in ``train`` are the validation set."""
 CHUNK = 8
 """Number of images that are evaluated at a time."""
 SAMPLE = 64

@@ -52,7 +52,7 @@ REPRESENTATIVES = (
 )
 """Methods that stand for their kinds in checks of what the base classes do."""
 
-# What the checks must know about single methods. A method that is not listed has no options and no exception.
+# Options and exceptions of single methods, for the checks. A method that is not listed has neither.
 
 OPTIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "auto-lambda": [{}, {"primary": ["a", "c"], "optimizer": "sgd", "lr": 0.1}],
@@ -113,7 +113,7 @@ FOR_EACH_TENSOR = ("norms",)
 RECORDS = ("last_weights", "weighting.last_weights")
 """State that records the last step, which a step that is not valid changes too: see `_run_bad_pass`."""
 DRAWN, TURN = "drawn", "turn"
-"""What the host counts: updates that drew random numbers, and the windows of ``update_every``."""
+"""Two numbers that the host counts: of updates that drew random numbers, and of windows of ``update_every``."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ def decide(
     shares = torch.where(valid, result.weights, to_last)
     replaced = _directions(balancer, step, columns, result, factor)
     if tracked is not None and balancer.replaces_gradients:
-        replaced = tracked.directions(shares * factor, valid, adds=not step.gated)
+        replaced = tracked.directions(shares * factor, valid, as_differences=not step.gated)
     if by is not None:
         shares = torch.where(valid, shares * by, to_last)
     if replaced is not None:
@@ -212,16 +212,17 @@ def _track(
     made, state, factor, divisor = _Tracked(), dict(balancer.state(facts.indices)), facts.factor, facts.divisor
     if balancer.sees_all_tasks:
         state["present"] = torch.ones_like(facts.shown) if present is None else present.to(facts.shown.dtype)
+    tracking = balancer.tracking(state)
     for k, column in enumerate(columns):
         made.plain.append(column.sum(0).flatten().to(factor.dtype))
         gradient = column.to(factor.dtype)
-        # The gradients themselves are needed again where they are what is combined.
+        # A method that combines gradients, and not what it tracks, needs them again: they are not overwritten.
         gradient = gradient.div_(divisor) if balancer.replaces_gradients else gradient / divisor
         if balancer.replaces_gradients and balancer.needs_positive_losses:
             made.if_invalid.append(torch.mv(gradient.flatten(1).t(), facts.to_last * factor))
         if by is not None:
             gradient = _times(gradient, by)
-        new, part = balancer.track(gradient, state[f"{balancer.tracks}_{k}"], state)
+        new, part = balancer.track(gradient, state[f"{balancer.tracks}_{k}"], tracking)
         made.total = made.total + part if made.total.numel() else part
         made.new.append(new)
         columns[k] = new
@@ -278,18 +279,19 @@ class _Tracked:
         self.if_invalid: list[Tensor] = []
         """The gradient that the parameter receives if the step is not valid, flattened; empty if it needs none."""
 
-    def directions(self, weights: Tensor, valid: Tensor, adds: bool) -> list[Tensor]:
+    def directions(self, weights: Tensor, valid: Tensor, as_differences: bool) -> list[Tensor]:
         """Return the sum of each parameter's tracked values times ``weights``, ``(T',)``.
 
-        With ``adds``, it is what the plain sum of the gradients lacks of that. The plain sum may be so much larger that
-        the difference has few digits left.
+        With ``as_differences``, the plain sum of the gradients is subtracted. It may be so much larger that the
+        difference has few digits left.
         """
         found = []
         for k, (new, plain) in enumerate(zip(self.new, self.plain, strict=True)):
             rows = new.flatten(1).t()
-            direction = torch.addmv(plain, rows, weights, beta=-1) if adds else torch.mv(rows, weights)
+            direction = torch.addmv(plain, rows, weights, beta=-1) if as_differences else torch.mv(rows, weights)
             if self.if_invalid:
-                direction = torch.where(valid, direction, self.if_invalid[k] - plain if adds else self.if_invalid[k])
+                otherwise = self.if_invalid[k] - plain if as_differences else self.if_invalid[k]
+                direction = torch.where(valid, direction, otherwise)
             found.append(direction.view(new.shape[1:]))
         return found
 

@@ -240,6 +240,10 @@ class GradientBalancer(LossBalancer):
             weighting.last_weights.copy_(weights)
         return weights.clone(), valid  # which autograd keeps
 
+    def tracking(self, state: State) -> State:
+        """Return the state that `track` is given: a method may add what it needs for every parameter alike."""
+        return state
+
     # When it measures.
 
     @property

@@ -299,7 +299,7 @@ class GhostNorms:
     def norm(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the norm for one task, from its ``gradient`` with respect to the features."""
         with NodeGradients(self._nodes) as of_nodes:
-            found = of_nodes.and_of(self._rest, [self._z], [gradient])
+            found = of_nodes.take([self._z], self._rest, [gradient])
         of_node = dict(zip(self._nodes, found, strict=False))
         squares = [squared_norms(layer.kernel(), layer.rows(of_node).unsqueeze(0))[0] for layer in self._layers]
         rest = found[len(self._nodes) :]

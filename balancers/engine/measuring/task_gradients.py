@@ -95,11 +95,11 @@ class TaskGradients:
                 before = recorded_nodes()
                 *first, last = zip(*of_features, strict=True)
                 with NodeGradients(nodes) as of_nodes:
-                    found = [of_nodes.and_of(rest, edges, seeds) for seeds in first]
+                    found = [of_nodes.take(edges, rest, seeds) for seeds in first]
                     if not retain_graph:
                         for layer in layers:
                             layer.keep_inputs()
-                    found.append(of_nodes.and_of(rest, edges, last, retain_graph))
+                    found.append(of_nodes.take(edges, rest, last, retain_graph))
                 self.recomputes = recorded_nodes() > before
         columns = [list(column) for column in zip(*found, strict=True)]
         del found

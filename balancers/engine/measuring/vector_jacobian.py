@@ -70,10 +70,10 @@ class NodeGradients:
         for handle in self._handles:
             handle.remove()
 
-    def and_of(
-        self, wrt: Sequence[Tensor], edges: Sequence[GradientEdge], seeds: Sequence[Tensor], retain_graph: bool = True
+    def take(
+        self, edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor], retain_graph: bool = True
     ) -> list[Tensor | None]:
-        """Return these gradients, and then those of ``wrt``; for the other arguments see `gradients`."""
+        """Return the gradients at the nodes, and then those of ``wrt``, as `gradients` does."""
         self._seen.clear()
         of_nodes = cast(list[Tensor], [GradientEdge(node, 0) for node in self._nodes])  # whatever the annotation says
         found = list(gradients(edges, [*of_nodes, *wrt], seeds, retain_graph))
