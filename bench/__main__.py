@@ -24,7 +24,7 @@ NEEDED = (
 )
 """Import names of the packages in the extra ``bench`` that every command needs.
 
-Without the others, pebble and psutil, a suite's runs are done in the command's own process.
+Pillow comes with matplotlib. Without pebble and psutil, a suite's runs are done in the command's own process.
 """
 
 

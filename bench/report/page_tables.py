@@ -8,6 +8,7 @@ import pandas as pd
 from bench.analysis import primary_rows
 from bench.style.numbers import NOTHING, interval, number, quantity, rate, relative, span, step_ratio
 from bench.style.short_label import short
+from bench.style.small_file import small_picture
 
 from . import evidence, step_ratios
 from .results_folder import Facts, Results
@@ -41,7 +42,7 @@ class Sheet(TypedDict):
 
     Attributes:
         place: position of the problem in the suite.
-        png: the problem's picture as PNG in base64; empty if there is none.
+        picture: the problem's picture as WebP in base64; empty if there is none.
         caption: caption of the picture.
         finding: sentence on what the leaderboard shows.
         seeds: number of seeds in words.
@@ -53,7 +54,7 @@ class Sheet(TypedDict):
 
     place: int
     facts: Facts
-    png: str
+    picture: str
     caption: str
     finding: str
     seeds: str
@@ -78,7 +79,7 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
     return {
         "place": place,
         "facts": results.facts(problem),
-        "png": b64encode(picture.png).decode(),
+        "picture": b64encode(small_picture(picture.png)).decode() if picture.png else "",
         "caption": picture.caption,
         "finding": finding(problem, results.board, results),
         "seeds": seeds(results.board) if len(results.board) else "",

@@ -18,11 +18,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
 from .short_label import short
+from .small_file import small_svg
 
 PIXELS_PER_POINT = 1.45
 """Pixels of the page per point of a figure."""
@@ -139,10 +140,8 @@ def save(figure: Figure, folder: Path, name: str, dpi: float = 150) -> None:
     figure.set_layout_engine("none")  # one layout for both files
     drawing = StringIO()
     figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
-    # A hundredth of a point is finer than any screen; fewer digits halve the file.
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing.getvalue())
-    svg = re.sub(r'id="(method-\d+)"', r'class="\1"', svg)
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    svg = re.sub(r'id="(method-\d+)"', r'class="\1"', drawing.getvalue())
+    (folder / f"{name}.svg").write_text(small_svg(svg), encoding="utf-8")
     figure.savefig(folder / f"{name}.png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
@@ -168,6 +167,8 @@ def log_axis(panel: Axes, which: Literal["x", "y"]) -> None:
         axis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+    if high > 300 * low:  # eight small ticks a decade would be a grey bar
+        axis.set_minor_locator(NullLocator())
 
 
 def step_axis(panel: Axes, last: float) -> None:

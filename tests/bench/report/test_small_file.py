@@ -1,0 +1,132 @@
+"""What a page holds of its figures and pictures is small and looks as before."""
+
+import io
+import re
+from collections.abc import Iterator
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bench.report.report_page import inline
+from bench.style.figure_style import log_axis, save, theme
+from bench.style.small_file import small_picture, small_svg
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def figure() -> Iterator[Figure]:
+    """Return a figure with bands, lines, markers, a clipped curve, a rotated label and a logarithmic axis."""
+    with theme():
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        x = np.arange(1, 61)
+        for place in range(4):
+            y = np.exp(np.sin(x / 7 + place) * 3)
+            left.fill_between(x, y / 2, y * 2, alpha=0.2, linewidth=0)
+            left.plot(x, y, marker="o", label=f"method {place} < & >")
+        left.set_ylim(1e-2, 10)
+        log_axis(left, "y")
+        right.barh([0, 1], [3, -1])
+        right.set_xlabel("a label", rotation=30)
+        figure.legend()
+        yield figure
+
+
+@pytest.fixture(scope="module")
+def drawing(figure: Figure) -> str:
+    """Return the figure as Matplotlib writes it."""
+    content = io.StringIO()
+    figure.savefig(content, format="svg")
+    return content.getvalue()
+
+
+def numbers(svg: str) -> list[float]:
+    """Return the coordinates of the paths of a drawing, in their order."""
+    paths = " ".join(path.get("d", "") for path in ElementTree.fromstring(svg).iter(f"{SVG}path"))
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*", paths)]
+
+
+class TestDrawing:
+    def test_has_the_same_texts_at_the_same_places(self, drawing: str) -> None:
+        def texts(svg: str) -> list[tuple[str, float, float]]:
+            found = ElementTree.fromstring(svg).iter(f"{SVG}text")
+            return [("".join(text.itertext()), *(float(text.get(side, "nan")) for side in "xy")) for text in found]
+
+        before, after = texts(drawing), texts(small_svg(drawing))
+        assert len(after) > 20
+        assert [text for text, *_ in after] == [text for text, *_ in before]
+        np.testing.assert_allclose([at for _, *at in after], [at for _, *at in before], atol=0.01)
+
+    def test_has_the_same_paths_to_a_tenth_of_a_point(self, drawing: str) -> None:
+        before, after = numbers(drawing), numbers(small_svg(drawing))
+        assert len(after) > 500
+        np.testing.assert_allclose(after, before, atol=0.1)
+
+    def test_has_the_same_elements_but_for_groups(self, drawing: str) -> None:
+        def elements(svg: str) -> list[tuple[str, str | None, str | None]]:
+            found = ElementTree.fromstring(svg).iter()
+            return [
+                (element.tag, element.get("style"), element.get("clip-path"))
+                for element in found
+                if element.tag != f"{SVG}g"
+            ]
+
+        assert elements(small_svg(drawing)) == elements(drawing)
+
+    def test_what_is_referred_to_has_its_id(self, drawing: str) -> None:
+        small = small_svg(drawing)
+        used = set(re.findall(r"""(?:url\(|href=")#([\w.-]+)""", small))
+        assert used
+        assert used == set(re.findall(r' id="([\w.-]+)"', small))
+
+    def test_keeps_a_rotation_that_turns_something(self, drawing: str) -> None:
+        turned = [text for text in re.findall(r"rotate\((-?[\d.]+)", small_svg(drawing)) if float(text)]
+        assert turned == ["-30"]
+
+    def test_is_a_quarter_smaller(self, drawing: str) -> None:
+        assert len(small_svg(drawing)) < 0.75 * len(drawing)
+
+    def test_methods_keep_their_class_on_the_page(self, tmp_path, figure: Figure) -> None:
+        for line in figure.axes[0].lines:
+            line.set_gid("method-3")
+        save(figure, tmp_path, "one")
+        assert inline(tmp_path, "one", "caption").count('class="method-3"') == len(figure.axes[0].lines) == 4
+
+
+class TestLogarithmicAxis:
+    @pytest.mark.parametrize(("lowest", "minor"), [(0.1, True), (1e-3, False)])
+    def test_has_small_ticks_over_few_decades_alone(self, lowest: float, minor: bool) -> None:
+        panel = Figure().subplots()
+        panel.set_ylim(lowest, 10)
+        log_axis(panel, "y")
+        assert bool(len(panel.yaxis.get_minorticklocs())) is minor
+
+
+class TestPicture:
+    def png(self, pixels: np.ndarray) -> bytes:
+        content = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(content, "PNG")
+        return content.getvalue()
+
+    def pixels(self, content: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(content)) as picture:
+            return np.asarray(picture.convert("RGB"), float)
+
+    def test_a_diagram_is_kept_as_it_is(self) -> None:
+        pixels = np.full((200, 300, 3), 255)
+        pixels[50:150, 100:103] = (1, 115, 178)
+        png = self.png(pixels)
+        np.testing.assert_array_equal(self.pixels(small_picture(png)), pixels)
+        assert len(small_picture(png)) < len(png)
+
+    def test_a_photograph_looks_the_same_and_is_smaller(self) -> None:
+        ramps = np.linspace(0, 255, 300) + np.linspace(0, 60, 200)[:, None]
+        noise = np.random.default_rng(0).normal(0, 4, (200, 300, 3))
+        pixels = np.clip(ramps[:, :, None] * [1, 0.8, 0.6] + noise, 0, 255)
+        png = self.png(pixels)
+        assert len(small_picture(png)) < 0.3 * len(png)
+        assert abs(self.pixels(small_picture(png)) - self.pixels(png)).mean() < 4
