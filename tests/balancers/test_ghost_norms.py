@@ -1,6 +1,7 @@
 """Norms of a layer's gradients that are taken without forming these gradients."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -223,6 +224,72 @@ def test_exact_forms_the_gradients(kernels: list[Tensor]):
         expected = norms_of(net, wrt(net.trunk), x)
         torch.testing.assert_close(balancer.statistics["gradient_norms"], expected, rtol=1e-12, atol=0)
     assert not kernels
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of the numbers of tasks whose norms are taken in one call."""
+    numbers: list[int] = []
+
+    def recorded(of_kernel: Tensor, gradients: Tensor) -> Tensor:
+        numbers.append(len(gradients))
+        return squared_norms(of_kernel, gradients)
+
+    monkeypatch.setattr(ghosts, "squared_norms", recorded)
+    monkeypatch.setattr(measure, "squared_norms", recorded)
+    return numbers
+
+
+@pytest.mark.parametrize("missing", [None, "left out", "detached"])
+@pytest.mark.parametrize("case", ["linear", "relu", "norm between", "norm measured too", "convolution"])
+def test_norms_of_separate_heads_are_taken_at_once(case: str, missing: str | None, at_once: list[int]):
+    make, shape, wrt, _ = CASES[case]
+    net, x = Net(make, shape, False, torch.float64), torch.randn(shape, dtype=torch.float64)
+    balancer = GradNorm(net.fork, wrt(net.trunk), tasks=["a", "b", "c"])
+    balancer(dict(zip("abc", net.losses(x), strict=True))).backward()
+    expected = norms_of(net, wrt(net.trunk), x)
+    losses = dict(zip("abc", net.losses(x), strict=True))
+    at_once.clear()
+    if missing == "left out":
+        del losses["b"]
+    elif missing == "detached":
+        losses["b"] = net.heads[1](torch.randn(2, net.heads[1].in_features, dtype=torch.float64)).square().mean()
+        expected[1] = 0
+    with pytest.warns(RuntimeWarning, match="'b'") if missing == "detached" else nullcontext():
+        balancer(losses).backward()
+    expected *= balancer.weights
+    given = [0, 2] if missing == "left out" else [0, 1, 2]
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], expected[given], rtol=1e-10, atol=0)
+    num_layers = 2 if case == "norm measured too" else 1
+    assert at_once == [3 if missing is None else 2] * num_layers
+
+
+@pytest.mark.parametrize("case", ["relu", "convolution"])
+def test_norms_are_taken_one_by_one_where_all_take_more_memory_than_a_gradient(
+    case: str, at_once: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(measure, "CHEAP_ENTRIES", 0)
+    make, shape, wrt, _ = CASES[case]
+    wide = (10, *shape[1:]) if case == "relu" else (25, *shape[1:])
+    net, x = Net(make, wide, False, torch.float64), torch.randn(wide, dtype=torch.float64)
+    balancer = GradNorm(net.fork, wrt(net.trunk), tasks=TASKS)
+    balancer(net.losses(x)).backward()
+    torch.testing.assert_close(
+        balancer.statistics["gradient_norms"], norms_of(net, wrt(net.trunk), x), rtol=1e-10, atol=0
+    )
+    assert at_once == [1, 1, 1]
+
+
+@pytest.mark.parametrize("case", ["relu", "convolution"])
+def test_what_goes_on_into_the_trunk_is_the_sum_of_gradients_that_are_held(case: str, at_once: list[int]):
+    make, shape, wrt, _ = CASES[case]
+    net, x = Net(make, shape, False, torch.float64), torch.randn(shape, dtype=torch.float64)
+    parameters = list(net.parameters())
+    expected = torch.autograd.grad(sum(net.losses(x)), parameters)
+    balancer = GradNorm(net.fork, wrt(net.trunk), tasks=TASKS)
+    balancer(net.losses(x)).backward()
+    torch.testing.assert_close([parameter.grad for parameter in parameters], list(expected), rtol=1e-12, atol=1e-14)
+    assert at_once == [3]
 
 
 def test_a_task_that_does_not_reach_a_layer_has_no_gradient_of_it():

@@ -30,7 +30,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional as F
 
 from ..torch_internals import Convolution, LinearNode, convolution_gradients, layer_node
-from .vector_jacobian import NodeGradients
+from .vector_jacobian import NodeGradients, stacked
 
 Purpose = Literal["norms", "gramian", "sum"]
 """Whether norms of the tasks' gradients are needed, their inner products, or these and then a weighted sum."""
@@ -188,12 +188,12 @@ class Use:
         summed: Tensor = products.as_strided(shape, strides).sum(tuple(range(-dims, 0)))
         return summed.view(conv.groups, num_rows, num_rows)
 
-    def outputs(self, gradient: Tensor) -> Tensor:
-        """Return the gradient of the outputs as rows of each group, ``(G, N, out)``."""
+    def outputs(self, gradients: Tensor) -> Tensor:
+        """Return T gradients of the outputs as rows of each group, ``(T, G, N, out)``."""
         if isinstance(self.found, LinearNode):
-            return gradient.reshape(1, -1, gradient.shape[-1])
-        rows: Tensor = gradient.unflatten(1, (self.found.groups, -1)).movedim(1, 0).movedim(2, -1)
-        return rows.reshape(self.found.groups, -1, rows.shape[-1])
+            return gradients.reshape(len(gradients), 1, -1, gradients.shape[-1])
+        rows: Tensor = gradients.unflatten(2, (self.found.groups, -1)).movedim((2, 3), (1, -1))
+        return rows.flatten(2, -2)
 
     def gradients(self, raw: Tensor, has_bias: bool) -> list[Tensor]:
         """Return the gradients of the weight and, with ``has_bias``, of the bias, for that of the outputs.
@@ -259,19 +259,19 @@ class Layer:
         """Return the number of rows of a group, of all applications."""
         return sum(num_rows for _, num_rows, _, _ in (use.shape() for use in self.uses))
 
-    def rows(self, of_node: Mapping[Node, Tensor | None]) -> Tensor:
-        """Return the gradients of the outputs of all applications, ``(G, N, out)``, from those of each node.
+    def rows(self, of_node: Mapping[Node, Tensor | None], num_tasks: int) -> Tensor:
+        """Return T gradients of the outputs of all applications, ``(T, G, N, out)``, from those of each node.
 
         They are zero for a node without one.
         """
         rows = []
         for use in self.uses:
-            gradient = of_node.get(use.node)
-            if gradient is None:
+            gradients = of_node.get(use.node)
+            if gradients is None:
                 groups, num_rows, _, outputs = use.shape()
-                rows.append(use.weight.new_zeros(groups, num_rows, outputs))
+                rows.append(use.weight.new_zeros(num_tasks, groups, num_rows, outputs))
             else:
-                rows.append(use.outputs(gradient))
+                rows.append(use.outputs(gradients))
         return _joined(rows)
 
     def is_less(self, num_tasks: int, purpose: Purpose) -> bool:
@@ -282,7 +282,7 @@ class Layer:
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+    return rows[0] if len(rows) == 1 else torch.cat(rows, -2)
 
 
 class GhostNorms:
@@ -296,16 +296,34 @@ class GhostNorms:
         """The parameters that were found to have a gradient."""
         self._nodes = list({use.node: None for layer in layers for use in layer.uses})
 
-    def norm(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the norm for one task, from its ``gradient`` with respect to the features."""
+    def num_saved(self) -> int:
+        """Return the number of entries of one task's gradients of the weights, which are not formed."""
+        return sum(layer.uses[0].weight.numel() for layer in self._layers)
+
+    def num_entries(self) -> int:
+        """Return the number of entries of one task's gradients of the layers' outputs."""
+        return sum(prod(layer.uses[0].shape()[::3]) * layer.num_rows() for layer in self._layers)
+
+    def norms(self, gradients: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the norms for some tasks, from the gradient of each with respect to the features."""
+        raw, others = [], []
         with NodeGradients(self._nodes) as of_nodes:
-            found = of_nodes.take([self._z], self._rest, [gradient])
-        of_node = dict(zip(self._nodes, found, strict=False))
-        squares = [squared_norms(layer.kernel(), layer.rows(of_node).unsqueeze(0))[0] for layer in self._layers]
-        rest = found[len(self._nodes) :]
-        self.reached.update(leaf for leaf, part in zip(self._rest, rest, strict=True) if part is not None)
-        parts = [part.to_dense().double() for part in rest if part is not None]
-        return reduce(torch.add, [*squares, *(part.square().sum() for part in parts)]).sqrt_().to(dtype)
+            for gradient in gradients:
+                found = of_nodes.take([self._z], self._rest, [gradient])
+                raw.append(found[: len(self._nodes)])
+                if self._rest:
+                    others.append(self._others(found[len(self._nodes) :]))
+        of_node = {node: stacked(rows) for node, rows in zip(self._nodes, zip(*raw, strict=True), strict=True)}
+        squares = [squared_norms(each.kernel(), each.rows(of_node, len(gradients))) for each in self._layers]
+        if others:
+            squares.append(torch.stack(others))
+        return reduce(torch.add, squares).sqrt_().to(dtype)
+
+    def _others(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Return the sum of squares of one task's gradients of the other parameters."""
+        self.reached.update(leaf for leaf, part in zip(self._rest, gradients, strict=True) if part is not None)
+        parts = [part.to_dense().double().square().sum() for part in gradients if part is not None]
+        return reduce(torch.add, parts, self._rest[0].new_zeros((), dtype=torch.float64))
 
 
 def ghost_norms(z: Tensor, wrt: Sequence[nn.Parameter], num_tasks: int) -> GhostNorms | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from ..own_precision import own_precision
 from ..torch_internals import foreach_norm, recomputes, recorded_nodes, without_hooks
 from .ghost_norms import GhostNorms, cost_of_double, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
@@ -56,6 +57,10 @@ class Measurement:
         self._idle = idle
         self._observed = 0
         """Number of tasks whose gradients of the features at hand were differentiated one by one."""
+        self._holds: bool | None = None
+        """Whether gradients of the features at hand are held: see `_is_held`. None if it is not known yet."""
+        self._held: dict[int, Tensor] = {}
+        """By task, gradients of the features at hand that are held."""
         self._waiting: list[tuple[Tensor, int, Tensor]] = []
         """Features, and a task's gradient of them, that are differentiated together."""
         self.missing: set[int] = set()
@@ -90,6 +95,8 @@ class Measurement:
         layer = self._layer_of(z)
         if task is None:
             self._keep(None, self._all(z, layer, gradients, free_entries))
+        elif self._is_held(z, layer):
+            self._hold(z, task, gradients)
         elif layer is not None:
             self._keep(task, self._of_one(layer, gradients))
         elif self._recomputes:
@@ -104,11 +111,69 @@ class Measurement:
             if self._observed == self._expected:
                 self._idle_passes(get_gradient_edge(z), gradients)
 
+    def _is_held(self, z: Tensor, layer: Linear | None) -> bool:
+        """Return whether the norms of all tasks are taken at once, which calls each operator once, not for each task.
+
+        They are where no gradients are formed, and all of it takes less memory than the one of the gradients would.
+        """
+        if self._expected < 2 or self._holds is not None:
+            return bool(self._holds)
+        if layer is not None:
+            outputs = z.numel() // max(1, len(layer.inputs))  # a batch may be empty
+            saved = layer.inputs.shape[1] * outputs
+            entries = z.numel() if self._by_rows(layer, outputs) else 0
+        elif self._ghosts is not None:
+            saved, entries = self._ghosts.num_saved(), self._ghosts.num_entries()
+        else:
+            saved = entries = 0
+        # Rows in double precision, and their products, take four times as much.
+        self._holds = 0 < 4 * self._expected * entries <= max(saved, CHEAP_ENTRIES)
+        return self._holds
+
+    def _hold(self, z: Tensor, task: int, gradient: Tensor) -> None:
+        if not self._held:
+            # The node of the features runs when all tasks' gradients of them have come, should one of them have none.
+            assert z.grad_fn is not None
+            z.grad_fn.register_prehook(_calling(weakref.WeakMethod(self._take_what_came)))
+        self._held[task] = gradient
+        if len(self._held) == self._expected:
+            self._take_held()
+
+    def _take_what_came(self) -> None:
+        if self._held:
+            assert self._layer is not None
+            with own_precision(self._layer[0]):
+                self._take_held()
+
+    def _take_held(self) -> None:
+        """Take the norms of the gradients that are held."""
+        assert self._layer is not None
+        held, self._held = sorted(self._held.items()), {}
+        _, layer = self._layer
+        gradients = [gradient for _, gradient in held]
+        if layer is not None:
+            saved = layer.inputs.shape[1] * (gradients[0].numel() // len(layer.inputs))
+            [norms] = self._of_several(layer, torch.stack(gradients), saved)
+        else:
+            norms = self._ghost_norms(gradients)
+        if len(held) == len(self._of_task):
+            self._of_all = [norms]
+        else:
+            for (task, _), norm in zip(held, norms.unbind(), strict=True):
+                self._of_task[task] = [norm]
+
+    def _ghost_norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        assert self._ghosts is not None
+        with without_hooks(self._wrt or ()):
+            norms = self._ghosts.norms(gradients, self._dtype)
+        self._note(self._ghosts.reached)
+        return norms
+
     def _layer_of(self, z: Tensor) -> Linear | None:
         """Return the linear layer that ``z`` comes from, if it does; the graph is searched once for each ``z``."""
         assert self._wrt is not None
         if self._layer is None or self._layer[0] is not z:
-            self._layer, self._observed = (z, linear(z, self._wrt)), 0
+            self._layer, self._observed, self._holds = (z, linear(z, self._wrt)), 0, None
             self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
             self._kernel = self._ghosts = None
             if self._layer[1] is None and not (self._adds_up or self._forms_gradients or self._recomputes):
@@ -279,10 +344,7 @@ class Measurement:
     def _differentiated(self, z: Tensor, gradient: Tensor) -> list[Tensor]:
         """Return what is kept of one task's, by way of the graph."""
         if self._ghosts is not None:
-            with without_hooks(self._wrt or ()):
-                norm = self._ghosts.norm(gradient, self._dtype)
-            self._note(self._ghosts.reached)
-            return [norm]
+            return [self._ghost_norms([gradient])[0]]
         found = self._gradients([get_gradient_edge(z)], [gradient])
         self._note_given(found)
         return self._reduced(found)
@@ -290,7 +352,7 @@ class Measurement:
     def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
         self.reached.update(range(len(layer.parts)))
         rows = layer.before_relu(_rows(gradient, layer, 0), overwrite=False)
-        if self._by_rows(layer, rows):
+        if self._by_rows(layer, rows.shape[1]):
             return [self._row_norms(layer, rows.unsqueeze(0))[0]]
         parts = layer.gradient(rows)
         return parts if self._adds_up else [self._norm(part) for part in parts]
@@ -301,7 +363,7 @@ class Measurement:
         if self._adds_up:
             return layer.gradients(gradients)
         num_tasks, num_rows, num_outputs = gradients.shape
-        if self._by_rows(layer, gradients):
+        if self._by_rows(layer, num_outputs):
             # Rows in double precision, and their products, take four times as much.
             at_once = 1 + max(free_entries, CHEAP_ENTRIES) // (4 * num_rows * num_outputs)
             return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
@@ -312,13 +374,13 @@ class Measurement:
             return [joint_norms(layer.gradients(gradients), self._dtype)]
         return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]
 
-    def _by_rows(self, layer: Linear, gradients: Tensor) -> bool:
+    def _by_rows(self, layer: Linear, outputs: int) -> bool:
         """Return whether norms are taken without forming the weight's gradients."""
-        num_rows, outputs = gradients.shape[-2:]
+        num_rows, inputs = layer.inputs.shape
         return (
             not (self._adds_up or self._forms_gradients)
             and "weight" in layer.parts
-            and is_less(num_rows, layer.inputs.shape[1], outputs, self._num_tasks, double=cost_of_double(layer.inputs))
+            and is_less(num_rows, inputs, outputs, self._num_tasks, double=cost_of_double(layer.inputs))
         )
 
     def _row_norms(self, layer: Linear, gradients: Tensor) -> Tensor:

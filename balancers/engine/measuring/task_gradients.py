@@ -19,7 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 from ..torch_internals import LinearNode, recorded_nodes, without_hooks
 from ..torch_internals import recomputes as reruns
 from .ghost_norms import Layer, Use, inner_products, layers_behind
-from .vector_jacobian import NodeGradients, in_one_pass
+from .vector_jacobian import NodeGradients, in_one_pass, stacked
 
 COPIED_FASTER = 2**16
 """Entries that are copied faster than operators are called."""
@@ -104,7 +104,7 @@ class TaskGradients:
         columns = [list(column) for column in zip(*found, strict=True)]
         del found
         columns.reverse()  # each is popped, so that no gradient is held twice for longer than its layer takes
-        of_node = {node: _stacked(columns.pop()) for node in nodes}
+        of_node = {node: stacked(columns.pop()) for node in nodes}
         formed = {leaf: _Formed(leaf, columns.pop()) for leaf in rest}
         self._parts: list[_Part] = []
         while layers:
@@ -191,10 +191,9 @@ class _ByRows:
         self.given = bool(self._raw)
 
     def products(self) -> Tensor:
-        tasks, layer = range(len(self._raw[0][1])), self._layer
-        rows = torch.stack([layer.rows({use.node: raw[t] for use, raw in self._raw}) for t in tasks])
-        found = inner_products(layer.kernel(), rows)
-        layer.release()
+        rows = self._layer.rows({use.node: raw for use, raw in self._raw}, len(self._raw[0][1]))
+        found = inner_products(self._layer.kernel(), rows)
+        self._layer.release()
         return found
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
@@ -281,8 +280,3 @@ class _Joined:
 def _products(rows: Tensor) -> Tensor:
     wide = flat(widened(rows))
     return wide @ wide.mT
-
-
-def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
-    some = next((row for row in rows if row is not None), None)
-    return None if some is None else torch.stack([torch.zeros_like(some) if row is None else row for row in rows])

@@ -86,6 +86,12 @@ class NodeGradients:
         self._seen[k] = gradients[0]
 
 
+def stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
+    """Return tasks' gradients side by side, zero for a task without one; None if no task has one."""
+    some = next((row for row in rows if row is not None), None)
+    return None if some is None else torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
+
+
 def in_one_pass(
     edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor], idle: int = 0
 ) -> list[list[Tensor | None]]:
