@@ -1,7 +1,6 @@
 """List what each method declares about itself, as a table for the terminal or in Markdown."""
 
 import inspect
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,8 @@ from rich.text import Text
 
 import balancers
 from balancers import GradientBalancer, LossBalancer
+
+from .plain_formula import plain_text
 
 READS = {
     "nothing": "nothing",
@@ -20,10 +21,6 @@ READS = {
     "second batch": "a second batch",
     "residuals": "residuals",
 }
-
-
-MARKED = re.compile(r":\w+:`([^`]*)`")
-"""A formula or a reference within a docstring."""
 
 
 class ListedMethod(NamedTuple):
@@ -68,12 +65,11 @@ def table(methods: list[ListedMethod]) -> Table:
 
 
 def documentation(name: str) -> str:
-    """Return how a method is called, and its documentation without the marks of formulas and code."""
+    """Return how a method is called, and its documentation with formulas as text."""
     cls = balancers.get(name)
     signature = inspect.signature(cls)
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
-    text = MARKED.sub(r"\1", (inspect.getdoc(cls) or "").replace("``", "`"))
-    return f"{cls.__name__}{signature.replace(parameters=bare)}\n\n{text}"
+    return f"{cls.__name__}{signature.replace(parameters=bare)}\n\n{plain_text(inspect.getdoc(cls) or '')}"
 
 
 def _entry(cls: type[LossBalancer]) -> ListedMethod:

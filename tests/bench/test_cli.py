@@ -81,10 +81,12 @@ def test_a_method_is_listed_with_its_arguments_and_its_documentation() -> None:
     words = " ".join(output.split())
     assert "GradNorm(fork, wrt=None, *, tasks=None" in words
     assert "alpha=1.5" in words
-    assert r"With the norms G_i = \lVert" in words
+    assert "With the norms G_i = ‖∇_W w_i L_i‖_2, their mean over the tasks Ḡ" in words
+    assert "L_grad = Σ_i | G_i - Ḡ r_i^α |" in words
     assert "ICML 2018" in words
     assert "`wrt=net.trunk[-1]`" in words
     assert ":math:`" not in words
+    assert "math::" not in words
 
 
 def test_a_suite_is_listed_with_what_it_compares() -> None:
