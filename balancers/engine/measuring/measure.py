@@ -3,6 +3,8 @@
 Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
 layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
 than one task's is held, of heads as one product a few, unless gradients are to be averaged before their norm is taken.
+Where norms are taken without forming gradients, those of the features wait for each other if they are little: see
+`Measurement._is_held`.
 """
 
 import weakref
