@@ -1,6 +1,7 @@
 """Write the report ``results/<suite>/report.html``, one page that needs no network and no other file."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -18,6 +19,8 @@ SCHEME = {INK: "var(--ink)", FAINT: "var(--axis)", GRID: "var(--rule)", PAPER: "
 
 FONT = "font-family: 'DejaVu Sans', sans-serif"
 """What each text of a figure says of its font, which is said once for the whole figure."""
+OFTEN = 20
+"""Number of elements from which on their style is written once."""
 
 
 def write(results: Path) -> Path:
@@ -66,8 +69,24 @@ def write(results: Path) -> Path:
         environment=page_tables.flat(loaded.environment),
     )
     page = loaded.path / "report.html"
-    page.write_text(html, encoding="utf-8")
+    page.write_text(with_shared_styles(html), encoding="utf-8")
     return page
+
+
+def with_shared_styles(html: str) -> str:
+    """Return a page in which styles that many elements of figures have are classes, so that each is written once.
+
+    The classes are added to the page's first ``<style>``. An element that has a class keeps its style.
+    """
+    marked = re.compile(r'(<(?:path|use|text|g) (?![^>]*class=)[^>]*?)style="([^"]*)"')
+    often = [style for style, times in Counter(style for _, style in marked.findall(html)).items() if times >= OFTEN]
+    names = {style: f"s{place}" for place, style in enumerate(often)}
+    html = marked.sub(
+        lambda found: f'{found[1]}class="{names[found[2]]}"' if found[2] in names else found[0],
+        html,
+    )
+    rules = "".join(f".{name} {{ {style} }}\n" for style, name in names.items())
+    return html.replace("</style>", f"{rules}</style>", 1)
 
 
 def template(name: str, *folders: Path) -> Template:

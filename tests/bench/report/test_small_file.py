@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench.report.report_page import inline
+from bench.report.report_page import inline, with_shared_styles
 from bench.style.figure_style import log_axis, save, theme
 from bench.style.small_file import small_picture, small_svg
 
@@ -95,6 +95,30 @@ class TestDrawing:
             line.set_gid("method-3")
         save(figure, tmp_path, "one")
         assert inline(tmp_path, "one", "caption").count('class="method-3"') == len(figure.axes[0].lines) == 4
+
+
+class TestSharedStyles:
+    PAGE = "<style>\np { margin: 0 }\n</style><p style='color: red'></p><svg>" + "".join(
+        [
+            '<path d="M0 0" style="fill: none"/>' * 25,
+            '<text x="1" style="fill: var(--ink)">a</text>' * 20,
+            '<g class="method-3" style="fill: none"></g>',
+            '<use x="1" style="fill: red"/>' * 3,
+        ]
+    )
+
+    def test_every_element_looks_as_before(self) -> None:
+        page = with_shared_styles(self.PAGE)
+        rules = dict(re.findall(r"\.(s\d+) \{ (.*?) \}", page.split("</style>")[0]))
+        restored = re.sub(r'class="(s\d+)"', lambda name: f'style="{rules[name[1]]}"', page)
+        assert restored.split("</style>")[1] == self.PAGE.split("</style>")[1]
+        assert sorted(rules.values()) == ["fill: none", "fill: var(--ink)"]
+        assert "p { margin: 0 }" in page
+
+    def test_those_of_few_and_of_elements_with_a_class_stay(self) -> None:
+        page = with_shared_styles(self.PAGE)
+        assert page.count('style="fill: red"') == 3
+        assert '<g class="method-3" style="fill: none">' in page
 
 
 class TestLogarithmicAxis:
