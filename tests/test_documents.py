@@ -287,6 +287,25 @@ def test_the_changes_to_single_task_training_are_those_of_the_table() -> None:
         assert cells_of(DOCS / "more-results.md", f"{row} |") == changes_of(means, label)
 
 
+@pytest.mark.parametrize("label", ["equal", "uncertainty", "gradnorm", "nash-mtl"])
+def test_scores_over_searched_weights_are_those_of_the_table(label: str) -> None:
+    board = pd.read_csv(ROOT / "results" / "reference" / "tuned" / "tables" / "leaderboard.csv")
+    rows = board[board["balancer"] == label].set_index("problem")
+    marks = {"better": "**{}×**", "worse": "*{}×*", "tie": "{}× tie", "not settled": "{}× ?"}
+    cells = [
+        marks[rows.loc[problem, "static_verdict"]].format(f"{rows.loc[problem, 'static_relative']:.2f}")
+        for problem in ("regression, 2 tasks", "digit-pairs", "flights", "same-tasks")
+    ]
+    assert cells_of(DOCS / "more-results.md", f"{label} |") == cells
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "results" / "reference").glob("*/report.html")), ids=lambda p: p.parent.name
+)
+def test_a_kept_report_is_smaller_than_1_5_megabytes(page: Path) -> None:
+    assert page.stat().st_size < 1.5e6
+
+
 def changes_of(means: pd.Series, label: str) -> list[str]:
     """Return the mean changes of a row on the problems of the page, as it writes them."""
     problems = ("regression, 10 tasks", "digit-pairs", "flights", "scenes", "multi-token")
