@@ -7,7 +7,7 @@
 #
 # make problems    every problem, beside a constant predictor and each task trained alone
 #                  (reserved problems only with equal and static weights)
-# make reference   both suites, and copies what is kept of them to results/reference
+# make reference   make bench and make problems, and copies what is kept of them to results/reference
 # make evidence    the evidence problem by problem, the suite tuned, and the paper's claims. Some eleven hours on
 #                  2 cores; an interrupted one continues where it stopped. Copies what is kept to results/reference
 # make paper       a verdict on each claim of the GradNorm paper: half an hour; FLAGS=--full for more seeds
