@@ -14,12 +14,10 @@ def small_svg(svg: str) -> str:
 
     Coordinates of paths keep one digit after the point, others two: a tenth of a point is finer than a screen's pixel.
     """
-    svg = re.sub(r' d="([^"]*)"', lambda path: f' d="{_short_path(path[1])}"', svg)
-    svg = re.sub(r'( (?:x|y|width|height)="-?\d+\.\d\d)\d+"', r'\1"', svg)
+    used = set(re.findall(r"""(?:url\(|href=")#([\w.-]+)""", svg))
+    # Only tags are changed: a label may hold what looks like an attribute.
+    svg = re.sub(r"<\w[^>]*>", lambda tag: _small_tag(tag[0], used), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
-    svg = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", svg)
-    used = set(re.findall(r"#([\w.-]+)", svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda id_: id_[0] if id_[1] in used else "", svg)
     # Groups without attributes; those that hold groups follow once these are gone.
     while (fewer := re.sub(r"<g>\n((?:(?!</?g\b).)*)</g>\n", r"\1", svg, flags=re.DOTALL)) != svg:
         svg = fewer
@@ -31,6 +29,13 @@ def small_picture(png: bytes) -> bytes:
     with Image.open(io.BytesIO(png)) as picture:
         opaque = picture.convert("RGB")
     return min(_webp(opaque, lossless=True), _webp(opaque, quality=QUALITY), key=len)
+
+
+def _small_tag(tag: str, used: set[str]) -> str:
+    tag = re.sub(r' d="([^"]*)"', lambda path: f' d="{_short_path(path[1])}"', tag)
+    tag = re.sub(r'( (?:x|y|width|height)="-?\d+\.\d\d)\d+"', r'\1"', tag)
+    tag = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", tag)
+    return re.sub(r' id="([\w.-]+)"', lambda id_: id_[0] if id_[1] in used else "", tag)
 
 
 def _short_path(path: str) -> str:
