@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from balancers import MGDA, EqualWeighting, Fork, GradNorm, LinearHeads
+from balancers import MGDA, EqualWeighting, Fork, GradNorm, LinearHeads, create
 from balancers.engine.measuring import ghost_norms as ghosts
 from balancers.engine.measuring import measure
 from balancers.engine.measuring.ghost_norms import is_less, kernel, squared_norms
@@ -280,8 +280,65 @@ def test_norms_are_taken_one_by_one_where_all_take_more_memory_than_a_gradient(
     assert at_once == [1, 1, 1]
 
 
+def test_norms_are_taken_one_by_one_where_features_are_larger_than_the_layer(
+    at_once: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """All tasks' gradients of the features would be kept until the last has come."""
+    monkeypatch.setattr(measure, "CHEAP_ENTRIES", 0)
+    net = Net(lambda: net_of(linear(), nn.Linear(32, 2000)), VECTORS, False, torch.float64)
+    x = torch.randn(VECTORS, dtype=torch.float64)
+    balancer = GradNorm(net.fork, net.trunk[2], tasks=TASKS)
+    balancer(net.losses(x)).backward()
+    expected = norms_of(net, net.trunk[2], x)
+    torch.testing.assert_close(balancer.statistics["gradient_norms"], expected, rtol=1e-10, atol=0)
+    assert at_once == [1, 1, 1]
+
+
+@pytest.mark.parametrize("method", ["gradnorm", "mgda"])
+def test_a_fork_behind_another_measures_a_layer_before_both(method: str):
+    """A measurement of the inner fork runs the outer features' node before all of the outer gradients have come."""
+    torch.manual_seed(0)
+    trunk, middle = (nn.Sequential(linear(), nn.Tanh()).double() for _ in range(2))
+    outer, inner = Fork(3), Fork(2)
+    heads = nn.ModuleList(nn.Linear(32, 2) for _ in range(4)).double()
+    balancer = GradNorm(outer, trunk, tasks=3)
+    of_inner = create(method, inner, trunk[0], tasks=2)
+    aliases = outer(trunk(torch.randn(VECTORS, dtype=torch.float64)))
+    losses = [(i + 1) * heads[i](z).square().mean() for i, z in enumerate(inner(middle(aliases[0])))]
+    rows = [
+        torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(trunk.parameters()), retain_graph=True)])
+        for loss in losses
+    ]
+    others = [head(z).square().mean() for head, z in zip(heads[2:], aliases[1:], strict=True)]
+    balancer([of_inner(losses), *others]).backward()
+    if method == "mgda":
+        found, expected = of_inner.statistics["gramian"], torch.stack(rows) @ torch.stack(rows).T
+    else:
+        found, expected = of_inner.statistics["gradient_norms"], torch.stack(rows).norm(dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("case", ["relu", "norm between"])
+def test_gradients_of_the_features_alone_are_measured_though_a_task_has_none(case: str):
+    """The features' node, at which what came is taken, does not run."""
+    make, shape, wrt, _ = CASES[case]
+    net, x = Net(make, shape, False, torch.float64), torch.randn(shape, dtype=torch.float64)
+    balancer = GradNorm(net.fork, wrt(net.trunk), tasks=TASKS)
+    balancer(net.losses(x)).backward()
+    expected = norms_of(net, wrt(net.trunk), x)
+    features = net.trunk(x)
+    aliases = net.fork(features)
+    losses = [(i + 1) * (net.heads[i](z) - i).square().mean() for i, z in enumerate(aliases)]
+    losses[1] = net.heads[1](torch.randn(shape, dtype=torch.float64)).square().mean()
+    with pytest.warns(RuntimeWarning, match="task 1"):
+        torch.autograd.grad(balancer(losses), [features, *net.heads.parameters()], allow_unused=True)
+    expected[1] = 0
+    found = balancer.statistics["gradient_norms"]
+    torch.testing.assert_close(found, balancer.weights * expected, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("case", ["relu", "convolution"])
-def test_what_goes_on_into_the_trunk_is_the_sum_of_gradients_that_are_held(case: str, at_once: list[int]):
+def test_what_goes_on_into_the_trunk_is_the_sum_of_gradients_that_waited(case: str, at_once: list[int]):
     make, shape, wrt, _ = CASES[case]
     net, x = Net(make, shape, False, torch.float64), torch.randn(shape, dtype=torch.float64)
     parameters = list(net.parameters())

@@ -296,7 +296,7 @@ class GhostNorms:
         """The parameters that were found to have a gradient."""
         self._nodes = list({use.node: None for layer in layers for use in layer.uses})
 
-    def num_saved(self) -> int:
+    def num_not_formed(self) -> int:
         """Return the number of entries of one task's gradients of the weights, which are not formed."""
         return sum(layer.uses[0].weight.numel() for layer in self._layers)
 

@@ -2,9 +2,9 @@
 
 Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
 layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
-than one task's is held, of heads as one product a few, unless gradients are to be averaged before their norm is taken.
-Where norms are taken without forming gradients, those of the features wait for each other if they are little: see
-`Measurement._is_held`.
+than one task's is held, of heads as one product a few. There are two exceptions. Gradients that are to be averaged
+before their norm is taken are kept. Where norms are taken without forming a layer's gradients, the gradients of the
+features wait for each other if all of them are less than one of the layer's: see `Measurement._is_gathered`.
 """
 
 import weakref
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..own_precision import own_precision
-from ..torch_internals import foreach_norm, recomputes, recorded_nodes, without_hooks
+from ..torch_internals import current_pass, foreach_norm, recomputes, recorded_nodes, without_hooks
 from .ghost_norms import GhostNorms, cost_of_double, ghost_norms, inner_products, is_less, kernel, squared_norms
 from .layer import Linear, linear
 from .task_gradients import TaskGradients, dense
@@ -59,10 +59,10 @@ class Measurement:
         self._idle = idle
         self._observed = 0
         """Number of tasks whose gradients of the features at hand were differentiated one by one."""
-        self._holds: bool | None = None
-        """Whether gradients of the features at hand are held: see `_is_held`. None if it is not known yet."""
-        self._held: dict[int, Tensor] = {}
-        """By task, gradients of the features at hand that are held."""
+        self._gathers = False
+        """Whether gradients of the features at hand wait for each other: see `_is_gathered`."""
+        self._gathered: dict[int, Tensor] = {}
+        """By task, gradients of the features at hand that wait."""
         self._waiting: list[tuple[Tensor, int, Tensor]] = []
         """Features, and a task's gradient of them, that are differentiated together."""
         self.missing: set[int] = set()
@@ -97,15 +97,15 @@ class Measurement:
         layer = self._layer_of(z)
         if task is None:
             self._keep(None, self._all(z, layer, gradients, free_entries))
-        elif self._is_held(z, layer):
-            self._hold(z, task, gradients)
+        elif self._gathers:
+            self._gather(z, task, gradients)
         elif layer is not None:
             self._keep(task, self._of_one(layer, gradients))
         elif self._recomputes:
             if all(z is not other for other, _, _ in self._waiting):
                 # The node of the features runs when all tasks' gradients of them have come.
                 assert z.grad_fn is not None
-                z.grad_fn.register_prehook(_calling(weakref.WeakMethod(self._differentiate_waiting)))
+                z.grad_fn.register_prehook(_in_this_pass(weakref.WeakMethod(self._differentiate_waiting)))
             self._waiting.append((z, task, gradients))
         else:
             self._keep(task, self._differentiated(z, gradients))
@@ -113,55 +113,50 @@ class Measurement:
             if self._observed == self._expected:
                 self._idle_passes(get_gradient_edge(z), gradients)
 
-    def _is_held(self, z: Tensor, layer: Linear | None) -> bool:
+    def _is_gathered(self, z: Tensor, layer: Linear | None) -> bool:
         """Return whether the norms of all tasks are taken at once, which calls each operator once, not for each task.
 
-        They are where no gradients are formed, and all of it takes less memory than the one of the gradients would.
+        They are where no gradients are formed, and what is kept until then, with what taking the norms needs, is no
+        more than one task's gradient of the weights, or `CHEAP_ENTRIES`.
         """
-        if self._expected < 2 or self._holds is not None:
-            return bool(self._holds)
         if layer is not None:
             outputs = z.numel() // max(1, len(layer.inputs))  # a batch may be empty
-            saved = layer.inputs.shape[1] * outputs
+            not_formed = layer.inputs.shape[1] * outputs
             entries = z.numel() if self._by_rows(layer, outputs) else 0
         elif self._ghosts is not None:
-            saved, entries = self._ghosts.num_saved(), self._ghosts.num_entries()
+            not_formed, entries = self._ghosts.num_not_formed(), self._ghosts.num_entries()
         else:
-            saved = entries = 0
-        # Rows in double precision, and their products, take four times as much.
-        self._holds = 0 < 4 * self._expected * entries <= max(saved, CHEAP_ENTRIES)
-        return self._holds
+            not_formed = entries = 0
+        # The features' gradients; side by side those of outputs; these in double precision, and their products.
+        needed = self._expected * (z.numel() + 5 * entries)
+        return self._expected > 1 and entries > 0 and needed <= max(not_formed, CHEAP_ENTRIES)
 
-    def _hold(self, z: Tensor, task: int, gradient: Tensor) -> None:
-        if not self._held:
-            # The node of the features runs when all tasks' gradients of them have come, should one of them have none.
+    def _gather(self, z: Tensor, task: int, gradient: Tensor) -> None:
+        if not self._gathered:
+            # A task may have no gradient: then what came is taken when the features' node runs.
             assert z.grad_fn is not None
-            z.grad_fn.register_prehook(_calling(weakref.WeakMethod(self._take_what_came)))
-        self._held[task] = gradient
-        if len(self._held) == self._expected:
-            self._take_held()
+            z.grad_fn.register_prehook(_in_this_pass(weakref.WeakMethod(self.take_gathered)))
+        self._gathered[task] = gradient
+        if len(self._gathered) == self._expected:
+            self.take_gathered()
 
-    def _take_what_came(self) -> None:
-        if self._held:
-            assert self._layer is not None
-            with own_precision(self._layer[0]):
-                self._take_held()
-
-    def _take_held(self) -> None:
-        """Take the norms of the gradients that are held."""
+    def take_gathered(self) -> None:
+        """Take the norms of the gradients that have come and wait for others."""
+        if not self._gathered:
+            return
         assert self._layer is not None
-        held, self._held = sorted(self._held.items()), {}
-        _, layer = self._layer
-        gradients = [gradient for _, gradient in held]
-        if layer is not None:
-            saved = layer.inputs.shape[1] * (gradients[0].numel() // len(layer.inputs))
-            [norms] = self._of_several(layer, torch.stack(gradients), saved)
-        else:
-            norms = self._ghost_norms(gradients)
-        if len(held) == len(self._of_task):
+        gathered, self._gathered = sorted(self._gathered.items()), {}
+        (z, layer), gradients = self._layer, [gradient for _, gradient in gathered]
+        with own_precision(z):
+            if layer is not None:
+                not_formed = layer.inputs.shape[1] * (z.numel() // len(layer.inputs))
+                [norms] = self._of_several(layer, torch.stack(gradients), not_formed)
+            else:
+                norms = self._ghost_norms(gradients)
+        if len(gathered) == len(self._of_task):
             self._of_all = [norms]
         else:
-            for (task, _), norm in zip(held, norms.unbind(), strict=True):
+            for (task, _), norm in zip(gathered, norms.unbind(), strict=True):
                 self._of_task[task] = [norm]
 
     def _ghost_norms(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -175,11 +170,12 @@ class Measurement:
         """Return the linear layer that ``z`` comes from, if it does; the graph is searched once for each ``z``."""
         assert self._wrt is not None
         if self._layer is None or self._layer[0] is not z:
-            self._layer, self._observed, self._holds = (z, linear(z, self._wrt)), 0, None
+            self._layer, self._observed = (z, linear(z, self._wrt)), 0
             self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
             self._kernel = self._ghosts = None
             if self._layer[1] is None and not (self._adds_up or self._forms_gradients or self._recomputes):
                 self._ghosts = ghost_norms(z, self._wrt, self._num_tasks)
+            self._gathers = self._is_gathered(z, self._layer[1])
         return self._layer[1]
 
     def observe_all(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
@@ -419,11 +415,16 @@ def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
     return gradients.reshape(*gradients.shape[:dim], len(layer.inputs), -1)
 
 
-def _calling(late: "weakref.WeakMethod[Callable[[], None]]") -> Callable[[object], None]:
-    """Return a hook that calls a method while its object lives. A node that held it would keep its graph for ever."""
+def _in_this_pass(late: "weakref.WeakMethod[Callable[[], None]]") -> Callable[[object], None]:
+    """Return a hook that calls a method in the pass that is under way, while its object lives.
+
+    A node that held the object would keep its graph for ever. Other passes, such as another fork's measurements, run
+    the same node.
+    """
+    number = current_pass()
 
     def hook(_: object) -> None:
-        if (call := late()) is not None:
+        if current_pass() == number and (call := late()) is not None:
             call()
 
     return hook

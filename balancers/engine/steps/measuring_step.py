@@ -203,6 +203,7 @@ class NormsStep(MeasuringStep):
     def _end(self) -> None:
         assert self._found is not None
         found, self._found = self._found, None
+        found.take_gathered()
         read_at_a_fork.pop(self._pass, None)
         without = found.without_gradient(self.given) if self.balancer.fork is not None else ()
         if self.balancer.fork is not None:
