@@ -285,8 +285,8 @@ def test_norms_are_taken_one_by_one_where_features_are_larger_than_the_layer(
 ):
     """All tasks' gradients of the features would be kept until the last has come."""
     monkeypatch.setattr(measure, "CHEAP_ENTRIES", 0)
-    net = Net(lambda: net_of(linear(), nn.Linear(32, 2000)), VECTORS, False, torch.float64)
-    x = torch.randn(VECTORS, dtype=torch.float64)
+    net = Net(lambda: net_of(linear(), nn.Linear(32, 2000)), (2, 32), False, torch.float64)
+    x = torch.randn(2, 32, dtype=torch.float64)
     balancer = GradNorm(net.fork, net.trunk[2], tasks=TASKS)
     balancer(net.losses(x)).backward()
     expected = norms_of(net, net.trunk[2], x)
@@ -298,15 +298,15 @@ def test_norms_are_taken_one_by_one_where_features_are_larger_than_the_layer(
 def test_a_fork_behind_another_measures_a_layer_before_both(method: str):
     """A measurement of the inner fork runs the outer features' node before all of the outer gradients have come."""
     torch.manual_seed(0)
-    trunk, middle = (nn.Sequential(linear(), nn.Tanh()).double() for _ in range(2))
+    trunk, middle = net_of(linear(), nn.Tanh()).double(), nn.Sequential(linear(), nn.Tanh()).double()
     outer, inner = Fork(3), Fork(2)
     heads = nn.ModuleList(nn.Linear(32, 2) for _ in range(4)).double()
     balancer = GradNorm(outer, trunk, tasks=3)
-    of_inner = create(method, inner, trunk[0], tasks=2)
+    of_inner = create(method, inner, trunk[2], tasks=2)
     aliases = outer(trunk(torch.randn(VECTORS, dtype=torch.float64)))
     losses = [(i + 1) * heads[i](z).square().mean() for i, z in enumerate(inner(middle(aliases[0])))]
     rows = [
-        torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(trunk.parameters()), retain_graph=True)])
+        torch.cat([part.flatten() for part in torch.autograd.grad(loss, [*trunk[2].parameters()], retain_graph=True)])
         for loss in losses
     ]
     others = [head(z).square().mean() for head, z in zip(heads[2:], aliases[1:], strict=True)]
