@@ -3,17 +3,47 @@
 import re
 import unicodedata
 
-OPENS, CLOSES = "\x01", "\x02"
-"""Marks after or before which no space is kept."""
+OPENS, CLOSES, WIDE = "\x01", "\x02", "\x03"
+"""Marks after and before which no space is kept, and one of a wide space."""
 SYMBOLS = {
-    **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "varepsilon": "ε", "eta": "η", "theta": "θ"},
-    **{"lambda": "λ", "mu": "μ", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "ell": "ℓ"},
-    **{"Delta": "Δ", "Pi": "Π", "sum": "Σ", "prod": "∏", "partial": "∂", "nabla": f"∇{OPENS}"},
-    **{"ge": "≥", "ne": "≠", "in": "∈", "to": "→", "sim": "~", "propto": "∝", "leftarrow": "←", "forall": "∀"},
-    **{"cdot": "·", "top": "ᵀ"},
-    **{"langle": f"⟨{OPENS}", "rangle": f"{CLOSES}⟩", "lVert": f"‖{OPENS}", "rVert": f"{CLOSES}‖"},
-    **{"big": "", "Big": "", "textstyle": "", "!": ""},
-    **{",": " ", ";": " ", " ": " ", "quad": "   ", "\\": "; "},
+    **{
+        "alpha": "α",
+        "beta": "β",
+        "gamma": "γ",
+        "delta": "δ",
+        "epsilon": "ε",
+        "varepsilon": "ε",
+        "zeta": "ζ",
+        "eta": "η",
+    },
+    **{"theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ"},
+    **{
+        "tau": "τ",
+        "phi": "φ",
+        "chi": "χ",
+        "psi": "ψ",
+        "omega": "ω",
+        "ell": "ℓ",
+        "Delta": "Δ",
+        "Lambda": "Λ",
+        "Pi": "Π",
+    },
+    **{
+        "Sigma": "Σ",
+        "Phi": "Φ",
+        "Omega": "Ω",
+        "sum": "Σ",
+        "prod": "∏",
+        "int": "∫",
+        "partial": "∂",
+        "nabla": f"∇{OPENS}",
+    },
+    **{"le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "approx": "≈", "in": "∈", "to": "→", "sim": "~"},
+    **{"propto": "∝", "leftarrow": "←", "rightarrow": "→", "forall": "∀", "cdot": "·", "times": "×", "infty": "∞"},
+    **{"dots": "…", "ldots": "…", "top": "ᵀ", "langle": f"⟨{OPENS}", "rangle": f"{CLOSES}⟩"},
+    **{"lVert": f"‖{OPENS}", "rVert": f"{CLOSES}‖", "|": "‖"},
+    **dict.fromkeys(["left", "right", "big", "Big", "textstyle", "!"], ""),
+    **{",": " ", ";": " ", " ": " ", "quad": WIDE, "qquad": WIDE, "\\": "; "},
 }
 """By command; one that is missing stands for itself, such as ``\\min``."""
 ACCENTS = {"hat": "\u0302", "tilde": "\u0303", "bar": "\u0304", "overline": "\u0305"}
@@ -21,7 +51,7 @@ ACCENTS = {"hat": "\u0302", "tilde": "\u0303", "bar": "\u0304", "overline": "\u0
 RAISED = dict(zip("0123456789-+ᵀ", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ᵀ", strict=True))
 INDEX = r"(_\w+)?"
 FRACTIONS = ("frac", "dfrac", "tfrac")
-TAKE_TEXT = ("text", "operatorname", "mathbf", "mathcal")
+TAKE_TEXT = ("text", "operatorname", "mathrm", "mathbf", "mathbb", "mathcal")
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.")
 _INLINE, _DISPLAYED = re.compile(r":math:`([^`]*)`"), re.compile(r"^( *)\.\. math::(.*?)(?=\n\s*\n|\Z)", re.M | re.S)
@@ -39,7 +69,7 @@ def plain_formula(latex: str) -> str:
     r"""Return a formula as text: ``\frac{a + b}{c_i}`` as ``(a + b)/c_i``."""
     text = _Reader(latex).until_end()
     text = re.sub(rf"{OPENS} *| *{CLOSES}|(?<=\() +| +(?=[),;.])", "", text)
-    text = re.sub(r" {4,}", "   ", re.sub(r"(?<! ) {2}(?! )", " ", text)).strip()
+    text = re.sub(rf" *{WIDE} *", "   ", re.sub(r" +", " ", text)).strip()
     return unicodedata.normalize("NFC", text)
 
 
@@ -54,7 +84,7 @@ class _Reader:
     def until_end(self) -> str:
         """Return what follows, up to the brace that closes the group."""
         parts = []
-        while self._place < len(self._tokens) and self._tokens[self._place] != "}":
+        while self._token() not in ("", "}"):
             parts.append(self._next())
         return "".join(parts)
 
@@ -74,9 +104,13 @@ class _Reader:
         return self._command(token[1:]) if token.startswith("\\") else token
 
     def _argument(self) -> str:
-        while self._tokens[self._place] == " ":
+        while self._token() == " ":
             self._place += 1
-        return self._next().strip()
+        return self._next().strip() if self._token() else ""
+
+    def _token(self) -> str:
+        """Return the next token; an empty one at the end."""
+        return self._tokens[self._place] if self._place < len(self._tokens) else ""
 
     def _command(self, name: str) -> str:
         if name in FRACTIONS:
@@ -85,14 +119,16 @@ class _Reader:
             return f"√{_grouped(self._argument(), INDEX)}"
         if name in ACCENTS:
             letters = self._argument()
-            return letters[0] + ACCENTS[name] + letters[1:]
+            return letters[:1] + ACCENTS[name] + letters[1:]
         if name in TAKE_TEXT:
             return self._argument()
         if name in ("begin", "end"):
-            self._argument()
-            self._in_cases = name == "begin"
+            environment = self._argument()
+            self._in_cases = name == "begin" and environment == "cases"
             return ""
-        return SYMBOLS.get(name, name)
+        if name in SYMBOLS:
+            return SYMBOLS[name]
+        return f"{name} " if self._token().startswith("\\") else name
 
 
 def _grouped(text: str, index: str = "") -> str:

@@ -42,7 +42,7 @@ class Sheet(TypedDict):
 
     Attributes:
         place: position of the problem in the suite.
-        picture: the problem's picture as WebP in base64; empty if there is none.
+        picture: the problem's picture as a ``data:`` URI; empty if there is none.
         caption: caption of the picture.
         finding: sentence on what the leaderboard shows.
         seeds: number of seeds in words.
@@ -79,7 +79,7 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
     return {
         "place": place,
         "facts": results.facts(problem),
-        "picture": b64encode(small_picture(picture.png)).decode() if picture.png else "",
+        "picture": _data_uri(picture.png) if picture.png else "",
         "caption": picture.caption,
         "finding": finding(problem, results.board, results),
         "seeds": seeds(results.board) if len(results.board) else "",
@@ -93,6 +93,11 @@ def _sheet(place: int, problem: str, results: Results) -> Sheet:
         "selection": selection(results),
         "runs": None if results.has_claims else _runs(results),
     }
+
+
+def _data_uri(png: bytes) -> str:
+    kind, content = small_picture(png)
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
 def overviews(results: Results) -> list[Overview]:

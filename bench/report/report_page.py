@@ -18,7 +18,7 @@ SCHEME = {INK: "var(--ink)", FAINT: "var(--axis)", GRID: "var(--rule)", PAPER: "
 """Colours of figures that follow the page's light or dark scheme, and the CSS variables that replace them."""
 
 FONT = "font-family: 'DejaVu Sans', sans-serif"
-"""What each text of a figure says of its font, which is said once for the whole figure."""
+"""What Matplotlib says of the font in each text."""
 OFTEN = 20
 """Number of elements from which on their style is written once."""
 
@@ -127,10 +127,10 @@ def inline(folder: Path, name: str, caption: str) -> Markup:
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = body.replace(f"{FONT}; ", "")
+    body = re.sub(rf'(<text [^>]*style="[^"]*?){re.escape(FONT)}; ', r"\1", body)  # the page sets its own
     for colour, variable in SCHEME.items():
         body = re.sub(rf"((?:fill|stroke): ){colour}", rf"\g<1>{variable}", body)
     return Markup(
         f'<svg role="img" aria-label="{escape(caption)}" viewBox="0 0 {width:g} {height:g}" '
-        f'style="width:{width * PIXELS_PER_POINT:.0f}px; stroke-linejoin:round; stroke-linecap:butt; {FONT}">{body}'
+        f'style="width:{width * PIXELS_PER_POINT:.0f}px; stroke-linejoin:round; stroke-linecap:butt">{body}'
     )

@@ -70,9 +70,7 @@ def _lines(panel: Axes, table: pd.DataFrame, colours: dict[str, str]) -> None:
     for task, colour in colours.items():
         line = table[table["task"] == task].sort_values("step")
         if (line["low"] < line["high"]).any():
-            # A band is faint and has two edges, so half of the points will do, the first and the last among them.
-            edges = line.iloc[np.linspace(0, len(line) - 1, len(line) // 2 + 1).astype(int)]
-            panel.fill_between(edges["step"], edges["low"], edges["high"], color=colour, alpha=shade, linewidth=0)
+            panel.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=shade, linewidth=0)
         panel.plot(line["step"], line["centre"], color=colour, linewidth=1.4 if len(colours) <= NAMED_TASKS else 0.9)
 
 

@@ -5,8 +5,8 @@ import re
 
 from PIL import Image
 
-QUALITY = 90
-"""Quality of a picture that is compressed with loss, from 0 to 100: text and thin lines in it stay sharp."""
+WIDEST = 16_383
+"""Maximum width and height of a WebP, in pixels."""
 
 
 def small_svg(svg: str) -> str:
@@ -24,11 +24,16 @@ def small_svg(svg: str) -> str:
     return svg
 
 
-def small_picture(png: bytes) -> bytes:
-    """Return a picture as WebP: without loss, or at a quality of 90 where that is smaller."""
+def small_picture(png: bytes) -> tuple[str, bytes]:
+    """Return a picture as WebP with 256 colours, chosen for it, or as it is if WebP can't hold it; and its format."""
     with Image.open(io.BytesIO(png)) as picture:
-        opaque = picture.convert("RGB")
-    return min(_webp(opaque, lossless=True), _webp(opaque, quality=QUALITY), key=len)
+        if max(picture.size) > WIDEST:
+            return "png", png
+        # Lossy compression would blur the colours of thin lines.
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).convert("RGB")
+    content = io.BytesIO()
+    few.save(content, "WEBP", lossless=True, method=6)
+    return "webp", content.getvalue()
 
 
 def _small_tag(tag: str, used: set[str]) -> str:
@@ -41,9 +46,3 @@ def _small_tag(tag: str, used: set[str]) -> str:
 def _short_path(path: str) -> str:
     path = " ".join(re.sub(r"(\.\d)\d+", r"\1", path).split())
     return re.sub(r" ?([MLQCz]) ?", r"\1", path)
-
-
-def _webp(picture: Image.Image, **settings: float | bool) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "WEBP", method=6, **settings)
-    return content.getvalue()
