@@ -79,4 +79,4 @@ def test_every_task_that_is_measured_has_its_baselines(ran: Ran) -> None:
 
 def test_every_problem_has_a_picture(ran: Ran) -> None:
     source = (ran.folder / "report.html").read_text()
-    assert source.count("data:image/png;base64,") == len(ran.table("problems"))
+    assert source.count("data:image/webp;base64,") == len(ran.table("problems"))

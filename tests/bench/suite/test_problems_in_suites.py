@@ -275,7 +275,7 @@ def test_a_lost_picture_is_drawn_again(pictured: Path) -> None:
 @pytest.mark.slow
 def test_the_report_has_a_sheet_for_each_problem(pictured: Path) -> None:
     source = report_page.write(pictured).read_text()
-    assert source.count("data:image/png;base64,") == 1
+    assert source.count("data:image/webp;base64,") == 1
     assert "The targets of a, and what the model makes of them." in source
     assert "train 64, validation 64, test 64" in source
     assert "Task alone" in source
