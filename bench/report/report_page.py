@@ -18,7 +18,7 @@ SCHEME = {INK: "var(--ink)", FAINT: "var(--axis)", GRID: "var(--rule)", PAPER: "
 """Colours of figures that follow the page's light or dark scheme, and the CSS variables that replace them."""
 
 FONT = "font-family: 'DejaVu Sans', sans-serif"
-"""What Matplotlib says of the font in each text."""
+"""The font that Matplotlib names in each text."""
 OFTEN = 20
 """Number of elements from which on their style is written once."""
 

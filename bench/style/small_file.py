@@ -1,4 +1,4 @@
-"""Make drawings and pictures smaller without changing what is seen, so that a page of dozens of them loads at once."""
+"""Make drawings and pictures smaller with hardly a visible change, so that a page of dozens of them loads at once."""
 
 import io
 import re
