@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from balancers.engine.measuring.ghost_norms import layers_behind
+from balancers.engine.measuring.between import Between
+from balancers.engine.measuring.ghost_norms import layers_between
 
 from .operation_count import count
 from .subject import MakeStep, features, make
@@ -19,7 +20,7 @@ class Bounds:
 
     Attributes:
         flops: lower bound at the last shared layer: floating-point operations of T gradients of the layer, given the
-            gradients of the features, or of their norms by ``x x^T`` where these are fewer.
+            gradients of the features, or of their norms without these gradients where that is fewer.
         layer_bytes: upper bound at the last shared layer: T+1 copies of the features and two of the layer's gradient.
         feature_bytes: upper bound at the features: T+1 copies of them.
     """
@@ -41,12 +42,13 @@ def bounds(make_step: MakeStep, num_tasks: int) -> Bounds:
 
 
 def _by_rows(z: Sequence[Tensor], layer: Sequence[nn.Parameter], num_tasks: int) -> float:
-    """Return the operations of the norms by ``x x^T``; infinite where the layer is not taken by that way."""
-    found, rest = layers_behind(z, layer, lambda each: each.is_less(num_tasks, "norms"))
+    """Return the operations of the norms without gradients; infinite where the layer is not taken by that way."""
+    found, rest = layers_between(Between(z, layer), lambda each: each.is_less(num_tasks, "norms"))
     if len(found) != 1 or rest:
         return math.inf
-    groups, _, _, outputs = found[0].uses[0].shape()
-    return 2 * groups * (found[0].kernel_products() + found[0].num_rows() ** 2 * num_tasks * outputs)
+    [only] = found
+    each = only.way.multiplications_of_each(only.shape.rows, only.shape.outputs)
+    return 2 * only.shape.groups * (only.multiplications + num_tasks * each)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class Counts:
     """The counts of one call.
 
     Attributes:
-        flops: floating-point operations of its matrix products, convolutions and attentions; a multiply-add counts two.
+        flops: floating-point operations of its matrix products, convolutions, attentions and QR decompositions; a
+            multiply-add counts two.
         operator_calls: number of calls of PyTorch operators, including views and backward passes.
         peak_bytes: largest amount of memory that the call's own allocations held at one time. On CUDA the allocator
             reports it. On the CPU it is the memory of the tensors that operators returned, without the scratch memory
@@ -61,10 +63,20 @@ def count_cycle(call: Callable[[], object], device: torch.device, cycle: int) ->
 
 
 def _flops(call: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as flops:  # in a call of its own: it keeps modules' outputs alive
+    counted = {torch.ops.aten.linalg_qr: _of_qr}
+    with FlopCounterMode(display=False, custom_mapping=counted) as flops:  # a call of its own: it keeps outputs alive
         call()
     total: int = flops.get_total_flops()
     return total
+
+
+def _of_qr(shape: torch.Size, *_: object, **__: object) -> int:
+    """Return the operations of a QR decomposition whose orthogonal factor is not formed, by Householder reflections.
+
+    Source: Golub and Van Loan, "Matrix Computations", section 5.2.
+    """
+    less, more = sorted(shape[-2:])
+    return int(2 * less**2 * (more - less / 3) * prod(shape[:-2]))
 
 
 def _calls_and_peak(call: Callable[[], object], device: torch.device) -> tuple[int, int]:

@@ -37,6 +37,7 @@ from balancers import (
 from balancers.engine.forks import fork as forks
 from balancers.engine.forks.gate import close
 from balancers.engine.measuring import ghost_norms as ghosts
+from balancers.engine.measuring.row_products import RowProducts
 
 from ..slow_params import others_slow
 from .ranks import Ranks
@@ -142,17 +143,17 @@ def gates(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Return a list of the kernels that are made."""
-    made: list[Tensor] = []
-    plain = ghosts.kernel
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ghosts.Layer]:
+    """Return a list of the layers whose gradients are not formed."""
+    asked: list[ghosts.Layer] = []
+    plain = ghosts.Layer.products
 
-    def recorded(*arguments: Any) -> Tensor:
-        made.append(plain(*arguments))
-        return made[-1]
+    def recorded(layer: ghosts.Layer) -> RowProducts:
+        asked.append(layer)
+        return plain(layer)
 
-    monkeypatch.setattr(ghosts, "kernel", recorded)
-    return made
+    monkeypatch.setattr(ghosts.Layer, "products", recorded)
+    return asked
 
 
 def check(net: Net, x: Any, balancer: GradientBalancer, others: Sequence[Tensor] = ()) -> None:
@@ -570,11 +571,11 @@ def test_the_trunks_gradient_is_the_combination(case: str, num_tasks: int, gates
 @pytest.mark.parametrize(
     "case", ["few rows", "many rows", "conv2d", "sparse", "lstm", "complex", "scalar", "attention"]
 )
-def test_exact_forms_the_gradients(case: str, kernels: list[Tensor], gates: list[bool]) -> None:
+def test_exact_forms_the_gradients(case: str, asked: list[ghosts.Layer], gates: list[bool]) -> None:
     net, x = build(case)
     check(net, x, InverseNorm(net.fork, net.trunk, exact=True))
     assert gates == [True]
-    assert not kernels
+    assert not asked
 
 
 @pytest.mark.parametrize("method", others_slow([MoCo, DBMTL], MoCo))

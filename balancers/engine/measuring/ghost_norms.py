@@ -1,28 +1,15 @@
-r"""Norms of tasks' gradients of linear maps and convolutions, without forming these gradients.
+"""The linear layers and convolutions behind some features, whose weight gradients need not be formed.
 
-A linear map with inputs ``x``, ``(N, in)``, has the weight gradient ``d^T x`` for the gradients ``d``, ``(N, out)``, of
-its outputs, and
-
-.. math:: \lVert d^\top x \rVert^2 = \sum_{nm} (x x^\top)_{nm} (d d^\top)_{nm}
-
-With ``x x^T``, which is the same for all tasks, a task's norm takes N^2 out multiplications in place of N in out. A
-convolution is a linear map of its inputs' patches; since patches overlap, the product of two is summed from products of
-single positions, which are fewer. Of a layer that is applied several times, the rows of all applications count
+A convolution is a linear map of its inputs' patches. Since patches overlap, the product of two is summed from products
+of single positions, which are fewer. Of a layer that is applied several times, the rows of all applications count
 together.
-
-Rows are taken in double precision: the sum may be much smaller than its terms. Many GPUs are slow in double precision:
-there, such a multiplication counts for 32 in the choice of the cheaper way.
-
-Source: Goodfellow, "Efficient per-example gradient computations", arXiv 2015; for sequences Li et al., "Large language
-models can be strong differentially private learners", ICLR 2022; the choice by shapes Bu, Mao and Xu, "Scalable and
-efficient training of large convolutional neural networks with differential privacy", NeurIPS 2022.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cached_property, reduce
 from math import prod
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,81 +17,19 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional as F
 
 from ..torch_internals import Convolution, LinearNode, convolution_gradients, layer_node
+from .between import Between
+from .row_products import Kernel, Purpose, RowProducts, cost_of_double, is_less, way_for
 from .vector_jacobian import NodeGradients, stacked
 
-Purpose = Literal["norms", "gramian", "sum"]
-"""Whether norms of the tasks' gradients are needed, their inner products, or these and then a weighted sum."""
 
-FULL_RATE = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
-"""Compute capabilities of the NVIDIA GPUs that multiply in double precision at half the rate of single or faster."""
-DOUBLE_ELSEWHERE = 32
-"""The multiplications in single precision that one in double precision takes on other GPUs, which is 32 to 64."""
+class Shape(NamedTuple):
+    """The shape of a linear map's weight gradient, and the number of rows it is summed over."""
 
-
-@cache
-def _cost_of_double(device: torch.device) -> int:
-    capability = torch.cuda.get_device_capability(device)
-    is_full = capability[0] == 9 if torch.version.hip else capability in FULL_RATE
-    return 1 if is_full else DOUBLE_ELSEWHERE
-
-
-def cost_of_double(x: Tensor) -> int:
-    """Return how many multiplications one in double precision counts for, beside those of tensors like ``x``."""
-    return _cost_of_double(x.device) if x.is_cuda and x.dtype is not torch.float64 else 1
-
-
-def is_less(
-    num_rows: int,
-    inputs: int,
-    outputs: int,
-    num_tasks: int,
-    purpose: Purpose = "norms",
-    kernel_products: int | None = None,
-    double: int = 1,
-) -> bool:
-    """Return whether ``x x^T`` takes less arithmetic, and no more memory, than products of ``in * out``.
-
-    Args:
-        num_rows, inputs, outputs: the shapes, of one group.
-        num_tasks: T.
-        purpose: what is needed.
-        kernel_products: the number of multiplications in ``x x^T``; by default that of rows with rows.
-        double: how many multiplications one in double precision counts for: see `cost_of_double`.
-    """
-    by_rows = num_rows**2 * inputs if kernel_products is None else kernel_products
-    by_rows += num_rows**2 * num_tasks * outputs
-    by_products = num_tasks * num_rows * inputs * outputs
-    if purpose != "norms":
-        by_rows += num_tasks**2 * num_rows * outputs
-        by_products += num_tasks**2 * inputs * outputs
-    by_rows *= double
-    if purpose == "sum":
-        by_rows += num_tasks * num_rows * outputs + num_rows * inputs * outputs
-        by_products += num_tasks * inputs * outputs
-    return by_rows < by_products and num_rows**2 <= inputs * outputs
-
-
-def kernel(inputs: Tensor, has_bias: bool) -> Tensor:
-    """Return ``x x^T``, ``(..., N, N)``, of inputs ``(..., N, in)``; with a bias, of inputs that end in a one."""
-    rows = inputs.double()
-    return torch.baddbmm(rows.new_ones(()), rows, rows.mT, beta=float(has_bias))
-
-
-def squared_norms(kernel: Tensor, gradients: Tensor) -> Tensor:
-    """Return the squared norms, ``(T,)``, of weight gradients.
-
-    Args:
-        kernel: ``x x^T`` of each group, ``(G, N, N)``.
-        gradients: of the outputs, ``(T, G, N, out)``.
-    """
-    rows = gradients.double()
-    return (kernel @ rows).mul_(rows).sum((1, 2, 3)).clamp_(min=0)
-
-
-def inner_products(kernel: Tensor, gradients: Tensor) -> Tensor:
-    """Return the inner products, ``(T, T)``, of weight gradients; for the arguments see `squared_norms`."""
-    rows = gradients.double()
-    return (kernel @ rows).flatten(1) @ rows.flatten(1).mT
+    groups: int
+    rows: int
+    """Of each group, as are inputs and outputs."""
+    inputs: int
+    outputs: int
 
 
 @dataclass
@@ -117,12 +42,14 @@ class Use:
     bias: nn.Parameter | None
     """None if it is not measured."""
 
-    def shape(self) -> tuple[int, int, int, int]:
-        """Return the number of groups, and for each group those of rows, inputs and outputs."""
+    @cached_property
+    def shape(self) -> Shape:
+        """The shape of this application."""
         x, leaf = self.found.inputs(), self.weight.shape
         if isinstance(self.found, LinearNode):
-            return 1, x.shape[0], x.shape[1], leaf[0]
-        return self.found.groups, len(x) * prod(self._positions()), prod(leaf[1:]), leaf[0] // self.found.groups
+            return Shape(1, x.shape[0], x.shape[1], leaf[0])
+        rows = len(x) * prod(self._positions())
+        return Shape(self.found.groups, rows, prod(leaf[1:]), leaf[0] // self.found.groups)
 
     def keep_inputs(self) -> None:
         """Keep the inputs, which the graph holds until it is freed."""
@@ -132,7 +59,7 @@ class Use:
     def inputs(self) -> Tensor:
         """Return the inputs of each group, ``(G, N, in)``: of a convolution, the patches that it sees.
 
-        A patch's entries are in the order that is fastest to copy, which `kernel` does not depend on.
+        A patch's entries are in the order that is fastest to copy: inner products do not depend on it.
         """
         x = self.found.inputs()
         if isinstance(self.found, LinearNode):
@@ -154,9 +81,9 @@ class Use:
         """
         if isinstance(self.found, LinearNode):
             return None
-        x, leaf, (_, _, inputs, outputs) = self.found.inputs(), self.weight.shape, self.shape()
+        x, leaf = self.found.inputs(), self.weight.shape
         padded = (size + 2 * pad for size, pad in zip(x.shape[2:], self.found.padding, strict=True))
-        if (len(x) * prod(padded)) ** 2 > inputs * outputs:
+        if (len(x) * prod(padded)) ** 2 > self.shape.inputs * self.shape.outputs:
             return None
         return (len(x) * prod(x.shape[2:])) ** 2 * leaf[1]
 
@@ -218,22 +145,22 @@ class Use:
 
 @dataclass
 class Layer:
-    """The applications of one weight, with the kernel of their rows."""
+    """The applications of one weight, with what takes the place of their inputs in norms."""
 
     uses: list[Use]
     bias: nn.Parameter | None
     """The bias that is measured with it: one that is added in these applications, and in no other."""
-    _kernel: Tensor | None = None
+    _products: RowProducts | None = None
 
-    def kernel(self) -> Tensor:
-        """Return ``x x^T`` of the rows of all applications, ``(G, N, N)``."""
-        if self._kernel is None:
-            if self._by_positions() is not None:
-                self._kernel = self.uses[0].kernel_of_positions()
-                self._kernel += float(self.bias is not None)
+    def products(self) -> RowProducts:
+        """Return what takes the place of the inputs of all applications."""
+        if self._products is None:
+            has_bias = self.bias is not None
+            if self._by_positions is not None:
+                self._products = Kernel(self.uses[0].kernel_of_positions() + float(has_bias))
             else:
-                self._kernel = kernel(_joined([use.inputs() for use in self.uses]), self.bias is not None)
-        return self._kernel
+                self._products = self.way.of(_joined([use.inputs() for use in self.uses]), has_bias)
+        return self._products
 
     def keep_inputs(self) -> None:
         """See `Use.keep_inputs`."""
@@ -241,23 +168,35 @@ class Layer:
             use.keep_inputs()
 
     def release(self) -> None:
-        """Let go of the kernel, which is as large as the rows are many."""
-        self._kernel = None
+        """Let go of `products`, which are as large as the rows are many."""
+        self._products = None
 
+    @cached_property
+    def shape(self) -> Shape:
+        """The shape, with the rows of all applications."""
+        return self.uses[0].shape._replace(rows=sum(use.shape.rows for use in self.uses))
+
+    @cached_property
+    def way(self) -> type[RowProducts]:
+        """The type of `products`."""
+        return self._way_of_rows if self._by_positions is None else Kernel
+
+    @cached_property
+    def multiplications(self) -> float:
+        """The number of multiplications that `products` take to make, of one group."""
+        by_rows = self.way.multiplications(self.shape.rows, self.shape.inputs)
+        return by_rows if self._by_positions is None else self._by_positions
+
+    @cached_property
+    def _way_of_rows(self) -> type[RowProducts]:
+        return way_for(self.uses[0].found.inputs())
+
+    @cached_property
     def _by_positions(self) -> int | None:
-        """Return the number of multiplications of the kernel by positions; None where rows take fewer."""
+        """The number of multiplications of the kernel by positions; None where rows take fewer."""
         products = self.uses[0].positions_products() if len(self.uses) == 1 else None
-        _, num_rows, inputs, _ = self.uses[0].shape()
-        return products if products is not None and products < num_rows**2 * inputs else None
-
-    def kernel_products(self) -> int:
-        """Return the number of multiplications in `kernel`, of one group."""
-        products = self._by_positions()
-        return self.num_rows() ** 2 * self.uses[0].shape()[2] if products is None else products
-
-    def num_rows(self) -> int:
-        """Return the number of rows of a group, of all applications."""
-        return sum(num_rows for _, num_rows, _, _ in (use.shape() for use in self.uses))
+        by_rows = self._way_of_rows.multiplications(self.shape.rows, self.shape.inputs)
+        return products if products is not None and products < by_rows else None
 
     def rows(self, of_node: Mapping[Node, Tensor | None], num_tasks: int) -> Tensor:
         """Return T gradients of the outputs of all applications, ``(T, G, N, out)``, from those of each node.
@@ -268,17 +207,16 @@ class Layer:
         for use in self.uses:
             gradients = of_node.get(use.node)
             if gradients is None:
-                groups, num_rows, _, outputs = use.shape()
-                rows.append(use.weight.new_zeros(num_tasks, groups, num_rows, outputs))
+                shape = use.shape
+                rows.append(use.weight.new_zeros(num_tasks, shape.groups, shape.rows, shape.outputs))
             else:
                 rows.append(use.outputs(gradients))
         return _joined(rows)
 
     def is_less(self, num_tasks: int, purpose: Purpose) -> bool:
-        """Return whether `kernel` is the cheaper way."""
-        _, _, inputs, outputs = self.uses[0].shape()
+        """Return whether `products` are the cheaper way."""
         double = cost_of_double(self.uses[0].found.inputs())
-        return is_less(self.num_rows(), inputs, outputs, num_tasks, purpose, self.kernel_products(), double)
+        return is_less(self.way, *self.shape[1:], num_tasks, purpose, double, self.multiplications)
 
 
 def _joined(rows: list[Tensor]) -> Tensor:
@@ -300,21 +238,28 @@ class GhostNorms:
         """Return the number of entries of one task's gradients of the weights, which are not formed."""
         return sum(layer.uses[0].weight.numel() for layer in self._layers)
 
-    def num_entries(self) -> int:
-        """Return the number of entries of one task's gradients of the layers' outputs."""
-        return sum(prod(layer.uses[0].shape()[::3]) * layer.num_rows() for layer in self._layers)
+    def num_needed(self) -> int:
+        """Return the number of entries that one task's norm needs: its gradients of the outputs, and what they become.
 
-    def norms(self, gradients: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Return the norms for some tasks, from the gradient of each with respect to the features."""
-        raw, others = [], []
+        In units of single precision.
+        """
+        shapes = [(layer.way, layer.shape) for layer in self._layers]
+        return sum((1 + way.copies(of.rows)) * of.groups * of.rows * of.outputs for way, of in shapes)
+
+    def norms(self, gradients: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the norms for some tasks, from the gradient of each with respect to the features.
+
+        These are taken out of the list, so that they can be freed.
+        """
+        raw, others, num_tasks = [], [], len(gradients)
         with NodeGradients(self._nodes) as of_nodes:
-            for gradient in gradients:
-                found = of_nodes.take([self._z], self._rest, [gradient])
+            while gradients:
+                found = of_nodes.take([self._z], self._rest, [gradients.pop(0)])
                 raw.append(found[: len(self._nodes)])
                 if self._rest:
                     others.append(self._others(found[len(self._nodes) :]))
         of_node = {node: stacked(rows) for node, rows in zip(self._nodes, zip(*raw, strict=True), strict=True)}
-        squares = [squared_norms(each.kernel(), each.rows(of_node, len(gradients))) for each in self._layers]
+        squares = [each.products().squared_norms(each.rows(of_node, num_tasks)) for each in self._layers]
         if others:
             squares.append(torch.stack(others))
         return reduce(torch.add, squares).sqrt_().to(dtype)
@@ -326,19 +271,24 @@ class GhostNorms:
         return reduce(torch.add, parts, self._rest[0].new_zeros((), dtype=torch.float64))
 
 
-def ghost_norms(z: Tensor, wrt: Sequence[nn.Parameter], num_tasks: int) -> GhostNorms | None:
-    """Return what measures gradients of ``wrt`` behind features ``z``; None where products are less for each layer."""
-    layers, rest = layers_behind([z], wrt, lambda layer: layer.is_less(num_tasks, "norms"))
+def ghost_norms(z: Tensor, between: Between, num_tasks: int) -> GhostNorms | None:
+    """Return what measures gradients of ``wrt`` behind features ``z``; None where products are less for each layer.
+
+    Args:
+        z: the features.
+        between: the graph between them and ``wrt``.
+        num_tasks: T.
+    """
+    layers, rest = layers_between(between, lambda layer: layer.is_less(num_tasks, "norms"))
     return GhostNorms(z, layers, rest) if layers else None
 
 
-def layers_behind(
-    features: Sequence[Tensor], wrt: Sequence[Tensor], is_chosen: Callable[[Layer], bool]
-) -> tuple[list[Layer], list[Tensor]]:
-    """Return the chosen ones of the layers behind ``features``, and the rest of ``wrt``, which they don't hold."""
-    if any(parameter.is_complex() for parameter in wrt):
-        return [], list(wrt)
-    uses, elsewhere = _uses(features, set(wrt))
+def layers_between(between: Between, is_chosen: Callable[[Layer], bool]) -> tuple[list[Layer], list[Tensor]]:
+    """Return the chosen ones of the layers, and the rest of the parameters, which these layers don't hold."""
+    parameters = between.parameters
+    if any(parameter.is_complex() for parameter in parameters):
+        return [], list(parameters)
+    uses, elsewhere = _uses(between, set(parameters))
     of_weight: dict[nn.Parameter, list[Use]] = {}
     for use in uses:
         if use.weight not in elsewhere:
@@ -352,18 +302,18 @@ def layers_behind(
             and {id(use) for use in uses if use.bias is bias} == {id(use) for use in own}
         )
         layer = Layer(own, bias if together else None)
-        same = len({use.shape()[0] for use in own}) == 1  # a convolution's weight may serve other numbers of groups
+        same = len({use.shape.groups for use in own}) == 1  # a convolution's weight may serve other numbers of groups
         if same and is_chosen(layer):
             layers.append(layer)
             held |= {weight} if bias is None or not together else {weight, bias}
-    return layers, [each for each in wrt if each not in held]
+    return layers, [each for each in parameters if each not in held]
 
 
-def _uses(features: Sequence[Tensor], wanted: set[Tensor]) -> tuple[list[Use], set[Tensor]]:
+def _uses(between: Between, wanted: set[Tensor]) -> tuple[list[Use], set[Tensor]]:
     """Return the layers that apply wanted parameters, and the parameters that are used otherwise too."""
     uses, elsewhere = list[Use](), set[Tensor]()
-    seen = {z.grad_fn for z in features if z.grad_fn is not None}
-    waiting = list(seen)
+    waiting = [start for start in between.starts if start in between.nodes]
+    seen = set(waiting)
     while waiting:
         node = waiting.pop()
         sources = [following for following, _ in node.next_functions]
@@ -378,7 +328,7 @@ def _uses(features: Sequence[Tensor], wanted: set[Tensor]) -> tuple[list[Use], s
             variable = getattr(following, "variable", None)
             if isinstance(variable, Tensor) and variable in wanted:
                 elsewhere.add(variable)
-            elif following is not None and following not in seen:
+            elif following in between.nodes and following not in seen:
                 seen.add(following)
                 waiting.append(following)
     return uses, elsewhere

@@ -16,15 +16,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..own_precision import own_precision
-from ..torch_internals import current_pass, foreach_norm, recomputes, recorded_nodes, without_hooks
-from .ghost_norms import GhostNorms, cost_of_double, ghost_norms, inner_products, is_less, kernel, squared_norms
+from ..torch_internals import current_pass, foreach_norm, recorded_nodes, without_hooks
+from .between import Between
+from .ghost_norms import GhostNorms, ghost_norms
 from .layer import Linear, linear
+from .row_products import Purpose, RowProducts, cost_of_double, is_less, way_for
 from .task_gradients import TaskGradients, dense
 from .vector_jacobian import gradients as vector_jacobian
 from .vector_jacobian import idle_passes, in_one_pass
 
 CHEAP_ENTRIES = 2**18
 """Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
+MOST_HELD = 2**20
+"""Entries, 4 MiB of single precision, up to which gradients of several tasks are held for each other."""
+FEW_PRODUCTS = 4
+"""Number of tasks from which on weight gradients are formed faster by one batched product, with the copy it needs."""
 
 
 class Measurement:
@@ -40,7 +46,7 @@ class Measurement:
         expected: the number of tasks whose gradients of one tensor of features come one by one; 0 if that is not known.
         idle: the number of passes to make besides the tasks' own. FSDP gathers parameters in each pass, so that all
             ranks must make as many, whatever tasks they have.
-        forms_gradients: whether norms are always taken of gradients that are formed: see `ghost_norms`.
+        forms_gradients: whether norms are always taken of gradients that are formed: see `row_products`.
     """
 
     def __init__(
@@ -59,8 +65,10 @@ class Measurement:
         self._idle = idle
         self._observed = 0
         """Number of tasks whose gradients of the features at hand were differentiated one by one."""
-        self._gathers = False
-        """Whether gradients of the features at hand wait for each other: see `_is_gathered`."""
+        self._at_once = 1
+        """Number of tasks whose gradients of the features at hand wait for each other: see `_gathered_at_once`."""
+        self._by_rows = False
+        """Whether the norms of the layer at hand are taken without forming its weight's gradients."""
         self._gathered: dict[int, Tensor] = {}
         """By task, gradients of the features at hand that wait."""
         self._waiting: list[tuple[Tensor, int, Tensor]] = []
@@ -82,7 +90,7 @@ class Measurement:
         self._layer: tuple[Tensor, Linear | None] | None = None
         self._ghosts: GhostNorms | None = None
         """Measures norms at the features at hand, where that is less work than forming the gradients."""
-        self._kernel: Tensor | None = None
+        self._products: RowProducts | None = None
         self._num_tasks = expected or num_tasks
         self._forms_gradients = forms_gradients
 
@@ -97,7 +105,7 @@ class Measurement:
         layer = self._layer_of(z)
         if task is None:
             self._keep(None, self._all(z, layer, gradients, free_entries))
-        elif self._gathers:
+        elif self._at_once > 1:
             self._gather(z, task, gradients)
         elif layer is not None:
             self._keep(task, self._of_one(layer, gradients))
@@ -113,31 +121,32 @@ class Measurement:
             if self._observed == self._expected:
                 self._idle_passes(get_gradient_edge(z), gradients)
 
-    def _is_gathered(self, z: Tensor, layer: Linear | None) -> bool:
-        """Return whether the norms of all tasks are taken at once, which calls each operator once, not for each task.
+    def _gathered_at_once(self, z: Tensor, layer: Linear | None) -> int:
+        """Return the number of tasks whose norms are taken at once, which calls each operator once, not for each task.
 
-        They are where no gradients are formed, and what is kept until then, with what taking the norms needs, is no
-        more than one task's gradient of the weights, or `CHEAP_ENTRIES`.
+        Features' gradients wait until then. With what taking the norms needs, they take no more memory than T + 1
+        gradients of the features and two of the layer, up to `MOST_HELD`; or than one of the layer.
         """
         if layer is not None:
-            outputs = z.numel() // max(1, len(layer.inputs))  # a batch may be empty
-            not_formed = layer.inputs.shape[1] * outputs
-            entries = z.numel() if self._by_rows(layer, outputs) else 0
+            size = layer.inputs.shape[1] * (z.numel() // max(1, len(layer.inputs)))  # a batch may be empty
+            copies = way_for(layer.inputs).copies(len(layer.inputs))
+            each = z.numel() + max(z.numel(), copies * z.numel() if self._by_rows else size)
         elif self._ghosts is not None:
-            not_formed, entries = self._ghosts.num_not_formed(), self._ghosts.num_entries()
+            size, each = self._ghosts.num_not_formed(), max(z.numel(), self._ghosts.num_needed())
         else:
-            not_formed = entries = 0
-        # The features' gradients; side by side those of outputs; these in double precision, and their products.
-        needed = self._expected * (z.numel() + 5 * entries)
-        return self._expected > 1 and entries > 0 and needed <= max(not_formed, CHEAP_ENTRIES)
+            return 1
+        held = max(size, min(MOST_HELD, (self._expected + 1) * z.numel() + 2 * size))
+        at_once = min(self._expected, held // max(1, each))
+        return at_once if self._by_rows or self._ghosts is not None or at_once >= FEW_PRODUCTS else 1
 
     def _gather(self, z: Tensor, task: int, gradient: Tensor) -> None:
-        if not self._gathered:
+        if self._observed == 0:
             # A task may have no gradient: then what came is taken when the features' node runs.
             assert z.grad_fn is not None
             z.grad_fn.register_prehook(_in_this_pass(weakref.WeakMethod(self.take_gathered)))
         self._gathered[task] = gradient
-        if len(self._gathered) == self._expected:
+        self._observed += 1
+        if len(self._gathered) == self._at_once or self._observed == self._expected:
             self.take_gathered()
 
     def take_gathered(self) -> None:
@@ -146,20 +155,24 @@ class Measurement:
             return
         assert self._layer is not None
         gathered, self._gathered = sorted(self._gathered.items()), {}
-        (z, layer), gradients = self._layer, [gradient for _, gradient in gathered]
+        (z, layer), tasks = self._layer, [task for task, _ in gathered]
+        gradients = [gathered.pop(0)[1] for _ in tasks]
         with own_precision(z):
             if layer is not None:
-                not_formed = layer.inputs.shape[1] * (z.numel() // len(layer.inputs))
-                [norms] = self._of_several(layer, torch.stack(gradients), not_formed)
+                size = layer.inputs.shape[1] * (z.numel() // len(layer.inputs))
+                of_all = torch.stack(gradients)
+                gradients.clear()
+                [norms] = self._of_several(layer, of_all, size)
             else:
                 norms = self._ghost_norms(gradients)
-        if len(gathered) == len(self._of_task):
+        if len(tasks) == len(self._of_task):
             self._of_all = [norms]
         else:
-            for (task, _), norm in zip(gathered, norms.unbind(), strict=True):
+            for task, norm in zip(tasks, norms.unbind(), strict=True):
                 self._of_task[task] = [norm]
 
-    def _ghost_norms(self, gradients: Sequence[Tensor]) -> Tensor:
+    def _ghost_norms(self, gradients: list[Tensor]) -> Tensor:
+        """Return some tasks' norms, and take their gradients of the features out of the list."""
         assert self._ghosts is not None
         with without_hooks(self._wrt or ()):
             norms = self._ghosts.norms(gradients, self._dtype)
@@ -171,16 +184,18 @@ class Measurement:
         assert self._wrt is not None
         if self._layer is None or self._layer[0] is not z:
             self._layer, self._observed = (z, linear(z, self._wrt)), 0
-            self._recomputes = self._layer[1] is None and recomputes(z.grad_fn)
-            self._kernel = self._ghosts = None
-            if self._layer[1] is None and not (self._adds_up or self._forms_gradients or self._recomputes):
-                self._ghosts = ghost_norms(z, self._wrt, self._num_tasks)
-            self._gathers = self._is_gathered(z, self._layer[1])
+            self._products = self._ghosts = None
+            between = Between([z], self._wrt) if self._layer[1] is None else None
+            self._recomputes = between is not None and between.recomputes
+            if between is not None and not (self._adds_up or self._forms_gradients or self._recomputes):
+                self._ghosts = ghost_norms(z, between, self._num_tasks)
+            self._by_rows = self._layer[1] is not None and self._takes_rows(z, self._layer[1])
+            self._at_once = 1 if self._adds_up else self._gathered_at_once(z, self._layer[1])
         return self._layer[1]
 
     def observe_all(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Take all tasks' gradients, each ``(T, *z.shape)``, of all features ``z`` of a step."""
-        if len(features) > 1 and any(recomputes(z.grad_fn) for z in features):
+        if len(features) > 1 and self._wrt is not None and Between(features, self._wrt).recomputes:
             rows = self._together([get_gradient_edge(z) for z in features], gradients)
             self._keep(None, [torch.stack(column) for column in zip(*rows, strict=True)])
             return
@@ -200,13 +215,11 @@ class Measurement:
             return found.gramian(self._dtype) if found.reached else None
         self.reached.update(range(len(layer.parts)))
         rows = _rows(gradients[0], layer, 1)
-        num_tasks, num_rows, outputs = rows.shape
-        double = cost_of_double(layer.inputs)
-        less = is_less(num_rows, layer.inputs.shape[1], outputs, num_tasks, "gramian", double=double)
-        if self._forms_gradients or "weight" not in layer.parts or not less:
+        num_tasks, _, outputs = rows.shape
+        if self._forms_gradients or not self._is_less(layer, outputs, num_tasks, "gramian"):
             return None
         rows = layer.before_relu(rows, overwrite=False).unsqueeze(1)
-        return inner_products(kernel(layer.inputs.unsqueeze(0), "bias" in layer.parts), rows).to(self._dtype)
+        return self._products_of(layer).inner_products(rows).to(self._dtype)
 
     def _differentiate_waiting(self) -> None:
         """Differentiate the gradients of the features that have come so far, of all tasks in one pass."""
@@ -350,7 +363,7 @@ class Measurement:
     def _of_one(self, layer: Linear, gradient: Tensor) -> list[Tensor]:
         self.reached.update(range(len(layer.parts)))
         rows = layer.before_relu(_rows(gradient, layer, 0), overwrite=False)
-        if self._by_rows(layer, rows.shape[1]):
+        if self._by_rows:
             return [self._row_norms(layer, rows.unsqueeze(0))[0]]
         parts = layer.gradient(rows)
         return parts if self._adds_up else [self._norm(part) for part in parts]
@@ -361,9 +374,9 @@ class Measurement:
         if self._adds_up:
             return layer.gradients(gradients)
         num_tasks, num_rows, num_outputs = gradients.shape
-        if self._by_rows(layer, num_outputs):
-            # Rows in double precision, and their products, take four times as much.
-            at_once = 1 + max(free_entries, CHEAP_ENTRIES) // (4 * num_rows * num_outputs)
+        if self._by_rows:
+            each = way_for(layer.inputs).copies(num_rows) * num_rows * num_outputs
+            at_once = 1 + max(free_entries, CHEAP_ENTRIES) // each
             return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
         size = num_outputs * layer.inputs.shape[1]
         # As many products at a time as fit into what is free, a copy of the features and two of the layer's gradient.
@@ -372,20 +385,28 @@ class Measurement:
             return [joint_norms(layer.gradients(gradients), self._dtype)]
         return [torch.cat([joint_norms(layer.gradients(some), self._dtype) for some in gradients.split(at_once)])]
 
-    def _by_rows(self, layer: Linear, outputs: int) -> bool:
+    def _takes_rows(self, z: Tensor, layer: Linear) -> bool:
         """Return whether norms are taken without forming the weight's gradients."""
+        if self._adds_up or self._forms_gradients:
+            return False
+        return self._is_less(layer, z.numel() // max(1, len(layer.inputs)), self._num_tasks, "norms")
+
+    def _is_less(self, layer: Linear, outputs: int, num_tasks: int, purpose: Purpose) -> bool:
+        """Return whether the weight's gradients are more work than doing without them."""
+        if "weight" not in layer.parts:
+            return False
         num_rows, inputs = layer.inputs.shape
-        return (
-            not (self._adds_up or self._forms_gradients)
-            and "weight" in layer.parts
-            and is_less(num_rows, inputs, outputs, self._num_tasks, double=cost_of_double(layer.inputs))
-        )
+        double = cost_of_double(layer.inputs)
+        return is_less(way_for(layer.inputs), num_rows, inputs, outputs, num_tasks, purpose, double)
 
     def _row_norms(self, layer: Linear, gradients: Tensor) -> Tensor:
         """Return the norms ``(T,)`` for gradients ``(T, N, out)`` of the layer's outputs."""
-        if self._kernel is None:
-            self._kernel = kernel(layer.inputs.unsqueeze(0), "bias" in layer.parts)
-        return squared_norms(self._kernel, gradients.unsqueeze(1)).sqrt().to(self._dtype)
+        return self._products_of(layer).squared_norms(gradients.unsqueeze(1)).sqrt().to(self._dtype)
+
+    def _products_of(self, layer: Linear) -> RowProducts:
+        if self._products is None:
+            self._products = way_for(layer.inputs).of(layer.inputs.unsqueeze(0), "bias" in layer.parts)
+        return self._products
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None

@@ -2,8 +2,8 @@ r"""All tasks' gradients of the trunk's parameters: their inner products, and th
 
 The tasks' gradients of the features are taken through the trunk one after another. At a linear layer, such a pass
 yields the gradient of the layer's outputs, :math:`d_i`, and no weight gradient. Where that is less arithmetic (see
-`ghost_norms`), the inner products of two tasks are :math:`\langle x x^\top d_i, d_j \rangle`, and the weighted sum is
-one product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, weight gradients of a
+`row_products`), the inner products of two tasks are :math:`\langle R d_i, R d_j \rangle`, and the weighted sum is one
+product, :math:`(\sum_i \lambda_i d_i)^\top x`. The same holds of a convolution. Elsewhere, weight gradients of a
 linear layer are formed by one batched product where a method reads them or tasks are more than three; other gradients
 are formed by autograd.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from ..torch_internals import LinearNode, recorded_nodes, without_hooks
-from ..torch_internals import recomputes as reruns
-from .ghost_norms import Layer, Use, inner_products, layers_behind
+from .between import Between
+from .ghost_norms import Layer, Use, layers_between
 from .vector_jacobian import NodeGradients, in_one_pass, stacked
 
 COPIED_FASTER = 2**16
@@ -82,11 +82,12 @@ class TaskGradients:
         self._tasks, self._forms = len(of_features[0]), forms
         self._leaves, self._counted = leaves, set(leaves[:counted])
         edges = [get_gradient_edge(z) for z in features]
-        self.recomputes = any(map(reruns, (z.grad_fn for z in features))) if recomputes is None else recomputes
+        between = None if recomputes else Between(features, leaves)
+        self.recomputes = between.recomputes if recomputes is None and between is not None else bool(recomputes)
         """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
         layers, rest = list[Layer](), list(leaves)
-        if not self.recomputes:
-            layers, rest = layers_behind(features, leaves, self._is_batched if forms else self._is_chosen)
+        if between is not None and not self.recomputes:
+            layers, rest = layers_between(between, self._is_batched if forms else self._is_chosen)
         nodes = list({use.node: None for layer in layers for use in layer.uses})
         with without_hooks(leaves):
             if self.recomputes:
@@ -136,8 +137,7 @@ class TaskGradients:
         """
         if not isinstance(layer.uses[0].found, LinearNode):
             return False
-        _, _, inputs, _ = layer.uses[0].shape()
-        return (self._forms or self._tasks > FEW) and layer.num_rows() <= inputs
+        return (self._forms or self._tasks > FEW) and layer.shape.rows <= layer.shape.inputs
 
     @property
     def reached(self) -> bool:
@@ -192,7 +192,7 @@ class _ByRows:
 
     def products(self) -> Tensor:
         rows = self._layer.rows({use.node: raw for use, raw in self._raw}, len(self._raw[0][1]))
-        found = inner_products(self._layer.kernel(), rows)
+        found = self._layer.products().inner_products(rows)
         self._layer.release()
         return found
 
