@@ -5,8 +5,8 @@
 - `steps` follow a call through its backward pass;
 - `forks` and `measuring`: where the tasks' gradients are told apart, and how they are measured;
 - `method` has the parts of a method;
-- `loss_input`, `fork_error`, `user_warnings`, `ranks`, `passes`, `own_precision` and `host_copy` are single modules,
-  and `torch_internals` has all that is private to PyTorch.
+- `loss_input`, `fork_error`, `user_warnings`, `ranks`, `passes`, `own_precision`, `graph_behind` and `host_copy` are
+  single modules, and `torch_internals` has all that is private to PyTorch.
 
 At run time, steps call back into the balancer that they were given. A name that begins with an underscore is private to
 the engine: its rooms use such names of each other, and users do not.

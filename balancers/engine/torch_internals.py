@@ -69,15 +69,15 @@ def after_this_pass(callback: Callable[[], None]) -> None:
     cast(Any, Variable._execution_engine).queue_callback(callback)
 
 
-def frees_behind(starts: Iterable[Node | None]) -> bool:
-    """Return whether code in this backward pass may free what ``starts`` depend on, because the pass won't.
+def frees_behind(nodes: Iterable[Node]) -> bool:
+    """Return whether code in this backward pass may free these nodes, which features depend on: the pass won't.
 
     It may if the pass frees its graph and reaches all leaves there, but none of the nodes on the way to them. Nothing
     public tells a hook of either.
     """
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return False
-    return all(_is_reached(node) != bool(node.next_functions) for node in upstream(*starts))
+    return all(_is_reached(node) != bool(node.next_functions) for node in nodes)
 
 
 def _is_reached(node: Node) -> bool:
@@ -348,30 +348,6 @@ def upstream(*starts: Node | None) -> Iterator[Node]:
             if following not in seen:
                 seen.add(following)
                 waiting.append(following)
-
-
-def dependents(starts: Sequence[Node]) -> tuple[dict[Node, list[Node]], list[Node]]:
-    """Return every node that ``starts`` depend on, with those among them that use it; and which of them are leaves.
-
-    A graph of a thousand nodes takes two thirds of a millisecond, most of it PyTorch's, which wraps each node anew.
-    """
-    users: dict[Node, list[Node]] = {start: [] for start in starts}
-    waiting, leaves = list(users), list[Node]()
-    while waiting:
-        node = waiting.pop()
-        sources = node.next_functions
-        if not sources:
-            leaves.append(node)
-        for source, _ in sources:
-            if source is None:
-                continue
-            known = users.get(source)
-            if known is None:
-                users[source] = [node]
-                waiting.append(source)
-            else:
-                known.append(node)
-    return users, leaves
 
 
 def _has_unpack_hook(node: Node, name: str, unknown: bool) -> bool:

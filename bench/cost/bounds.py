@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from balancers.engine.graph_behind import GraphBehind
 from balancers.engine.measuring.between import Between
 from balancers.engine.measuring.ghost_norms import layers_between
 
@@ -43,7 +44,7 @@ def bounds(make_step: MakeStep, num_tasks: int) -> Bounds:
 
 def _by_rows(z: Sequence[Tensor], layer: Sequence[nn.Parameter], num_tasks: int) -> float:
     """Return the operations of the norms without gradients; infinite where the layer is not taken by that way."""
-    found, rest = layers_between(Between(z, layer), lambda each: each.is_less(num_tasks, "norms"))
+    found, rest = layers_between(Between(GraphBehind(z), layer), lambda each: each.is_less(num_tasks, "norms"))
     if len(found) != 1 or rest:
         return math.inf
     [only] = found

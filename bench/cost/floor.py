@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from balancers import EqualWeighting, Losses
 from balancers.engine.forks.fork import Passage, Reader
+from balancers.engine.graph_behind import GraphBehind
 
 from .subject import Subject
 from .timed_methods import TimedMethod
@@ -82,7 +83,7 @@ class _FloorObserver:
         raise NotImplementedError
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage], retain_graph: bool
+        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence[Passage], retain_graph: bool
     ) -> Sequence[Tensor | None]:
         raise NotImplementedError
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from balancers import MGDA, EqualWeighting, Fork, GradNorm, LinearHeads, create
+from balancers.engine.graph_behind import GraphBehind
 from balancers.engine.measuring import ghost_norms as ghosts
 from balancers.engine.measuring import measure, row_products
 from balancers.engine.measuring.between import Between
@@ -190,7 +191,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type
 def test_kernel_of_positions_is_that_of_patches(layer: nn.Module, shape: tuple[int, ...]):
     layer.double()
     out = layer(torch.randn(shape, dtype=torch.float64))
-    [found], rest = ghosts.layers_between(Between([out], list(layer.parameters())), lambda _: True)
+    [found], rest = ghosts.layers_between(Between(GraphBehind([out]), list(layer.parameters())), lambda _: True)
     [use] = found.uses
     assert rest == []
     expected = use.inputs() @ use.inputs().mT
@@ -202,7 +203,7 @@ def test_a_convolution_takes_the_cheaper_way(stride: int, way: type[RowProducts]
     """Rows are fewer than positions where patches do not overlap."""
     layer = nn.Conv2d(64, 64, 3, stride=stride, padding=1 if stride == 1 else 0, bias=False)
     x = torch.randn(1, 64, 6, 6)
-    [found], _ = ghosts.layers_between(Between([layer(x)], list(layer.parameters())), lambda _: True)
+    [found], _ = ghosts.layers_between(Between(GraphBehind([layer(x)]), list(layer.parameters())), lambda _: True)
     rows, positions = (36 if stride == 1 else 4), 36
     counted = count(found.products, x.device).flops / 2
     assert found.multiplications == pytest.approx(min(way.multiplications(rows, 64 * 9), positions**2 * 64), abs=1)

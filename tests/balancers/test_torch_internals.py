@@ -347,7 +347,9 @@ def test_code_in_a_pass_may_free_a_graph_that_the_pass_would_have_freed() -> Non
         """Return what a hook hears of a graph of its own, and of one whose middle the loss may need too."""
         hidden, middle, start, heard = x.exp() * other, x.exp(), x * other, list[bool]()
         end = middle.exp()
-        start.register_hook(lambda _: heard.extend(internals.frees_behind([z.grad_fn]) for z in (hidden, end)))
+        start.register_hook(
+            lambda _: heard.extend(internals.frees_behind(internals.upstream(z.grad_fn)) for z in (hidden, end))
+        )
         run((start + middle if middle_too else start).sum())
         return heard
 

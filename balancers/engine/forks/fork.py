@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from ..fork_error import ForkError
+from ..graph_behind import GraphBehind
 from ..own_precision import own_precision
 from ..torch_internals import (
     FORK_COMPILED,
@@ -90,11 +91,11 @@ class Observer(Protocol):
         """Return the gradient that goes on from features into the trunk, after all were observed."""
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence["Passage"], retain_graph: bool
+        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence["Passage"], retain_graph: bool
     ) -> Sequence[Tensor | None]:
         """Return the gradient of each of a gate's leaves, after all of the step's features were observed.
 
-        Without ``retain_graph``, the graph behind the features may be freed.
+        Without ``retain_graph``, ``graph``, which is behind the features, may be freed.
         """
 
 

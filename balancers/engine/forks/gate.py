@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
+from ..graph_behind import GraphBehind
 from ..own_precision import own_precision
 from ..torch_internals import (
     FORK_COMPILED,
@@ -94,18 +96,20 @@ def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object], trunk
     seen: set[Node] = {*waiting, *(get_gradient_edge(z).node for z in leaves)}
     while waiting:
         node = waiting.pop()
-        if mark_of(node) is not None or static_model(node) is not None or node.name() == REENTRANT:
+        sources = node.next_functions
+        variable = None if sources else getattr(node, "variable", None)
+        if isinstance(variable, Tensor) and variable.is_leaf:
+            leaves.append(variable)
+            continue
+        if mark_of(node) is not None or (
+            isinstance(node, BackwardCFunction) and (node.name() == REENTRANT or static_model(node) is not None)
+        ):
             return []
         trunk.add(node)
-        for following, _ in node.next_functions:
-            if following is None or following in seen:
-                continue
-            seen.add(following)
-            variable = getattr(following, "variable", None)
-            if isinstance(variable, Tensor) and variable.is_leaf:
-                leaves.append(variable)
-            else:
-                waiting.append(following)
+        for source, _ in sources:
+            if source is not None and source not in seen:
+                seen.add(source)
+                waiting.append(source)
     return leaves
 
 
@@ -128,12 +132,13 @@ class _Gate(torch.autograd.Function):
         features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
         # The pass around this one ends at the gate, so the trunk's graph is freed here, before the leaves' hooks run. A
         # hook that differentiates the trunk needs retain_graph=True.
-        retain_graph = ctx.trunk.is_shared or not frees_behind([z.grad_fn for z in features])
+        graph = GraphBehind(features)
+        retain_graph = ctx.trunk.is_shared or not frees_behind(graph.users)
         if step is None or not step.combines:
             return None, None, None, *differentiate(features, gradients, leaves, retain_graph)
         with own_precision(features[0]):
             if step.features == len(features):
-                return None, None, None, *step.gradients_of(leaves, features, ctx.passages, retain_graph)
+                return None, None, None, *step.gradients_of(leaves, graph, ctx.passages, retain_graph)
             # Other features of this step went through the fork by themselves.
             combined = [step.combined(passage) for passage in ctx.passages]
         return None, None, None, *differentiate(features, combined, leaves, retain_graph)

@@ -5,28 +5,32 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ..torch_internals import dependents, some_recomputes
+from ..graph_behind import GraphBehind
+from ..torch_internals import some_recomputes
 
 
 class Between:
-    """The nodes between some features and parameters, which are found by one walk over all that is behind the features.
+    """The nodes between some features and parameters.
 
     Args:
-        features: z, one tensor or several.
+        graph: all that is behind the features.
         parameters: leaves of the graph.
     """
 
-    def __init__(self, features: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    def __init__(self, graph: GraphBehind, parameters: Sequence[Tensor]) -> None:
         self.parameters, wanted = parameters, set(parameters)
-        self.starts = list({z.grad_fn: None for z in features if z.grad_fn is not None})
-        users, leaves = dependents(self.starts)
-        waiting = [leaf for leaf in leaves if getattr(leaf, "variable", None) in wanted]
+        variables = ((leaf, getattr(leaf, "variable", None)) for leaf in graph.leaves)
+        self.leaves = {leaf: variable for leaf, variable in variables if variable in wanted}
+        """The parameters that the features depend on, by the nodes that accumulate their gradients."""
+        waiting = list(self.leaves)
         self.nodes = set(waiting)
         while waiting:
-            for user in users[waiting.pop()]:
+            for user in graph.users[waiting.pop()]:
                 if user not in self.nodes:
                     self.nodes.add(user)
                     waiting.append(user)
+        self.starts = [start for start in graph.starts if start in self.nodes]
+        """The features' nodes."""
 
     @cached_property
     def recomputes(self) -> bool:

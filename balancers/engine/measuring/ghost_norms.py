@@ -6,7 +6,7 @@ together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from math import prod
 from typing import NamedTuple
@@ -41,15 +41,15 @@ class Use:
     weight: nn.Parameter
     bias: nn.Parameter | None
     """None if it is not measured."""
+    shape: Shape = field(init=False)
 
-    @cached_property
-    def shape(self) -> Shape:
-        """The shape of this application."""
-        x, leaf = self.found.inputs(), self.weight.shape
+    def __post_init__(self) -> None:
+        x, leaf = self.found.inputs().shape, self.weight.shape
         if isinstance(self.found, LinearNode):
-            return Shape(1, x.shape[0], x.shape[1], leaf[0])
-        rows = len(x) * prod(self._positions())
-        return Shape(self.found.groups, rows, prod(leaf[1:]), leaf[0] // self.found.groups)
+            self.shape = Shape(1, x[0], x[1], leaf[0])
+        else:
+            groups = self.found.groups
+            self.shape = Shape(groups, x[0] * prod(self._positions()), prod(leaf[1:]), leaf[0] // groups)
 
     def keep_inputs(self) -> None:
         """Keep the inputs, which the graph holds until it is freed."""
@@ -150,7 +150,14 @@ class Layer:
     uses: list[Use]
     bias: nn.Parameter | None
     """The bias that is measured with it: one that is added in these applications, and in no other."""
-    _products: RowProducts | None = None
+    shape: Shape = field(init=False)
+    """The shape, with the rows of all applications."""
+    _products: RowProducts | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.shape = self.uses[0].shape
+        if len(self.uses) > 1:
+            self.shape = self.shape._replace(rows=sum(use.shape.rows for use in self.uses))
 
     def products(self) -> RowProducts:
         """Return what takes the place of the inputs of all applications."""
@@ -170,11 +177,6 @@ class Layer:
     def release(self) -> None:
         """Let go of `products`, which are as large as the rows are many."""
         self._products = None
-
-    @cached_property
-    def shape(self) -> Shape:
-        """The shape, with the rows of all applications."""
-        return self.uses[0].shape._replace(rows=sum(use.shape.rows for use in self.uses))
 
     @cached_property
     def way(self) -> type[RowProducts]:
@@ -215,6 +217,8 @@ class Layer:
 
     def is_less(self, num_tasks: int, purpose: Purpose) -> bool:
         """Return whether `products` are the cheaper way."""
+        if self.shape.rows >= self.shape.inputs:  # whatever the way
+            return False
         double = cost_of_double(self.uses[0].found.inputs())
         return is_less(self.way, *self.shape[1:], num_tasks, purpose, double, self.multiplications)
 
@@ -288,7 +292,7 @@ def layers_between(between: Between, is_chosen: Callable[[Layer], bool]) -> tupl
     parameters = between.parameters
     if any(parameter.is_complex() for parameter in parameters):
         return [], list(parameters)
-    uses, elsewhere = _uses(between, set(parameters))
+    uses, elsewhere = _uses(between)
     of_weight: dict[nn.Parameter, list[Use]] = {}
     for use in uses:
         if use.weight not in elsewhere:
@@ -309,25 +313,23 @@ def layers_between(between: Between, is_chosen: Callable[[Layer], bool]) -> tupl
     return layers, [each for each in parameters if each not in held]
 
 
-def _uses(between: Between, wanted: set[Tensor]) -> tuple[list[Use], set[Tensor]]:
-    """Return the layers that apply wanted parameters, and the parameters that are used otherwise too."""
+def _uses(between: Between) -> tuple[list[Use], set[Tensor]]:
+    """Return the layers that apply the parameters, and the parameters that are used otherwise too."""
     uses, elsewhere = list[Use](), set[Tensor]()
-    waiting = [start for start in between.starts if start in between.nodes]
-    seen = set(waiting)
+    waiting, seen = list(between.starts), set(between.starts)
     while waiting:
         node = waiting.pop()
         sources = [following for following, _ in node.next_functions]
         found = layer_node(node)
         if found is not None:
-            weight, bias = (getattr(leaf, "variable", None) for leaf in (found.weight, found.bias))
-            if isinstance(weight, nn.Parameter) and weight in wanted and _is_plain(found.inputs()):
-                vector = bias in wanted and bias.shape == weight.shape[:1]  # `torch.addmm` takes other shapes too
+            weight, bias = (None if leaf is None else between.leaves.get(leaf) for leaf in (found.weight, found.bias))
+            if isinstance(weight, nn.Parameter) and _is_plain(found.inputs()):
+                vector = bias is not None and bias.shape == weight.shape[:1]  # `torch.addmm` takes other shapes too
                 uses.append(Use(node, found, weight, bias if vector else None))
                 sources = [found.source, *([] if vector else [found.bias])]
         for following in sources:
-            variable = getattr(following, "variable", None)
-            if isinstance(variable, Tensor) and variable in wanted:
-                elsewhere.add(variable)
+            if following in between.leaves:
+                elsewhere.add(between.leaves[following])
             elif following in between.nodes and following not in seen:
                 seen.add(following)
                 waiting.append(following)

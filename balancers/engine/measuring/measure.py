@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from ..graph_behind import GraphBehind
 from ..own_precision import own_precision
 from ..torch_internals import current_pass, foreach_norm, recorded_nodes, without_hooks
 from .between import Between
@@ -185,7 +186,7 @@ class Measurement:
         if self._layer is None or self._layer[0] is not z:
             self._layer, self._observed = (z, linear(z, self._wrt)), 0
             self._products = self._ghosts = None
-            between = Between([z], self._wrt) if self._layer[1] is None else None
+            between = Between(GraphBehind([z]), self._wrt) if self._layer[1] is None else None
             self._recomputes = between is not None and between.recomputes
             if between is not None and not (self._adds_up or self._forms_gradients or self._recomputes):
                 self._ghosts = ghost_norms(z, between, self._num_tasks)
@@ -195,7 +196,7 @@ class Measurement:
 
     def observe_all(self, features: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Take all tasks' gradients, each ``(T, *z.shape)``, of all features ``z`` of a step."""
-        if len(features) > 1 and self._wrt is not None and Between(features, self._wrt).recomputes:
+        if len(features) > 1 and self._wrt is not None and Between(GraphBehind(features), self._wrt).recomputes:
             rows = self._together([get_gradient_edge(z) for z in features], gradients)
             self._keep(None, [torch.stack(column) for column in zip(*rows, strict=True)])
             return
@@ -210,7 +211,7 @@ class Measurement:
         assert self._wrt is not None
         layer = self._layer_of(features[0]) if len(features) == 1 else None
         if layer is None:
-            found = TaskGradients(features, gradients, self._wrt, len(self._wrt), self._forms_gradients)
+            found = TaskGradients(GraphBehind(features), gradients, self._wrt, len(self._wrt), self._forms_gradients)
             self._note(found.leaves_reached)
             return found.gramian(self._dtype) if found.reached else None
         self.reached.update(range(len(layer.parts)))

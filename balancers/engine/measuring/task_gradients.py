@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from ..graph_behind import GraphBehind
 from ..torch_internals import LinearNode, recorded_nodes, without_hooks
 from .between import Between
 from .ghost_norms import Layer, Use, layers_between
@@ -59,7 +60,7 @@ class TaskGradients:
     """The gradients of T' tasks behind some features.
 
     Args:
-        features: z, one tensor or several.
+        graph: what is behind the features z, one tensor or several.
         of_features: for each of them the tasks' gradients, ``(T', *z.shape)``.
         leaves: parameters behind the features, and other leaves.
         counted: the number of leaves, from the first, that inner products are taken over.
@@ -71,7 +72,7 @@ class TaskGradients:
 
     def __init__(
         self,
-        features: Sequence[Tensor],
+        graph: GraphBehind,
         of_features: Sequence[Tensor],
         leaves: Sequence[Tensor],
         counted: int,
@@ -81,8 +82,8 @@ class TaskGradients:
     ) -> None:
         self._tasks, self._forms = len(of_features[0]), forms
         self._leaves, self._counted = leaves, set(leaves[:counted])
-        edges = [get_gradient_edge(z) for z in features]
-        between = None if recomputes else Between(features, leaves)
+        edges = [get_gradient_edge(z) for z in graph.features]
+        between = None if recomputes else Between(graph, leaves)
         self.recomputes = between.recomputes if recomputes is None and between is not None else bool(recomputes)
         """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
         layers, rest = list[Layer](), list(leaves)

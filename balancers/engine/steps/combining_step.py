@@ -11,6 +11,7 @@ from ..fork_error import ForkError
 from ..forks.fork import Passage
 from ..forks.fork_audit import feature_gradients, passages_to
 from ..forks.gate import differentiate
+from ..graph_behind import GraphBehind
 from ..loss_input import Entries, roots
 from ..measuring.task_gradients import TaskGradients, dense, real_as, weighted_sum
 from ..passes import as_measurements
@@ -152,10 +153,10 @@ class CombiningStep(MeasuringStep):
             self.balancer.warnings.tell_missing(self.balancer, self._rows.without_gradient(self.given))
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage], retain_graph: bool
+        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence[Passage], retain_graph: bool
     ) -> Sequence[Tensor | None]:
         assert self.wrt is not None
-        rows, of_passage = self._rows, dict(zip(passages, features, strict=True))
+        rows, of_passage = self._rows, dict(zip(passages, graph.features, strict=True))
         if not rows.passages:
             return [None] * len(leaves)
         self._tell_missing()
@@ -168,17 +169,19 @@ class CombiningStep(MeasuringStep):
         if self._shares is not None:
             combined = [weighted_sum(self._shares, each) for each in stacked]
             return differentiate(sources, combined, leaves, retain_graph)
-        found = self._of_leaves(leaves, sources, stacked, retain_graph)
+        if [id(z) for z in sources] != [id(z) for z in graph.features]:
+            graph = GraphBehind(sources)
+        found = self._of_leaves(leaves, graph, stacked, retain_graph)
         return [found.get(leaf) for leaf in leaves]
 
     def _of_leaves(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], stacked: Sequence[Tensor], retain_graph: bool
+        self, leaves: Sequence[Tensor], graph: GraphBehind, stacked: Sequence[Tensor], retain_graph: bool
     ) -> Mapping[Tensor, Tensor]:
         """Decide on this pass's gradients, and return that of each leaf.
 
         Args:
             leaves: all that the features depend on.
-            features: those of this step.
+            graph: what is behind the features of this step.
             stacked: the tasks' gradients of each of them, ``(T, *z.shape)``.
             retain_graph: whether to keep the graph behind the features.
         """
@@ -190,12 +193,12 @@ class CombiningStep(MeasuringStep):
         others = set(leaves).difference(self.wrt)
         by_gramian = balancer.reads == "gramian" and balancer._ranks.size == 1
         trunk = TaskGradients(
-            features,
+            graph,
             stacked,
             [*self.wrt, *others],
             len(self.wrt),
             forms=self._forms_gradients or not by_gramian,
-            recomputes=self._recomputes([z.grad_fn for z in features]),
+            recomputes=self._recomputes([z.grad_fn for z in graph.features]),
             retain_graph=retain_graph,
         )
         balancer.recomputes = trunk.recomputes

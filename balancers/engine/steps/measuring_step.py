@@ -16,6 +16,7 @@ from torch.autograd.graph import Node
 
 from ..fork_error import ForkError
 from ..forks.fork import Passage
+from ..graph_behind import GraphBehind
 from ..loss_input import Entries, roots
 from ..measuring.measure import Measurement, joint_norms
 from ..measuring.task_gradients import dense
@@ -98,7 +99,7 @@ class MeasuringStep(Step):
         raise NotImplementedError
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], features: Sequence[Tensor], passages: Sequence[Passage], retain_graph: bool
+        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence[Passage], retain_graph: bool
     ) -> Sequence[Tensor | None]:
         """Return the gradients of a gate's leaves, of a step that combines."""
         raise NotImplementedError
