@@ -72,7 +72,7 @@ class GradientBalancer(LossBalancer):
             in every k-th pass. The steps between cost next to nothing.
         exact: form each gradient whose norm or inner product is read. Otherwise norms at a layer are taken without it
             where that is less arithmetic: in single precision, they are then off by up to 2e-7 of what a gradient's
-            terms, one for each row, measure together. Gradients that are formed are rounded likewise.
+            terms, one for each row, measure together. The norm of a gradient that is formed is rounded likewise.
         weighting: for a method that combines: a balancer whose weights multiply the losses before their gradients are
             combined, such as `UncertaintyWeighting`. One that reads norms learns from those of the gradients that are
             combined, wherever it was made to measure. One that reads inner products, such as `UnitNorm`, scales the

@@ -164,7 +164,7 @@ class Layer:
         if self._products is None:
             has_bias = self.bias is not None
             if self._by_positions is not None:
-                self._products = Kernel(self.uses[0].kernel_of_positions() + float(has_bias))
+                self._products = Kernel(self.uses[0].kernel_of_positions().add_(float(has_bias)))
             else:
                 self._products = self.way.of(_joined([use.inputs() for use in self.uses]), has_bias)
         return self._products
@@ -191,7 +191,7 @@ class Layer:
 
     @cached_property
     def _way_of_rows(self) -> type[RowProducts]:
-        return way_for(self.uses[0].found.inputs())
+        return way_for(self.uses[0].found.inputs(), self.shape.rows)
 
     @cached_property
     def _by_positions(self) -> int | None:
@@ -247,8 +247,12 @@ class GhostNorms:
 
         In units of single precision.
         """
-        shapes = [(layer.way, layer.shape) for layer in self._layers]
-        return sum((1 + way.copies(of.rows)) * of.groups * of.rows * of.outputs for way, of in shapes)
+        needed = 0
+        for layer in self._layers:
+            side_by_side = 1 if isinstance(layer.uses[0].found, LinearNode) else 2  # a convolution's, and as rows
+            entries = layer.shape.groups * layer.shape.rows * layer.shape.outputs
+            needed += (side_by_side + layer.way.copies) * entries
+        return needed
 
     def norms(self, gradients: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Return the norms for some tasks, from the gradient of each with respect to the features.
@@ -262,7 +266,10 @@ class GhostNorms:
                 raw.append(found[: len(self._nodes)])
                 if self._rest:
                     others.append(self._others(found[len(self._nodes) :]))
-        of_node = {node: stacked(rows) for node, rows in zip(self._nodes, zip(*raw, strict=True), strict=True)}
+        columns = [list(column) for column in zip(*raw, strict=True)]
+        columns.reverse()  # each is popped, so that no gradient is held twice for longer than its node takes
+        del raw, found
+        of_node = {node: stacked(columns.pop()) for node in self._nodes}
         squares = [each.products().squared_norms(each.rows(of_node, num_tasks)) for each in self._layers]
         if others:
             squares.append(torch.stack(others))

@@ -1,10 +1,9 @@
 """Take the tasks' gradients from one backward pass.
 
 Measured on the graph already recorded. At a fork, each task's gradient of the features arrives by itself; that of a
-layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives: no more
-than one task's is held, of heads as one product a few. There are two exceptions. Gradients that are to be averaged
-before their norm is taken are kept. Where norms are taken without forming a layer's gradients, the gradients of the
-features wait for each other if all of them are less than one of the layer's: see `Measurement._is_gathered`.
+layer before it is a vector-Jacobian product of what lies between. Each is reduced to its norm as it arrives, or waits
+for a few others where calls cost more than memory: see `Measurement._gathered_at_once`. Gradients that are to be
+averaged before their norm is taken are kept.
 """
 
 import weakref
@@ -14,6 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from ..graph_behind import GraphBehind
 from ..own_precision import own_precision
@@ -30,6 +30,8 @@ CHEAP_ENTRIES = 2**18
 """Entries, 1 MiB of single precision, whose memory is worth less than the operator calls that they save."""
 MOST_HELD = 2**20
 """Entries, 4 MiB of single precision, up to which gradients of several tasks are held for each other."""
+MANY = 2**16
+"""Entries whose squares are summed in parts on a CPU: a sum of millions in single precision is off by 1e-4."""
 FEW_PRODUCTS = 4
 """Number of tasks from which on weight gradients are formed faster by one batched product, with the copy it needs."""
 
@@ -65,11 +67,13 @@ class Measurement:
         self._expected = expected
         self._idle = idle
         self._observed = 0
-        """Number of tasks whose gradients of the features at hand were differentiated one by one."""
+        """Number of tasks whose gradients of the features at hand waited, or were differentiated by themselves."""
         self._at_once = 1
         """Number of tasks whose gradients of the features at hand wait for each other: see `_gathered_at_once`."""
         self._by_rows = False
         """Whether the norms of the layer at hand are taken without forming its weight's gradients."""
+        self._late: RemovableHandle | None = None
+        """What takes those that wait when the features' node runs."""
         self._gathered: dict[int, Tensor] = {}
         """By task, gradients of the features at hand that wait."""
         self._waiting: list[tuple[Tensor, int, Tensor]] = []
@@ -98,6 +102,8 @@ class Measurement:
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         """Take what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
         self.observed = True
+        if gradients.layout is not torch.strided:
+            gradients = gradients.to_dense()
         if self._wrt is None:
             gradients = dense(gradients)
             norms = [row_norms(gradients, self._dtype) if task is None else self._norm(gradients)]
@@ -130,7 +136,7 @@ class Measurement:
         """
         if layer is not None:
             size = layer.inputs.shape[1] * (z.numel() // max(1, len(layer.inputs)))  # a batch may be empty
-            copies = way_for(layer.inputs).copies(len(layer.inputs))
+            copies = way_for(layer.inputs, len(layer.inputs)).copies
             each = z.numel() + max(z.numel(), copies * z.numel() if self._by_rows else size)
         elif self._ghosts is not None:
             size, each = self._ghosts.num_not_formed(), max(z.numel(), self._ghosts.num_needed())
@@ -144,11 +150,13 @@ class Measurement:
         if self._observed == 0:
             # A task may have no gradient: then what came is taken when the features' node runs.
             assert z.grad_fn is not None
-            z.grad_fn.register_prehook(_in_this_pass(weakref.WeakMethod(self.take_gathered)))
+            self._late = z.grad_fn.register_prehook(_in_this_pass(weakref.WeakMethod(self.take_gathered)))
         self._gathered[task] = gradient
         self._observed += 1
         if len(self._gathered) == self._at_once or self._observed == self._expected:
             self.take_gathered()
+        if self._observed == self._expected and self._late is not None:
+            self._late.remove()
 
     def take_gathered(self) -> None:
         """Take the norms of the gradients that have come and wait for others."""
@@ -209,7 +217,7 @@ class Measurement:
         None where the features are the layer itself, and products are no more arithmetic.
         """
         assert self._wrt is not None
-        layer = self._layer_of(features[0]) if len(features) == 1 else None
+        layer = linear(features[0], self._wrt) if len(features) == 1 else None
         if layer is None:
             found = TaskGradients(GraphBehind(features), gradients, self._wrt, len(self._wrt), self._forms_gradients)
             self._note(found.leaves_reached)
@@ -220,7 +228,7 @@ class Measurement:
         if self._forms_gradients or not self._is_less(layer, outputs, num_tasks, "gramian"):
             return None
         rows = layer.before_relu(rows, overwrite=False).unsqueeze(1)
-        return self._products_of(layer).inner_products(rows).to(self._dtype)
+        return _products_of(layer).inner_products(rows).to(self._dtype)
 
     def _differentiate_waiting(self) -> None:
         """Differentiate the gradients of the features that have come so far, of all tasks in one pass."""
@@ -376,7 +384,7 @@ class Measurement:
             return layer.gradients(gradients)
         num_tasks, num_rows, num_outputs = gradients.shape
         if self._by_rows:
-            each = way_for(layer.inputs).copies(num_rows) * num_rows * num_outputs
+            each = way_for(layer.inputs, num_rows).copies * num_rows * num_outputs
             at_once = 1 + max(free_entries, CHEAP_ENTRIES) // each
             return [torch.cat([self._row_norms(layer, some) for some in gradients.split(at_once)])]
         size = num_outputs * layer.inputs.shape[1]
@@ -398,16 +406,13 @@ class Measurement:
             return False
         num_rows, inputs = layer.inputs.shape
         double = cost_of_double(layer.inputs)
-        return is_less(way_for(layer.inputs), num_rows, inputs, outputs, num_tasks, purpose, double)
+        return is_less(way_for(layer.inputs, num_rows), num_rows, inputs, outputs, num_tasks, purpose, double)
 
     def _row_norms(self, layer: Linear, gradients: Tensor) -> Tensor:
         """Return the norms ``(T,)`` for gradients ``(T, N, out)`` of the layer's outputs."""
-        return self._products_of(layer).squared_norms(gradients.unsqueeze(1)).sqrt().to(self._dtype)
-
-    def _products_of(self, layer: Linear) -> RowProducts:
         if self._products is None:
-            self._products = way_for(layer.inputs).of(layer.inputs.unsqueeze(0), "bias" in layer.parts)
-        return self._products
+            self._products = _products_of(layer)
+        return self._products.squared_norms(gradients.unsqueeze(1)).sqrt().to(self._dtype)
 
     def _reduced(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         assert self._wrt is not None
@@ -416,7 +421,7 @@ class Measurement:
         if self._adds_up:
             pairs = zip(gradients, self._wrt, strict=True)
             return [dense(torch.zeros_like(parameter) if part is None else part) for part, parameter in pairs]
-        some = [dense(gradient) for gradient in gradients if gradient is not None]
+        some = [_in_parts(dense(gradient), self._dtype) for gradient in gradients if gradient is not None]
         if len(some) == 1:
             return [self._norm(some[0])]
         if not some:
@@ -426,8 +431,24 @@ class Measurement:
 
     def _norm(self, tensor: Tensor) -> Tensor:
         wide = torch.promote_types(tensor.dtype, self._dtype)
-        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=wide)
+        norm: Tensor = torch.linalg.vector_norm(_in_parts(tensor, self._dtype), dtype=wide)
         return norm.to(self._dtype)
+
+
+def _products_of(layer: Linear) -> RowProducts:
+    """Return what takes the place of the layer's inputs."""
+    return way_for(layer.inputs, len(layer.inputs)).of(layer.inputs.unsqueeze(0), "bias" in layer.parts)
+
+
+def _in_parts(tensor: Tensor, dtype: torch.dtype, first: int = 0) -> Tensor:
+    """Return the norms of a large tensor's parts, beside its first dimension where ``first`` is 1; of others itself."""
+    dims = range(first, tensor.ndim)
+    if len(dims) < 2 or tensor.numel() <= MANY * (len(tensor) if first else 1) or not tensor.is_cpu:
+        return tensor
+    slowest = max(dims, key=tensor.stride)  # parts lie in memory one after another
+    wide = torch.promote_types(tensor.dtype, dtype)
+    parts: Tensor = torch.linalg.vector_norm(tensor, dim=[k for k in dims if k != slowest], dtype=wide)
+    return parts
 
 
 def _rows(gradients: Tensor, layer: Linear, dim: int) -> Tensor:
@@ -456,6 +477,7 @@ def row_norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """``(T,)``: the norm of each of T tensors stacked; one number for each of them is its norm already."""
     if rows.ndim == 1:
         return rows
+    rows = _in_parts(rows, dtype, first=1)
     wide = torch.promote_types(rows.dtype, dtype)
     norms: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)), dtype=wide)
     return norms.to(dtype)

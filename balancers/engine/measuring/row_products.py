@@ -8,26 +8,28 @@ tasks:
 
   .. math:: \lVert d^\top x \rVert = \lVert R d \rVert
 
-  since the other factor's columns are orthonormal. The result is as accurate as that of a gradient that is formed: it
-  is a sum of squares. See `Factor`.
+  since the other factor's columns are orthonormal. It is a sum of squares, to which single precision is enough. See
+  `Factor`.
 
 - With the kernel ``x x^T``,
 
   .. math:: \lVert d^\top x \rVert^2 = \sum_{nm} (x x^\top)_{nm} (d d^\top)_{nm}
 
   whose terms may be much larger than the sum: they are taken in double precision. GPUs multiply faster than they
-  decompose, and a convolution's kernel can be had without its patches. See `Kernel`.
+  decompose, a few rows take as long in double precision as in single, and a convolution's kernel can be had without its
+  patches. See `Kernel`.
 
 Source: of the kernel Goodfellow, "Efficient per-example gradient computations", arXiv 2015; for sequences Li et al.,
 "Large language models can be strong differentially private learners", ICLR 2022; the choice by shapes Bu, Mao and Xu,
 "Scalable and efficient training of large convolutional neural networks with differential privacy", NeurIPS 2022. That a
 triangular factor is accurate to rounding, column by column: Higham, "Accuracy and Stability of Numerical Algorithms",
-2nd ed. 2002, theorem 19.4.
+2nd ed. 2002, theorem 19.4; that it may be made of those of parts: Demmel, Grigori, Hoemmen and Langou,
+"Communication-optimal parallel and sequential QR and LU factorizations", SIAM J. Sci. Comput. 2012.
 """
 
 from functools import cache, reduce
 from itertools import pairwise
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -41,8 +43,9 @@ FULL_RATE = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 DOUBLE_ELSEWHERE = 32
 """The multiplications in single precision that one in double precision takes on other GPUs, which is 32 to 64."""
 FEW_ROWS = 8
-"""Number of rows up to which a factor is taken in double precision: too few for their rounding errors to average out,
-and too few for it to cost anything."""
+"""Number of rows up to which the kernel is faster than the factor."""
+WIDEST = 1024
+"""Inputs that are decomposed at once: rounding errors grow with their number."""
 BLOCK, MOST_BLOCKS = 48, 4
 """Rows of a triangular factor that are worth a product of their own, without the zeros before them; at most so many."""
 
@@ -50,9 +53,8 @@ BLOCK, MOST_BLOCKS = 48, 4
 class RowProducts(Protocol):
     """What takes the place of a linear map's inputs in the norms of its weight's gradients."""
 
-    @staticmethod
-    def copies(num_rows: int) -> int:
-        """Return the copies of the tasks' rows that `squared_norms` makes, in units of single precision."""
+    copies: ClassVar[int]
+    """The copies of the tasks' rows that `squared_norms` makes, in units of single precision."""
 
     @classmethod
     def of(cls, inputs: Tensor, has_bias: bool) -> Self:
@@ -80,20 +82,21 @@ class RowProducts(Protocol):
 class Factor:
     """The triangular factor ``R``, ``(G, N, N)``, with ``x x^T = R^T R``; for inputs in single precision, in single."""
 
-    @staticmethod
-    def copies(num_rows: int) -> int:
-        return 4 if num_rows <= FEW_ROWS else 1
+    copies: ClassVar[int] = 1
 
     def __init__(self, factor: Tensor) -> None:
-        self._blocks = [(factor[:, start:end, start:], start) for start, end in _blocks(factor.shape[-1])]
+        blocks = _blocks(factor.shape[-1])
+        self._blocks = [(factor[:, start:end, start:] if len(blocks) > 1 else factor, start) for start, end in blocks]
 
     @classmethod
     def of(cls, inputs: Tensor, has_bias: bool) -> "Factor":
-        wide = torch.float64 if inputs.shape[-2] <= FEW_ROWS else torch.promote_types(inputs.dtype, torch.float32)
-        rows = inputs.to(wide)
+        rows = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         if has_bias:
             rows = F.pad(rows, (0, 1), value=1.0)
-        return cls(torch.linalg.qr(rows.mT, mode="r").R)
+        if rows.shape[-1] > WIDEST:
+            parts = rows.tensor_split(-(-rows.shape[-1] // WIDEST), -1)
+            rows = torch.cat([_triangle(part) for part in parts], -2).mT
+        return cls(_triangle(rows))
 
     @staticmethod
     def multiplications(num_rows: int, inputs: int) -> float:
@@ -107,7 +110,7 @@ class Factor:
     def _reduced(self, gradients: Tensor) -> list[Tensor]:
         """Return ``R d``, ``(T, G, N, out)``, in parts."""
         rows = gradients.to(self._blocks[0][0].dtype)
-        return [block @ rows[:, :, start:] for block, start in self._blocks]
+        return [block @ (rows[:, :, start:] if start else rows) for block, start in self._blocks]
 
     def squared_norms(self, gradients: Tensor) -> Tensor:
         # Of each row by itself: a sum of so many squares in single precision would lose digits.
@@ -120,6 +123,12 @@ class Factor:
         return reduce(torch.add, [part @ part.mT for part in parts])
 
 
+def _triangle(rows: Tensor) -> Tensor:
+    """Return R, ``(..., min(N, n), N)``, of rows ``(..., N, n)``."""
+    factor: Tensor = torch.linalg.qr(rows.mT, mode="r").R
+    return factor
+
+
 def _blocks(num_rows: int) -> list[tuple[int, int]]:
     """Return where each block of a triangular factor's rows starts and ends."""
     number = min(MOST_BLOCKS, max(1, num_rows // BLOCK))
@@ -130,9 +139,7 @@ def _blocks(num_rows: int) -> list[tuple[int, int]]:
 class Kernel:
     """The kernel ``x x^T``, ``(G, N, N)``, in double precision."""
 
-    @staticmethod
-    def copies(num_rows: int) -> int:
-        return 4
+    copies: ClassVar[int] = 4
 
     def __init__(self, kernel: Tensor) -> None:
         self._kernel = kernel
@@ -159,9 +166,9 @@ class Kernel:
         return (self._kernel @ rows).flatten(1) @ rows.flatten(1).mT
 
 
-def way_for(x: Tensor) -> type[RowProducts]:
+def way_for(x: Tensor, num_rows: int) -> type[RowProducts]:
     """Return which takes the place of inputs like ``x``: on a CPU, where decompositions are fast, the factor."""
-    return Factor if x.device.type in ("cpu", "meta") else Kernel
+    return Factor if num_rows > FEW_ROWS and x.device.type in ("cpu", "meta") else Kernel
 
 
 @cache

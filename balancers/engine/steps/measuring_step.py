@@ -68,7 +68,7 @@ class MeasuringStep(Step):
 
     @property
     def _forms_gradients(self) -> bool:
-        """Whether gradients are always formed: see `ghost_norms`, which needs double precision."""
+        """Whether gradients are always formed: see `row_products`, for which MPS lacks double precision."""
         return self.balancer.exact or self.weights.device.type == "mps"
 
     def is_late(self) -> bool:
