@@ -580,6 +580,11 @@ def test_the_cheaper_way_depends_on_what_double_precision_costs():
     assert is_less(Kernel, 4, 512, 512, TASKS, double=32)
 
 
+def test_products_are_taken_where_there_are_as_many_rows_as_inputs(way: type[RowProducts]):
+    assert is_less(way, 99, 512, 100, 40)
+    assert not is_less(way, 100, 100, 100, 40)
+
+
 def test_autocast():
     """Inputs that are kept in half precision are widened."""
     net = Net(lambda: net_of(linear(), nn.Tanh()), VECTORS, False, torch.float32)
