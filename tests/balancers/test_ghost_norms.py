@@ -354,7 +354,12 @@ GROUPS: dict[str, tuple[Callable[[], nn.Sequential], Callable[[nn.Sequential], n
     "rows": (lambda: wide_net(nn.ReLU()), lambda net: net[2], (100, 256)),
     "few rows behind a function": (lambda: wide_net(nn.GELU()), lambda net: net[2], (8, 256)),
     "rows behind a function": (lambda: wide_net(nn.GELU()), lambda net: net[2], (100, 256)),
-    "products": (lambda: wide_net(nn.ReLU()), lambda net: net[2], (300, 256)),
+    "products": (
+        lambda: nn.Sequential(nn.Linear(256, 100), nn.Tanh(), nn.Linear(100, 100), nn.ReLU()),
+        lambda net: net[2],
+        (200, 256),
+    ),
+    "large products": (lambda: wide_net(nn.ReLU()), lambda net: net[2], (300, 256)),
     "convolution": (
         lambda: nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Tanh()),
         lambda net: net[0],
@@ -362,6 +367,26 @@ GROUPS: dict[str, tuple[Callable[[], nn.Sequential], Callable[[nn.Sequential], n
     ),
     "patches": (lambda: nn.Sequential(nn.Conv2d(64, 64, 3, stride=3), nn.Tanh()), lambda net: net[0], (4, 64, 9, 9)),
 }
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(200, [7, 5]), (400, [])])
+def test_small_products_are_formed_in_groups(rows: int, groups: list[int]):
+    """Of features of more than 32,768 entries, by themselves."""
+    torch.manual_seed(0)
+    trunk, fork = nn.Sequential(nn.Linear(100, 100), nn.ReLU()), Fork(MANY)
+    heads = nn.ModuleList(nn.Linear(100, 1) for _ in range(MANY))
+    balancer, x = GradNorm(fork, trunk[0], tasks=MANY), torch.randn(rows, 100)
+    numbers, plain = list[int](), measure.joint_norms
+
+    def recorded(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        numbers.append(len(columns[0]))
+        return plain(columns, dtype)
+
+    losses = [head(z).square().mean() for head, z in zip(heads, fork(trunk(x)), strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "joint_norms", recorded)
+        balancer(losses).backward()
+    assert numbers == groups
 
 
 @pytest.mark.on_cpu  # counts the CPU's memory

@@ -34,6 +34,8 @@ MANY = 2**16
 """Entries whose squares are summed in parts on a CPU: a sum of millions in single precision is off by 1e-4."""
 FEW_PRODUCTS = 4
 """Number of tasks from which on weight gradients are formed faster by one batched product, with the copy it needs."""
+SMALL = 2**15
+"""Entries of the features up to which they are: larger ones are copied no faster than operators are called."""
 
 
 class Measurement:
@@ -144,7 +146,9 @@ class Measurement:
             return 1
         held = max(size, min(MOST_HELD, (self._expected + 1) * z.numel() + 2 * size))
         at_once = min(self._expected, held // max(1, each))
-        return at_once if self._by_rows or self._ghosts is not None or at_once >= FEW_PRODUCTS else 1
+        if layer is not None and not self._by_rows and (at_once < FEW_PRODUCTS or z.numel() > SMALL):
+            return 1
+        return at_once
 
     def _gather(self, z: Tensor, task: int, gradient: Tensor) -> None:
         if self._observed == 0:
