@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
     groups: int
     rows: int
-    """Of each group, as are inputs and outputs."""
+    """The number of rows of each group; inputs and outputs are counted for each group too."""
     inputs: int
     outputs: int
 

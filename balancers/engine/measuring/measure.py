@@ -75,7 +75,7 @@ class Measurement:
         self._by_rows = False
         """Whether the norms of the layer at hand are taken without forming its weight's gradients."""
         self._late: RemovableHandle | None = None
-        """What takes those that wait when the features' node runs."""
+        """The hook on the features' node that takes the gradients which still wait when this node runs."""
         self._gathered: dict[int, Tensor] = {}
         """By task, gradients of the features at hand that wait."""
         self._waiting: list[tuple[Tensor, int, Tensor]] = []

@@ -51,7 +51,7 @@ BLOCK, MOST_BLOCKS = 48, 4
 
 
 class RowProducts(Protocol):
-    """What takes the place of a linear map's inputs in the norms of its weight's gradients."""
+    """A matrix that replaces a linear map's inputs in norms and inner products of its weight's gradients."""
 
     copies: ClassVar[int]
     """The copies of the tasks' rows that `squared_norms` makes, in units of single precision."""
@@ -113,7 +113,7 @@ class Factor:
         return [block @ (rows[:, :, start:] if start else rows) for block, start in self._blocks]
 
     def squared_norms(self, gradients: Tensor) -> Tensor:
-        # Of each row by itself: a sum of so many squares in single precision would lose digits.
+        # Norms are taken row by row: one sum of so many squares in single precision would lose digits.
         rows = [torch.linalg.vector_norm(part, dim=-1) for part in self._reduced(gradients)]
         of_all = rows[0] if len(rows) == 1 else torch.cat(rows, -1)
         return of_all.double().square().sum((1, 2))
