@@ -7,7 +7,7 @@ the build of the documentation generates are not looked at here: `test_documenta
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -25,15 +25,18 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 import balancers
 from bench.analysis import SuiteTables, pooled_scores
 from bench.catalogue import method_list
+from bench.cost import cost_markdown
 from bench.diagnose import kept_evidence
 from bench.evidence import evidence_tables, markdown_tables
-from bench.peers import step_summary
+from bench.peers import peer_markdown
 from bench.peers.gradient_check import CLEAN
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PEERS = ROOT / "results" / "reference" / "peers"
+COSTS = ROOT / "results" / "reference" / "cost"
+BESIDE = DOCS / "beside-other-libraries.md"
 GENERATED = ("api", "gallery", "methods", "problems", "repository")
 """Folders of docs that the build writes."""
 HOME = DOCS / "index.md"
@@ -319,46 +322,37 @@ def cells_of(document: Path, row: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("row", "contender"),
+    ("page", "command", "write", "kept"),
     [
-        ("ours |", "our GradNorm"),
-        ("double backward, losses kept apart", "double backward (apart)"),
-        ("double backward, losses stacked", "double backward (stacked)"),
-        ("`gradnorm-pytorch` 0.2.3", "gradnorm-pytorch"),
-        ("`LibMTL` 1.1.5", "LibMTL"),
+        ("cost.md", "cost.cost_markdown limits", cost_markdown.limits, COSTS),
+        ("cost.md", "cost.cost_markdown methods", cost_markdown.methods, COSTS),
+        ("how-it-works/norms.md", "cost.cost_markdown floor", cost_markdown.floor, COSTS),
+        ("beside-other-libraries.md", "peers.peer_markdown solvers", peer_markdown.solvers, PEERS),
+        ("beside-other-libraries.md", "peers.peer_markdown steps", peer_markdown.steps, PEERS),
+        ("beside-other-libraries.md", "peers.peer_markdown counts", peer_markdown.counts, PEERS),
+        ("beside-other-libraries.md", "peers.peer_markdown gradnorm", peer_markdown.gradnorm, PEERS),
     ],
+    ids=lambda value: value if isinstance(value, str) and " " in value else "",
 )
-def test_the_table_of_other_gradnorms_is_that_of_the_file(row: str, contender: str) -> None:
-    peers = pd.read_csv(PEERS / "peers.csv").set_index("contender").loc[contender].set_index("num_tasks")
-    times, deviations = cells_of(DOCS / "cost.md", row)
-    wanted = [f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}" for ratio in peers.loc[[2, 10, 40], "ratio"]]
-    assert times == " / ".join(wanted)
-    of_gradient = [f"{value:.0%}".replace("%", " %") for value in peers.loc[[2, 10, 40], "gradient_deviation"]]
-    assert deviations == ("0" if set(of_gradient) == {"0 %"} else " / ".join(of_gradient))
+def test_the_tables_of_costs_are_those_of_the_files(
+    page: str, command: str, write: Callable[[Path], str], kept: Path
+) -> None:
+    assert table_after(DOCS / page, f"<!-- python -m bench.{command} -->") == write(kept)
+
+
+def test_the_table_of_costs_in_readme_is_that_of_the_files() -> None:
+    assert f"\n\n{cost_markdown.groups(COSTS)}\n\n" in text_of(README)
 
 
 def test_the_page_on_the_backward_pass_quotes_the_table_of_other_gradnorms() -> None:
     text = " ".join(text_of(DOCS / "how-it-works" / "one-backward-pass.md").split())
     rows = ("double backward, losses stacked", "double backward, losses kept apart", "ours |")
-    stacked, apart, ours = (cells_of(DOCS / "cost.md", row)[0].rpartition(" / ")[2] for row in rows)
+    stacked, apart, ours = (cells_of(BESIDE, row)[0].rpartition(" / ")[2] for row in rows)
     assert f"takes [{stacked} times an equal-weighting step]" in text
     assert f"the one that keeps losses apart {apart}. Ours takes {ours}." in text
 
 
-@pytest.mark.parametrize(
-    ("row", "place"),
-    [("features | 1", "features"), ("last shared layer | 1", "layer"), ("all shared parameters | 1", "parameters")],
-)
-def test_the_counts_beside_torchjd_are_those_of_the_file(row: str, place: str) -> None:
-    steps = pd.read_csv(PEERS / "steps.csv")
-    steps = steps[steps["place"] == place].assign(missing="")  # all cells were measured
-    assert steps["ratio"].notna().all()
-    found = step_summary.summarise(steps)
-    counts = (found.cells, found.faster, (step_summary.over_torchjd(steps) > 1).sum(), found.slower)
-    assert cells_of(DOCS / "cost.md", row) == [str(count) for count in counts]
-
-
-def test_the_page_on_costs_names_all_methods_of_others_whose_gradients_differ() -> None:
+def test_the_page_on_other_libraries_names_all_methods_whose_gradients_differ() -> None:
     steps = pd.read_csv(PEERS / "steps.csv")
     largest = steps[steps["gradient_deviation"] >= CLEAN].groupby(["contender", "method"])["gradient_deviation"].max()
     quoted = {
@@ -371,7 +365,7 @@ def test_the_page_on_costs_names_all_methods_of_others_whose_gradients_differ() 
         ("LibMTL", "mgda"): "LibMTL's MGDA (54 %)",
     }
     assert set(largest.index) == set(quoted)
-    text = " ".join(text_of(DOCS / "cost.md").split())
+    text = " ".join(text_of(BESIDE).split())
     for method, words in quoted.items():
         assert words in text
         assert float(re.findall(r"[\d.]+(?= %)", words)[-1]) == pytest.approx(100 * largest[method], abs=0.5)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 import balancers
 from balancers import GradientBalancer, LossBalancer
+from bench.style.markdown_table import markdown_table
 
 from .plain_formula import plain_text
 
@@ -45,11 +46,11 @@ def entries(names: Sequence[str] | None = None) -> list[ListedMethod]:
 
 def markdown(methods: list[ListedMethod]) -> str:
     """Return the methods as a table in Markdown."""
-    lines = ["| method | class | reads | heads | to tune | when to use it |", "|---|---|---|---|---|---|"]
-    for e in methods:
-        cells = (f"`{e.name}`", f"`{balancers.get(e.name).__name__}`", e.reads, e.heads, e.options or "–", e.use_when)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [
+        (f"`{e.name}`", f"`{balancers.get(e.name).__name__}`", e.reads, e.heads, e.options or "–", e.use_when)
+        for e in methods
+    ]
+    return markdown_table(["method", "class", "reads", "heads", "to tune", "when to use it"], lines)
 
 
 def table(methods: list[ListedMethod]) -> Table:

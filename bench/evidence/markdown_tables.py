@@ -1,6 +1,6 @@
 """Write the evidence's main tables in Markdown, as the pages of the documentation show them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import exp, nan
 
@@ -9,6 +9,7 @@ import pandas as pd
 from bench.analysis import failed_gates
 from bench.report.evidence_answer import equivalent, quotient
 from bench.style import numbers
+from bench.style.markdown_table import markdown_table
 
 from .evidence_tables import PRACTICE
 
@@ -47,7 +48,7 @@ def score_table(tables: Tables, of: str = "A") -> str:
         for label in labels
         if any((label, problem) in cells for problem in problems)
     ]
-    return _table(["", *problems], lines)
+    return markdown_table(["", *problems], lines)
 
 
 def practice_table(tables: Tables, reserved: bool = False) -> str:
@@ -79,7 +80,7 @@ def practice_table(tables: Tables, reserved: bool = False) -> str:
             by, label = PRACTICE[column][0], row["balancer"]
             line.append(f"{text} ({label}{FAILS if label in failing else ''})" if by == "family" else text)
         lines.append(line)
-    return _table(["", *PRACTICE], lines)
+    return markdown_table(["", *PRACTICE], lines)
 
 
 def memory_table(tables: Tables) -> str:
@@ -105,7 +106,7 @@ def memory_table(tables: Tables) -> str:
         for label in labels
         if any((label, problem) in cells for problem in problems)
     ]
-    return _table(["", *problems], lines)
+    return markdown_table(["", *problems], lines)
 
 
 def _changes(row: pd.Series) -> str:
@@ -144,7 +145,7 @@ def regret_table(regrets: pd.DataFrame) -> str:
         ]
         for _, row in _there(regrets).iterrows()
     ]
-    return _table(["", "the rule advises", "error", "its opponent advises", "error", "better"], lines)
+    return markdown_table(["", "the rule advises", "error", "its opponent advises", "error", "better"], lines)
 
 
 def candidate_table(regrets: pd.DataFrame, candidates: pd.DataFrame) -> str:
@@ -165,7 +166,7 @@ def candidate_table(regrets: pd.DataFrame, candidates: pd.DataFrame) -> str:
     ):
         worst = there.sort_values(column).iloc[-1]
         rows.append((label, there[column].mean(), worst[column], worst["problem"]))
-    return _table(
+    return markdown_table(
         ["always", "mean", "worst", "on"],
         ([str(label), f"{exp(mean):.2f}×", f"{exp(most):.2f}×", str(problem)] for label, mean, most, problem in rows),
     )
@@ -182,9 +183,3 @@ def _over_best(regret: float) -> str:
 def _marked(text: str, row: pd.Series) -> str:
     mark = MARKS.get(row["verdict"], "")
     return f"{mark}{text}{mark}"
-
-
-def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    cells = [list(header), *(list(line) for line in lines)]
-    rule = "|".join(["---"] * len(cells[0]))
-    return "\n".join([f"| {' | '.join(cells[0])} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in cells[1:])])

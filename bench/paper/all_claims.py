@@ -16,6 +16,7 @@ from bench.execute.workforce import Workforce
 from bench.run import atomic_file
 from bench.run.atomic_file import BadFileError
 from bench.style.figure_style import save, theme
+from bench.style.markdown_table import markdown_table
 from bench.style.numbers import NOTHING
 from bench.suite.claimed_folder import BusyError
 
@@ -168,10 +169,11 @@ def table(judged: list[Judged]) -> Table:
 
 def markdown(claims: pd.DataFrame) -> str:
     """Return the Markdown table of verdicts for the documentation, from the table ``claims.csv``."""
-    lines = [HEADER, ("---",) * len(HEADER)]
-    for row in claims.to_dict("records"):
-        lines.append((f"{row['claim']}. {row['short']}", *(_emphasised(row[setting]) for setting in SETTINGS)))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    lines = [
+        (f"{row['claim']}. {row['short']}", *(_emphasised(row[setting]) for setting in SETTINGS))
+        for row in claims.to_dict("records")
+    ]
+    return markdown_table(HEADER, lines)
 
 
 def _emphasised(verdict: str) -> str:

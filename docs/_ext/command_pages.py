@@ -15,8 +15,9 @@ from bench.cli import app
 
 PAGE = "command-line"
 MODULES = (
-    *("bench.cost.__main__", "bench.cost.method_costs", "bench.peers.__main__", "bench.peers.solver_times"),
-    *("bench.peers.step_times", "bench.gpu.__main__", "bench.execute.scale"),
+    *("bench.cost.__main__", "bench.cost.method_costs", "bench.cost.cost_markdown"),
+    *("bench.peers.__main__", "bench.peers.solver_times", "bench.peers.step_times", "bench.peers.peer_markdown"),
+    *("bench.gpu.__main__", "bench.execute.scale"),
 )
 """Modules that the documentation tells readers to run."""
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from balancers import MGDA, EqualWeighting, Fork, GradNorm, LinearHeads, create
 from balancers.engine.graph_behind import GraphBehind
 from balancers.engine.measuring import ghost_norms as ghosts
-from balancers.engine.measuring import measure, row_products
+from balancers.engine.measuring import layer_gradients, measure, norms, row_products, waiting
 from balancers.engine.measuring.between import Between
 from balancers.engine.measuring.row_products import Factor, Kernel, RowProducts, is_less
 from bench.cost.operation_count import count
@@ -173,7 +173,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[RowProducts]:
 @pytest.fixture(params=[Factor, Kernel], ids=["factor", "kernel"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[RowProducts]:
     """Make rows be taken by each way, as on CPUs and as on GPUs."""
-    for module in (row_products, ghosts, measure):
+    for module in (row_products, ghosts, layer_gradients):
         monkeypatch.setattr(module, "way_for", lambda x, num_rows: request.param)
     return request.param
 
@@ -376,7 +376,7 @@ def test_small_products_are_formed_in_groups(rows: int, groups: list[int]):
     trunk, fork = nn.Sequential(nn.Linear(100, 100), nn.ReLU()), Fork(MANY)
     heads = nn.ModuleList(nn.Linear(100, 1) for _ in range(MANY))
     balancer, x = GradNorm(fork, trunk[0], tasks=MANY), torch.randn(rows, 100)
-    numbers, plain = list[int](), measure.joint_norms
+    numbers, plain = list[int](), layer_gradients.joint_norms
 
     def recorded(columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         numbers.append(len(columns[0]))
@@ -384,7 +384,7 @@ def test_small_products_are_formed_in_groups(rows: int, groups: list[int]):
 
     losses = [head(z).square().mean() for head, z in zip(heads, fork(trunk(x)), strict=True)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "joint_norms", recorded)
+        patch.setattr(layer_gradients, "joint_norms", recorded)
         balancer(losses).backward()
     assert numbers == groups
 
@@ -436,13 +436,13 @@ def test_features_that_live_on_get_no_more_hooks_in_each_step(monkeypatch: pytes
     layer, fork = linear(), Fork(5)
     heads = nn.ModuleList(nn.Linear(32, 1) for _ in range(5))
     balancer, z = GradNorm(fork, layer, tasks=5), layer(torch.randn(4, 32))
-    calls, plain = list[int](), measure.current_pass
+    calls, plain = list[int](), waiting.current_pass
 
     def recorded() -> int:
         calls[-1] += 1
         return plain()
 
-    monkeypatch.setattr(measure, "current_pass", recorded)
+    monkeypatch.setattr(waiting, "current_pass", recorded)
     for _ in range(4):
         calls.append(0)
         losses = [head(alias).square().mean() for head, alias in zip(heads, fork(z), strict=True)]
@@ -465,13 +465,11 @@ def test_features_that_live_on_get_no_more_hooks_in_each_step(monkeypatch: pytes
 )
 def test_norms_in_parts(tensor: Tensor):
     exact = tensor.double().norm()
-    norm = measure._in_parts(tensor, torch.float32).norm()
+    norm = norms.in_parts(tensor, torch.float32).norm()
     torch.testing.assert_close(norm.double(), exact, rtol=1e-4 if tensor.ndim == 1 else 1e-6, atol=0)
     if tensor.ndim:
         rows = torch.stack([tensor, 2 * tensor, 3 * tensor])
-        torch.testing.assert_close(
-            measure.row_norms(rows, torch.float64), exact * torch.tensor([1.0, 2.0, 3.0]).double()
-        )
+        torch.testing.assert_close(norms.row_norms(rows, torch.float64), exact * torch.tensor([1.0, 2.0, 3.0]).double())
 
 
 @pytest.mark.parametrize("exact", [False, True])

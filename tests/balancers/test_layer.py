@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from balancers import EqualWeighting, Fork, GradNorm, LinearHeads
-from balancers.engine.measuring import measure
+from balancers.engine.measuring import layer_gradients
 from balancers.engine.measuring.measure import Measurement
 from bench.cost.operation_count import count
 
@@ -595,7 +595,7 @@ def peak(num_tasks: int, kind: str, wrt: str | None, sizes: tuple[int, int, int]
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch):
     """The norms are the same if five tasks' products are computed in threes, in twos, or all at once."""
-    monkeypatch.setattr(measure, "CHEAP_ENTRIES", 0)
+    monkeypatch.setattr(layer_gradients, "CHEAP_ENTRIES", 0)
     layer = nn.Linear(6, WIDTH).double()
     z = layer(torch.randn(2, 6, dtype=torch.float64)).relu()
     gradients = torch.randn(5, 2, WIDTH, dtype=torch.float64)
@@ -617,7 +617,7 @@ def test_products_at_a_time(spare: int, products: int, overwrite: bool, monkeypa
 @HEADS
 def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str, monkeypatch: pytest.MonkeyPatch):
     """A step needs at most T + 1 copies of the features and two layer gradients more than equal weighting."""
-    monkeypatch.setattr(measure, "CHEAP_ENTRIES", 0)
+    monkeypatch.setattr(layer_gradients, "CHEAP_ENTRIES", 0)
     samples, width, _ = SIZES[size]
     extra = peak(num_tasks, heads, wrt, SIZES[size]) - peak(num_tasks, heads, None, SIZES[size])
     features, layer = 4 * samples * width, 4 * (width * width + width)
@@ -626,11 +626,11 @@ def test_peak_memory(num_tasks: int, heads: str, wrt: str, size: str, monkeypatc
 
 
 def test_small_products_are_one():
-    """Small products exceed that bound because they are one; large ones by at most `measure.CHEAP_ENTRIES`."""
+    """Small products exceed that bound because they are one; large ones by at most `layer_gradients.CHEAP_ENTRIES`."""
     small, large = (64, 64, 1), (16, 512, 1)
     extra = [peak(10, "batched", "layer", sizes) - peak(10, "batched", None, sizes) for sizes in (small, large)]
     assert extra[0] > 11 * 4 * 64 * 64 + 2 * 4 * (64 * 64 + 64)
-    assert extra[1] <= 11 * 4 * 16 * 512 + 2 * 4 * (512 * 512 + 512) + 4 * measure.CHEAP_ENTRIES + 4096
+    assert extra[1] <= 11 * 4 * 16 * 512 + 2 * 4 * (512 * 512 + 512) + 4 * layer_gradients.CHEAP_ENTRIES + 4096
 
 
 def test_a_layer_with_sparse_inputs():

@@ -231,28 +231,34 @@ class GhostNorms:
     """Measures the norms of tasks' gradients of parameters, some of them without forming these gradients."""
 
     def __init__(self, z: Tensor, layers: list[Layer], rest: list[Tensor]) -> None:
-        self._z, self._layers, self._rest = get_gradient_edge(z), layers, rest
+        self._z, self._entries, self._layers, self._rest = get_gradient_edge(z), z.numel(), layers, rest
         self.reached: set[Tensor] = {
             leaf for each in layers for leaf in (each.uses[0].weight, each.bias) if leaf is not None
         }
         """The parameters that were found to have a gradient."""
         self._nodes = list({use.node: None for layer in layers for use in layer.uses})
 
-    def num_not_formed(self) -> int:
-        """Return the number of entries of one task's gradients of the weights, which are not formed."""
+    @property
+    def weight_entries(self) -> int:
+        """The number of entries of one task's gradients of the weights, which are not formed."""
         return sum(layer.uses[0].weight.numel() for layer in self._layers)
 
-    def num_needed(self) -> int:
-        """Return the number of entries that one task's norm needs: its gradients of the outputs, and what they become.
+    @property
+    def entries_needed(self) -> int:
+        """The number of entries, in units of single precision, that one task's norm needs.
 
-        In units of single precision.
+        Its gradients of the outputs, and what becomes of them; or, before it goes through the graph, of the features.
         """
         needed = 0
         for layer in self._layers:
             side_by_side = 1 if isinstance(layer.uses[0].found, LinearNode) else 2  # a convolution's, and as rows
             entries = layer.shape.groups * layer.shape.rows * layer.shape.outputs
             needed += (side_by_side + layer.way.copies) * entries
-        return needed
+        return max(self._entries, needed)
+
+    def gains(self, num_tasks: int) -> bool:
+        """Return whether so many tasks' norms are taken faster at once than one by one."""
+        return num_tasks > 1
 
     def norms(self, gradients: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Return the norms for some tasks, from the gradient of each with respect to the features.

@@ -83,12 +83,14 @@ class TaskGradients:
         self._tasks, self._forms = len(of_features[0]), forms
         self._leaves, self._counted = leaves, set(leaves[:counted])
         edges = [get_gradient_edge(z) for z in graph.features]
-        between = None if recomputes else Between(graph, leaves)
-        self.recomputes = between.recomputes if recomputes is None and between is not None else bool(recomputes)
-        """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
         layers, rest = list[Layer](), list(leaves)
-        if between is not None and not self.recomputes:
-            layers, rest = layers_between(between, self._is_batched if forms else self._is_chosen)
+        if not recomputes:
+            between = Between(graph, leaves)
+            recomputes = between.recomputes if recomputes is None else False
+            if not recomputes:
+                layers, rest = layers_between(between, self._is_batched if forms else self._is_chosen)
+        self.recomputes: bool = recomputes
+        """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
         nodes = list({use.node: None for layer in layers for use in layer.uses})
         with without_hooks(leaves):
             if self.recomputes:

@@ -18,7 +18,8 @@ from ..fork_error import ForkError
 from ..forks.fork import Passage
 from ..graph_behind import GraphBehind
 from ..loss_input import Entries, roots
-from ..measuring.measure import Measurement, joint_norms
+from ..measuring.measure import Measurement
+from ..measuring.norms import joint_norms
 from ..measuring.task_gradients import dense
 from ..passes import as_measurements
 from ..torch_internals import REENTRANT, before_first_backward, current_pass, recomputes, upstream
@@ -204,7 +205,7 @@ class NormsStep(MeasuringStep):
     def _end(self) -> None:
         assert self._found is not None
         found, self._found = self._found, None
-        found.take_gathered()
+        found.take_waiting()
         read_at_a_fork.pop(self._pass, None)
         without = found.without_gradient(self.given) if self.balancer.fork is not None else ()
         if self.balancer.fork is not None:

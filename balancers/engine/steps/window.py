@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..measuring.measure import joint_norms
+from ..measuring.norms import joint_norms
 from ..method.readings import NOTHING, Read
 from ..ranks import Ranks
 from ..torch_internals import NO_PASS

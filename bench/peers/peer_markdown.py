@@ -1,0 +1,161 @@
+"""``python -m bench.peers.peer_markdown``: print a table beside other packages as the documentation shows it."""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from bench.style.markdown_table import markdown_table
+from bench.style.numbers import NOTHING
+
+from . import step_summary
+from .contender import OurStep
+from .step_table import LIBMTL, METHODS, PLACES, TORCHJD
+from .step_terminal import PLACES as PLACE_NAMES
+from .trunk_networks import NETWORKS
+
+KEPT = Path("results/reference/peers")
+SHOWN = ("pcgrad", "nash-mtl", "upgrad")
+"""The methods of the table of steps; the file has all."""
+NETWORK_NAMES = {
+    "toy": "toy problem",
+    "mlp": "MLP of 4 × 512",
+    "conv": "small convolutional network",
+    "resnet-18": "ResNet-18",
+    "transformer": "transformer",
+}
+GRADNORMS = {
+    "our GradNorm": "ours",
+    "double backward (apart)": "double backward, losses kept apart",
+    "double backward (stacked)": "double backward, losses stacked",
+    "gradnorm-pytorch": "`gradnorm-pytorch` {}",
+    "LibMTL": "`LibMTL` {} (patched to run; all shared parameters)",
+}
+"""The implementations of GradNorm, by their names in ``peers.csv``; with a place for the version of a package."""
+
+
+class Which(StrEnum):
+    """A table of the documentation."""
+
+    STEPS = "steps"
+    COUNTS = "counts"
+    SOLVERS = "solvers"
+    GRADNORM = "gradnorm"
+
+
+def steps(kept: Path) -> str:
+    """Return what a step at all shared parameters takes over one of equal weighting: ours / TorchJD / LibMTL."""
+    table = _steps(kept)
+    table = table[(table["place"] == "parameters") & table["method"].isin(SHOWN)]
+    num_tasks = sorted(table["num_tasks"].unique())
+    ratios = table.set_index(["method", "network", "num_tasks", "contender"])["ratio"]
+    lines = []
+    for method in SHOWN:
+        for network in NETWORKS:
+            cells = []
+            for T in num_tasks:
+                sides = [ratios.get((method, network, T, side)) for side in (OurStep.name, TORCHJD.name, LIBMTL.name)]
+                cells.append(" / ".join(_ratio(side) for side in sides if side is not None))
+            lines.append([f"`{method}`, {NETWORK_NAMES[network]}", *cells])
+    return markdown_table(["", *(f"{T} tasks" for T in num_tasks)], lines)
+
+
+def counts(kept: Path) -> str:
+    """Return how our steps compare with TorchJD's, by place: how often which is the faster, and means."""
+    table = _steps(kept)
+    memory = _memory_over_torchjd(table)
+    lines = []
+    for place in PLACES:
+        some = table[table["place"] == place]
+        found, ratios = step_summary.summarise(some), step_summary.over_torchjd(some)
+        of_memory = memory[memory.index.get_level_values("place") == place]
+        figures = (found.cells, found.faster, int((ratios > 1).sum()), found.slower)
+        means = (_geometric_mean(ratios), _geometric_mean(of_memory))
+        lines.append(
+            [PLACE_NAMES[place], *map(str, figures), *(NOTHING if np.isnan(mean) else f"{mean:.2f}" for mean in means)]
+        )
+    header = ["", "cells", "faster, settled", "slower, by the median", "of these settled", "time", "peak memory"]
+    return markdown_table(header, lines)
+
+
+def solvers(kept: Path) -> str:
+    """Return how many times longer TorchJD takes to compute weights."""
+    ratios = pd.read_csv(kept / "solvers.csv").pivot(index="method", columns="num_tasks", values="ratio")
+    lines = [
+        [f"`{method}`", *map(_ratio, ratios.loc[method])] for method in ratios[2].sort_values(ascending=False).index
+    ]
+    return markdown_table(["", *(f"{T} tasks" for T in ratios.columns)], lines)
+
+
+def gradnorm(kept: Path) -> str:
+    """Return what a step takes with each implementation of GradNorm, and how far its gradient is off."""
+    table = pd.read_csv(kept / "peers.csv", keep_default_na=False, na_values={"ratio": "", "gradient_deviation": ""})
+    num_tasks = list(table["num_tasks"].unique())
+    lines = []
+    for contender, name in GRADNORMS.items():
+        rows = table[table["contender"] == contender].set_index("num_tasks")
+        off = [f"{value:.0%}".replace("%", " %") for value in rows["gradient_deviation"]]
+        lines.append(
+            [
+                name.format(rows["version"].iloc[0]),
+                " / ".join(map(_ratio, rows["ratio"])),
+                "0" if set(off) == {"0 %"} else " / ".join(off),
+            ]
+        )
+    header = [
+        f"{' / '.join(map(str, num_tasks))} tasks, batch 100",
+        "time of a step over that of equal weighting",
+        "deviation of the network's gradient from that of `sum_i w_i L_i`",
+    ]
+    return markdown_table(header, lines)
+
+
+def _steps(kept: Path) -> pd.DataFrame:
+    table = pd.read_csv(kept / "steps.csv", keep_default_na=False, na_values={"ratio": ""})
+    return table[table["method"].isin(METHODS)]
+
+
+def _memory_over_torchjd(table: pd.DataFrame) -> "pd.Series[float]":
+    measured = table[table["missing"] == ""].set_index(["network", "num_tasks", "place", "method", "contender"])
+    peaks = measured["peak_bytes"].astype(float).unstack("contender")
+    return (peaks[OurStep.name] / peaks[TORCHJD.name]).dropna()
+
+
+def _geometric_mean(ratios: "pd.Series[float]") -> str:
+    return f"{np.exp(np.log(ratios).mean()):.2f}" if len(ratios) else NOTHING
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+WRITERS: Mapping[Which, Callable[[Path], str]] = {
+    Which.STEPS: steps,
+    Which.COUNTS: counts,
+    Which.SOLVERS: solvers,
+    Which.GRADNORM: gradnorm,
+}
+
+
+def main(
+    which: Annotated[Which, typer.Argument(help="Which table.", show_default=False)],
+    kept: Annotated[Path, typer.Option(help="Folder of the tables.")] = KEPT,
+) -> None:
+    """Print a table beside other packages as the documentation shows it.
+
+    `steps` has whole steps at all shared parameters, `counts` sums up all places;
+    `solvers` times the weights alone; `gradnorm` has the implementations of
+    GradNorm.
+    """
+    try:
+        typer.echo(WRITERS[which](kept))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"{error.filename} is not there; make bench-peers measures it") from error
+
+
+if __name__ == "__main__":
+    typer.run(main)
