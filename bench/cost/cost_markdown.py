@@ -100,8 +100,7 @@ KINDS: Mapping[str, str] = {
     "again": "`famo`, with its second forward pass",
     "gradients": "{} methods that read gradients of the features or of a layer, such as `pcgrad` and `nash-mtl`",
     "parameters": "{} methods that read gradients of all shared parameters, such as `moco`",
-    "second batch": "{} methods that learn from a second batch, such as `auto-lambda`",
-    "residuals": "`ntk`, with the gradient of each residual",
+    "more": "{} methods that differentiate a second batch or each residual, such as `auto-lambda` and `ntk`",
 }
 """The kinds of methods, with the words of the table: see `_kind`."""
 
@@ -112,8 +111,10 @@ def _kind(name: str) -> str:
         return ""
     if cls.looks_again:
         return "again"
-    if cls.reads in ("losses", "second batch", "residuals"):
-        return cls.reads
+    if cls.reads in ("second batch", "residuals"):
+        return "more"
+    if cls.reads == "losses":
+        return "losses"
     return "parameters" if place(name) == "parameters" else "gradients"
 
 

@@ -75,9 +75,7 @@ def counts(kept: Path) -> str:
         of_memory = memory[memory.index.get_level_values("place") == place]
         figures = (found.cells, found.faster, int((ratios > 1).sum()), found.slower)
         means = (_geometric_mean(ratios), _geometric_mean(of_memory))
-        lines.append(
-            [PLACE_NAMES[place], *map(str, figures), *(NOTHING if np.isnan(mean) else f"{mean:.2f}" for mean in means)]
-        )
+        lines.append([PLACE_NAMES[place], *map(str, figures), *means])
     header = ["", "cells", "faster, settled", "slower, by the median", "of these settled", "time", "peak memory"]
     return markdown_table(header, lines)
 

@@ -80,7 +80,6 @@ def test_methods_of_one_kind_are_a_row(kept: Path):
         ["2.60 – 3.40", "13.00 – 17.00"],
         ["4.80", "24.00"],
         ["3.20 – 7.60", "16.00 – 38.00"],
-        ["6.00", "30.00"],
     ]
     assert found[0][0].startswith("2 methods that read only losses")
 
