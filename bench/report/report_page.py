@@ -126,11 +126,17 @@ def inline(folder: Path, name: str, caption: str) -> Markup:
     width, height = (float(side) for side in box.groups())
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(rf'(<text [^>]*style="[^"]*?){re.escape(FONT)}; ', r"\1", body)  # the page sets its own
-    for colour, variable in SCHEME.items():
-        body = re.sub(rf"((?:fill|stroke): ){colour}", rf"\g<1>{variable}", body)
+    body = re.sub(r"<[^>]*>", lambda tag: _on_a_page(tag.group(), name), body)
     return Markup(
         f'<svg role="img" aria-label="{escape(caption)}" viewBox="0 0 {width:g} {height:g}" '
         f'style="width:{width * PIXELS_PER_POINT:.0f}px; stroke-linejoin:round; stroke-linecap:butt">{body}'
     )
+
+
+def _on_a_page(tag: str, name: str) -> str:
+    """Return a tag of an SVG with the prefix before its ids, and with the page's font and colours."""
+    tag = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", tag)
+    tag = re.sub(rf'(<text [^>]*style="[^"]*?){re.escape(FONT)}; ', r"\1", tag)
+    for colour, variable in SCHEME.items():
+        tag = re.sub(rf"((?:fill|stroke): ){colour}", rf"\g<1>{variable}", tag)
+    return tag

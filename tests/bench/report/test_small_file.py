@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator
+from html import unescape
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bench.report.report_page import inline, with_shared_styles
-from bench.style.figure_style import log_axis, save, theme
+from bench.style.figure_style import INK, log_axis, save, theme
 from bench.style.small_file import small_picture, small_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -97,6 +98,14 @@ class TestDrawing:
         element = inline(tmp_path, "one", "caption")
         assert element.count('class="method-3"') == len(figure.axes[0].lines) == 4
         assert "font-family" not in element  # the page's style sheet chooses it
+
+    @pytest.mark.parametrize("label", ['a "id" and id="b"', f"fill: {INK}", "url(#one) href=#two"])
+    def test_labels_that_look_like_attributes_stay_as_they_are(self, tmp_path, figure: Figure, label: str) -> None:
+        figure.axes[0].set_title(label)
+        save(figure, tmp_path, "one")
+        figure.axes[0].set_title("")
+        element = inline(tmp_path, "one", "caption")
+        assert label in unescape(re.sub(r"<[^>]*>", "", element))
 
 
 class TestSharedStyles:
