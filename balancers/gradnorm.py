@@ -1,5 +1,7 @@
 """GradNorm: train the weights so that gradient norms meet a common scale, and those of slower tasks exceed it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -70,9 +72,7 @@ class GradNorm(GradientBalancer, LearnedState):
     initial_losses: Tensor = state(option=option(None, above=0, per_task=True))
     """:math:`L_i(0)`, ``(T,)``; zero until it is known."""
     weights_sum: Tensor = state()
-    """Sum over each task's valid updates of the weight :math:`w_i(t)` that the step used, ``(T,)``."""
-    updates: Tensor = state()
-    """The number of these updates, ``(T,)``."""
+    """Sum over each task's valid `updates` of the weight :math:`w_i(t)` that the step used, ``(T,)``."""
 
     def weigh(self, state: State) -> Tensor:
         """Return :math:`w_i(t)`, ``(T,)``."""
@@ -80,26 +80,28 @@ class GradNorm(GradientBalancer, LearnedState):
 
     def update(self, read: Read, state: State) -> Result:
         weights, initial = state["next_weights"], state["initial_losses"]
-        begun = initial > 0
-        ratios = torch.where(begun, read.losses / initial, 1.0)
+        initial = torch.where(initial > 0, initial, read.losses)
+        ratios = (read.losses / initial).nan_to_num(nan=1.0, posinf=math.inf)  # zero over zero: not yet begun
+        shifted = ratios + torch.finfo(ratios.dtype).tiny  # which is nothing, unless all are zero: then all are alike
         weighted_norms = weights * read.norms
-        mean_norm, mean_ratio = weighted_norms.sum() / len(ratios), ratios.sum() / len(ratios)
-        rates = torch.where(mean_ratio > 0, ratios / mean_ratio, 1.0)
-        targets = mean_norm * rates**self.alpha
+        targets = weighted_norms.mean() * (shifted / shifted.mean()) ** self.alpha
         gradient = torch.sign(weighted_norms - targets) * read.norms
 
-        new = {
-            "initial_losses": torch.where(begun, initial, read.losses),
-            "weights_sum": state["weights_sum"] + weights,
-            "updates": state["updates"] + 1,
-        }
+        new = {"initial_losses": initial, "weights_sum": state["weights_sum"] + weights}
         shown = {"loss_ratios": ratios, "gradient_norms": weighted_norms, "targets": targets}
         return Result(state=new, gradient=gradient, statistics=shown)
 
     def project(self, values: Tensor, read: Read) -> Tensor:
         """Return weights of at least 1e-4, scaled so that those of all tasks sum to T."""
         raised = values.clamp(min=LOWEST_WEIGHT)
-        return raised / (raised.sum() / (self.num_tasks - read.rest))
+        if not isinstance(read.rest, Tensor):
+            return raised / raised.mean()
+        return raised * ((self.num_tasks - read.rest) / raised.sum())
+
+    @property
+    def updates(self) -> Tensor:
+        """The number of valid updates that each task took part in, ``(T,)``."""
+        return self.task_steps
 
     def settled(self, state: State) -> Tensor | None:
         return None if self.freeze_after is None else state["optimizer_steps"] >= self.freeze_after

@@ -152,13 +152,15 @@ def entries(values: Sized) -> str:
 
 
 def stack(losses: Entries) -> Tensor:
-    """Return one tensor ``(T,)`` of float32 or wider, zero for tasks left out, with an autograd node of its own."""
+    """Return one tensor ``(T,)`` of float32 or wider, zero for tasks left out, with memory and a node of its own.
+
+    The caller may change a tensor of losses before the backward pass.
+    """
     if isinstance(losses, Tensor):
-        losses = losses[...]
-    else:
-        some = next(loss for loss in losses if loss is not None)
-        losses = torch.stack([some.new_zeros(()) if loss is None else loss for loss in losses])
-    return losses if losses.dtype.itemsize >= torch.float32.itemsize else losses.float()
+        return losses.clone() if losses.dtype.itemsize >= torch.float32.itemsize else losses.float()
+    some = next(loss for loss in losses if loss is not None)
+    stacked = torch.stack([some.new_zeros(()) if loss is None else loss for loss in losses])
+    return stacked if stacked.dtype.itemsize >= torch.float32.itemsize else stacked.float()
 
 
 class Root(NamedTuple):

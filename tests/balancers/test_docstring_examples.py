@@ -368,7 +368,7 @@ def _deepxde() -> Place:
     net = dde.nn.FNN([1, 8, 1], "tanh", "Glorot normal")
     model = Short(dde.data.PDE(line, slope, start, num_domain=8, num_boundary=2), net)
     names = {"net": net, "model": model, "BalanceLosses": BalanceLosses}
-    return names, lambda left: left["balancer"].state_dict()["updates"].min() == 3
+    return names, lambda left: left["balancer"].state_dict()["task_steps"].min() == 3
 
 
 def _log_weights() -> Place:
@@ -391,7 +391,7 @@ def _log_weights() -> Place:
 
 def _pina() -> Place:
     names = _line(pytest.importorskip("pina"))
-    return names, lambda left: left["balancer"].state_dict()["updates"].min() == 3
+    return names, lambda left: left["balancer"].state_dict()["task_steps"].min() == 3
 
 
 def _residual_loss() -> Place:

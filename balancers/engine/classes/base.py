@@ -154,8 +154,6 @@ class LossBalancer(DeclaredMethod):
             in_order = [loss if on else None for loss, on in zip(in_order, given, strict=True)]
         stacked = self._stacked(in_order, given) if learning else stack(in_order)
         detached = stacked.detach()
-        if isinstance(in_order, Tensor):
-            detached = detached.clone()  # the caller may change the tensor
         if transformed:
             return self._in_transform(stacked, detached, given)
         if not self.training:
