@@ -352,6 +352,40 @@ def test_the_page_on_the_backward_pass_quotes_the_table_of_other_gradnorms() -> 
     assert f"the one that keeps losses apart {apart}. Ours takes {ours}." in text
 
 
+def test_pages_quote_the_tables_beside_other_libraries() -> None:
+    def words(page: str) -> str:
+        return " ".join(text_of(DOCS / page).split())
+
+    features, layer, everywhere = (
+        cells_of(BESIDE, f"{place} |") for place in ("features", "last shared layer", "all shared parameters")
+    )
+    of_torchjd = (
+        f"takes {everywhere[4]} times as long as TorchJD's fastest way at all shared parameters, {layer[4]} times at a "
+        f"layer and {features[4]} times at the features. At all shared parameters its peak memory is {everywhere[5]} "
+    )
+    assert of_torchjd in words("coming-from/torchjd.md")
+    toy, mlp = ([cell.split(" / ") for cell in cells_of(BESIDE, f"`pcgrad`, {name}")] for name in ("toy", "MLP"))
+    page = words("coming-from/libmtl.md")
+    assert f"takes {toy[1][0]} times as long as one of equal weighting" in page
+    assert f"{mlp[1][0]} times on an MLP of 4 × 512. LibMTL's takes {toy[1][2]} and {mlp[1][2]} times." in page
+    page = words("how-it-works/all-shared-parameters.md")
+    for side, verb in enumerate(("a whole step of PCGrad takes", "TorchJD 0.18's takes")):
+        assert "{} {}, {} and {} times".format(verb, *(cell[side] for cell in mlp)) in page
+
+
+def test_pages_quote_the_table_of_other_gradnorms() -> None:
+    rows = ("ours |", "double backward, losses kept apart", "double backward, losses stacked", "`gradnorm-pytorch`")
+    ours, apart, stacked, theirs = (
+        "{}, {} and {} times".format(*cells_of(BESIDE, row)[0].split(" / ")) for row in rows
+    )
+    page = " ".join(text_of(DOCS / "coming-from" / "gradnorm-pytorch.md").split())
+    assert f"takes {ours} as long" in page
+    assert f"takes {theirs}." in page
+    page = " ".join(text_of(DOCS / "coming-from" / "gradnorm.md").split())
+    assert f"takes {ours} as long" in page
+    assert f"takes {stacked}, and one over separate losses {apart} " in page
+
+
 def test_the_page_on_other_libraries_names_all_methods_whose_gradients_differ() -> None:
     steps = pd.read_csv(PEERS / "steps.csv")
     largest = steps[steps["gradient_deviation"] >= CLEAN].groupby(["contender", "method"])["gradient_deviation"].max()
