@@ -352,6 +352,17 @@ def test_the_page_on_the_backward_pass_quotes_the_table_of_other_gradnorms() -> 
     assert f"the one that keeps losses apart {apart}. Ours takes {ours}." in text
 
 
+def test_the_page_on_methods_to_choose_quotes_the_table_of_costs() -> None:
+    def span(row: str) -> str:
+        numbers = re.findall(r"[\d.]+", " ".join(cells_of(README, row)))
+        return "{} to {}".format(*(pick(numbers, key=float) for pick in (min, max)))
+
+    page = " ".join(text_of(DOCS / "start" / "which-method.md").split())
+    assert f"methods that read losses take {span('18 methods that read only losses')} times" in page
+    assert f"with a second forward pass, {span('`famo`')} times" in page
+    assert f"at the last shared layer take {span('22 methods that read gradients')} times" in page
+
+
 def test_pages_quote_the_tables_beside_other_libraries() -> None:
     def words(page: str) -> str:
         return " ".join(text_of(DOCS / page).split())
