@@ -1,7 +1,5 @@
 """GradNorm: train the weights so that gradient norms meet a common scale, and those of slower tasks exceed it."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -80,23 +78,27 @@ class GradNorm(GradientBalancer, LearnedState):
 
     def update(self, read: Read, state: State) -> Result:
         weights, initial = state["next_weights"], state["initial_losses"]
-        initial = torch.where(initial > 0, initial, read.losses)
-        ratios = (read.losses / initial).nan_to_num(nan=1.0, posinf=math.inf)  # zero over zero: not yet begun
-        shifted = ratios + torch.finfo(ratios.dtype).tiny  # which is nothing, unless all are zero: then all are alike
+        begun = initial > 0
+        ratios = torch.where(begun, read.losses / initial, 1.0)
         weighted_norms = weights * read.norms
-        targets = weighted_norms.mean() * (shifted / shifted.mean()) ** self.alpha
+        mean_norm, mean_ratio = weighted_norms.mean(), ratios.mean()
+        rates = torch.where(mean_ratio > 0, ratios / mean_ratio, 1.0)
+        targets = mean_norm * rates**self.alpha
         gradient = torch.sign(weighted_norms - targets) * read.norms
 
-        new = {"initial_losses": initial, "weights_sum": state["weights_sum"] + weights}
+        new = {
+            "initial_losses": torch.where(begun, initial, read.losses),
+            "weights_sum": state["weights_sum"] + weights,
+        }
         shown = {"loss_ratios": ratios, "gradient_norms": weighted_norms, "targets": targets}
         return Result(state=new, gradient=gradient, statistics=shown)
 
     def project(self, values: Tensor, read: Read) -> Tensor:
         """Return weights of at least 1e-4, scaled so that those of all tasks sum to T."""
         raised = values.clamp(min=LOWEST_WEIGHT)
-        if not isinstance(read.rest, Tensor):
-            return raised / raised.mean()
-        return raised * ((self.num_tasks - read.rest) / raised.sum())
+        if isinstance(read.rest, Tensor):  # the weights of tasks that were left out
+            return raised / (raised.sum() / (self.num_tasks - read.rest))
+        return raised / raised.mean()
 
     @property
     def updates(self) -> Tensor:

@@ -85,9 +85,8 @@ def groups(kept: Path) -> str:
     lines = []
     for kind, label in KINDS.items():
         some = ratios[names == kind]
-        ranges = [f"{some[T].min():.2f} – {some[T].max():.2f}".split(" – ") for T in columns]
-        cells = [low if low == high else f"{low} – {high}" for low, high in ranges]
-        lines.append([label.format(len(some)), *cells])
+        if len(some):
+            lines.append([label.format(len(some)), *(_span(some[T]) for T in columns)])
     of_gradnorm = [
         " / ".join(f"{float(toy[T][method.name]):.2f}" for method in (LAYER, FEATURES, EVERY_TEN)) for T in columns
     ]
@@ -100,9 +99,14 @@ KINDS: Mapping[str, str] = {
     "again": "`famo`, with its second forward pass",
     "gradients": "{} methods that read gradients of the features or of a layer, such as `pcgrad` and `nash-mtl`",
     "parameters": "{} methods that read gradients of all shared parameters, such as `moco`",
-    "more": "{} methods that differentiate a second batch or each residual, such as `auto-lambda` and `ntk`",
+    "more": "{} methods that look at a second batch or differentiate each residual, such as `auto-lambda` and `ntk`",
 }
 """The kinds of methods, with the words of the table: see `_kind`."""
+
+
+def _span(ratios: "pd.Series[float]") -> str:
+    low, high = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
+    return low if low == high else f"{low} – {high}"
 
 
 def _kind(name: str) -> str:

@@ -58,8 +58,11 @@ def steps(kept: Path) -> str:
         for network in NETWORKS:
             cells = []
             for T in num_tasks:
-                sides = [ratios.get((method, network, T, side)) for side in (OurStep.name, TORCHJD.name, LIBMTL.name)]
-                cells.append(" / ".join(_ratio(side) for side in sides if side is not None))
+                names = (OurStep.name, TORCHJD.name, LIBMTL.name)
+                sides = [_ratio(ratios.get((method, network, T, name), np.nan)) for name in names]
+                while sides and sides[-1] == NOTHING:
+                    sides.pop()
+                cells.append(" / ".join(sides))
             lines.append([f"`{method}`, {NETWORK_NAMES[network]}", *cells])
     return markdown_table(["", *(f"{T} tasks" for T in num_tasks)], lines)
 
@@ -128,7 +131,9 @@ def _geometric_mean(ratios: "pd.Series[float]") -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    if np.isnan(value):
+        return NOTHING
+    return f"{value:.1f}" if round(value, 1) < 10 else f"{value:.0f}"
 
 
 WRITERS: Mapping[Which, Callable[[Path], str]] = {

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from balancers import MGDA, Fork, ForkError, GradientBalancer, GradNorm, LinearHeads
 
@@ -63,12 +64,12 @@ def test_in_two_places_of_one_structure(form: str, at_layer: bool, method: Any) 
     torch.testing.assert_close(measured(balancer), expected)
 
 
-def run_twice(method: Any, how: str, at_layer: bool) -> tuple[GradientBalancer, Tensor]:
+def run_twice(method: Any, how: str, at_layer: bool, checkpointed: bool = False) -> tuple[GradientBalancer, Tensor]:
     """Make a step in which the fork is called twice on one tensor; return the balancer and what it should measure."""
     trunk, heads, x = parts()
     fork = Fork.attach(list(heads)) if how == "attached" else Fork(TASKS)
     balancer = method(fork, wrt=trunk[0] if at_layer else None)
-    z = trunk(x)
+    z = checkpoint(trunk, x, use_reentrant=False) if checkpointed else trunk(x)
     if how == "attached":
         first, second = [head(z) for head in heads], [head(z) for head in heads]
         losses = [(a + 2 * b.tanh()).square().mean() for a, b in zip(first, second, strict=True)]
@@ -86,9 +87,10 @@ def test_twice_in_a_step_is_refused_at_the_features(how: str, method: Any) -> No
         run_twice(method, how, at_layer=False)
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("how", ["called twice", "attached"])
-def test_twice_in_a_step_adds_up_at_a_layer(how: str) -> None:
-    balancer, expected = run_twice(GradNorm, how, at_layer=True)
+def test_twice_in_a_step_adds_up_at_a_layer(how: str, checkpointed: bool) -> None:
+    balancer, expected = run_twice(GradNorm, how, at_layer=True, checkpointed=checkpointed)
     torch.testing.assert_close(measured(balancer), expected.diagonal())
 
 

@@ -1,6 +1,7 @@
 """Norms of a layer's gradients that are taken without forming these gradients."""
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -470,6 +471,22 @@ def test_norms_in_parts(tensor: Tensor):
     if tensor.ndim:
         rows = torch.stack([tensor, 2 * tensor, 3 * tensor])
         torch.testing.assert_close(norms.row_norms(rows, torch.float64), exact * torch.tensor([1.0, 2.0, 3.0]).double())
+
+
+def test_the_joint_norm_of_many_tensors_holds_one_at_a_time():
+    alive = list[int]()
+
+    def large_ones() -> Iterator[Tensor]:
+        known = list[weakref.ref[Tensor]]()
+        for _ in range(4):
+            tensor = torch.ones(300, 300)
+            known.append(weakref.ref(tensor))
+            yield tensor
+            del tensor
+            alive.append(sum(each() is not None for each in known))
+
+    torch.testing.assert_close(norms.norm_of_all(large_ones(), torch.float32), torch.tensor(600.0))
+    assert max(alive) <= 1
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -230,3 +230,19 @@ def test_losses_that_are_all_zero_count_as_equally_fast() -> None:
     norms = before * tensor(1.0, 3.0)
     expected = before - 0.1 * torch.sign(norms - norms.mean()) * tensor(1.0, 3.0)
     torch.testing.assert_close(balancer.next_weights, 2 * expected / expected.sum())
+
+
+def test_the_target_of_a_task_with_no_loss_left_is_zero_at_any_alpha() -> None:
+    weight = nn.Parameter(tensor(1.0))
+    balancer = GradNorm(None, wrt=weight, tasks=2, alpha=0.01, initial_losses=[1.0, 1.0])
+    balancer([weight.sum(), (weight - 1).sum()]).backward()
+    torch.testing.assert_close(balancer.statistics["targets"], tensor(2**0.01, 0.0))
+
+
+def test_a_loss_that_is_not_a_number_is_not_shown_as_one_that_has_not_begun() -> None:
+    weight = nn.Parameter(tensor(1.0))
+    balancer = GradNorm(None, wrt=weight, tasks=2)
+    for scale in (1.0, math.nan):
+        balancer([scale * weight.sum(), 3 * weight.sum()]).backward()
+    torch.testing.assert_close(balancer.statistics["loss_ratios"], tensor(math.nan, 1.0), equal_nan=True)
+    assert balancer.updates.tolist() == [1, 1]

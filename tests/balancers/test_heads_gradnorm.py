@@ -134,7 +134,7 @@ def test_a_step_that_is_not_finite(at: int, bad: str, wrt: str):
     """A target that is not finite, in one task, leaves the state as it was, also in the very first step."""
     net = build(Batched)
     balancer = GradNorm(**wrt_of(net, wrt))
-    state = ("next_weights", "initial_losses", "weights_sum", "moments_1", "moments_2", "optimizer_steps")
+    state = ("next_weights", "initial_losses", "weights_sum", "task_steps", "moments_1", "moments_2", "optimizer_steps")
     for t in range(4):
         targets = torch.zeros(6, TASKS, OUTPUTS, dtype=torch.float64)
         targets[2, 1, 0] = float(bad) if t == at else 0.0

@@ -32,8 +32,10 @@ class Taker:
 def when_it_comes_to(tensor: Tensor, call: Callable[[], None]) -> Iterator[None]:
     """Call a function in a backward pass when the gradient of a tensor comes."""
     handle = tensor.register_hook(lambda _: call())
-    yield
-    handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @pytest.fixture

@@ -67,8 +67,8 @@ class LayerGradients:
         """Return T tasks' gradients of each parameter, ``(T, ...)``."""
         return self._layer.gradients(self._of_outputs(of_features, 1, self._overwrite))
 
-    def norm(self, of_features: Tensor) -> list[Tensor]:
-        """Return the norm of one task's gradients: that of each parameter's, or the joint one."""
+    def norm_parts(self, of_features: Tensor) -> list[Tensor]:
+        """Return norms whose joint norm is that of one task's gradients: of each parameter's, or of all."""
         rows = self._of_outputs(of_features, 0)
         if self._by_rows:
             return [self._norms_by_rows(rows.unsqueeze(0))[0]]

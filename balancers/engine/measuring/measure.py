@@ -114,7 +114,7 @@ class Measurement:
             if len(self._for_others) == self._at_once or self._observed == self._expected:
                 self.take_waiting()
         elif self._layer is not None:
-            self._keep(task, self._layer.gradient(gradients) if self._adds_up else self._layer.norm(gradients))
+            self._keep(task, self._layer.gradient(gradients) if self._adds_up else self._layer.norm_parts(gradients))
         else:
             self._keep(task, self._differentiated(z, gradients))
             self._observed += 1
@@ -154,7 +154,11 @@ class Measurement:
         return at_once if by.gains(at_once) else 1
 
     def take_waiting(self) -> None:
-        """Take the norms of the gradients that have come and wait for others."""
+        """Take the norms of the gradients that have come and wait for others.
+
+        The step calls this too, at its end: a pass to the features alone (``backward(inputs=...)``) runs no node of
+        theirs.
+        """
         waiting = self._for_others.take()
         if not waiting:
             return
@@ -211,7 +215,10 @@ class Measurement:
             return
         features = list({id(entry.features): entry.features for entry in waiting}.values())
         tasks = list(dict.fromkeys(entry.task for entry in waiting))
-        given = {(id(entry.features), entry.task): entry.gradient for entry in waiting}
+        given = dict[tuple[int, int], Tensor]()
+        for z, task, gradient in waiting:  # of one tensor that went through the fork twice, two
+            before = given.get((id(z), task))
+            given[id(z), task] = gradient if before is None else before + gradient
         rows = [
             torch.stack([torch.zeros_like(z) if (g := given.get((id(z), task))) is None else g for task in tasks])
             for z in features
@@ -352,5 +359,7 @@ class Measurement:
         if self._adds_up:
             pairs = zip(gradients, self._wrt, strict=True)
             return [dense(torch.zeros_like(parameter) if part is None else part) for part, parameter in pairs]
-        some = [dense(gradient) for gradient in gradients if gradient is not None]
-        return [norm_of_all(some, self._dtype) if some else self._wrt[0].new_zeros((), dtype=self._dtype)]
+        some = [gradient for gradient in gradients if gradient is not None]
+        if not some:
+            return [self._wrt[0].new_zeros((), dtype=self._dtype)]
+        return [norm_of_all(map(dense, some), self._dtype)]

@@ -1,6 +1,6 @@
 """Norms of the tasks' gradients, to rounding at any size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import torch
@@ -30,8 +30,8 @@ def norm(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return found.to(dtype)
 
 
-def norm_of_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return the joint norm of one or several tensors, a scalar."""
+def norm_of_all(tensors: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the joint norm of one or several tensors, a scalar; a large one is not held once its part is known."""
     parts = [in_parts(tensor, dtype) for tensor in tensors]
     if len(parts) == 1:
         return norm(parts[0], dtype)

@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from ..torch_internals import current_pass
 
 
-class OneTask(NamedTuple):
-    """A task's gradient of some features."""
+class TaskGradient(NamedTuple):
+    """One task's gradient of some features."""
 
     features: Tensor
     task: int
@@ -22,16 +22,16 @@ class OneTask(NamedTuple):
 class Waiting:
     """Gradients of features that have come in a backward pass, and have not been taken.
 
-    Who holds them takes as many together as it likes. Since a task may have no gradient, what waits is to be taken at
-    the latest when the features' node runs: then all have come that do.
+    The owner decides how many to take at once. Since a task may have no gradient, it is asked to take what waits when
+    the features' node runs: all that come have come then.
 
     Args:
-        take: the method to call then, held weakly: the node may live on, and would keep its object and the graph.
+        on_last: the owner's method to call then, held weakly: the node may live on, and would keep owner and graph.
     """
 
-    def __init__(self, take: Callable[[], None]) -> None:
-        self._take_rest = weakref.WeakMethod(take)
-        self._entries: list[OneTask] = []
+    def __init__(self, on_last: Callable[[], None]) -> None:
+        self._on_last = weakref.WeakMethod(on_last)
+        self._entries: list[TaskGradient] = []
         self._hooks: dict[Node, RemovableHandle] = {}
 
     def __len__(self) -> int:
@@ -42,10 +42,10 @@ class Waiting:
         node = features.grad_fn
         assert node is not None
         if node not in self._hooks:
-            self._hooks[node] = node.register_prehook(_in_this_pass(self._take_rest))
-        self._entries.append(OneTask(features, task, gradient))
+            self._hooks[node] = node.register_prehook(_in_this_pass(self._on_last))
+        self._entries.append(TaskGradient(features, task, gradient))
 
-    def take(self) -> list[OneTask]:
+    def take(self) -> list[TaskGradient]:
         """Return what waits, in the order of the tasks, and let go of it."""
         for hook in self._hooks.values():
             hook.remove()
