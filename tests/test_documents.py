@@ -384,6 +384,21 @@ def test_pages_quote_the_tables_beside_other_libraries() -> None:
         assert "{} {}, {} and {} times".format(verb, *(cell[side] for cell in mlp)) in page
 
 
+def test_readme_quotes_steps_at_all_shared_parameters() -> None:
+    def span(num_tasks: int) -> str:
+        cells = [
+            cell
+            for line in text_of(BESIDE).splitlines()
+            if line.startswith(("| `pcgrad`, ", "| `nash-mtl`, "))
+            and (cell := line.split(" | ")[{2: 1, 10: 2}[num_tasks]])
+        ]
+        ours = [cell.split(" / ")[0].strip(" |") for cell in cells]
+        return "{} to {}".format(*(pick(filter(None, ours), key=float) for pick in (min, max)))
+
+    page = " ".join(text_of(README).split())
+    assert f"take {span(2)} times as long with two tasks, and {span(10)} times with ten." in page
+
+
 def test_pages_quote_the_table_of_other_gradnorms() -> None:
     rows = ("ours |", "double backward, losses kept apart", "double backward, losses stacked", "`gradnorm-pytorch`")
     ours, apart, stacked, theirs = (
@@ -403,7 +418,6 @@ def test_the_page_on_other_libraries_names_all_methods_whose_gradients_differ() 
     quoted = {
         ("TorchJD", "upgrad"): "UPGrad (by up to 17 %)",
         ("TorchJD", "dual-proj"): "DualProj (14 %)",
-        ("TorchJD", "cagrad"): "CAGrad (0.2 %)",
         ("TorchJD", "mgda"): "MGDA (243 %)",
         ("TorchJD", "nash-mtl"): "Nash-MTL in three cells (85 to 99.5 %",
         ("TorchJD", "config"): "ConFIG on ResNet-18 at all shared parameters (100 %)",
