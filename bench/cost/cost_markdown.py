@@ -27,7 +27,7 @@ CASES = {
 PLACES = {"features": "features", "layer": "last shared layer", "parameters": "all shared parameters"}
 
 
-class Which(StrEnum):
+class CostTable(StrEnum):
     """A table of the documentation."""
 
     LIMITS = "limits"
@@ -135,16 +135,16 @@ def _toy(kept: Path, column: str) -> pd.DataFrame:
     return table[is_toy].pivot(index="method", columns="tasks", values=column)
 
 
-WRITERS: Mapping[Which, Callable[[Path], str]] = {
-    Which.LIMITS: limits,
-    Which.FLOOR: floor,
-    Which.METHODS: methods,
-    Which.GROUPS: groups,
+WRITERS: Mapping[CostTable, Callable[[Path], str]] = {
+    CostTable.LIMITS: limits,
+    CostTable.FLOOR: floor,
+    CostTable.METHODS: methods,
+    CostTable.GROUPS: groups,
 }
 
 
 def main(
-    which: Annotated[Which, typer.Argument(help="Which table.", show_default=False)],
+    which: Annotated[CostTable, typer.Argument(help="Which table.", show_default=False)],
     kept: Annotated[Path, typer.Option(help="Folder of the costs.")] = KEPT,
 ) -> None:
     """Print a table of costs as the documentation shows it.

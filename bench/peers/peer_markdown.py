@@ -38,7 +38,7 @@ GRADNORMS = {
 """The implementations of GradNorm, by their names in ``peers.csv``; with a place for the version of a package."""
 
 
-class Which(StrEnum):
+class PeerTable(StrEnum):
     """A table of the documentation."""
 
     STEPS = "steps"
@@ -136,16 +136,16 @@ def _ratio(value: float) -> str:
     return f"{value:.1f}" if round(value, 1) < 10 else f"{value:.0f}"
 
 
-WRITERS: Mapping[Which, Callable[[Path], str]] = {
-    Which.STEPS: steps,
-    Which.COUNTS: counts,
-    Which.SOLVERS: solvers,
-    Which.GRADNORM: gradnorm,
+WRITERS: Mapping[PeerTable, Callable[[Path], str]] = {
+    PeerTable.STEPS: steps,
+    PeerTable.COUNTS: counts,
+    PeerTable.SOLVERS: solvers,
+    PeerTable.GRADNORM: gradnorm,
 }
 
 
 def main(
-    which: Annotated[Which, typer.Argument(help="Which table.", show_default=False)],
+    which: Annotated[PeerTable, typer.Argument(help="Which table.", show_default=False)],
     kept: Annotated[Path, typer.Option(help="Folder of the tables.")] = KEPT,
 ) -> None:
     """Print a table beside other packages as the documentation shows it.
