@@ -342,6 +342,9 @@ def test_the_tables_of_costs_are_those_of_the_files(
 
 def test_the_table_of_costs_in_readme_is_that_of_the_files() -> None:
     assert f"\n\n{cost_markdown.groups(COSTS)}\n\n" in text_of(README)
+    limits = pd.read_csv(COSTS / "limits.csv").set_index(["problem", "method"])["ratio"]
+    resnet, transformer = (float(limits[problem, "gradnorm layer"]) for problem in ("ResNet-18", "transformer"))
+    assert f"{resnet:.2f} on ResNet-18, {transformer:.2f} on a transformer" in " ".join(text_of(README).split())
 
 
 def test_the_page_on_the_backward_pass_quotes_the_table_of_other_gradnorms() -> None:

@@ -10,6 +10,7 @@ import typer
 
 import balancers
 from bench.style.markdown_table import markdown_table
+from bench.style.place_names import PLACE_NAMES
 
 from .method_costs import BATCH, place
 from .timed_methods import AGAIN, EQUAL, EVERY_TEN, FEATURES, LAYER
@@ -23,8 +24,7 @@ CASES = {
     "ResNet-18": "ResNet-18, dense heads",
     "transformer": "transformer of 12 blocks",
 }
-"""What the cases are whose names don't say it."""
-PLACES = {"features": "features", "layer": "last shared layer", "parameters": "all shared parameters"}
+"""A description of each case of ``limits.csv`` other than the toy problem, by its name there."""
 
 
 class CostTable(StrEnum):
@@ -72,7 +72,7 @@ def methods(kept: Path) -> str:
     """Return what a step takes with each method over one of equal weighting, the cheapest first."""
     ratios = _of_methods(kept)
     lines = [
-        [f"`{name}`", PLACES.get(place(name) or "", ""), *(f"{value:.2f}" for value in row)]
+        [f"`{name}`", PLACE_NAMES.get(place(name) or "", ""), *(f"{value:.2f}" for value in row)]
         for name, row in zip(ratios.index, ratios.to_numpy(), strict=True)
     ]
     return markdown_table(["", "gradients of", *(f"{T} tasks" for T in ratios.columns)], lines)

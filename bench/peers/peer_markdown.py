@@ -11,11 +11,11 @@ import typer
 
 from bench.style.markdown_table import markdown_table
 from bench.style.numbers import NOTHING
+from bench.style.place_names import PLACE_NAMES
 
 from . import step_summary
 from .contender import OurStep
 from .step_table import LIBMTL, METHODS, PLACES, TORCHJD
-from .step_terminal import PLACES as PLACE_NAMES
 from .trunk_networks import NETWORKS
 
 KEPT = Path("results/reference/peers")

@@ -8,13 +8,13 @@ from rich.text import Text
 
 from bench.style.console import new_console
 from bench.style.numbers import NOTHING, counted
+from bench.style.place_names import PLACE_NAMES
 
 from .contender import OurStep
 from .gradient_check import CLEAN
 from .step_summary import over_torchjd, summarise
 from .step_table import LEFT_OUT, LIBMTL, TORCHJD, Cell
 
-PLACES = {"features": "features", "layer": "last shared layer", "parameters": "all shared parameters"}
 LEGEND = (
     "ours, TorchJD, LibMTL: a step's time over equal weighting's, with which it took turns; of a package's ways the\n"
     "fastest. ours / TorchJD: the ratio of these two.\n"
@@ -28,7 +28,7 @@ def show(table: pd.DataFrame) -> None:
     console = new_console()
     ratios = over_torchjd(table)
     for (network, place), rows in table.groupby(["network", "place"], sort=False):
-        title = Text(f"{network}: {PLACES[str(place)]}", style="bold")
+        title = Text(f"{network}: {PLACE_NAMES[str(place)]}", style="bold")
         console.print(title, _figures(rows, ratios), sep="\n", end="")
     console.print(LEGEND, style="dim")
     found = summarise(table)
@@ -44,7 +44,7 @@ def show(table: pd.DataFrame) -> None:
         methods = ", ".join(f"{method} {_deviation(value)}" for method, value in largest.items())
         console.print(Text(f"Gradients of {package} that differ, by up to: {methods}"))
     for (method, place), reason in LEFT_OUT.items():
-        console.print(Text(f"{method} at the {PLACES[place]} is left out: {reason}"))
+        console.print(Text(f"{method} at the {PLACE_NAMES[place]} is left out: {reason}"))
     missing = table[table["missing"] != ""]
     for (name, why), rows in missing.groupby(["contender", "missing"], sort=False):
         methods = ", ".join(rows["method"].drop_duplicates())

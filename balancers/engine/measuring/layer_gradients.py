@@ -1,5 +1,7 @@
 """The gradients of a linear layer's parameters, or their norms, from the gradients of the features that it makes."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -22,11 +24,11 @@ class LayerGradients:
 
     Args:
         z: the features.
-        layer: that they come from.
+        layer: the layer that made them.
         num_tasks: T.
         dtype: of norms.
         forms_gradients: whether norms are always taken of gradients that are formed: see `row_products`.
-        overwrite: whether those of all tasks may be overwritten.
+        overwrite: whether `gradients` and `norms` may overwrite what they are given.
     """
 
     def __init__(
@@ -38,8 +40,11 @@ class LayerGradients:
         self._entries, self._outputs = z.numel(), z.numel() // max(1, self._rows)  # a batch may be empty
         self._way = way_for(layer.inputs, self._rows)
         self._products: RowProducts | None = None
-        self._by_rows = self._is_less("norms")
+
+    @cached_property
+    def _by_rows(self) -> bool:
         """Whether norms are taken without forming the weight's gradients."""
+        return self._is_less("norms")
 
     @property
     def weight_entries(self) -> int:
@@ -94,7 +99,7 @@ class LayerGradients:
         return torch.cat([joint_norms(self._layer.gradients(some), self._dtype) for some in some_tasks])
 
     def inner_products(self, of_features: Tensor) -> Tensor | None:
-        """Return those of all tasks' gradients, ``(T, T)``; None where forming the gradients is no more arithmetic."""
+        """Return the inner products of all tasks' gradients, ``(T, T)``; None where forming these is no more work."""
         if not self._is_less("gramian"):
             return None
         rows = self._of_outputs(of_features, 1).unsqueeze(1)

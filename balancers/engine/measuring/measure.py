@@ -89,9 +89,9 @@ class Measurement:
         self._observed = 0
         """Number of tasks whose gradients of them came, and waited or went through the graph."""
         self._for_others = Waiting(self.take_waiting)
-        """What waits for other tasks' gradients of the features at hand."""
+        """Gradients of the features at hand that wait for other tasks', so that norms are taken together."""
         self._for_one_pass = Waiting(self._differentiate_waiting)
-        """What waits to be differentiated in one pass, of all features behind which there are checkpoints."""
+        """Gradients of features behind which there are checkpoints: all are differentiated in one pass."""
 
     def observe(self, z: Tensor, task: int | None, gradients: Tensor, free_entries: int) -> None:
         """Take what a `Fork` observed: gradients of features ``z``, one task's or, for None, those of all."""
