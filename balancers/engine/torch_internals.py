@@ -6,8 +6,8 @@ of PyTorch broke.
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable, forward_ad
 from torch.autograd.graph import GradientEdge, Node, saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 # Nested structures. `torch.utils.pytree`, the public module, is missing from the older versions that are supported.
@@ -69,19 +68,21 @@ def after_this_pass(callback: Callable[[], None]) -> None:
     cast(Any, Variable._execution_engine).queue_callback(callback)
 
 
-def frees_behind(nodes: Iterable[Node]) -> bool:
+def frees_behind(nodes: Iterable[Node], leaves: Collection[Node]) -> bool:
     """Return whether code in this backward pass may free these nodes, which features depend on: the pass won't.
+
+    ``leaves`` are those among them that depend on no other.
 
     It may if the pass frees its graph and reaches all leaves there, but none of the nodes on the way to them. Nothing
     public tells a hook of either.
     """
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return False
-    return all(_is_reached(node) != bool(node.next_functions) for node in nodes)
+    return all(_is_reached(node) == (node in leaves) for node in nodes)
 
 
 def _is_reached(node: Node) -> bool:
-    """Return whether this backward pass gets to ``node``; leaves alone have no next functions."""
+    """Return whether this backward pass gets to ``node``."""
     try:
         reached: bool = torch._C._will_engine_execute_node(node)
     except RuntimeError:  # a leaf whose gradient `torch.autograd.grad` returns
@@ -172,17 +173,17 @@ def is_batched(tensor: Tensor) -> bool:
     return batched
 
 
-def gradients_within(
-    mode: TorchFunctionMode, edges: Sequence[GradientEdge], inputs: Sequence[Tensor], seeds: Sequence[Tensor]
+def gradients_at(
+    edges: Sequence[GradientEdge], inputs: Sequence[Tensor], seeds: Sequence[Tensor], retain_graph: bool
 ) -> tuple[Tensor | None, ...]:
-    """Return what `torch.autograd.grad` does, and keep the graph; a checkpoint runs again within ``mode``.
+    """Return the gradients of ``inputs`` for ``seeds`` at the edges, None for one that is not reached.
 
-    The public function leaves the mode before it differentiates.
+    `torch.autograd.grad` does the same after a look at each argument, which takes as long as a small layer. It also
+    leaves a mode, such as one that changes how a checkpoint runs again, before it differentiates.
     """
-    with mode:
-        found: tuple[Tensor | None, ...] = torch.autograd.graph._engine_run_backward(
-            tuple(edges), tuple(seeds), True, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
-        )
+    found: tuple[Tensor | None, ...] = torch.autograd.graph._engine_run_backward(
+        tuple(edges), tuple(seeds), retain_graph, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    )
     return found
 
 
@@ -376,20 +377,26 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@contextmanager
-def without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
+def without_hooks(leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
     """Keep hooks that were registered on leaves from seeing gradients, within this context.
 
     A hook is to see the combined gradient, once. ``torch.autograd.grad`` shows it each gradient that is measured, and
     has no option for that.
     """
-    hooked = [(hooks, dict(hooks)) for leaf in leaves if (hooks := cast(Any, leaf)._backward_hooks)]
-    for hooks, _ in hooked:
+    hooked = [hooks for leaf in leaves if (hooks := cast(Any, leaf)._backward_hooks)]
+    return _without(hooked) if hooked else nullcontext()
+
+
+@contextmanager
+def _without(hooked: Sequence[dict[int, Any]]) -> Iterator[None]:
+    """Keep dicts of hooks empty within this context."""
+    copies = [dict(hooks) for hooks in hooked]
+    for hooks in hooked:
         hooks.clear()
     try:
         yield
     finally:
-        for hooks, own in hooked:
+        for hooks, own in zip(hooked, copies, strict=True):
             hooks.update(own)
 
 
@@ -492,6 +499,17 @@ def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
     """Return the norm of each tensor, in one call, as `torch.nn.utils.get_total_norm` does."""
     norms = torch._foreach_norm(list(tensors)) if dtype is None else torch._foreach_norm(list(tensors), dtype=dtype)
     return list(norms)
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the entries of several tensors in one, ``(P,)``, in one call; DistributedDataParallel uses the same."""
+    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(tensors))  # type: ignore[attr-defined]
+    return flat
+
+
+def unflattened(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the parts of ``flat``, ``(P,)``, in the shapes of ``like``, as views, in one call: see `flattened`."""
+    return list(torch._C._nn.unflatten_dense_tensors(flat, list(like)))  # type: ignore[attr-defined]
 
 
 def foreach_copy(destinations: list[Tensor], sources: list[Tensor]) -> None:

@@ -37,6 +37,8 @@ from balancers import (
 from balancers.engine.forks import fork as forks
 from balancers.engine.forks.gate import close
 from balancers.engine.measuring import ghost_norms as ghosts
+from balancers.engine.measuring import task_gradients
+from balancers.engine.measuring.between import Between
 from balancers.engine.measuring.row_products import RowProducts
 
 from ..slow_params import others_slow
@@ -566,6 +568,39 @@ def test_the_trunks_gradient_is_the_combination(case: str, num_tasks: int, gates
     for _ in range(2):
         check(net, x, balancer)
     assert gates == [True] * 2
+
+
+def test_layers_are_looked_for_where_the_last_step_is_no_guide(
+    asked: list[ghosts.Layer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trunk whose gradients autograd forms all is not searched again, until its graph or its batch is another."""
+    searched: list[int] = []
+
+    def search(between: Between, is_chosen: Callable[[ghosts.Layer], bool]) -> Any:
+        searched.append(len(between.nodes))
+        return ghosts.layers_between(between, is_chosen)
+
+    monkeypatch.setattr(task_gradients, "layers_between", search)
+    net, _ = build("few rows")
+    net.trunk = net.trunk.insert(1, nn.Linear(16, 16).double())
+    balancer = InverseNorm(net.fork, net.trunk)
+    many, few = torch.randn(200, 16, dtype=torch.float64), torch.randn(2, 16, dtype=torch.float64)
+
+    def searches(x: Tensor) -> int:
+        before = len(searched)
+        check(net, x, balancer)
+        return len(searched) - before
+
+    assert [searches(many) for _ in range(3)] == [1, 0, 0]
+    assert not asked
+    assert [searches(few) for _ in range(2)] == [1, 1]
+    assert asked
+    assert [searches(many) for _ in range(2)] == [1, 0]
+    balancer.exact = True
+    assert [searches(many) for _ in range(2)] == [1, 0]
+    balancer.exact = False
+    net.trunk.append(nn.Tanh())
+    assert [searches(many) for _ in range(2)] == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import balancers
 from balancers import MGDA, EqualWeighting, Fork, ForkError, GradNorm
 from balancers.engine import torch_internals as internals
+from balancers.engine.graph_behind import GraphBehind
 
 PACKAGE = Path(balancers.__file__).parent
 ROOM = "engine/torch_internals.py"
@@ -348,7 +349,9 @@ def test_code_in_a_pass_may_free_a_graph_that_the_pass_would_have_freed() -> Non
         hidden, middle, start, heard = x.exp() * other, x.exp(), x * other, list[bool]()
         end = middle.exp()
         start.register_hook(
-            lambda _: heard.extend(internals.frees_behind(internals.upstream(z.grad_fn)) for z in (hidden, end))
+            lambda _: heard.extend(
+                internals.frees_behind(graph.users, graph.leaves) for graph in map(GraphBehind, ([hidden], [end]))
+            )
         )
         run((start + middle if middle_too else start).sum())
         return heard
@@ -754,7 +757,8 @@ def test_a_checkpoint_runs_again_within_a_mode() -> None:
     edge, seed = torch.autograd.graph.get_gradient_edge(y), torch.ones(3, 4)
     for _ in range(2):  # the graph is kept
         seen.clear()
-        found = internals.gradients_within(Mode(), [edge], [weight, unused], [seed])
+        with Mode():
+            found = internals.gradients_at([edge], [weight, unused], [seed], retain_graph=True)
         assert "sin" in seen, what
     expected = torch.autograd.grad(torch.sin(weight * x), weight, seed)
     torch.testing.assert_close(found, (expected[0], None))
@@ -946,6 +950,17 @@ def test_foreach_copy_copies_each() -> None:
     internals.foreach_copy(destinations, sources)
     torch.testing.assert_close(destinations, sources, msg=lambda text: changed(f"torch._foreach_copy_: {text}"))
     internals.foreach_copy([], [])
+
+
+@relies_on("_nn")
+def test_tensors_are_flattened_and_taken_apart() -> None:
+    tensors, what = [torch.randn(4, 3).t(), torch.randn(()), torch.randn(2, 2, 2)], changed("flatten_dense_tensors")
+    flat = internals.flattened(tensors)
+    torch.testing.assert_close(flat, torch.cat([tensor.flatten() for tensor in tensors]), msg=what)
+    parts = internals.unflattened(flat, tensors)
+    torch.testing.assert_close(parts, tensors, msg=changed("unflatten_dense_tensors"))
+    flat.zero_()
+    assert not any(part.any() for part in parts), changed("unflatten_dense_tensors: its parts are no views")
 
 
 # Nested features and batches

@@ -131,9 +131,9 @@ def _measured(
         read.gramian = read.gramian * torch.outer(scaled.weights, scaled.weights)
     if balancer.tracks:
         balancer._check_tracked()
+        finite.append(_are_finite(columns) & (facts.factor != 0))
         tracked = _track(balancer, columns, facts, read.present, None if scaled is None else scaled.weights)
         read.tracked = tracked.total
-        finite.append(_are_finite(tracked.plain) & (facts.factor != 0))
     elif balancer.reads == "gradients":
         if balancer.per_parameter:
             balancer._check_tracked()
@@ -214,7 +214,8 @@ def _track(
         state["present"] = torch.ones_like(facts.shown) if present is None else present.to(facts.shown.dtype)
     tracking = balancer.tracking(state)
     for k, column in enumerate(columns):
-        made.plain.append(column.sum(0).flatten().to(factor.dtype))
+        if balancer.replaces_gradients:
+            made.plain.append(column.sum(0).flatten().to(factor.dtype))
         gradient = column.to(factor.dtype)
         # A method that combines gradients, and not what it tracks, needs them again: they are not overwritten.
         gradient = gradient.div_(divisor) if balancer.replaces_gradients else gradient / divisor
@@ -275,7 +276,8 @@ class _Tracked:
         self.total = NOTHING
         """The sum of the second values that ``track`` returned."""
         self.plain: list[Tensor] = []
-        """The sum of the tasks' gradients, which the backward pass sends to the parameter, flattened."""
+        """The sum of the tasks' gradients, which the backward pass sends to the parameter, flattened; empty if the
+        method multiplies gradients and replaces none."""
         self.if_invalid: list[Tensor] = []
         """The gradient that the parameter receives if the step is not valid, flattened; empty if it needs none."""
 
@@ -308,7 +310,8 @@ def _times(rows: Tensor, weights: Tensor) -> Tensor:
 
 def _are_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Return a bool scalar: whether all entries are finite."""
-    return torch.stack(foreach_norm(tensors)).amax() < torch.inf
+    dtype = reduce(torch.promote_types, (each.dtype for each in tensors), torch.float32)  # half's norms overflow
+    return torch.stack(foreach_norm(tensors, dtype)).amax() < torch.inf
 
 
 def _gramian(column: Tensor) -> Tensor:

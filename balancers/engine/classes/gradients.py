@@ -146,6 +146,8 @@ class GradientBalancer(LossBalancer):
         """Whether losses are differentiated in one pass, by way of a checkpoint; None before the first step."""
         self.saw_checkpoint = False
         """Whether the graph of the last step showed the checkpoint."""
+        self.trunk_by_autograd: object = None
+        """Size and shapes of the last trunk whose gradients `TaskGradients` had all from autograd; None before."""
         self.unmeasured: set[int] = set()
         """Tasks that were given for the first time, and may turn out not to depend on the parameters."""
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []

@@ -91,11 +91,21 @@ class Observer(Protocol):
         """Return the gradient that goes on from features into the trunk, after all were observed."""
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence["Passage"], retain_graph: bool
+        self,
+        leaves: Sequence[Tensor],
+        features: Sequence[Tensor],
+        graph: GraphBehind,
+        passages: Sequence["Passage"],
+        retain_graph: bool,
     ) -> Sequence[Tensor | None]:
         """Return the gradient of each of a gate's leaves, after all of the step's features were observed.
 
-        Without ``retain_graph``, ``graph``, which is behind the features, may be freed.
+        Args:
+            leaves: the gate's.
+            features: all tensors of features, in the order of ``passages``.
+            graph: what is behind them.
+            passages: theirs.
+            retain_graph: whether to keep the graph.
         """
 
 

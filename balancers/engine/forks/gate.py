@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _KEY = "gate"
 """Key of a `_Trunk` in a node's metadata."""
+_NONE = (None,) * 4
+"""The gradients of what is given to `_Gate` besides leaves."""
 
 
 class _Trunk:
@@ -59,12 +61,12 @@ def close(
     Then, and where ``mark_of`` a node upstream tells of another fork, or where a DDP with a static graph counts passes
     through the trunk, the features' gradients have to go on through it.
     """
-    trunk = _Trunk()
-    leaves = _leaves(features, mark_of, trunk)
+    trunk, graph = _Trunk(), GraphBehind(features)
+    leaves = _leaves(features, graph, mark_of, trunk)
     parameters = {leaf for leaf in leaves if isinstance(leaf, nn.Parameter)}
     if in_transform() or not parameters or not parameters.issubset(shared):
         return None
-    outputs: tuple[Tensor, ...] = _Gate.apply(trunk, list(features), list(passages), *leaves)
+    outputs: tuple[Tensor, ...] = _Gate.apply(trunk, graph, list(features), list(passages), *leaves)
     return outputs
 
 
@@ -86,31 +88,25 @@ def differentiate(
         )
 
 
-def _leaves(features: Sequence[Tensor], mark_of: Callable[[Node], object], trunk: _Trunk) -> list[Tensor]:
+def _leaves(
+    features: Sequence[Tensor], graph: GraphBehind, mark_of: Callable[[Node], object], trunk: _Trunk
+) -> list[Tensor]:
     """Return the leaves of the graph upstream of the features; none where there is a fork on the way.
 
     The other nodes there are added to ``trunk``.
     """
-    leaves = [z for z in features if z.grad_fn is None]
-    waiting = [z.grad_fn for z in features if z.grad_fn is not None]
-    seen: set[Node] = {*waiting, *(get_gradient_edge(z).node for z in leaves)}
-    while waiting:
-        node = waiting.pop()
-        sources = node.next_functions
-        variable = None if sources else getattr(node, "variable", None)
+    leaves = {z: None for z in features if z.grad_fn is None}
+    for node in graph.users:
+        variable = getattr(node, "variable", None) if node in graph.leaves else None
         if isinstance(variable, Tensor) and variable.is_leaf:
-            leaves.append(variable)
+            leaves[variable] = None
             continue
         if mark_of(node) is not None or (
             isinstance(node, BackwardCFunction) and (node.name() == REENTRANT or static_model(node) is not None)
         ):
             return []
         trunk.add(node)
-        for source, _ in sources:
-            if source is not None and source not in seen:
-                seen.add(source)
-                waiting.append(source)
-    return leaves
+    return list(leaves)
 
 
 class _Gate(torch.autograd.Function):
@@ -118,11 +114,11 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, trunk: _Trunk, features: list[Tensor], passages: list["Passage"], *leaves: Tensor
+        ctx: Any, trunk: _Trunk, graph: GraphBehind, features: list[Tensor], passages: list["Passage"], *leaves: Tensor
     ) -> tuple[Tensor, ...]:
         # Saved, the features keep their graph until a backward pass frees it, and no longer.
         ctx.save_for_backward(*features)
-        ctx.trunk, ctx.passages, ctx.leaves = trunk, passages, leaves
+        ctx.trunk, ctx.graph, ctx.passages, ctx.leaves = trunk, graph, passages, leaves
         ctx.set_materialize_grads(False)
         return tuple(z.detach() for z in features)
 
@@ -132,13 +128,13 @@ class _Gate(torch.autograd.Function):
         features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
         # The pass around this one ends at the gate, so the trunk's graph is freed here, before the leaves' hooks run. A
         # hook that differentiates the trunk needs retain_graph=True.
-        graph = GraphBehind(features)
-        retain_graph = ctx.trunk.is_shared or not frees_behind(graph.users)
+        graph = ctx.graph
+        retain_graph = ctx.trunk.is_shared or not frees_behind(graph.users, graph.leaves)
         if step is None or not step.combines:
-            return None, None, None, *differentiate(features, gradients, leaves, retain_graph)
+            return *_NONE, *differentiate(features, gradients, leaves, retain_graph)
         with own_precision(features[0]):
             if step.features == len(features):
-                return None, None, None, *step.gradients_of(leaves, graph, ctx.passages, retain_graph)
+                return *_NONE, *step.gradients_of(leaves, features, graph, ctx.passages, retain_graph)
             # Other features of this step went through the fork by themselves.
             combined = [step.combined(passage) for passage in ctx.passages]
-        return None, None, None, *differentiate(features, combined, leaves, retain_graph)
+        return *_NONE, *differentiate(features, combined, leaves, retain_graph)

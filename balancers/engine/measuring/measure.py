@@ -202,7 +202,9 @@ class Measurement:
         assert self._wrt is not None
         layer = linear(features[0], self._wrt) if len(features) == 1 else None
         if layer is None:
-            found = TaskGradients(GraphBehind(features), gradients, self._wrt, len(self._wrt), self._forms_gradients)
+            graph = GraphBehind(features)
+            one_by_one = [each.unbind() for each in gradients]
+            found = TaskGradients(features, graph, one_by_one, self._wrt, len(self._wrt), self._forms_gradients)
             self._note(found.leaves_reached)
             return found.gramian(self._dtype) if found.reached else None
         self.reached.update(range(len(layer.parts)))

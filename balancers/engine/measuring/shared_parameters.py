@@ -89,7 +89,7 @@ class SharedParameters:
 
 def is_sharded(parameter: nn.Parameter) -> bool:
     """Return whether a parameter is a DTensor: this rank then holds a part of it."""
-    return hasattr(parameter, "device_mesh")
+    return type(parameter) is not nn.Parameter and hasattr(parameter, "device_mesh")  # a DTensor is of its own type
 
 
 def _checked(wrt: nn.Parameter | Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:

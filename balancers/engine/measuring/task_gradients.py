@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from ..graph_behind import GraphBehind
-from ..torch_internals import LinearNode, recorded_nodes, without_hooks
+from ..torch_internals import LinearNode, flattened, recorded_nodes, unflattened, without_hooks
 from .between import Between
 from .ghost_norms import Layer, Use, layers_between
 from .vector_jacobian import NodeGradients, in_one_pass, stacked
@@ -60,41 +60,48 @@ class TaskGradients:
     """The gradients of T' tasks behind some features.
 
     Args:
-        graph: what is behind the features z, one tensor or several.
-        of_features: for each of them the tasks' gradients, ``(T', *z.shape)``.
+        features: z, one tensor or several.
+        graph: what is behind them.
+        of_features: for each of them the T' tasks' gradients, in its shape.
         leaves: parameters behind the features, and other leaves.
         counted: the number of leaves, from the first, that inner products are taken over.
         forms: whether all gradients are to be formed.
         recomputes: whether a checkpoint behind the features is known to run a forward pass again; None if it is not
             known.
         retain_graph: whether to keep the graph behind the features; a checkpoint's is always kept.
+        by_autograd: whether it is known that no layer's gradients are better taken from those of its outputs, so that
+            autograd forms them all. A wrong answer costs time, or memory.
     """
 
     def __init__(
         self,
+        features: Sequence[Tensor],
         graph: GraphBehind,
-        of_features: Sequence[Tensor],
+        of_features: Sequence[Sequence[Tensor]],
         leaves: Sequence[Tensor],
         counted: int,
         forms: bool,
         recomputes: bool | None = None,
         retain_graph: bool = True,
+        by_autograd: bool = False,
     ) -> None:
         self._tasks, self._forms = len(of_features[0]), forms
         self._leaves, self._counted = leaves, set(leaves[:counted])
-        edges = [get_gradient_edge(z) for z in graph.features]
+        edges = [get_gradient_edge(z) for z in features]
         layers, rest = list[Layer](), list(leaves)
-        if not recomputes:
+        if recomputes is None or not (recomputes or by_autograd):
             between = Between(graph, leaves)
             recomputes = between.recomputes if recomputes is None else False
             if not recomputes:
                 layers, rest = layers_between(between, self._is_batched if forms else self._is_chosen)
-        self.recomputes: bool = recomputes
+        self.by_autograd = not (recomputes or layers)
+        """Whether autograd formed all gradients one by one."""
+        self.recomputes = bool(recomputes)
         """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
         nodes = list({use.node: None for layer in layers for use in layer.uses})
         with without_hooks(leaves):
             if self.recomputes:
-                found = in_one_pass(edges, rest, of_features)
+                found = in_one_pass(edges, rest, [torch.stack(list(each)) for each in of_features])
             else:
                 before = recorded_nodes()
                 *first, last = zip(*of_features, strict=True)
@@ -123,11 +130,11 @@ class TaskGradients:
         self._formed = {leaf: rows for leaf, rows in formed.items() if rows.given or forms}
         self.has_sparse = any(self._formed[leaf].is_sparse for leaf in self._counted if leaf in self._formed)
         """Whether gradients of a counted leaf are sparse."""
-        little = [rows for rows in self._formed.values() if rows.leaf in self._counted and rows.is_little]
-        if forms or len(little) == 1:
-            little = []
-        self._parts += [rows for rows in self._formed.values() if rows not in little]
-        self._parts += [_Joined(little)] if little else []
+        little, other = list[_Formed](), list[_Formed]()
+        for rows in self._formed.values():
+            (little if not forms and rows.leaf in self._counted and rows.is_little else other).append(rows)
+        self._parts += other
+        self._parts += [_Joined(little)] if len(little) > 1 else little
 
     def _is_chosen(self, layer: Layer) -> bool:
         """Return whether a layer's gradients are taken from those of its outputs."""
@@ -235,7 +242,7 @@ class _Formed:
     def products(self) -> Tensor:
         if isinstance(self._rows, Tensor) or len(self._rows) > FEW:
             return _products(self.side_by_side())
-        wide = [widened(dense(self._or_zero(row))).flatten() for row in self._rows]
+        wide = [widened(dense(row)).flatten() for row in self.one_by_one()]
         upper = {(i, j): torch.dot(a, wide[j]) for i, a in enumerate(wide) for j in range(i, len(wide))}
         tasks = range(len(wide))
         return torch.stack([upper[min(i, j), max(i, j)] for i in tasks for j in tasks]).view(len(wide), -1)
@@ -254,10 +261,14 @@ class _Formed:
             total = total + row * share if row.is_sparse or total.is_sparse else total.addcmul_(row, share)
         return [total.to(some.dtype)]
 
+    def one_by_one(self) -> Sequence[Tensor]:
+        """Return the gradients, zero for a task without one."""
+        return self._rows if isinstance(self._rows, Tensor) else [self._or_zero(row) for row in self._rows]
+
     def side_by_side(self) -> Tensor:
         """Return the gradients as real, dense numbers, ``(T', ...)``."""
         if not isinstance(self._rows, Tensor):
-            self._rows = torch.stack([dense(self._or_zero(row)) for row in self._rows])
+            self._rows = torch.stack([dense(row) for row in self.one_by_one()])
         return self._rows
 
     def _or_zero(self, row: Tensor | None) -> Tensor:
@@ -265,19 +276,24 @@ class _Formed:
 
 
 class _Joined:
-    """The tasks' gradients of leaves that are little, in one tensor ``(T', P)``."""
+    """The tasks' gradients of leaves that are little, as of one leaf that holds them all, ``(P,)``."""
 
     def __init__(self, parts: Sequence[_Formed]) -> None:
         self.leaves: Sequence[Tensor] = [part.leaf for part in parts]
         self.given = True
-        self._rows = torch.cat([flat(part.side_by_side()) for part in parts], 1)
+        one_by_one = [part.one_by_one() for part in parts]
+        if len(one_by_one[0]) < len(parts):
+            rows = [flattened(gradients) for gradients in zip(*one_by_one, strict=True)]
+        else:
+            rows = torch.cat([flat(part.side_by_side()) for part in parts], 1)
+        self._whole = _Formed(rows[0], rows)
 
     def products(self) -> Tensor:
-        return _products(self._rows)
+        return self._whole.products()
 
     def combined(self, weights: Tensor) -> Sequence[Tensor]:
-        parts = weighted_sum(weights, self._rows).split([leaf.numel() for leaf in self.leaves])
-        return [part.view_as(leaf) for part, leaf in zip(parts, self.leaves, strict=True)]
+        [total] = self._whole.combined(weights)
+        return unflattened(total, self.leaves)
 
 
 def _products(rows: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Vector-Jacobian products on a graph that is already recorded: gradients of parameters, for those at some edges."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, cast
 
@@ -11,32 +10,7 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.overrides import TorchFunctionMode
 
 from ..fork_error import ForkError
-from ..torch_internals import gradients_within
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Say in this package's words why PyTorch refuses to differentiate a graph more than once."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "use_reentrant" in str(error):
-            raise ForkError(
-                "a checkpoint with use_reentrant=True hides parameters that are to be measured: pass "
-                "use_reentrant=False to torch.utils.checkpoint"
-            ) from error
-        if "differentiated Tensors does not require grad" in str(error):
-            raise ForkError(
-                "a parameter of wrt was frozen (requires_grad_(False)) between the forward and the backward pass, so "
-                "that its gradients can't be measured: freeze parameters before the forward pass, or after backward"
-            ) from error
-        if "donated_buffer" in str(error):
-            raise ForkError(
-                "the compiled trunk can be differentiated once, and the tasks' gradients are measured before the "
-                "gradient is taken: set torch._functorch.config.donated_buffer = False before the model is compiled, "
-                "or measure at the features (wrt=None)"
-            ) from error
-        raise
+from ..torch_internals import gradients_at
 
 
 def gradients(
@@ -45,8 +19,34 @@ def gradients(
     """Return the gradients of ``wrt`` for ``seeds`` at the edges; None for one that is not reached."""
     if not wrt:
         return ()
-    with explained():
-        return torch.autograd.grad(edges, wrt, seeds, retain_graph=retain_graph, allow_unused=True)
+    try:
+        return gradients_at(edges, wrt, seeds, retain_graph)
+    except RuntimeError as error:
+        reason = _why_refused(str(error))
+        if reason is None:
+            raise
+        raise ForkError(reason) from error
+
+
+def _why_refused(message: str) -> str | None:
+    """Return why PyTorch refuses to differentiate a graph more than once; None for another reason."""
+    if "use_reentrant" in message:
+        return (
+            "a checkpoint with use_reentrant=True hides parameters that are to be measured: pass use_reentrant=False "
+            "to torch.utils.checkpoint"
+        )
+    if "differentiated Tensors does not require grad" in message:
+        return (
+            "a parameter of wrt was frozen (requires_grad_(False)) between the forward and the backward pass, so that "
+            "its gradients can't be measured: freeze parameters before the forward pass, or after backward"
+        )
+    if "donated_buffer" in message:
+        return (
+            "the compiled trunk can be differentiated once, and the tasks' gradients are measured before the gradient "
+            "is taken: set torch._functorch.config.donated_buffer = False before the model is compiled, or measure at "
+            "the features (wrt=None)"
+        )
+    return None
 
 
 class NodeGradients:
@@ -113,7 +113,8 @@ def _with_random_numbers(
     reached: list[bool] = []
 
     def one(*row: Tensor) -> list[Tensor]:
-        found = gradients_within(_SameDropout(), edges, wrt, row)
+        with _SameDropout():
+            found = gradients_at(edges, wrt, row, retain_graph=True)
         reached[:] = [gradient is not None for gradient in found]
         return [gradient for gradient in found if gradient is not None]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Never
 
 import torch
@@ -153,55 +154,73 @@ class CombiningStep(MeasuringStep):
             self.balancer.warnings.tell_missing(self.balancer, self._rows.without_gradient(self.given))
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence[Passage], retain_graph: bool
+        self,
+        leaves: Sequence[Tensor],
+        features: Sequence[Tensor],
+        graph: GraphBehind,
+        passages: Sequence[Passage],
+        retain_graph: bool,
     ) -> Sequence[Tensor | None]:
         assert self.wrt is not None
-        rows, of_passage = self._rows, dict(zip(passages, graph.features, strict=True))
+        rows, of_passage = self._rows, dict(zip(passages, features, strict=True))
         if not rows.passages:
             return [None] * len(leaves)
         self._tell_missing()
         sources = [of_passage[passage] for passage in rows.passages]
         # Linear heads show those of features that are flattened to two dimensions.
-        stacked = [each.view(len(each), *z.shape) for each, z in zip(rows.stacked(), sources, strict=True)]
+        of_features = [
+            [gradient.view(z.shape) for gradient in each] for each, z in zip(rows.one_by_one(), sources, strict=True)
+        ]
         rows.release([])
         if self._shares is None and not self._measures:
             self._shares = self.balancer.last_shares(self)
         if self._shares is not None:
-            combined = [weighted_sum(self._shares, each) for each in stacked]
+            combined = [weighted_sum(self._shares, torch.stack(each)) for each in of_features]
             return differentiate(sources, combined, leaves, retain_graph)
-        if [id(z) for z in sources] != [id(z) for z in graph.features]:
+        if len(sources) < len(features):
             graph = GraphBehind(sources)
-        found = self._of_leaves(leaves, graph, stacked, retain_graph)
+        found = self._of_leaves(leaves, sources, graph, of_features, retain_graph)
         return [found.get(leaf) for leaf in leaves]
 
     def _of_leaves(
-        self, leaves: Sequence[Tensor], graph: GraphBehind, stacked: Sequence[Tensor], retain_graph: bool
+        self,
+        leaves: Sequence[Tensor],
+        features: Sequence[Tensor],
+        graph: GraphBehind,
+        of_features: Sequence[Sequence[Tensor]],
+        retain_graph: bool,
     ) -> Mapping[Tensor, Tensor]:
         """Decide on this pass's gradients, and return that of each leaf.
 
         Args:
             leaves: all that the features depend on.
-            graph: what is behind the features of this step.
-            stacked: the tasks' gradients of each of them, ``(T, *z.shape)``.
-            retain_graph: whether to keep the graph behind the features.
+            features: those of this step that a gradient came to.
+            graph: what is behind them.
+            of_features: the T tasks' gradients of each of them, in its shape.
+            retain_graph: whether to keep the graph.
         """
         assert self.wrt is not None
         self.gated = True
         balancer, index = self.balancer, self.balancer.index(self.given)
-        if index is not None:
-            stacked = [each[index] for each in stacked]
+        if self.given is not None:
+            of_features = [list(compress(each, self.given)) for each in of_features]
         others = set(leaves).difference(self.wrt)
         by_gramian = balancer.reads == "gramian" and balancer._ranks.size == 1
+        forms = self._forms_gradients or not by_gramian
+        kind = forms, len(graph.users), len(of_features[0]), [z.shape for z in features]
         trunk = TaskGradients(
+            features,
             graph,
-            stacked,
+            of_features,
             [*self.wrt, *others],
             len(self.wrt),
-            forms=self._forms_gradients or not by_gramian,
-            recomputes=self._recomputes([z.grad_fn for z in graph.features]),
+            forms,
+            recomputes=self._recomputes([z.grad_fn for z in features]),
             retain_graph=retain_graph,
+            by_autograd=kind == balancer.trunk_by_autograd,
         )
         balancer.recomputes = trunk.recomputes
+        balancer.trunk_by_autograd = kind if trunk.by_autograd else None
         if not trunk.reached:
             raise ForkError(nothing_measured(balancer, observed=True))
         if balancer.lists_parameters:
@@ -311,13 +330,20 @@ class _Rows:
         came = [any(gradients[i] is not None for gradients in self._gradients) for i in range(self._num_tasks)]
         return [i for i, some in enumerate(came) if not some and (given is None or given[i])]
 
-    def stacked(self) -> list[Tensor]:
-        """Return the gradients of each tensor of features, ``(T, *z.shape)``; zeros for an independent loss."""
+    def one_by_one(self) -> list[Sequence[Tensor]]:
+        """Return the T gradients of each tensor of features; zeros for an independent loss."""
         return [
-            gradients
+            gradients.unbind()
             if isinstance(gradients, Tensor)
-            else torch.stack([torch.zeros_like(z) if gradient is None else gradient for gradient in gradients])
+            else [torch.zeros_like(z) if gradient is None else gradient for gradient in gradients]
             for z, gradients in zip(self.features, self._gradients, strict=True)
+        ]
+
+    def stacked(self) -> list[Tensor]:
+        """Return the same in one tensor for each, ``(T, *z.shape)``."""
+        return [
+            known if isinstance(known, Tensor) else torch.stack(list(gradients))
+            for known, gradients in zip(self._gradients, self.one_by_one(), strict=True)
         ]
 
     def release(self, combined: list[Tensor]) -> None:

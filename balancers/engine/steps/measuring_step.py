@@ -100,7 +100,12 @@ class MeasuringStep(Step):
         raise NotImplementedError
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence[Passage], retain_graph: bool
+        self,
+        leaves: Sequence[Tensor],
+        features: Sequence[Tensor],
+        graph: GraphBehind,
+        passages: Sequence[Passage],
+        retain_graph: bool,
     ) -> Sequence[Tensor | None]:
         """Return the gradients of a gate's leaves, of a step that combines."""
         raise NotImplementedError
