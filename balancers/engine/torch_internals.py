@@ -503,13 +503,13 @@ def foreach_norm(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
     """Return the entries of several tensors in one, ``(P,)``, in one call; DistributedDataParallel uses the same."""
-    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(tensors))  # type: ignore[attr-defined]
+    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(tensors))
     return flat
 
 
 def unflattened(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Return the parts of ``flat``, ``(P,)``, in the shapes of ``like``, as views, in one call: see `flattened`."""
-    return list(torch._C._nn.unflatten_dense_tensors(flat, list(like)))  # type: ignore[attr-defined]
+    return list(torch._C._nn.unflatten_dense_tensors(flat, list(like)))
 
 
 def foreach_copy(destinations: list[Tensor], sources: list[Tensor]) -> None:

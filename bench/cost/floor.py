@@ -83,7 +83,12 @@ class _FloorObserver:
         raise NotImplementedError
 
     def gradients_of(
-        self, leaves: Sequence[Tensor], graph: GraphBehind, passages: Sequence[Passage], retain_graph: bool
+        self,
+        leaves: Sequence[Tensor],
+        features: Sequence[Tensor],
+        graph: GraphBehind,
+        passages: Sequence[Passage],
+        retain_graph: bool,
     ) -> Sequence[Tensor | None]:
         raise NotImplementedError
 

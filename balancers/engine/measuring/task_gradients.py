@@ -221,7 +221,7 @@ class _ByRows:
 class _Formed:
     """The tasks' gradients of one leaf, ``(T', ...)``; or one by one, with None for a task without one."""
 
-    def __init__(self, leaf: Tensor, rows: Tensor | list[Tensor | None]) -> None:
+    def __init__(self, leaf: Tensor, rows: Tensor | Sequence[Tensor | None]) -> None:
         self.leaf, self._rows = leaf, rows
         self.leaves: Sequence[Tensor] = [leaf]
         self._some = leaf if isinstance(rows, Tensor) else next((row for row in rows if row is not None), None)
@@ -263,7 +263,7 @@ class _Formed:
 
     def one_by_one(self) -> Sequence[Tensor]:
         """Return the gradients, zero for a task without one."""
-        return self._rows if isinstance(self._rows, Tensor) else [self._or_zero(row) for row in self._rows]
+        return [self._or_zero(row) for row in self._rows]
 
     def side_by_side(self) -> Tensor:
         """Return the gradients as real, dense numbers, ``(T', ...)``."""
@@ -284,9 +284,10 @@ class _Joined:
         one_by_one = [part.one_by_one() for part in parts]
         if len(one_by_one[0]) < len(parts):
             rows = [flattened(gradients) for gradients in zip(*one_by_one, strict=True)]
+            self._whole = _Formed(rows[0], rows)
         else:
-            rows = torch.cat([flat(part.side_by_side()) for part in parts], 1)
-        self._whole = _Formed(rows[0], rows)
+            columns = torch.cat([flat(part.side_by_side()) for part in parts], 1)
+            self._whole = _Formed(columns[0], columns)
 
     def products(self) -> Tensor:
         return self._whole.products()
