@@ -180,7 +180,7 @@ def _read_gramian(balancer: "GradientBalancer", read: Read, gramian: Tensor, sca
 
     With ``own``, each rank's features are variables of their own, in a loss that is the mean over ranks.
     """
-    gramian = gramian / scale.square()
+    gramian = gramian / scale / scale  # whose square may overflow
     if own:
         gramian = balancer._ranks.mean(gramian) / balancer._ranks.size
     finite = gramian.trace() < torch.inf  # no product is larger than the squares of both

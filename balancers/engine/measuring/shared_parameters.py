@@ -53,7 +53,9 @@ class SharedParameters:
         Raises:
             RuntimeError: FSDP sharded the module after the balancer was made.
         """
-        return tuple(self.by_name().values())
+        if self._module is None or self.is_sharded:
+            return tuple(self.by_name().values())
+        return self._not_sharded(parameter for parameter in self._module.parameters() if parameter.requires_grad)
 
     def by_name(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by a name that stays with each of them."""
@@ -69,12 +71,19 @@ class SharedParameters:
         named = self._module.named_parameters()
         # A part that was compiled meanwhile has the same parameters under other names.
         parameters = {name.replace(COMPILED_PREFIX, ""): each for name, each in named if each.requires_grad}
-        if any(is_sharded(parameter) for parameter in parameters.values()):
+        self._not_sharded(parameters.values())
+        return parameters
+
+    @staticmethod
+    def _not_sharded(parameters: Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
+        """Return parameters of a module that was whole when the balancer was made."""
+        found = tuple(parameters)
+        if any(map(is_sharded, found)):
             raise RuntimeError(
                 "the parameters of wrt were sharded after the balancer was made: call fully_shard first, and make the "
                 "balancer for the sharded model"
             )
-        return parameters
+        return found
 
     def _see(self, module: nn.Module, _: object) -> None:
         """Keep the parameters that are whole now: FSDP gathers those of a module together with its children's.

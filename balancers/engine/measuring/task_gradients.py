@@ -41,7 +41,7 @@ def real_as(numbers: Tensor, like: Tensor) -> Tensor:
 
 def widened(rows: Tensor) -> Tensor:
     """Return ``rows`` in single precision, or in double if they are."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return rows if rows.dtype.itemsize >= torch.float32.itemsize else rows.float()
 
 
 def weighted_sum(weights: Tensor, gradients: Tensor) -> Tensor:
