@@ -46,7 +46,8 @@ class PCGrad(GradientBalancer):
 def of_two(gramian: Tensor) -> Tensor:
     r"""Return PCGrad's weights ``(..., 2)`` for two tasks, :math:`1 - \min(0, g_1^\top g_2) / |g_i|^2`."""
     squares = gramian.diagonal(dim1=-2, dim2=-1)
-    return 1 - torch.where(squares == 0, 0.0, gramian[..., 0, 1:].clamp(max=0) / squares)
+    conflict = gramian[..., :1, 1].clamp(max=0)
+    return 1 - (conflict / squares).masked_fill_(squares == 0, 0.0)
 
 
 def orders(gramian: Tensor, draws: Draws) -> Tensor:

@@ -169,7 +169,8 @@ class CombiningStep(MeasuringStep):
         sources = [of_passage[passage] for passage in rows.passages]
         # Linear heads show those of features that are flattened to two dimensions.
         of_features = [
-            [gradient.view(z.shape) for gradient in each] for each, z in zip(rows.one_by_one(), sources, strict=True)
+            each if each[0].shape == z.shape else [gradient.view(z.shape) for gradient in each]
+            for each, z in zip(rows.one_by_one(), sources, strict=True)
         ]
         rows.release([])
         if self._shares is None and not self._measures:
