@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from balancers import EqualWeighting, Fork, GradNorm, LinearHeads
-from balancers.engine.measuring import layer_gradients
+from balancers.engine.measuring import layer_gradients, vector_jacobian
 from balancers.engine.measuring.measure import Measurement
 from bench.cost.operation_count import count
 
@@ -82,15 +82,19 @@ def batch(*shape: int, seed: int = 0) -> Tensor:
 
 def passes_by(parameter: nn.Parameter, run: Callable[[], None]) -> int:
     """Count the backward passes that reach a parameter: those that train, which hooks see, and those that measure."""
-    seen, grad = list[object](), torch.autograd.grad
+    seen = list[object]()
 
-    def counted(outputs: Any, inputs: Any, *more: Any, **options: Any) -> Any:
-        seen.extend(each for each in inputs if each is parameter)
-        return grad(outputs, inputs, *more, **options)
+    def counted(grad: Callable[..., Any]) -> Callable[..., Any]:
+        def call(outputs: Any, inputs: Any, *more: Any, **options: Any) -> Any:
+            seen.extend(each for each in inputs if each is parameter)
+            return grad(outputs, inputs, *more, **options)
+
+        return call
 
     handle = parameter.register_hook(seen.append)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.autograd, "grad", counted)
+        patch.setattr(torch.autograd, "grad", counted(torch.autograd.grad))
+        patch.setattr(vector_jacobian, "gradients_at", counted(vector_jacobian.gradients_at))
         run()
     handle.remove()
     return len(seen)

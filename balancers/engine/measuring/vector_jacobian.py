@@ -72,8 +72,10 @@ class NodeGradients:
 
     def take(
         self, edges: Sequence[GradientEdge], wrt: Sequence[Tensor], seeds: Sequence[Tensor], retain_graph: bool = True
-    ) -> list[Tensor | None]:
+    ) -> Sequence[Tensor | None]:
         """Return the gradients at the nodes, and then those of ``wrt``, as `gradients` does."""
+        if not self._nodes:
+            return gradients(edges, wrt, seeds, retain_graph)
         self._seen.clear()
         of_nodes = cast(list[Tensor], [GradientEdge(node, 0) for node in self._nodes])  # whatever the annotation says
         found = list(gradients(edges, [*of_nodes, *wrt], seeds, retain_graph))

@@ -176,7 +176,7 @@ class CombiningStep(MeasuringStep):
         if self._shares is None and not self._measures:
             self._shares = self.balancer.last_shares(self)
         if self._shares is not None:
-            combined = [weighted_sum(self._shares, torch.stack(each)) for each in of_features]
+            combined = [weighted_sum(self._shares, torch.stack(list(each))) for each in of_features]
             return differentiate(sources, combined, leaves, retain_graph)
         if len(sources) < len(features):
             graph = GraphBehind(sources)
