@@ -99,14 +99,15 @@ class TaskGradients:
         self.recomputes = bool(recomputes)
         """Whether a checkpoint ran a forward pass again; gradients are then taken in one pass the next time."""
         nodes = list({use.node: None for layer in layers for use in layer.uses})
+        found = list[Sequence[Tensor | None]]()
         with without_hooks(leaves):
             if self.recomputes:
-                found = in_one_pass(edges, rest, [torch.stack(list(each)) for each in of_features])
+                found += in_one_pass(edges, rest, [torch.stack(list(each)) for each in of_features])
             else:
                 before = recorded_nodes()
                 *first, last = zip(*of_features, strict=True)
                 with NodeGradients(nodes) as of_nodes:
-                    found = [of_nodes.take(edges, rest, seeds) for seeds in first]
+                    found += [of_nodes.take(edges, rest, seeds) for seeds in first]
                     if not retain_graph:
                         for layer in layers:
                             layer.keep_inputs()
