@@ -140,6 +140,8 @@ class Recording:
     @property
     def has_one_twice(self) -> bool:
         """Whether one tensor went through the fork twice, and its parts of the graph were not freed."""
+        if self.count < 2:
+            return False
         features = [z for passage in self._passages if (z := passage.features()) is not None]
         return len({id(z) for z in features}) < len(features)
 

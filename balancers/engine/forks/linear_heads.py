@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..own_precision import own_precision
-from ..torch_internals import FORK_COMPILED, in_transform, not_compiled
+from ..torch_internals import FORK_COMPILED, autocasts, in_transform, not_compiled
 from .fork import Fork, Passage, mark_all_heads
 
 
@@ -67,7 +67,7 @@ class LinearHeads(nn.Module):
         [(features, passage)] = self.fork.reading.record([features])
         shape, device = features.shape[:-1], features.device.type
         given = [features if len(shape) == 1 else features.reshape(-1, features.shape[-1]), self.weight, self.bias]
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if autocasts() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             given = [None if tensor is None else tensor.to(dtype) for tensor in given]
         outputs: Tensor = _Recorded.apply(*given, passage)

@@ -84,8 +84,8 @@ class Measurement:
         """Takes norms through what else is behind them, where that is less work than forming the gradients."""
         self._recomputes = False
         """Whether a checkpoint is behind them: all tasks are then differentiated in one pass."""
-        self._at_once = 1
-        """Number of tasks whose norms are taken together."""
+        self._at_once: int | None = None
+        """Number of tasks whose norms are taken together; None where nobody has asked."""
         self._observed = 0
         """Number of tasks whose gradients of them came, and waited or went through the graph."""
         self._for_others = Waiting(self.take_waiting)
@@ -108,10 +108,10 @@ class Measurement:
             self._keep(None, self._of_several(z, gradients, free_entries))
         elif self._recomputes:
             self._for_one_pass.add(z, task, gradients)
-        elif self._at_once > 1:
+        elif (at_once := self._tasks_at_once(z)) > 1:
             self._for_others.add(z, task, gradients)
             self._observed += 1
-            if len(self._for_others) == self._at_once or self._observed == self._expected:
+            if len(self._for_others) == at_once or self._observed == self._expected:
                 self.take_waiting()
         elif self._layer is not None:
             self._keep(task, self._layer.gradient(gradients) if self._adds_up else self._layer.norm_parts(gradients))
@@ -126,7 +126,8 @@ class Measurement:
         assert self._wrt is not None
         if self._z is z:
             return
-        self._z, self._observed, self._recomputes, self._layer, self._ghosts = z, 0, False, None, None
+        self._z, self._observed, self._at_once = z, 0, None
+        self._recomputes, self._layer, self._ghosts = False, None, None
         layer = linear(z, self._wrt)
         if layer is not None:
             self._layer = self._gradients_of(z, layer, self._num_tasks)
@@ -136,13 +137,18 @@ class Measurement:
             self._recomputes = between.recomputes
             if not (self._adds_up or self._forms_gradients or self._recomputes):
                 self._ghosts = ghost_norms(z, between, self._num_tasks)
-        self._at_once = 1 if self._adds_up else self._most_at_once(z.numel(), self._layer or self._ghosts)
 
     def _gradients_of(self, z: Tensor, layer: Linear, num_tasks: int) -> LayerGradients:
         return LayerGradients(z, layer, num_tasks, self._dtype, self._forms_gradients, self._overwrite)
 
+    def _tasks_at_once(self, z: Tensor) -> int:
+        """Return the number of tasks whose norms are taken at once, behind the features at hand."""
+        if self._at_once is None:
+            self._at_once = 1 if self._adds_up else self._most_at_once(z.numel(), self._layer or self._ghosts)
+        return self._at_once
+
     def _most_at_once(self, entries: int, by: LayerGradients | GhostNorms | None) -> int:
-        """Return the number of tasks whose norms are taken at once, which calls each operator once, not for each task.
+        """Return how many tasks' norms it pays to take at once, which calls each operator once, not for each task.
 
         Gradients of the features, each of so many entries, wait until then. With what taking the norms needs, they take
         no more memory than T + 1 of them and two of the layer's, up to `MOST_HELD`; or than one of the layer's.

@@ -27,7 +27,7 @@ triangular factor is accurate to rounding, column by column: Higham, "Accuracy a
 "Communication-optimal parallel and sequential QR and LU factorizations", SIAM J. Sci. Comput. 2012.
 """
 
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -183,6 +183,7 @@ def cost_of_double(x: Tensor) -> int:
     return _cost_of_double(x.device) if x.is_cuda and x.dtype is not torch.float64 else 1
 
 
+@lru_cache(1024)  # a step asks for each layer, mostly of the same shapes
 def is_less(
     way: type[RowProducts],
     num_rows: int,
