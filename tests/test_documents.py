@@ -330,6 +330,7 @@ def cells_of(document: Path, row: str) -> list[str]:
         ("beside-other-libraries.md", "peers.peer_markdown solvers", peer_markdown.solvers, PEERS),
         ("beside-other-libraries.md", "peers.peer_markdown steps", peer_markdown.steps, PEERS),
         ("beside-other-libraries.md", "peers.peer_markdown counts", peer_markdown.counts, PEERS),
+        ("beside-other-libraries.md", "peers.peer_markdown slower", peer_markdown.slower, PEERS),
         ("beside-other-libraries.md", "peers.peer_markdown gradnorm", peer_markdown.gradnorm, PEERS),
     ],
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
@@ -385,6 +386,20 @@ def test_pages_quote_the_tables_beside_other_libraries() -> None:
     page = words("how-it-works/all-shared-parameters.md")
     for side, verb in enumerate(("a whole step of PCGrad takes", "TorchJD 0.18's takes")):
         assert "{} {}, {} and {} times".format(verb, *(cell[side] for cell in mlp)) in page
+
+
+def test_the_page_on_where_to_measure_quotes_both_tables() -> None:
+    page = DOCS / "guides" / "where-to-measure.md"
+    costs, steps = DOCS / "cost.md", [cells_of(BESIDE, f"`pcgrad`, {name}") for name in ("toy problem", "MLP")]
+    toy = [cells_of(costs, f"toy problem, {num_tasks} tasks, batch 100 |") for num_tasks in (2, 10)]
+    for row, (_, layer, _, features, _) in {
+        "GradNorm, ResNet-18, 2 tasks": cells_of(costs, "ResNet-18"),
+        "GradNorm, transformer": cells_of(costs, "transformer"),
+        "GradNorm, toy problem": [" / ".join(cells) for cells in zip(*toy, strict=True)],
+    }.items():
+        assert cells_of(page, row) == [features, layer, ""]
+    for row, (two, ten, _) in zip(("PCGrad, toy problem", "PCGrad, MLP"), steps, strict=True):
+        assert cells_of(page, row) == ["", "", " / ".join(cell.split(" / ")[0] for cell in (two, ten))]
 
 
 def test_readme_quotes_steps_at_all_shared_parameters() -> None:

@@ -85,18 +85,18 @@ def groups(kept: Path) -> str:
     lines = []
     for kind, label in KINDS.items():
         some = ratios[names == kind]
-        if len(some):
+        if kind == "gradnorm":
+            ways = (LAYER, FEATURES, EVERY_TEN)
+            lines.append([label, *(" / ".join(f"{float(toy[T][way.name]):.2f}" for way in ways) for T in columns)])
+        elif len(some):
             lines.append([label.format(len(some)), *(_span(some[T]) for T in columns)])
-    of_gradnorm = [
-        " / ".join(f"{float(toy[T][method.name]):.2f}" for method in (LAYER, FEATURES, EVERY_TEN)) for T in columns
-    ]
-    lines.insert(2, ["`gradnorm`: last shared layer / features / layer with `update_every=10`", *of_gradnorm])
     return markdown_table(["Method", *(f"{T} tasks" for T in columns)], lines)
 
 
 KINDS: Mapping[str, str] = {
     "losses": "{} methods that read only losses, such as `uncertainty` and `dwa`",
     "again": "`famo`, with its second forward pass",
+    "gradnorm": "`gradnorm`: last shared layer / features / layer with `update_every=10`",
     "gradients": "{} methods that read gradients of the features or of a layer, such as `pcgrad` and `nash-mtl`",
     "parameters": "{} methods that read gradients of all shared parameters, such as `moco`",
     "more": "{} methods that look at a second batch or differentiate each residual, such as `auto-lambda` and `ntk`",

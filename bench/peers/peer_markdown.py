@@ -1,5 +1,6 @@
 """``python -m bench.peers.peer_markdown``: print a table beside other packages as the documentation shows it."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +44,7 @@ class PeerTable(StrEnum):
 
     STEPS = "steps"
     COUNTS = "counts"
+    SLOWER = "slower"
     SOLVERS = "solvers"
     GRADNORM = "gradnorm"
 
@@ -81,6 +83,31 @@ def counts(kept: Path) -> str:
         lines.append([PLACE_NAMES[place], *map(str, figures), *means])
     header = ["", "cells", "faster, settled", "slower, by the median", "of these settled", "time", "peak memory"]
     return markdown_table(header, lines)
+
+
+def slower(kept: Path) -> str:
+    """Return where our step takes longer than TorchJD's, by the median: in how many methods, and by how much."""
+    table = _steps(kept)
+    ratios = step_summary.over_torchjd(table)
+    cells = ratios.reset_index(name="ratio").assign(settled=step_summary.is_slower(table)[ratios.index].to_numpy())
+    lines = []
+    for (network, name), T, place in itertools.product(NETWORK_NAMES.items(), sorted(set(cells["num_tasks"])), PLACES):
+        some = cells[(cells["network"] == network) & (cells["num_tasks"] == T) & (cells["place"] == place)]
+        longer = some[some["ratio"] > 1].sort_values("ratio")
+        if longer.empty:
+            continue
+        above, count = longer["ratio"] - 1, int(longer["settled"].sum())
+        lines.append(
+            [
+                f"{name}, {T} tasks",
+                PLACE_NAMES[place],
+                f"{len(longer)} of {len(some)}",
+                str(count) if count else NOTHING,
+                f"{above.median():.0%}".replace("%", " %"),
+                f"{above.max():.0%}, `{longer['method'].iloc[-1]}`".replace("%", " %"),
+            ]
+        )
+    return markdown_table(["", "place", "methods", "settled", "slower by, median", "at most"], lines)
 
 
 def solvers(kept: Path) -> str:
@@ -139,6 +166,7 @@ def _ratio(value: float) -> str:
 WRITERS: Mapping[PeerTable, Callable[[Path], str]] = {
     PeerTable.STEPS: steps,
     PeerTable.COUNTS: counts,
+    PeerTable.SLOWER: slower,
     PeerTable.SOLVERS: solvers,
     PeerTable.GRADNORM: gradnorm,
 }
@@ -150,8 +178,8 @@ def main(
 ) -> None:
     """Print a table beside other packages as the documentation shows it.
 
-    `steps` has whole steps at all shared parameters, `counts` sums up all places;
-    `solvers` times the weights alone; `gradnorm` has the implementations of
+    `steps` has whole steps at all shared parameters, `counts` sums up all places,
+    `slower` lists where ours take longer; `solvers` times the weights alone; `gradnorm` has the implementations of
     GradNorm.
     """
     try:

@@ -613,6 +613,22 @@ def test_exact_forms_the_gradients(case: str, asked: list[ghosts.Layer], gates: 
     assert not asked
 
 
+@pytest.mark.parametrize("method", [MoCo, DBMTL])
+def test_inputs_get_the_sum_where_gradients_are_replaced_and_tasks_left_out(
+    method: type[GradientBalancer], gates: list[bool]
+) -> None:
+    net, x = build("few rows")
+    balancer = method(net.fork, net.trunk, tasks=["a", "b", "c"])
+    inputs = x.clone().requires_grad_()
+    losses = losses_of(net.plain(inputs))
+    first, third = losses[0], losses[2]
+    [expected] = torch.autograd.grad(first.log() + third.log() if method is DBMTL else first + third, inputs)
+    ours = losses_of(net(inputs))
+    balancer({"a": ours[0], "c": ours[2]}).backward()
+    close_to(inputs.grad, expected)
+    assert gates == [True]
+
+
 @pytest.mark.parametrize("method", others_slow([MoCo, DBMTL], MoCo))
 @pytest.mark.parametrize("case", [case for case in TRUNKS if case != "sparse"])
 def test_tracked_gradients_are_those_without_a_fork(
@@ -1350,6 +1366,45 @@ def test_memory_is_freed(case: str, method: type[GradientBalancer], batched: boo
     finally:
         gc.enable()
     assert gates == [True]
+
+
+def test_two_gates_on_a_trunk_keep_nothing_after_a_pass(gates: list[bool]) -> None:
+    trunk, forks_ = mlp(16).double(), [Fork(2), Fork(2)]
+    balancers = [InverseNorm(fork, trunk) for fork in forks_]
+    activations: list[weakref.ref[Tensor]] = []
+    for module in trunk:
+        module.register_forward_hook(lambda *given: activations.append(weakref.ref(given[-1])))
+    z = trunk(torch.randn(4, 16, dtype=torch.float64))
+    losses = [[(i + 1) * each.square().mean() for i, each in enumerate(fork(z))] for fork in forks_]
+    del z
+    total = sum(balancer(each) for balancer, each in zip(balancers, losses, strict=True))
+    del losses
+    total.backward()
+    assert gates == [True, True]
+    assert activations
+    assert not any(ref() is not None for ref in activations)
+
+
+def test_a_pass_breaks_a_cycle_through_a_hook_of_the_trunk() -> None:
+    class Holder:
+        loss: Tensor
+
+    def step() -> weakref.ref[Holder]:
+        net, x = build("few rows")
+        holder = Holder()
+
+        def hooked(_: nn.Module, __: object, z: Tensor) -> None:
+            z.register_hook(lambda gradient, _=holder: gradient)
+
+        handle = net.trunk[-1].register_forward_hook(hooked)
+        holder.loss = InverseNorm(net.fork, net.trunk)(losses_of(net(x)))
+        handle.remove()
+        holder.loss.backward()
+        return weakref.ref(holder)
+
+    kept = step()
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.slow

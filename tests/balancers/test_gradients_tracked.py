@@ -165,6 +165,17 @@ def test_a_scaled_loss_and_any_dtype():
         torch.testing.assert_close(*directions)
 
 
+def test_half_gradients_whose_sum_overflows_are_not_learnt_from():
+    parameter = torch.nn.Parameter(torch.ones(5, dtype=torch.float16))
+    balancer = MoCo(None, wrt=[parameter], tasks=3, check_finite=True)
+    before = state(balancer)
+    losses = [3e4 * parameter.float().sum() for _ in range(3)]  # each gradient fits into half precision
+    with pytest.raises(FloatingPointError):
+        balancer(losses).backward()
+    assert state(balancer).keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in state(balancer).items())
+
+
 @pytest.mark.parametrize("cls", METHODS)
 def test_the_direction_is_that_of_the_tasks_given(cls):
     planted = Planted(3)

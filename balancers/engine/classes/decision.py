@@ -131,9 +131,10 @@ def _measured(
         read.gramian = read.gramian * torch.outer(scaled.weights, scaled.weights)
     if balancer.tracks:
         balancer._check_tracked()
-        finite.append(_are_finite(columns) & (facts.factor != 0))
+        are_finite = None if balancer.replaces_gradients else _are_finite(columns)  # which are overwritten
         tracked = _track(balancer, columns, facts, read.present, None if scaled is None else scaled.weights)
         read.tracked = tracked.total
+        finite.append((_are_finite(tracked.plain) if are_finite is None else are_finite) & (facts.factor != 0))
     elif balancer.reads == "gradients":
         if balancer.per_parameter:
             balancer._check_tracked()

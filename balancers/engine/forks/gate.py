@@ -118,7 +118,8 @@ class _Gate(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         # Saved, the features keep their graph until a backward pass frees it, and no longer.
         ctx.save_for_backward(*features)
-        ctx.trunk, ctx.graph, ctx.passages, ctx.leaves = trunk, graph, passages, leaves
+        ctx.trunk, ctx.passages, ctx.leaves = trunk, passages, leaves
+        ctx.graph = graph  # until the first backward pass: it holds nodes, and what these hold
         ctx.set_materialize_grads(False)
         return tuple(z.detach() for z in features)
 
@@ -128,7 +129,7 @@ class _Gate(torch.autograd.Function):
         features, leaves, step = ctx.saved_tensors, ctx.leaves, ctx.passages[0].step()
         # The pass around this one ends at the gate, so the trunk's graph is freed here, before the leaves' hooks run. A
         # hook that differentiates the trunk needs retain_graph=True.
-        graph = ctx.graph
+        graph, ctx.graph = ctx.graph or GraphBehind(features), None
         retain_graph = ctx.trunk.is_shared or not frees_behind(graph.users, graph.leaves)
         if step is None or not step.combines:
             return *_NONE, *differentiate(features, gradients, leaves, retain_graph)

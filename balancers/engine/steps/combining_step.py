@@ -238,7 +238,8 @@ class CombiningStep(MeasuringStep):
             self._shares, directions = balancer.decide(self, columns)
             if directions is not None:
                 replaced = {leaf: real_as(each, leaf) for leaf, each in zip(self.wrt, directions, strict=True)}
-                return trunk.combined(torch.ones_like(self._shares), others) | replaced
+                ones = self._shares.new_ones(len(of_features[0]))
+                return trunk.combined(ones, others) | replaced
         return trunk.combined(self._shares if index is None else self._shares[index])
 
     def _of_all_tasks(self, rows: Tensor, index: Tensor | None) -> Tensor:

@@ -50,6 +50,12 @@ def test_how_often_which_is_the_faster(kept: Path):
     ]
 
 
+def test_where_ours_are_slower(kept: Path):
+    assert rows_of(peer_markdown.slower(kept)) == [
+        ["toy problem, 2 tasks", "all shared parameters", "1 of 1", "1", "100 %", "100 %, `pcgrad`"]
+    ]
+
+
 def test_the_solvers_are_in_the_order_of_the_gain(tmp_path: Path):
     records = [
         {"num_tasks": T, "method": method, "ratio": ratio * T / 2}
