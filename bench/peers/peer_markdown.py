@@ -16,7 +16,7 @@ from bench.style.place_names import PLACE_NAMES
 
 from . import step_summary
 from .contender import OurStep
-from .step_table import LIBMTL, METHODS, PLACES, TORCHJD
+from .step_table import BY_HAND, LIBMTL, METHODS, PLACES, TORCHJD
 from .trunk_networks import NETWORKS
 
 KEPT = Path("results/reference/peers")
@@ -45,6 +45,7 @@ class PeerTable(StrEnum):
     STEPS = "steps"
     COUNTS = "counts"
     SLOWER = "slower"
+    BY_HAND = "by-hand"
     SOLVERS = "solvers"
     GRADNORM = "gradnorm"
 
@@ -110,6 +111,22 @@ def slower(kept: Path) -> str:
     return markdown_table(["", "place", "methods", "settled", "slower by, median", "at most"], lines)
 
 
+def beside_hand(kept: Path) -> str:
+    """Return what a step of PCGrad at all shared parameters takes, ours and by hand."""
+    table = _steps(kept)
+    ratios = table.set_index(["contender", "method", "place", "network", "num_tasks"])["ratio"]
+    num_tasks = sorted(table["num_tasks"].unique())
+    lines = []
+    for network, name in NETWORK_NAMES.items():
+        sides = [
+            [_ratio(ratios.get((contender, "pcgrad", "parameters", network, T), np.nan)) for T in num_tasks]
+            for contender in (OurStep.name, BY_HAND.name)
+        ]
+        cells = ["" if NOTHING in both else " / ".join(both) for both in zip(*sides, strict=True)]
+        lines.append([name, *cells])
+    return markdown_table(["", *(f"{T} tasks" for T in num_tasks)], lines)
+
+
 def solvers(kept: Path) -> str:
     """Return how many times longer TorchJD takes to compute weights."""
     ratios = pd.read_csv(kept / "solvers.csv").pivot(index="method", columns="num_tasks", values="ratio")
@@ -167,6 +184,7 @@ WRITERS: Mapping[PeerTable, Callable[[Path], str]] = {
     PeerTable.STEPS: steps,
     PeerTable.COUNTS: counts,
     PeerTable.SLOWER: slower,
+    PeerTable.BY_HAND: beside_hand,
     PeerTable.SOLVERS: solvers,
     PeerTable.GRADNORM: gradnorm,
 }
@@ -179,7 +197,8 @@ def main(
     """Print a table beside other packages as the documentation shows it.
 
     `steps` has whole steps at all shared parameters, `counts` sums up all places,
-    `slower` lists where ours take longer; `solvers` times the weights alone; `gradnorm` has the implementations of
+    `slower` lists where ours take longer, `by-hand` has PCGrad in a few lines that
+    check nothing; `solvers` times the weights alone; `gradnorm` has the implementations of
     GradNorm.
     """
     try:

@@ -31,7 +31,7 @@ from bench.cost.step_comparison import time_row
 from bench.cost.subject import MakeStep
 from bench.run import atomic_file, code_hash, machine_facts
 
-from . import libmtl_steps, solver_packages
+from . import by_hand, libmtl_steps, solver_packages
 from .contender import Contender, EqualStep, OurStep
 from .trunk_networks import NETWORKS
 
@@ -92,10 +92,10 @@ def cells(
 
 
 class Package(NamedTuple):
-    """Another package.
+    """Another package, or lines that do without any.
 
     Attributes:
-        name: name on PyPI and in tables.
+        name: name in tables.
         module: name by which it is imported.
         has: returns whether it has the cell's method at its place.
         ways: returns, by name, what makes a contender for such a cell in each of its ways.
@@ -120,7 +120,13 @@ LIBMTL = Package(
     lambda cell: libmtl_steps.has(cell.method, cell.place),
     lambda cell, make_step: libmtl_steps.ways(cell.method, make_step, cell.num_tasks),
 )
-PACKAGES = (TORCHJD, LIBMTL)
+BY_HAND = Package(
+    by_hand.ByHand.name,
+    "torch",
+    lambda cell: by_hand.has(cell.method, cell.place),
+    lambda cell, make_step: by_hand.ways(make_step, cell.num_tasks),
+)
+PACKAGES = (TORCHJD, LIBMTL, BY_HAND)
 
 
 class UnmeasuredError(Exception):
@@ -178,7 +184,11 @@ def measure_all(
 
 def key(packages: Sequence[Package]) -> str:
     """Return a hash of what the times depend on: our code, PyTorch, the packages, solvers and the processor."""
-    roots = (__name__, "tasks.regression", *(f"{__package__}.{name}" for name in ("torchjd_steps", "libmtl_steps")))
+    roots = (
+        __name__,
+        "tasks.regression",
+        *(f"{__package__}.{name}" for name in ("torchjd_steps", "libmtl_steps", "by_hand")),
+    )
     methods = Path(balancers.__file__).parent.rglob("*.py")
     code = code_hash.file_hashes(code_hash.files_of(roots, code_hash.OURS) | set(methods), code_hash.OURS)
     versions = {package.name: _version(package) for package in packages} | solver_packages.versions()
@@ -365,7 +375,7 @@ def _in_words(cell: Cell, rows: pd.DataFrame) -> str:
 
 
 def _version(package: Package) -> str:
-    return "" if find_spec(package.module) is None else version(package.name)
+    return "" if find_spec(package.module) is None else version(package.module)
 
 
 def _machine() -> str:

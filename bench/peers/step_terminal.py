@@ -13,11 +13,11 @@ from bench.style.place_names import PLACE_NAMES
 from .contender import OurStep
 from .gradient_check import CLEAN
 from .step_summary import over_torchjd, summarise
-from .step_table import LEFT_OUT, LIBMTL, TORCHJD, Cell
+from .step_table import BY_HAND, LEFT_OUT, LIBMTL, TORCHJD, Cell
 
 LEGEND = (
     "ours, TorchJD, LibMTL: a step's time over equal weighting's, with which it took turns; of a package's ways the\n"
-    "fastest. ours / TorchJD: the ratio of these two.\n"
+    "fastest. ours / TorchJD: the ratio of these two. by hand: a few lines that do PCGrad alone, and check nothing.\n"
     f"≠: the first step's gradient of the trunk differs from ours by {CLEAN:.1%} or more. Methods with random numbers\n"
     "are not compared, and Nash-MTL's gradients in direction only."
 )
@@ -53,7 +53,7 @@ def show(table: pd.DataFrame) -> None:
 
 def _figures(rows: pd.DataFrame, ratios: "pd.Series[float]") -> Table:
     """Return a table with a row for each method, and columns for each number of tasks."""
-    shown = [name for name in (OurStep.name, TORCHJD.name, LIBMTL.name) if name in set(rows["contender"])]
+    shown = [name for name in (OurStep.name, TORCHJD.name, LIBMTL.name, BY_HAND.name) if name in set(rows["contender"])]
     num_tasks = sorted(rows["num_tasks"].unique())
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method")

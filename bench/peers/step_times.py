@@ -3,9 +3,10 @@
 Each method that we and TorchJD both have trains five networks, with 2, 10 and 40 tasks, and combines the gradients of
 the features, of the last shared layer, or of all shared parameters. Each step takes turns with one of equal weighting,
 on one CPU thread with fused Adam and denormal numbers set to zero. `torchjd_steps` and `libmtl_steps` say how the
-packages are used, and `step_table` what is measured. ``steps.csv`` and ``environment-steps.json`` go to
-``results/peers``. Cells that the CSV has already, from the same code, versions and processor, are not measured again.
-Nothing else should be running. All cells take some hours; those with two tasks come first.
+packages are used, and `step_table` what is measured. `by_hand` has what a few lines take that do PCGrad alone.
+``steps.csv`` and ``environment-steps.json`` go to ``results/peers``. Cells that the CSV has already, from the same
+code, versions and processor, are not measured again. Nothing else should be running. All cells take some hours; those
+with two tasks come first.
 """
 
 from collections.abc import Collection

@@ -23,6 +23,7 @@ def kept(tmp_path: Path) -> Path:
             ("toy", "parameters", "ours", 2.0, 50, ""),
             ("toy", "parameters", "TorchJD", 1.0, 100, ""),
             ("toy", "parameters", "LibMTL", 12.0, 100, ""),
+            ("toy", "parameters", "by hand", 1.5, 100, ""),
             ("mlp", "parameters", "ours", 1.0, 200, ""),
             ("mlp", "parameters", "TorchJD", 8.0, 100, ""),
             ("mlp", "features", "ours", 1.0, 30, ""),
@@ -54,6 +55,11 @@ def test_where_ours_are_slower(kept: Path):
     assert rows_of(peer_markdown.slower(kept)) == [
         ["toy problem, 2 tasks", "all shared parameters", "1 of 1", "1", "100 %", "100 %, `pcgrad`"]
     ]
+
+
+def test_pcgrad_beside_a_few_lines(kept: Path):
+    found = {row[0]: row[1] for row in rows_of(peer_markdown.beside_hand(kept))}
+    assert found == dict.fromkeys(peer_markdown.NETWORK_NAMES.values(), "") | {"toy problem": "2.0 / 1.5"}
 
 
 def test_the_solvers_are_in_the_order_of_the_gain(tmp_path: Path):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import balancers
 from balancers.engine.method.declared_method import Wrt
 from bench.cost.subject import MakeStep, make
-from bench.peers import libmtl_steps, solver_packages, step_table, step_times
+from bench.peers import by_hand, libmtl_steps, solver_packages, step_table, step_times
 from bench.peers.contender import Contender, EqualStep, OurStep, PeerContender
 from bench.peers.step_summary import over_torchjd, summarise
 from bench.peers.step_table import COLUMNS, LEFT_OUT, METHODS, PLACES, Cell, Package, cells, measure, measure_all
@@ -78,6 +78,17 @@ def test_each_way_of_torchjd_gives_our_gradient(cell: Cell, monkeypatch: pytest.
             assert math.isnan(deviation), name
         else:
             assert deviation < 1e-3, name
+
+
+@pytest.mark.parametrize("way", by_hand.COMBINE)
+def test_pcgrad_by_hand_gives_our_gradient(way: str) -> None:
+    make_step = NETWORKS["tiny"](2)
+    ours, by_hand_ = OurStep(make_step, "pcgrad", "parameters"), by_hand.ways(make_step, 2)[way]()
+    for _ in range(3):
+        torch.testing.assert_close(by_hand_.first_gradient(), ours.first_gradient(), rtol=1e-4, atol=1e-6)
+        for mine, own in zip(by_hand_.subject.model.parameters(), ours.subject.model.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, own.grad, rtol=1e-4, atol=1e-6)
+    assert by_hand.ways(NETWORKS["tiny"](4), 4)[way]().first_gradient().isfinite().all()
 
 
 @needs_torchjd
