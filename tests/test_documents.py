@@ -327,6 +327,7 @@ def cells_of(document: Path, row: str) -> list[str]:
         ("cost.md", "cost.cost_markdown limits", cost_markdown.limits, COSTS),
         ("cost.md", "cost.cost_markdown methods", cost_markdown.methods, COSTS),
         ("how-it-works/norms.md", "cost.cost_markdown floor", cost_markdown.floor, COSTS),
+        ("beside-other-libraries.md", "peers.peer_markdown by-hand", peer_markdown.beside_hand, PEERS),
         ("beside-other-libraries.md", "peers.peer_markdown solvers", peer_markdown.solvers, PEERS),
         ("beside-other-libraries.md", "peers.peer_markdown steps", peer_markdown.steps, PEERS),
         ("beside-other-libraries.md", "peers.peer_markdown counts", peer_markdown.counts, PEERS),
@@ -365,6 +366,11 @@ def test_the_page_on_methods_to_choose_quotes_the_table_of_costs() -> None:
     assert f"methods that read losses take {span('18 methods that read only losses')} times" in page
     assert f"with a second forward pass, {span('`famo`')} times" in page
     assert f"at the last shared layer take {span('22 methods that read gradients')} times" in page
+    steps = pd.read_csv(PEERS / "steps.csv", keep_default_na=False, na_values={"ratio": ""})
+    is_ours = (steps["contender"] == "ours") & (steps["place"] == "parameters") & (steps["method"] != "excess-mtl")
+    few, many = (steps["ratio"][is_ours & chosen] for chosen in (steps["num_tasks"] <= 10, steps["num_tasks"] == 40))
+    assert f"for each task: {few.min():.1f} to {few.max():.1f} times the step with 2 to 10 tasks" in page
+    assert f", and {many.min():.0f} to {many.max():.0f} times with 40;" in page
 
 
 def test_pages_quote_the_tables_beside_other_libraries() -> None:

@@ -104,8 +104,8 @@ def slower(kept: Path) -> str:
                 PLACE_NAMES[place],
                 f"{len(longer)} of {len(some)}",
                 str(count) if count else NOTHING,
-                f"{above.median():.0%}".replace("%", " %"),
-                f"{above.max():.0%}, `{longer['method'].iloc[-1]}`".replace("%", " %"),
+                _percent(above.median()),
+                f"{_percent(above.max())}, `{longer['method'].iloc[-1]}`",
             ]
         )
     return markdown_table(["", "place", "methods", "settled", "slower by, median", "at most"], lines)
@@ -172,6 +172,11 @@ def _memory_over_torchjd(table: pd.DataFrame) -> "pd.Series[float]":
 
 def _geometric_mean(ratios: "pd.Series[float]") -> str:
     return f"{np.exp(np.log(ratios).mean()):.2f}" if len(ratios) else NOTHING
+
+
+def _percent(value: float) -> str:
+    digits = 0 if value >= 0.01 else 1
+    return f"{value:.{digits}%}".replace("%", " %")
 
 
 def _ratio(value: float) -> str:

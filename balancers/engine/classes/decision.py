@@ -131,7 +131,7 @@ def _measured(
         read.gramian = read.gramian * torch.outer(scaled.weights, scaled.weights)
     if balancer.tracks:
         balancer._check_tracked()
-        are_finite = None if balancer.replaces_gradients else _are_finite(columns)  # which are overwritten
+        are_finite = None if balancer.replaces_gradients else _are_finite(columns)  # before they are overwritten
         tracked = _track(balancer, columns, facts, read.present, None if scaled is None else scaled.weights)
         read.tracked = tracked.total
         finite.append((_are_finite(tracked.plain) if are_finite is None else are_finite) & (facts.factor != 0))
