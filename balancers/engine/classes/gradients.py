@@ -147,7 +147,7 @@ class GradientBalancer(LossBalancer):
         self.saw_checkpoint = False
         """Whether the graph of the last step showed the checkpoint."""
         self.trunk_by_autograd: object = None
-        """Size and shapes of the last trunk whose gradients `TaskGradients` had all from autograd; None before."""
+        """Size and shapes of the last trunk whose gradients autograd formed all; None before."""
         self.unmeasured: set[int] = set()
         """Tasks that were given for the first time, and may turn out not to depend on the parameters."""
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
