@@ -1,8 +1,8 @@
 """Make steps of PCGrad at all shared parameters by hand: a few lines that serve one network, and check nothing.
 
-What ours takes longer than these lines is a balancer's: checks, hooks, state, statistics. What it takes less is what
-the engine knows of layers. The losses go back through the heads once, and each task's gradient of the features once
-through the trunk. The tasks' gradients are then combined in one of three ways.
+Our step takes longer than these lines by a balancer's own work: checks, hooks, state, statistics. It takes less time
+where the engine forms fewer weight gradients. These lines make one backward pass through the heads, and one through the
+trunk for each task. They then combine the tasks' gradients in one of three ways.
 """
 
 import itertools

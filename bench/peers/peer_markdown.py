@@ -203,8 +203,8 @@ def main(
 
     `steps` has whole steps at all shared parameters, `counts` sums up all places,
     `slower` lists where ours take longer, `by-hand` has PCGrad in a few lines that
-    check nothing; `solvers` times the weights alone; `gradnorm` has the implementations of
-    GradNorm.
+    check nothing; `solvers` times the weights alone; `gradnorm` has the
+    implementations of GradNorm.
     """
     try:
         typer.echo(WRITERS[which](kept))

@@ -147,7 +147,8 @@ class GradientBalancer(LossBalancer):
         self.saw_checkpoint = False
         """Whether the graph of the last step showed the checkpoint."""
         self.trunk_by_autograd: object = None
-        """Size and shapes of the last trunk whose gradients autograd formed all; None before."""
+        """If autograd formed each of the last step's gradients at a gate: the trunk's number of nodes and other facts
+        that a next step is compared with; else None."""
         self.unmeasured: set[int] = set()
         """Tasks that were given for the first time, and may turn out not to depend on the parameters."""
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
